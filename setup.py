@@ -1,0 +1,32 @@
+"""Installs the two packages of this repository; `data_scripts` are run from a clone."""
+
+from setuptools import find_packages, setup
+
+
+setup(
+    name="memreason-hf",
+    version="0.1.0",
+    description="Language models that think in depth and say what each step of an answer is, as Hugging Face parts",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["modeling_recurrent*", "memreason_hf*"]),
+    package_data={"memreason_hf": ["recipes/*.yaml", "recipes/accelerate/*.yaml", "metrics/*/README.md"]},
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.17",
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "evaluate>=0.4.6",
+        "peft>=0.18",
+        "safetensors>=0.6",
+        "huggingface-hub>=1.0",
+        "matplotlib>=3.8",
+        "pyyaml>=6.0",
+    ],
+    extras_require={
+        "test": ["pytest>=8.0", "pytest-randomly>=3.15", "ruff>=0.14"],
+    },
+    entry_points={"console_scripts": ["memreason = memreason_hf.cli:main"]},
+)
