@@ -1,0 +1,18 @@
+"""Recurrent-depth decoders for transformers. Importing this registers them with the Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from .configuration_recurrent import RecurrentDepthConfig
+from .modeling_recurrent import RecurrentDepthForCausalLM, RecurrentDepthModel
+
+
+AutoConfig.register(RecurrentDepthConfig.model_type, RecurrentDepthConfig)
+AutoModel.register(RecurrentDepthConfig, RecurrentDepthModel)
+AutoModelForCausalLM.register(RecurrentDepthConfig, RecurrentDepthForCausalLM)
+
+# The files travel with the weights, for users who never installed this package.
+RecurrentDepthConfig.register_for_auto_class()
+RecurrentDepthModel.register_for_auto_class("AutoModel")
+RecurrentDepthForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+__all__ = ["RecurrentDepthConfig", "RecurrentDepthForCausalLM", "RecurrentDepthModel"]

@@ -1,0 +1,324 @@
+"""When to stop: one small class a criterion, and the rule that applies it to rows or tokens."""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+
+
+@dataclass
+class HaltingCriterion:
+    """
+    Base of the criteria. A criterion looks at every *unit* (a row, or a token) after each recurrence.
+
+    Its dataclass fields are its parameters, filled from the config fields of the same names.
+
+    Attributes:
+        name (`str`): How config and calls ask for it.
+        reads (`str`): What `signal` is: `"log_probs"` of the next token, or the `"state"`.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[str]
+
+    def __call__(self, signal: torch.Tensor, memory: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """
+        Args:
+            signal (`torch.Tensor` of shape `(*units, vocab)` or `(*units, hidden)`, float32):
+                What the criterion reads, after one recurrence.
+            memory (`dict`): Tensors of shape `(*units, ...)` that the criterion keeps between recurrences; empty at
+                the first one. Written in place by key; rows that leave the batch leave it too.
+
+        Returns:
+            `torch.BoolTensor` of shape `units`: who may stop; `None` while it is too early to say.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say when to stop")
+
+
+def _entropy(log_probs):
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def _kl_from_previous(log_probs, memory):
+    previous, memory["log_probs"] = memory.get("log_probs"), log_probs
+    return None if previous is None else (log_probs.exp() * (log_probs - previous)).sum(-1)
+
+
+def _relative(difference, state):
+    return difference.norm(dim=-1) / state.norm(dim=-1).clamp_min(torch.finfo(state.dtype).tiny)
+
+
+@dataclass
+class KLEntropyCriterion(HaltingCriterion):
+    """KL(p_t || p_{t-1}) < `kl_threshold` and H(p_t) < `entropy_threshold`, in nats (arXiv 2604.07822)."""
+
+    name: ClassVar[str] = "kl_entropy"
+    reads: ClassVar[str] = "log_probs"
+    kl_threshold: float
+    entropy_threshold: float
+
+    def __call__(self, signal, memory):
+        kl = _kl_from_previous(signal, memory)
+        return None if kl is None else (kl < self.kl_threshold) & (_entropy(signal) < self.entropy_threshold)
+
+
+@dataclass
+class KLCriterion(HaltingCriterion):
+    """KL(p_t || p_{t-1}) < `kl_threshold`, in nats (arXiv 2502.05171)."""
+
+    name: ClassVar[str] = "kl"
+    reads: ClassVar[str] = "log_probs"
+    kl_threshold: float
+
+    def __call__(self, signal, memory):
+        kl = _kl_from_previous(signal, memory)
+        return None if kl is None else kl < self.kl_threshold
+
+
+@dataclass
+class EntropyCriterion(HaltingCriterion):
+    """H(p_t) < `entropy_threshold`, in nats."""
+
+    name: ClassVar[str] = "entropy"
+    reads: ClassVar[str] = "log_probs"
+    entropy_threshold: float
+
+    def __call__(self, signal, memory):
+        return _entropy(signal) < self.entropy_threshold
+
+
+@dataclass
+class ConfidenceCriterion(HaltingCriterion):
+    """max p_t >= `confidence_threshold`."""
+
+    name: ClassVar[str] = "confidence"
+    reads: ClassVar[str] = "log_probs"
+    confidence_threshold: float
+
+    def __call__(self, signal, memory):
+        return signal.amax(-1).exp() >= self.confidence_threshold
+
+
+@dataclass
+class StateDifferenceCriterion(HaltingCriterion):
+    """|s_t - s_{t-1}| / |s_t| < `state_difference_threshold` (Euclidean norms)."""
+
+    name: ClassVar[str] = "state_difference"
+    reads: ClassVar[str] = "state"
+    state_difference_threshold: float
+
+    def __call__(self, signal, memory):
+        previous, memory["state"] = memory.get("state"), signal
+        return None if previous is None else _relative(signal - previous, signal) < self.state_difference_threshold
+
+
+@dataclass
+class AccelerationCriterion(HaltingCriterion):
+    """|(s_t - s_{t-1}) - (s_{t-1} - s_{t-2})| / |s_t| < `acceleration_threshold`: after arXiv 2509.23314, relative."""
+
+    name: ClassVar[str] = "acceleration"
+    reads: ClassVar[str] = "state"
+    acceleration_threshold: float
+
+    def __call__(self, signal, memory):
+        previous, memory["state"] = memory.get("state"), signal
+        if previous is None:
+            return None
+        last_step, memory["step"] = memory.get("step"), signal - previous
+        return (
+            None if last_step is None else _relative(memory["step"] - last_step, signal) < self.acceleration_threshold
+        )
+
+
+@dataclass
+class ArgmaxStabilityCriterion(HaltingCriterion):
+    """The most probable token has been the same for `argmax_patience` recurrences, this one included."""
+
+    name: ClassVar[str] = "argmax_stability"
+    reads: ClassVar[str] = "log_probs"
+    argmax_patience: int
+
+    def __call__(self, signal, memory):
+        token = signal.argmax(-1)
+        previous, memory["token"] = memory.get("token"), token
+        seen = torch.ones_like(token)
+        memory["seen"] = seen if previous is None else torch.where(token == previous, memory["seen"] + 1, seen)
+        return memory["seen"] >= self.argmax_patience
+
+
+HALTING_CRITERIA = {
+    criterion.name: criterion
+    for criterion in (
+        KLEntropyCriterion,
+        KLCriterion,
+        EntropyCriterion,
+        ConfidenceCriterion,
+        StateDifferenceCriterion,
+        AccelerationCriterion,
+        ArgmaxStabilityCriterion,
+    )
+}
+
+
+def criterion_parameters() -> list[str]:
+    """Names of the parameters of all criteria, each once."""
+    return list(dict.fromkeys(field.name for criterion in HALTING_CRITERIA.values() for field in fields(criterion)))
+
+
+class HaltingRule:
+    """
+    Decides after each recurrence which units have halted, from given counts, a criterion, or both.
+
+    Args:
+        limit (`int`): No recurrence runs after this one.
+        counts (`torch.LongTensor` of shape `(batch,)` or `(batch, sequence)`):
+            Given counts; 0 leaves the unit to the criterion.
+        criterion (`HaltingCriterion`, *optional*), min_recurrences (`int`): The criterion and from when it is heard.
+        granularity (`"sequence"` or `"token"`): What a unit is.
+    """
+
+    def __init__(self, limit, counts, criterion, min_recurrences, granularity):
+        self.limit = limit
+        self.counts = counts
+        self.criterion = criterion
+        self.min_recurrences = min_recurrences
+        self.granularity = granularity
+        self.memory: dict[str, torch.Tensor] = {}
+
+    @property
+    def reads(self) -> str | None:
+        """What `halted` must be given: `"log_probs"`, `"state"`, or `None` for nothing."""
+        return None if self.criterion is None else self.criterion.reads
+
+    def halted(self, recurrence: int, signal: torch.Tensor | None) -> torch.Tensor:
+        """Bool tensor over the units still in the batch: who has taken its last recurrence."""
+        verdict = torch.full_like(self.counts, recurrence >= self.limit, dtype=torch.bool)
+        if self.criterion is not None:
+            opinion = self.criterion(signal, self.memory)
+            if opinion is not None and recurrence >= self.min_recurrences:
+                verdict = verdict | opinion
+        return torch.where(self.counts > 0, self.counts <= recurrence, verdict)
+
+    def keep(self, rows: torch.Tensor):
+        """Forgets all rows but `rows` (indices into those still in the batch)."""
+        self.counts = self.counts[rows]
+        self.memory = {name: value[rows] for name, value in self.memory.items()}
+
+
+def resolve_depth(
+    config,
+    shape: tuple[int, int],
+    training: bool,
+    device,
+    real=None,
+    num_recurrences=None,
+    min_recurrences=None,
+    max_recurrences=None,
+    halting_criterion=None,
+    halting_granularity=None,
+    sample=None,
+    **parameters,
+) -> int | HaltingRule:
+    """
+    What a call asks for, with the config's values where it asks for nothing.
+
+    Args:
+        config (`RecurrentDepthConfig`): Defaults.
+        shape (`(batch, sequence)`), training (`bool`), device: Of the call.
+        real (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): `False` on padding, which halts at once.
+        num_recurrences (`int`, 0-d tensor, `LongTensor` of shape `(batch,)` or `(batch, sequence)`, *optional*):
+            A fixed count, or counts by row or token, where 0 means that the criterion decides.
+        halting_criterion (`str`, *optional*): A name, or `"none"` to switch the config's off.
+        sample (callable, *optional*): Draws the count of a training step that names none.
+        parameters: Parameters of the criteria by their config names.
+
+    Returns:
+        `int` for a fixed count (no tensor decides anything), else a fresh `HaltingRule`.
+
+    Raises:
+        `ValueError`, `TypeError`: impossible requests, with field and value.
+    """
+    least = _bound("min_recurrences", min_recurrences, config.min_recurrences)
+    most = _bound("max_recurrences", max_recurrences, config.max_recurrences)
+    if least > most:
+        raise ValueError(f"min_recurrences={least} is above max_recurrences={most}.")
+    count = _as_count(num_recurrences, shape, device)
+    if isinstance(count, int) and halting_criterion not in (None, "none"):
+        raise ValueError(
+            f"num_recurrences={count} fixes the depth and halting_criterion={halting_criterion!r} decides it: give "
+            "one of them; max_recurrences bounds a criterion."
+        )
+    if training:
+        if halting_criterion not in (None, "none"):
+            raise ValueError(f"halting_criterion={halting_criterion!r} is for inference: call model.eval() first.")
+        if isinstance(count, torch.Tensor) and count.ndim == 2:
+            raise ValueError("num_recurrences per token is for inference only: call model.eval() first.")
+        if count is None:
+            return config.num_recurrences if sample is None else sample()
+
+    name = halting_criterion
+    if name is None and not isinstance(count, int) and not training:
+        name = config.halting_criterion
+    criterion = None if name in (None, "none") else _make_criterion(name, config, parameters)
+    if criterion is None and count is None:
+        return config.num_recurrences
+    if isinstance(count, int):
+        return count
+
+    if count is None:
+        granularity = halting_granularity or config.halting_granularity
+        if granularity not in ("sequence", "token"):
+            raise ValueError(f"halting_granularity={granularity!r} is neither 'sequence' nor 'token'.")
+        count = torch.zeros(shape if granularity == "token" else shape[:1], dtype=torch.long, device=device)
+    granularity = "token" if count.ndim == 2 else "sequence"
+    if granularity == "token" and real is not None:
+        count = torch.where(real, count, 1)
+    undecided = bool((count == 0).any())
+    if undecided and criterion is None:
+        raise ValueError("num_recurrences holds 0 (the criterion decides), but no halting_criterion is set.")
+    limit = max(int(count.max()), most if undecided else 1)
+    return HaltingRule(limit, count, criterion if undecided else None, least, granularity)
+
+
+def _bound(name, value, default):
+    if value is None:
+        return default
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} is no int.")
+    if value < 1:
+        raise ValueError(f"{name}={value} must be at least 1.")
+    return value
+
+
+def _as_count(value, shape, device):
+    if value is None:
+        return None
+    if not isinstance(value, torch.Tensor) or value.ndim == 0:
+        return _bound("num_recurrences", value, None)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"num_recurrences has dtype {value.dtype}: counts are integers.")
+    if value.shape not in (shape[:1], shape):
+        raise ValueError(
+            f"num_recurrences has shape {tuple(value.shape)}: counts are one for each row, {tuple(shape[:1])}, or one "
+            f"for each token, {tuple(shape)}."
+        )
+    if (value < 0).any():
+        raise ValueError(f"num_recurrences holds {int(value.min())}: a count cannot be negative.")
+    return value.to(device=device, dtype=torch.long)
+
+
+def _make_criterion(name, config, parameters):
+    if name not in HALTING_CRITERIA:
+        raise ValueError(f"halting_criterion={name!r} is unknown. Known: {', '.join(HALTING_CRITERIA)}.")
+    values = {}
+    for field in fields(HALTING_CRITERIA[name]):
+        given = parameters.get(field.name)
+        values[field.name] = getattr(config, field.name) if given is None else given
+        if values[field.name] <= 0:
+            raise ValueError(f"{field.name}={values[field.name]} must be positive.")
+    return HALTING_CRITERIA[name](**values)
+
+
+__all__ = ["HALTING_CRITERIA", "HaltingCriterion", "HaltingRule", "criterion_parameters", "resolve_depth"]

@@ -1,0 +1,549 @@
+"""Recurrent-depth decoders: the same core layers applied again and again, each row as often as it needs."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import can_return_tuple
+
+from .blocks_recurrent import NORMS, RecurrentDepthBlock
+from .cache_recurrent import HeldKeyValues
+from .configuration_recurrent import RecurrentDepthConfig
+from .halting_recurrent import HaltingRule, criterion_parameters, resolve_depth
+from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
+from .sampling_recurrent import sample_num_recurrences
+
+
+# Arguments of a call that say how deep it goes, beside `num_recurrences`; all are fields of the config.
+DEPTH_ARGUMENTS = (
+    "min_recurrences",
+    "max_recurrences",
+    "halting_criterion",
+    "halting_granularity",
+    *criterion_parameters(),
+)
+
+
+class RecurrentDepthInjection(nn.Linear):
+    """Linear adapter over state and embedding, for `input_injection="concat"`."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__(2 * hidden_size, hidden_size, bias=False)
+
+
+@dataclass
+class RecurrentDepthModelOutput(BaseModelOutputWithPast):
+    """
+    `BaseModelOutputWithPast` and the recurrences taken: `num_recurrences` (`torch.LongTensor` of shape `(batch,)`, or
+    `(batch, sequence)` where every token decides for itself; 0 on padding).
+
+    `hidden_states` holds the initial state and the state after every recurrence, `attentions` the maps in the order in
+    which layers ran: prelude, recurrence by recurrence, coda. A row that has halted repeats its last.
+    """
+
+    num_recurrences: torch.LongTensor | None = None
+
+
+@dataclass
+class RecurrentDepthCausalLMOutput(CausalLMOutputWithPast):
+    """`CausalLMOutputWithPast` and `num_recurrences`, as in `RecurrentDepthModelOutput`."""
+
+    num_recurrences: torch.LongTensor | None = None
+
+
+class RecurrentDepthPreTrainedModel(PreTrainedModel):
+    config: RecurrentDepthConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RecurrentDepthBlock"]
+    _skip_keys_device_placement = ["past_key_values", "slots"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: RecurrentDepthConfig, *args, **kwargs):
+        # `from_pretrained(..., num_recurrences=0)` sets fields one by one, past the checks that look at several.
+        config.validate()
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        # On the leaves alone: code that is loaded from a checkpoint is never asked for modules without own parameters.
+        if isinstance(module, RecurrentDepthInjection):
+            # The adapter starts as the sum of its two inputs.
+            init.copy_(module.weight, torch.eye(module.out_features).repeat(1, 2))
+        elif getattr(module, "init_scale", None) is not None:
+            init.normal_(module.weight, std=self.config.initializer_range * module.init_scale)
+
+
+@dataclass
+class _Rows:
+    """
+    What the layers need to know of the rows that are still computed.
+
+    `inputs` is what the loop is fed, `last` the position of each row's last real token, `indices` the place of each
+    row in the batch (`None` while all are computed). Two masks: of the looped layers, and of prelude and coda.
+    """
+
+    config: RecurrentDepthConfig
+    inputs: torch.Tensor
+    padding: torch.Tensor | None
+    angles: tuple[torch.Tensor, torch.Tensor] | None
+    last: torch.Tensor
+    indices: torch.Tensor | None = None
+
+    def __post_init__(self):
+        # Made anew for fewer rows, not sliced: a mask of flex attention cannot be.
+        windowed = self.config.sliding_window is not None
+        self.looped_mask = self._make_mask(create_sliding_window_causal_mask if windowed else create_causal_mask)
+        self.mask = self.looped_mask
+        if windowed and self.config.num_hidden_layers > self.config.num_recurrent_layers:
+            self.mask = self._make_mask(create_causal_mask)
+
+    def _make_mask(self, create):
+        return create(
+            config=self.config,
+            inputs_embeds=self.inputs,
+            attention_mask=self.padding,
+            past_key_values=None,
+            position_ids=None,
+        )
+
+    def keep(self, rows):
+        """These rows without all but `rows` (indices into them)."""
+        angles = self.angles
+        if angles is not None and angles[0].shape[0] > 1:
+            angles = angles[0][rows], angles[1][rows]
+        return _Rows(
+            config=self.config,
+            inputs=self.inputs[rows],
+            padding=None if self.padding is None else self.padding[rows],
+            angles=angles,
+            last=self.last[rows],
+            indices=rows if self.indices is None else self.indices[rows],
+        )
+
+    def spread(self, values, before):
+        """`values` of these rows among those of all rows `before`."""
+        return values if self.indices is None else before.index_copy(0, self.indices, values)
+
+
+class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
+    """The decoder without its head: embedding, prelude, loop, coda, norm."""
+
+    def __init__(self, config: RecurrentDepthConfig):
+        super().__init__(config)
+        width = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
+        self.embed_positions = None
+        if config.position_embedding_type == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
+        self.rotary_emb = RecurrentDepthRotaryEmbedding(config) if config.position_embedding_type == "rope" else None
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+
+        kinds = ("prelude", "recurrent", "coda")
+        sizes = [getattr(config, f"num_{kind}_layers") for kind in kinds]
+        for index, (kind, size) in enumerate(zip(kinds, sizes)):
+            first = sum(sizes[:index])
+            blocks = [RecurrentDepthBlock(config, first + i, is_looped=kind == "recurrent") for i in range(size)]
+            self.add_module(f"{kind}_layers", nn.ModuleList(blocks))
+        self.injection = RecurrentDepthInjection(width) if config.input_injection == "concat" else None
+        self.state_norm = None
+        if config.state_norm != "none":
+            self.state_norm = NORMS[config.state_norm](width, eps=config.norm_eps)
+        self.norm = NORMS[config.norm_type](width, eps=config.norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        num_recurrences: int | torch.LongTensor | None = None,
+        head: Callable | None = None,
+        on_recurrence: Callable | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        state_seed: int | None = None,
+        **kwargs,
+    ) -> RecurrentDepthModelOutput:
+        r"""
+        Args:
+            input_ids (`(batch, sequence)`), inputs_embeds (`(batch, sequence, hidden)`): One of the two.
+            attention_mask (`(batch, sequence)`, 0 on padding, or a prepared 4-D mask), position_ids: As usual;
+                positions that are not given count the real tokens, so that padding on either side changes nothing.
+            num_recurrences (`int`, 0-d, `(batch,)` or `(batch, sequence)` tensor, *optional*): See `resolve_depth`.
+            head (callable, *optional*): `(…, hidden)` -> logits, for criteria that read log-probabilities.
+            on_recurrence (callable, *optional*): Called after each recurrence with its index (from 1), the indices of
+                the rows still computed (`None`: all) and what the model would return for them if it stopped there.
+            state_seed (`int`, *optional*): Of the noise of `state_init="normal"`.
+            kwargs: The other fields of depth and halting, by their config names; the rest goes to the attention.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either input_ids or inputs_embeds.")
+        if past_key_values is not None:
+            raise ValueError("past_key_values is not supported: recurrent-depth models run with use_cache=False.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions needs attn_implementation='eager', not {self.config._attn_implementation!r}."
+            )
+
+        batch, length, _ = inputs_embeds.shape
+        real = None
+        if attention_mask is not None and attention_mask.ndim == 2:
+            if attention_mask.shape != (batch, length):
+                raise ValueError(
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, the input {(batch, length)}: "
+                    "one entry is needed for each token."
+                )
+            real = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
+        if position_ids is None:
+            position_ids = torch.arange(length, device=inputs_embeds.device)[None]
+            if real is not None:
+                position_ids = (real.cumsum(-1) - 1).clamp_min(0)
+        depth = resolve_depth(
+            self.config,
+            (batch, length),
+            self.training,
+            inputs_embeds.device,
+            real=real,
+            num_recurrences=num_recurrences,
+            sample=self._sample_num_recurrences,
+            **{name: kwargs.pop(name, None) for name in DEPTH_ARGUMENTS},
+        )
+        self._check_readable(depth, head)
+
+        hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids))
+        angles = None
+        if self.rotary_emb is not None:
+            angles = tuple(angle.unsqueeze(1) for angle in self.rotary_emb(hidden_states, position_ids))
+        last = torch.full((batch,), length - 1, device=inputs_embeds.device)
+        if real is not None:
+            last = (real * torch.arange(length, device=real.device)).argmax(-1)
+        rows = _Rows(self.config, hidden_states, attention_mask, angles, last)
+
+        attentions = [] if output_attentions else None
+        if len(self.prelude_layers):
+            hidden_states = self._run(self.prelude_layers, hidden_states, rows, rows.mask, attentions, **kwargs)
+            rows.inputs = hidden_states
+        state = self._initial_state(hidden_states, position_ids, state_seed)
+        states = [state] if output_hidden_states else None
+        state, counts = self._loop(state, rows, depth, head, on_recurrence, states, attentions, **kwargs)
+        if counts.ndim == 2 and real is not None:
+            counts = counts.masked_fill(~real, 0)
+        return RecurrentDepthModelOutput(
+            last_hidden_state=self._read_out(state, rows, attentions=attentions, **kwargs),
+            hidden_states=None if states is None else tuple(states),
+            attentions=None if attentions is None else tuple(attentions),
+            num_recurrences=counts,
+        )
+
+    def _loop(self, state, rows, depth, head, on_recurrence, states, attentions, **kwargs):
+        """
+        The loop: inject, apply the layers to the rows still active, ask the rule who has halted, drop them.
+
+        A plain `int` for `depth` asks no rule, so that no tensor decides anything. Returns the state of all rows in
+        their order and the recurrences that each row or token took; fills the lists `states` and `attentions`.
+        """
+        rule = depth if isinstance(depth, HaltingRule) else None
+        limit = depth if rule is None else rule.limit
+        slots = HeldKeyValues() if rule is not None and rule.granularity == "token" else None
+        counts = torch.zeros_like(rule.counts) if rule is not None else None
+        finished = []
+        for recurrence in range(1, limit + 1):
+            with self._gradients(recurrence, limit):
+                updated = self._inject(state, rows.inputs, recurrence)
+                updated = self._run(
+                    self.recurrent_layers, updated, rows, rows.looped_mask, attentions, slots=slots, **kwargs
+                )
+            if slots is not None and slots.held is not None:
+                updated = torch.where(slots.held[..., None], state, updated)
+            state = updated
+            if states is not None:
+                states.append(rows.spread(state, states[-1]))
+            if on_recurrence is not None:
+                on_recurrence(recurrence, rows.indices, self._read_out(state, rows, **kwargs))
+            if rule is None:
+                continue
+
+            halted = rule.halted(recurrence, self._signal(rule, state, rows, head, **kwargs))
+            counts = torch.where((counts == 0) & halted, recurrence, counts)
+            done = counts > 0
+            if slots is not None:
+                slots.held, done = done, done.all(-1)
+            if not done.any():
+                continue
+            leaving, staying = done.nonzero().flatten(), (~done).nonzero().flatten()
+            finished.append(
+                (leaving if rows.indices is None else rows.indices[leaving], state[leaving], counts[leaving])
+            )
+            if not len(staying):
+                break
+            state, counts, rows = state[staying], counts[staying], rows.keep(staying)
+            rule.keep(staying)
+            if slots is not None:
+                slots.keep(staying)
+
+        if rule is None:
+            return state, torch.full((state.shape[0],), limit, device=state.device)
+        indices, pieces, counts = (torch.cat(parts) for parts in zip(*finished))
+        order = indices.argsort()
+        return pieces[order], counts[order]
+
+    def _run(self, layers, hidden_states, rows, mask, attentions=None, **kwargs):
+        for layer in layers:
+            hidden_states, weights = layer(hidden_states, mask, rows.angles, **kwargs)
+            if attentions is not None:
+                # A row that has halted repeats the map of this layer in the recurrence before.
+                before = attentions[-len(layers)] if rows.indices is not None else None
+                attentions.append(rows.spread(weights, before))
+        return hidden_states
+
+    def _inject(self, state, inputs, recurrence):
+        if recurrence == 1 and self.config.state_init == "embedding":
+            return state
+        if recurrence > 1 and self.state_norm is not None:
+            state = self.state_norm(state)
+        if self.config.input_injection == "add":
+            return state + inputs
+        if self.injection is not None:
+            return self.injection(torch.cat((state, inputs), dim=-1))
+        return state
+
+    def _read_out(self, state, rows, at=None, attentions=None, **kwargs):
+        """What the model returns if it stops at `state`: coda and norm. Read only `at` a position: (rows, hidden)."""
+        if len(self.coda_layers):
+            state = self._run(self.coda_layers, state, rows, rows.mask, attentions, **kwargs)
+        if at is not None:
+            state = state[torch.arange(len(at), device=at.device), at]
+        return self.norm(state)
+
+    def _signal(self, rule, state, rows, head, **kwargs):
+        """What the rule's criterion reads: of each row's last real token, or of every token."""
+        if rule.reads is None:
+            return None
+        at = None if rule.granularity == "token" else rows.last
+        if rule.reads == "state":
+            return (state if at is None else state[torch.arange(len(at), device=at.device), at]).float()
+        return head(self._read_out(state, rows, at=at, **kwargs)).float().log_softmax(-1)
+
+    def _check_readable(self, depth, head):
+        if not isinstance(depth, HaltingRule) or depth.reads != "log_probs":
+            return
+        name = depth.criterion.name
+        if head is None:
+            raise ValueError(
+                f"halting_criterion={name!r} reads logits, which RecurrentDepthModel does not compute: use "
+                "RecurrentDepthForCausalLM, or a criterion on the state."
+            )
+        if depth.granularity == "token" and len(self.coda_layers):
+            raise ValueError(
+                f"halting_criterion={name!r} with halting_granularity='token' and num_coda_layers="
+                f"{len(self.coda_layers)}: a logit would look at tokens that are still provisional. Choose a "
+                "criterion on the state ('state_difference', 'acceleration') or halting_granularity='sequence'."
+            )
+
+    def _gradients(self, recurrence, limit):
+        reach = self.config.backprop_recurrences
+        return contextlib.nullcontext() if reach is None or limit - recurrence < reach else torch.no_grad()
+
+    def _initial_state(self, inputs, position_ids, seed):
+        if self.config.state_init == "embedding":
+            return inputs
+        if self.config.state_init == "zeros":
+            return torch.zeros_like(inputs)
+        if seed is None:
+            # In training the noise is new at every step, as dropout is.
+            seed = int(torch.randint(2**31, ())) if self.training else self.config.state_seed
+        noise = position_noise(position_ids, self.config.hidden_size, seed) * self.config.state_init_std
+        return noise.to(inputs.dtype).expand_as(inputs)
+
+    def _add_positions(self, inputs_embeds, position_ids):
+        if self.config.position_embedding_type == "sinusoidal":
+            return inputs_embeds + sinusoidal_positions(position_ids, self.config.hidden_size, inputs_embeds.dtype)
+        if self.embed_positions is None:
+            return inputs_embeds
+        if position_ids.shape[-1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"The input has {position_ids.shape[-1]} tokens, but max_position_embeddings="
+                f"{self.config.max_position_embeddings} learned positions exist: cut the input."
+            )
+        return inputs_embeds + self.embed_positions(position_ids)
+
+    def _sample_num_recurrences(self):
+        # Under a Trainer of this package the count is given; under any other loop torch's generator decides.
+        return sample_num_recurrences(self.config, seed=int(torch.randint(2**31, ())), step=0)
+
+
+class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
+    """The decoder with a language-model head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: RecurrentDepthConfig):
+        super().__init__(config)
+        self.model = RecurrentDepthModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_recurrences: int | torch.LongTensor | None = None,
+        min_recurrences: int | None = None,
+        max_recurrences: int | None = None,
+        halting_criterion: str | None = None,
+        halting_granularity: str | None = None,
+        kl_threshold: float | None = None,
+        entropy_threshold: float | None = None,
+        confidence_threshold: float | None = None,
+        state_difference_threshold: float | None = None,
+        acceleration_threshold: float | None = None,
+        argmax_patience: int | None = None,
+        on_recurrence: Callable | None = None,
+        recurrence_loss_weights: torch.FloatTensor | None = None,
+        labelled_logits_only: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        state_seed: int | None = None,
+        **kwargs,
+    ) -> RecurrentDepthCausalLMOutput:
+        r"""
+        Args:
+            input_ids, attention_mask, position_ids, inputs_embeds: See `RecurrentDepthModel.forward`.
+            labels (`(batch, sequence)`, *optional*): Shifted here; -100 is ignored. `shift_labels`: in place already.
+            logits_to_keep (`int` or index tensor): Positions whose logits are computed; 0 for all.
+            num_recurrences … argmax_patience (*optional*): Depth and halting of this call, by their config names.
+            on_recurrence (callable, *optional*):
+                Called after each recurrence with its index (from 1), the indices of the rows still computed (`None`:
+                all of them) and their logits at `logits_to_keep`, of shape `(rows, kept, vocab)`.
+            recurrence_loss_weights (`(num_recurrences,)`, *optional*):
+                The loss is this weighted sum over the recurrences instead of the loss after the last one. Recurrences
+                that `backprop_recurrences` cuts off count in the sum, but give no gradient.
+            labelled_logits_only (`bool`): `logits` has shape `(labels that are not -100, vocab)`, computed only there.
+            num_items_in_batch (*optional*): Divides the summed loss, as the Trainer expects under accumulation.
+            output_hidden_states, output_attentions: See `RecurrentDepthModelOutput`.
+        """
+        labelled = None
+        if labels is not None and shift_labels is None:
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        if labelled_logits_only:
+            if shift_labels is None:
+                raise ValueError("labelled_logits_only=True needs labels or shift_labels.")
+            labelled = shift_labels != -100
+            shift_labels = shift_labels[labelled]
+        loss_kwargs = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+
+        def logits_of(hidden_states):
+            if labelled is not None:
+                return self.lm_head(hidden_states[labelled])
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            return self.lm_head(hidden_states[:, kept])
+
+        def loss_of(logits):
+            return self.loss_function(
+                logits=logits,
+                labels=None,
+                shift_labels=shift_labels,
+                vocab_size=self.config.vocab_size,
+                **loss_kwargs,
+            )
+
+        if recurrence_loss_weights is not None and (shift_labels is None or on_recurrence is not None):
+            raise ValueError("recurrence_loss_weights needs labels, and cannot be combined with on_recurrence.")
+        losses = []
+
+        def read_logits(recurrence, rows, hidden_states):
+            logits = logits_of(hidden_states)
+            if recurrence_loss_weights is None:
+                on_recurrence(recurrence, rows, logits)
+            elif rows is not None or recurrence > len(recurrence_loss_weights):
+                raise ValueError(
+                    f"recurrence_loss_weights holds {len(recurrence_loss_weights)} weights: one is needed for each of "
+                    "an int num_recurrences."
+                )
+            else:
+                losses.append(recurrence_loss_weights[recurrence - 1] * loss_of(logits))
+
+        reads_all = on_recurrence is not None or recurrence_loss_weights is not None
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            num_recurrences=num_recurrences,
+            min_recurrences=min_recurrences,
+            max_recurrences=max_recurrences,
+            halting_criterion=halting_criterion,
+            halting_granularity=halting_granularity,
+            kl_threshold=kl_threshold,
+            entropy_threshold=entropy_threshold,
+            confidence_threshold=confidence_threshold,
+            state_difference_threshold=state_difference_threshold,
+            acceleration_threshold=acceleration_threshold,
+            argmax_patience=argmax_patience,
+            head=self.lm_head,
+            on_recurrence=read_logits if reads_all else None,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            state_seed=state_seed,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = logits_of(outputs.last_hidden_state)
+        loss = None
+        if losses:
+            loss = torch.stack(losses).sum()
+        elif shift_labels is not None:
+            loss = loss_of(logits)
+        return RecurrentDepthCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            num_recurrences=outputs.num_recurrences,
+        )
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        if model_kwargs.get("past_key_values") is not None:
+            raise ValueError("past_key_values is not supported: recurrent-depth models run with use_cache=False.")
+        generation_config.use_cache = False
+        model_kwargs["use_cache"] = False
+
+
+__all__ = ["RecurrentDepthForCausalLM", "RecurrentDepthModel", "RecurrentDepthPreTrainedModel"]

@@ -1,0 +1,78 @@
+"""Where a token stands: rotation angles, sinusoids, and noise that depends on the position alone."""
+
+import math
+
+import torch
+from torch import nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+
+from .configuration_recurrent import RecurrentDepthConfig
+
+
+class RecurrentDepthRotaryEmbedding(nn.Module):
+    """Cosines and sines of the rotation angles, for the RoPE variants of `transformers.modeling_rope_utils`."""
+
+    def __init__(self, config: RecurrentDepthConfig):
+        super().__init__()
+        self.config = config
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        self.rope_type = config.rope_parameters["rope_type"]
+        compute = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
+        inv_freq, self.attention_scaling = compute(config)
+        # `_init_weights` of the library fills both again after loading, by these names.
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config, device=None, **kwargs):
+        """Inverse frequencies `theta^(-2i/d)` of arXiv 2104.09864 and the (unused) attention factor."""
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float, device=device) / config.head_dim
+        return config.rope_parameters["rope_theta"] ** -exponents, 1.0
+
+    def _apply(self, fn, recurse=True):
+        # `model.to(bfloat16)` must not round the frequencies: loading with that dtype does not.
+        exact = self.inv_freq, self.original_inv_freq
+        super()._apply(fn, recurse)
+        if not self.inv_freq.is_meta:
+            self.inv_freq, self.original_inv_freq = (values.to(self.inv_freq.device) for values in exact)
+        return self
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x, position_ids):
+        angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * self.attention_scaling).to(x.dtype), (angles.sin() * self.attention_scaling).to(x.dtype)
+
+
+def rotate(x, cos, sin):
+    """Rotates `(batch, heads, sequence, head_dim)` by angles of shape `(batch or 1, 1, sequence, head_dim)`."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+
+
+def sinusoidal_positions(position_ids, hidden_size, dtype):
+    """Sines, then cosines, of `position * 10000^(-2i/hidden_size)`; shape `(*position_ids.shape, hidden_size)`."""
+    steps = torch.arange(0, hidden_size, 2, dtype=torch.float, device=position_ids.device)
+    angles = position_ids[..., None].float() * torch.exp(steps * (-math.log(10000.0) / hidden_size))
+    return torch.cat((angles.sin(), angles.cos()), dim=-1).to(dtype)
+
+
+def position_noise(position_ids, hidden_size, seed):
+    """
+    Standard normal noise that is a pure function of (seed, position, channel), by hashing and Box-Muller.
+
+    A generator would tie a row's noise to its place in the batch. Shape `(*position_ids.shape, hidden_size)`, float32.
+    """
+    channels = torch.arange(2 * hidden_size, device=position_ids.device)
+    bits = (position_ids[..., None] * (2 * hidden_size) + channels + seed * 0x9E3779B1) & 0xFFFFFFFF
+    for _ in range(2):  # an avalanche over 32 bits; int64 products wrap, which leaves the low bits right
+        bits = ((bits ^ (bits >> 16)) * 0x21F0AAAD) & 0xFFFFFFFF
+        bits = ((bits ^ (bits >> 15)) * 0x735A2D97) & 0xFFFFFFFF
+    uniform = ((bits ^ (bits >> 15)) + 0.5) / 2**32
+    radius, angle = uniform.float().chunk(2, dim=-1)
+    return torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * angle)
+
+
+__all__ = ["RecurrentDepthRotaryEmbedding", "position_noise", "rotate", "sinusoidal_positions"]

@@ -1,0 +1,39 @@
+"""Shared by all tests: no network, small threads, and memory that shows when it was never written."""
+
+import os
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def few_threads():
+    """Tiny tensors gain nothing from threads, and tests that start processes would fight over the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch):
+    """Fills what `torch.empty` hands out with NaN (or the largest integer), so that unwritten memory is seen."""
+
+    def poison(make):
+        def poisoned(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            if tensor.device.type != "meta":
+                if tensor.is_floating_point():
+                    tensor.fill_(float("nan"))
+                elif not tensor.is_complex() and tensor.dtype != torch.bool:
+                    tensor.fill_(torch.iinfo(tensor.dtype).max)
+            return tensor
+
+        return poisoned
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))

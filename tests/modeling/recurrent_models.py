@@ -1,0 +1,145 @@
+"""Tiny models and an independent reference for the tests of modeling_recurrent."""
+
+import torch
+
+from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
+
+
+VOCAB = 61
+
+
+def tiny_config(style="gpt2", **kwargs):
+    """A config of a few thousand parameters; weights large enough that layers matter."""
+    values = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_recurrent_layers": 2,
+        "num_recurrences": 3,
+        "max_recurrences": 12,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.12,
+        "pad_token_id": 0,
+        **kwargs,
+    }
+    return (RecurrentDepthConfig.gpt2_style if style == "gpt2" else RecurrentDepthConfig.llama_style)(**values)
+
+
+def tiny_model(style="gpt2", seed=None, **kwargs):
+    """A tiny model in eval mode with random biases and norms too, so that a forgotten one shows."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    model = RecurrentDepthForCausalLM(tiny_config(style, **kwargs)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def random_ids(*shape):
+    """Random token ids without the padding id."""
+    return torch.randint(1, VOCAB, shape)
+
+
+def pad(rows, side):
+    """Rows of different lengths -> (input_ids, attention_mask), padded on `side`."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[i, place], mask[i, place] = row, 1
+    return ids, mask
+
+
+def relative_error(actual, expected):
+    """Largest difference, relative to the largest expected value."""
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def _attend(block, hidden, key_of, value_of, visible, angles):
+    """Attention of one token: a loop over heads, softmax over the visible positions, no library call."""
+    attention = block.self_attn
+    head_dim, groups = attention.head_dim, attention.num_key_value_groups
+    query = attention.q_proj(hidden).view(-1, head_dim)
+    outputs = []
+    for head in range(query.shape[0]):
+        q = _rotate(query[head], angles)
+        scores = torch.stack([q @ key_of[j][head // groups] for j in visible]) / head_dim**0.5
+        weights = scores.softmax(0)
+        outputs.append(sum(w * value_of[j][head // groups] for w, j in zip(weights, visible)))
+    return attention.o_proj(torch.cat(outputs))
+
+
+def _rotate(vector, angles):
+    if angles is None:
+        return vector
+    cos, sin = angles
+    half = vector.shape[-1] // 2
+    first, second = vector[..., :half], vector[..., half:]
+    return torch.cat((first * cos[:half] - second * sin[:half], second * cos[:half] + first * sin[:half]), -1)
+
+
+def reference_logits(model, row, counts):
+    """
+    Logits of one unpadded row, token by token and recurrence by recurrence, with nothing shared with the model's loop.
+
+    `counts[i]` is the count of token i: at recurrence t it attends to what token j computed at min(t, counts[j]).
+    Every layer call is a Python loop over tokens and heads; only the weights and the norms are the model's.
+    """
+    config, decoder = model.config, model.model
+    length = len(row)
+    inputs = list(decoder.embed_tokens(row))
+    if config.position_embedding_type == "learned":
+        inputs = [x + decoder.embed_positions.weight[i] for i, x in enumerate(inputs)]
+    if config.position_embedding_type == "sinusoidal":
+        steps = torch.arange(0, config.hidden_size, 2).float()
+        for i in range(length):
+            angle = i / 10000 ** (steps / config.hidden_size)
+            inputs[i] = inputs[i] + torch.cat((angle.sin(), angle.cos()))
+    angles = [None] * length
+    if config.position_embedding_type == "rope":
+        frequencies = 10000.0 ** -(torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+        angles = [(torch.cos(i * frequencies), torch.sin(i * frequencies)) for i in range(length)]
+
+    def keys_values(block, hidden, i):
+        attention, normed = block.self_attn, block.input_layernorm(hidden)
+        key = attention.k_proj(normed).view(-1, attention.head_dim)
+        key = torch.stack([_rotate(k, angles[i]) for k in key])
+        return key, attention.v_proj(normed).view(-1, attention.head_dim)
+
+    def layer(block, hidden, keys, values, i, window):
+        visible = [j for j in range(i + 1) if window is None or i - j < window]
+        hidden = hidden + _attend(block, block.input_layernorm(hidden), keys, values, visible, angles[i])
+        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+
+    def plain(blocks, states):
+        for block in blocks:
+            pairs = [keys_values(block, x, i) for i, x in enumerate(states)]
+            keys, values = [p[0] for p in pairs], [p[1] for p in pairs]
+            states = [layer(block, x, keys, values, i, None) for i, x in enumerate(states)]
+        return states
+
+    inputs = plain(decoder.prelude_layers, inputs)
+    states = list(inputs) if config.state_init == "embedding" else [torch.zeros_like(x) for x in inputs]
+    kept = {}
+    for recurrence in range(1, max(counts) + 1):
+        current = []
+        for x, e in zip(states, inputs):
+            first = recurrence == 1
+            if not first and decoder.state_norm is not None:
+                x = decoder.state_norm(x)
+            if config.input_injection != "none" and not (first and config.state_init == "embedding"):
+                x = x + e if decoder.injection is None else decoder.injection.weight @ torch.cat((x, e))
+            current.append(x)
+        for depth, block in enumerate(decoder.recurrent_layers):
+            for i, x in enumerate(current):
+                if recurrence <= counts[i]:
+                    kept[depth, i] = keys_values(block, x, i)
+            keys, values = [kept[depth, i][0] for i in range(length)], [kept[depth, i][1] for i in range(length)]
+            current = [layer(block, x, keys, values, i, config.sliding_window) for i, x in enumerate(current)]
+        states = [new if recurrence <= count else old for new, old, count in zip(current, states, counts)]
+    states = plain(decoder.coda_layers, states)
+    return torch.stack([model.lm_head(decoder.norm(x)) for x in states])

@@ -1,0 +1,88 @@
+"""Fields that are refused, and those that survive a file."""
+
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from recurrent_models import tiny_config
+from transformers import AutoConfig
+
+from modeling_recurrent import RecurrentDepthConfig
+
+
+BAD_FIELDS = [
+    ({"hidden_size": "x"}, "hidden_size"),
+    ({"hidden_size": 30}, "num_attention_heads=4"),
+    ({"hidden_size": 0}, "hidden_size=0"),
+    ({"num_recurrent_layers": 0}, "num_recurrent_layers=0"),
+    ({"num_prelude_layers": -1}, "num_prelude_layers=-1"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
+    ({"num_recurrences": 0}, "num_recurrences=0"),
+    ({"num_recurrences": -3}, "num_recurrences=-3"),
+    ({"recurrence_min": 5, "recurrence_max": 4}, "recurrence_min=5 is above recurrence_max=4"),
+    ({"recurrence_sampling": "uniform"}, "needs recurrence_min"),
+    ({"recurrence_sampling": "poison"}, "recurrence_sampling"),
+    ({"backprop_recurrences": 0}, "backprop_recurrences=0"),
+    ({"halting_criterion": "kl_entropi"}, "Did you mean 'kl_entropy'"),
+    ({"halting_granularity": "row"}, "halting_granularity"),
+    ({"kl_threshold": 0.0}, "kl_threshold=0.0"),
+    ({"min_recurrences": 20}, "min_recurrences=20 is above max_recurrences=12"),
+    ({"state_init": "zeros"}, "the input would never reach the state"),
+    ({"sliding_window": 0}, "sliding_window=0"),
+    ({"attention_dropout": 1.5}, "attention_dropout=1.5"),
+    ({"position_embedding_type": "rope", "head_dim": 7}, "head_dim=7 is odd"),
+    ({"position_embedding_type": "alibi"}, "position_embedding_type"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD_FIELDS, ids=[message for _, message in BAD_FIELDS])
+def test_impossible_fields_are_refused(fields, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        tiny_config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "hint"), [("num_recurences", "num_recurrences"), ("recurrence_mn", "recurrence_min"), ("halting", None)]
+)
+def test_misspelt_fields_are_refused(field, hint):
+    with pytest.raises(TypeError, match=f"Did you mean '{hint}'" if hint else field):
+        RecurrentDepthConfig(**{field: 3})
+    with pytest.raises(TypeError, match="num_recurrent_layers"):
+        RecurrentDepthConfig(num_hidden_layers=3)
+
+
+def test_fields_survive_a_file(tmp_path):
+    config = tiny_config(
+        "llama",
+        num_prelude_layers=1,
+        num_coda_layers=2,
+        rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+        recurrence_sampling="poisson",
+        recurrence_min=2,
+        halting_criterion="kl",
+    )
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is RecurrentDepthConfig
+    elsewhere = ("_name_or_path", "transformers_version")
+    assert {**loaded.to_dict(), **dict.fromkeys(elsewhere)} == {**config.to_dict(), **dict.fromkeys(elsewhere)}
+    assert loaded.num_hidden_layers == 5 and "num_hidden_layers" not in json.loads(
+        (tmp_path / "config.json").read_text()
+    )
+
+
+def test_keys_of_a_later_release_are_kept(tmp_path, caplog):
+    tiny_config().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "field_of_tomorrow": 7}))
+    assert AutoConfig.from_pretrained(tmp_path).field_of_tomorrow == 7
+    with pytest.raises(TypeError, match="field_of_tomorrow"):
+        RecurrentDepthConfig(field_of_tomorrow=7)
+
+
+def test_presets_are_the_two_block_families():
+    gpt2, llama = RecurrentDepthConfig.gpt2_style(), RecurrentDepthConfig.llama_style()
+    assert (gpt2.norm_type, gpt2.gated_mlp, gpt2.hidden_act) == ("layernorm", False, "gelu_new")
+    assert (llama.norm_type, llama.gated_mlp, llama.hidden_act) == ("rmsnorm", True, "silu")
+    assert gpt2.tie_word_embeddings and not llama.tie_word_embeddings
+    assert RecurrentDepthConfig.gpt2_style(hidden_act="relu").hidden_act == "relu"

@@ -1,0 +1,118 @@
+"""What a forward returns beside logits, and that the fixed-depth path compiles whole."""
+
+import pytest
+import torch
+from recurrent_models import pad, random_ids, relative_error, tiny_model
+
+
+def test_one_hidden_state_a_recurrence():
+    model = tiny_model(num_prelude_layers=1, num_coda_layers=1, input_injection="add")
+    ids = random_ids(3, 5)
+    states = model(ids, num_recurrences=4, output_hidden_states=True).hidden_states
+    assert len(states) == 5
+    for t in range(1, 5):
+        shorter = model(ids, num_recurrences=t, output_hidden_states=True).hidden_states
+        assert len(shorter) == t + 1
+        assert torch.equal(shorter[-1], states[t])
+    counts = torch.tensor([4, 1, 2])
+    mixed = model(ids, num_recurrences=counts, output_hidden_states=True).hidden_states
+    for t in range(5):
+        for row, count in enumerate(counts.tolist()):
+            assert relative_error(mixed[t][row], states[min(t, count)][row]) < 1e-5
+
+
+def test_one_attention_map_a_layer_call():
+    model = tiny_model(num_prelude_layers=1, num_coda_layers=1)
+    model.set_attn_implementation("eager")
+    ids, mask = pad([random_ids(6), random_ids(4), random_ids(6)], "left")
+    maps = model(ids, attention_mask=mask, num_recurrences=3, output_attentions=True).attentions
+    assert len(maps) == 1 + 3 * 2 + 1
+    assert all(m.shape == (3, 4, 6, 6) for m in maps)
+    for m in maps:
+        rows = m[mask.bool()[:, None, :].expand(3, 4, 6)]
+        assert torch.allclose(rows.sum(-1), torch.ones(len(rows)), atol=1e-5)
+    counts = torch.tensor([3, 1, 2])
+    mixed = model(ids, attention_mask=mask, num_recurrences=counts, output_attentions=True).attentions
+    for t in range(1, 4):
+        for layer in range(2):
+            for row, count in enumerate(counts.tolist()):
+                expected = maps[1 + (min(t, count) - 1) * 2 + layer][row]
+                assert relative_error(mixed[1 + (t - 1) * 2 + layer][row], expected) < 1e-5
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="eager"):
+        model(ids, output_attentions=True)
+
+
+def test_logits_to_keep():
+    model = tiny_model()
+    ids = random_ids(2, 7)
+    full = model(ids).logits
+    for keep in (1, 3, torch.tensor([0, 4])):
+        part = model(ids, logits_to_keep=keep).logits
+        expected = full[:, -keep:] if isinstance(keep, int) else full[:, keep]
+        assert relative_error(part, expected) < 1e-6
+
+
+def test_every_recurrence_can_be_read_in_one_pass():
+    model = tiny_model(num_coda_layers=1)
+    ids, mask = pad([random_ids(6), random_ids(4), random_ids(2)], "left")
+    seen = {}
+    model(
+        ids,
+        attention_mask=mask,
+        num_recurrences=5,
+        logits_to_keep=1,
+        on_recurrence=lambda recurrence, rows, logits: seen.setdefault(recurrence, (rows, logits)),
+    )
+    assert list(seen) == [1, 2, 3, 4, 5]
+    for t, (rows, logits) in seen.items():
+        assert rows is None
+        expected = model(ids, attention_mask=mask, num_recurrences=t).logits[:, -1:]
+        assert relative_error(logits, expected) < 1e-5
+
+    active = []
+    model(
+        ids,
+        attention_mask=mask,
+        num_recurrences=torch.tensor([3, 1, 2]),
+        on_recurrence=lambda recurrence, rows, logits: active.append(None if rows is None else rows.tolist()),
+    )
+    assert active == [None, [0, 2], [0]]
+
+
+def test_tuple_output_and_embeddings_as_input():
+    model = tiny_model()
+    ids = random_ids(2, 5)
+    logits = model(ids).logits
+    assert torch.equal(model(ids, return_dict=False)[0], logits)
+    assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, logits)
+    for call in ({}, {"input_ids": ids, "inputs_embeds": model.get_input_embeddings()(ids)}):
+        with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+            model(**call)
+
+
+def test_too_long_for_learned_positions():
+    with pytest.raises(ValueError, match="max_position_embeddings=64"):
+        tiny_model()(random_ids(1, 65))
+
+
+def test_plain_generation_agrees_with_repeated_forwards():
+    model = tiny_model("llama")
+    rows = [random_ids(5), random_ids(3)]
+    ids, mask = pad(rows, "left")
+    made = model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False, num_recurrences=4)
+    for row, output in zip(rows, made):
+        for _ in range(5):
+            row = torch.cat((row, model(row[None], num_recurrences=4).logits[0, -1].argmax()[None]))
+        assert output[-5:].tolist() == row[-5:].tolist()
+
+
+@pytest.mark.parametrize("style", ["gpt2", "llama"])
+def test_fixed_depth_compiles_whole(style):
+    model = tiny_model(style, input_injection="add", state_norm="layernorm")
+    ids = random_ids(2, 6)
+    expected = model(ids, num_recurrences=3).logits
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert relative_error(compiled(ids, num_recurrences=3).logits, expected) < 1e-5
+    torch._dynamo.reset()

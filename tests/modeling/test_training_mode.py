@@ -1,0 +1,160 @@
+"""Invariant 5 and what else holds in training: truncation, drawn depths, losses, checkpointing."""
+
+import pytest
+import torch
+from recurrent_models import random_ids, relative_error, tiny_config, tiny_model
+
+from modeling_recurrent.sampling_recurrent import sample_num_recurrences
+
+
+def gradients(model, **kwargs):
+    model.zero_grad()
+    torch.manual_seed(0)
+    ids = random_ids(3, 7)
+    model(ids, labels=ids, **kwargs).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def same(left, right, tolerance=0.0):
+    return left.keys() == right.keys() and all(relative_error(left[n], right[n]) <= tolerance for n in left)
+
+
+@pytest.mark.parametrize("style", ["gpt2", "llama"])
+def test_truncation_is_only_truncation(style):
+    model = tiny_model(style, input_injection="add", state_norm="layernorm", num_recurrences=4).train()
+    full = gradients(model)
+    for reach, equal in ((4, True), (9, True), (3, False), (1, False)):
+        model.config.backprop_recurrences = reach
+        assert same(gradients(model), full) == equal
+    assert set(full) == {name for name, _ in model.named_parameters()}
+    assert all(g.abs().max() > 0 for g in full.values())
+
+
+def test_truncated_gradient_is_that_of_a_detached_state():
+    model = tiny_model(num_recurrences=5).train()
+    model.config.backprop_recurrences = 2
+    actual = gradients(model)
+
+    model.config.backprop_recurrences = None
+    model.zero_grad()
+    torch.manual_seed(0)
+    ids = random_ids(3, 7)
+    with torch.no_grad():
+        state = model.model(ids, num_recurrences=3, output_hidden_states=True).hidden_states[-1]
+    for _ in range(2):
+        mask = torch.full((7, 7), float("-inf")).triu(1)
+        for layer in model.model.recurrent_layers:
+            state, _ = layer(state, mask)
+    logits = model.lm_head(model.model.norm(state))
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    for name, gradient in actual.items():
+        if "embed" not in name:
+            assert relative_error(gradient, model.get_parameter(name).grad) < 1e-5
+
+
+@pytest.mark.parametrize("count", [2, torch.tensor(2), torch.tensor([1, 2, 3])])
+def test_a_given_count_still_trains_the_core(count):
+    model = tiny_model(num_recurrences=4, num_prelude_layers=1, num_coda_layers=1, input_injection="concat").train()
+    found = gradients(model, num_recurrences=count)
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    assert all(g.abs().max() > 0 for g in found.values())
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model = tiny_model("llama", input_injection="add", num_prelude_layers=1).train()
+    plain = gradients(model)
+    model.gradient_checkpointing_enable()
+    assert same(gradients(model), plain, 1e-6)
+
+
+def test_every_parameter_moves():
+    model = tiny_model(
+        "llama", state_norm="rmsnorm", input_injection="concat", num_prelude_layers=1, num_coda_layers=1
+    ).train()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    ids = random_ids(8, 12)
+    losses = []
+    for _ in range(5):
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert [name for name, p in model.named_parameters() if torch.equal(p, before[name])] == []
+
+
+@pytest.mark.parametrize("weights", ["uniform", "geometric"])
+@pytest.mark.parametrize("labelled_only", [False, True])
+def test_loss_over_recurrences_is_the_weighted_sum_of_runs(weights, labelled_only):
+    model = tiny_model(num_coda_layers=1).train()
+    ids = random_ids(3, 6)
+    labels = torch.where(torch.rand(3, 6) < 0.5, -100, ids)
+    weights = torch.full((4,), 0.25) if weights == "uniform" else 0.5 ** torch.arange(4, 0, -1)
+    output = model(
+        ids, labels=labels, num_recurrences=4, recurrence_loss_weights=weights, labelled_logits_only=labelled_only
+    )
+    expected = sum(w * model(ids, labels=labels, num_recurrences=t + 1).loss for t, w in enumerate(weights))
+    assert relative_error(output.loss, expected) < 1e-5
+    with pytest.raises(ValueError, match="recurrence_loss_weights holds 4"):
+        model(ids, labels=labels, num_recurrences=5, recurrence_loss_weights=weights)
+    with pytest.raises(ValueError, match="labels"):
+        model(ids, num_recurrences=4, recurrence_loss_weights=weights)
+
+
+def test_logits_only_where_there_are_labels():
+    model = tiny_model()
+    ids = random_ids(3, 6)
+    labels = torch.where(torch.rand(3, 6) < 0.5, -100, ids)
+    labels[0, 1] = ids[0, 1]
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    full = model(ids, labels=labels)
+    for call in ({"labels": labels}, {"shift_labels": shifted}):
+        part = model(ids, labelled_logits_only=True, **call)
+        assert torch.equal(part.logits, full.logits[shifted != -100])
+        assert relative_error(part.loss, full.loss) < 1e-6
+        items = model(ids, labelled_logits_only=True, num_items_in_batch=50, **call)
+        assert relative_error(items.loss, full.loss * (shifted != -100).sum() / 50) < 1e-6
+    assert relative_error(model(ids, shift_labels=shifted).loss, full.loss) < 1e-6
+    with pytest.raises(ValueError, match="labels"):
+        model(ids, labelled_logits_only=True)
+
+
+class TestSampling:
+    DISTRIBUTIONS = [
+        {"recurrence_sampling": "fixed", "num_recurrences": 5},
+        {"recurrence_sampling": "uniform", "recurrence_min": 3, "recurrence_max": 9},
+        {"recurrence_sampling": "poisson", "num_recurrences": 4, "recurrence_min": 2, "recurrence_max": 8},
+        {"recurrence_sampling": "lognormal_poisson", "num_recurrences": 8},
+    ]
+
+    @pytest.mark.parametrize("fields", DISTRIBUTIONS)
+    def test_draws(self, fields):
+        config = tiny_config(**fields)
+        draws = torch.tensor([sample_num_recurrences(config, 7, step) for step in range(4000)]).float()
+        assert draws.tolist() == [sample_num_recurrences(config, 7, step) for step in range(4000)]
+        other = [sample_num_recurrences(config, 8, step) for step in range(4000)]
+        mean = {"fixed": 5, "uniform": 6, "poisson": 4.05, "lognormal_poisson": 8}[config.recurrence_sampling]
+        assert abs(draws.mean().item() - mean) < 0.2
+        if config.recurrence_sampling == "fixed":
+            return
+        assert draws.tolist() != other
+        assert draws.min() >= (config.recurrence_min or 1) and draws.max() <= (config.recurrence_max or 1000)
+        neighbours = torch.corrcoef(torch.stack([draws[:-1], draws[1:]]))[0, 1]
+        assert abs(neighbours.item()) < 0.06
+        if config.recurrence_sampling == "uniform":
+            assert (torch.bincount(draws.long())[3:] - 4000 / 7).abs().max() < 120
+        if config.recurrence_sampling == "poisson":
+            # P(2 or fewer) = e^-4 (1 + 4 + 8)
+            assert abs((draws == 2).float().mean().item() - 0.238) < 0.03
+
+    def test_training_mode_draws_for_itself(self):
+        model = tiny_model(recurrence_sampling="uniform", recurrence_min=2, recurrence_max=6).train()
+        ids = random_ids(1, 3)
+        torch.manual_seed(5)
+        first = [int(model(ids).num_recurrences[0]) for _ in range(20)]
+        torch.manual_seed(5)
+        assert first == [int(model(ids).num_recurrences[0]) for _ in range(20)]
+        assert len(set(first)) >= 4
+        assert model.eval()(ids).num_recurrences.tolist() == [3]
