@@ -14,7 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .blocks_recurrent import NORMS, RecurrentDepthBlock
-from .cache_recurrent import HeldKeyValues
+from .cache_recurrent import RecurrentDepthCache, Slots
 from .configuration_recurrent import RecurrentDepthConfig
 from .halting_recurrent import HaltingRule, criterion_parameters, resolve_depth
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
@@ -92,7 +92,8 @@ class _Rows:
     What the layers need to know of the rows that are still computed.
 
     `inputs` is what the loop is fed, `last` the position of each row's last real token, `indices` the place of each
-    row in the batch (`None` while all are computed). Two masks: of the looped layers, and of prelude and coda.
+    row in the batch (`None` while all are computed). Two masks: of the looped layers, and of prelude and coda; each a
+    list where the rows are read from the cache in several runs.
     """
 
     config: RecurrentDepthConfig
@@ -100,37 +101,48 @@ class _Rows:
     padding: torch.Tensor | None
     angles: tuple[torch.Tensor, torch.Tensor] | None
     last: torch.Tensor
+    slots: Slots | None
     indices: torch.Tensor | None = None
 
     def __post_init__(self):
-        # Made anew for fewer rows, not sliced: a mask of flex attention cannot be.
         windowed = self.config.sliding_window is not None
         self.looped_mask = self._make_mask(create_sliding_window_causal_mask if windowed else create_causal_mask)
         self.mask = self.looped_mask
         if windowed and self.config.num_hidden_layers > self.config.num_recurrent_layers:
             self.mask = self._make_mask(create_causal_mask)
 
-    def _make_mask(self, create):
-        return create(
+    def _make_mask(self, create, rows=slice(None)):
+        # Made anew for fewer rows, not sliced: a mask of flex attention cannot be.
+        mask = create(
             config=self.config,
-            inputs_embeds=self.inputs,
-            attention_mask=self.padding,
-            past_key_values=None,
+            inputs_embeds=self.inputs[rows],
+            attention_mask=None if self.padding is None else self.padding[rows],
+            past_key_values=None if self.slots is None else self.slots.cache,
             position_ids=None,
         )
+        runs = [] if self.slots is None else self.slots.runs
+        if mask is None or rows != slice(None) or len(runs) < 2:
+            return mask
+        if isinstance(mask, torch.Tensor):
+            return [mask[active] if mask.shape[0] > 1 else mask for active, _ in runs]
+        return [self._make_mask(create, active) for active, _ in runs]
 
     def keep(self, rows):
         """These rows without all but `rows` (indices into them)."""
         angles = self.angles
         if angles is not None and angles[0].shape[0] > 1:
             angles = angles[0][rows], angles[1][rows]
+        indices = rows if self.indices is None else self.indices[rows]
+        if self.slots is not None:
+            self.slots.keep(indices)
         return _Rows(
             config=self.config,
             inputs=self.inputs[rows],
             padding=None if self.padding is None else self.padding[rows],
             angles=angles,
             last=self.last[rows],
-            indices=rows if self.indices is None else self.indices[rows],
+            slots=self.slots,
+            indices=indices,
         )
 
     def spread(self, values, before):
@@ -171,7 +183,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
+        past_key_values: RecurrentDepthCache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         num_recurrences: int | torch.LongTensor | None = None,
@@ -185,8 +197,10 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         r"""
         Args:
             input_ids (`(batch, sequence)`), inputs_embeds (`(batch, sequence, hidden)`): One of the two.
-            attention_mask (`(batch, sequence)`, 0 on padding, or a prepared 4-D mask), position_ids: As usual;
+            attention_mask (`(batch, past + sequence)`, 0 on padding, or a prepared 4-D mask), position_ids: As usual;
                 positions that are not given count the real tokens, so that padding on either side changes nothing.
+            past_key_values (`RecurrentDepthCache`), use_cache (`bool`, *optional*): A cache is made and returned if
+                `use_cache` is true; by default where the config says so and no gradient is recorded.
             num_recurrences (`int`, 0-d, `(batch,)` or `(batch, sequence)` tensor, *optional*): See `resolve_depth`.
             head (callable, *optional*): `(…, hidden)` -> logits, for criteria that read log-probabilities.
             on_recurrence (callable, *optional*): Called after each recurrence with its index (from 1), the indices of
@@ -196,8 +210,6 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds.")
-        if past_key_values is not None:
-            raise ValueError("past_key_values is not supported: recurrent-depth models run with use_cache=False.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         output_hidden_states = (
@@ -210,18 +222,32 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             )
 
         batch, length, _ = inputs_embeds.shape
+        if use_cache is None:
+            use_cache = self.config.use_cache and not torch.is_grad_enabled()
+        cache = past_key_values
+        if cache is not None:
+            if not isinstance(cache, RecurrentDepthCache):
+                raise TypeError(
+                    f"past_key_values is a {type(cache).__name__}: slots belong to recurrences here, give a "
+                    "RecurrentDepthCache or None."
+                )
+            cache.check(self.config, batch)
+        elif use_cache:
+            cache = RecurrentDepthCache(self.config)
+        past = 0 if cache is None else cache.get_seq_length()
         real = None
         if attention_mask is not None and attention_mask.ndim == 2:
-            if attention_mask.shape != (batch, length):
+            if attention_mask.shape != (batch, past + length):
                 raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}, the input {(batch, length)}: "
-                    "one entry is needed for each token."
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, the input with its past "
+                    f"{(batch, past + length)}: one entry is needed for each token."
                 )
             real = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
         if position_ids is None:
-            position_ids = torch.arange(length, device=inputs_embeds.device)[None]
+            position_ids = torch.arange(past, past + length, device=inputs_embeds.device)[None]
             if real is not None:
-                position_ids = (real.cumsum(-1) - 1).clamp_min(0)
+                position_ids = (real.cumsum(-1) - 1).clamp_min(0)[:, past:]
+        real = None if real is None else real[:, past:]
         depth = resolve_depth(
             self.config,
             (batch, length),
@@ -241,7 +267,11 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         last = torch.full((batch,), length - 1, device=inputs_embeds.device)
         if real is not None:
             last = (real * torch.arange(length, device=real.device)).argmax(-1)
-        rows = _Rows(self.config, hidden_states, attention_mask, angles, last)
+        if cache is None and isinstance(depth, HaltingRule) and depth.granularity == "token":
+            # Others go on looking at a token that has halted: one scratch slot a layer, which is not returned.
+            cache = RecurrentDepthCache(self.config, cache_recurrences="last")
+        slots = None if cache is None else Slots(cache, expected=depth if isinstance(depth, int) else 1)
+        rows = _Rows(self.config, hidden_states, attention_mask, angles, last, slots)
 
         attentions = [] if output_attentions else None
         if len(self.prelude_layers):
@@ -250,10 +280,14 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         state = self._initial_state(hidden_states, position_ids, state_seed)
         states = [state] if output_hidden_states else None
         state, counts = self._loop(state, rows, depth, head, on_recurrence, states, attentions, **kwargs)
+        hidden_states = self._read_out(state, rows, attentions=attentions, **kwargs)
+        if cache is not None:
+            cache.commit(length, depth if isinstance(depth, int) else counts)
         if counts.ndim == 2 and real is not None:
             counts = counts.masked_fill(~real, 0)
         return RecurrentDepthModelOutput(
-            last_hidden_state=self._read_out(state, rows, attentions=attentions, **kwargs),
+            last_hidden_state=hidden_states,
+            past_key_values=cache if use_cache else None,
             hidden_states=None if states is None else tuple(states),
             attentions=None if attentions is None else tuple(attentions),
             num_recurrences=counts,
@@ -268,18 +302,17 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         """
         rule = depth if isinstance(depth, HaltingRule) else None
         limit = depth if rule is None else rule.limit
-        slots = HeldKeyValues() if rule is not None and rule.granularity == "token" else None
+        slots = rows.slots
+        by_token = rule is not None and rule.granularity == "token"
         counts = torch.zeros_like(rule.counts) if rule is not None else None
-        finished = []
+        finished, held = [], None
         for recurrence in range(1, limit + 1):
+            if slots is not None:
+                slots.recurrence = recurrence
             with self._gradients(recurrence, limit):
                 updated = self._inject(state, rows.inputs, recurrence)
-                updated = self._run(
-                    self.recurrent_layers, updated, rows, rows.looped_mask, attentions, slots=slots, **kwargs
-                )
-            if slots is not None and slots.held is not None:
-                updated = torch.where(slots.held[..., None], state, updated)
-            state = updated
+                updated = self._run(self.recurrent_layers, updated, rows, rows.looped_mask, attentions, **kwargs)
+            state = updated if held is None else torch.where(held[..., None], state, updated)
             if states is not None:
                 states.append(rows.spread(state, states[-1]))
             if on_recurrence is not None:
@@ -290,8 +323,9 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             halted = rule.halted(recurrence, self._signal(rule, state, rows, head, **kwargs))
             counts = torch.where((counts == 0) & halted, recurrence, counts)
             done = counts > 0
-            if slots is not None:
-                slots.held, done = done, done.all(-1)
+            if by_token:
+                held, done = done, done.all(-1)
+                slots.held = held
             if not done.any():
                 continue
             leaving, staying = done.nonzero().flatten(), (~done).nonzero().flatten()
@@ -302,9 +336,12 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
                 break
             state, counts, rows = state[staying], counts[staying], rows.keep(staying)
             rule.keep(staying)
-            if slots is not None:
-                slots.keep(staying)
+            if by_token:
+                slots.held = held = held[staying]
 
+        if slots is not None:
+            slots.keep(None)
+            slots.held = None
         if rule is None:
             return state, torch.full((state.shape[0],), limit, device=state.device)
         indices, pieces, counts = (torch.cat(parts) for parts in zip(*finished))
@@ -313,7 +350,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
 
     def _run(self, layers, hidden_states, rows, mask, attentions=None, **kwargs):
         for layer in layers:
-            hidden_states, weights = layer(hidden_states, mask, rows.angles, **kwargs)
+            hidden_states, weights = layer(hidden_states, mask, rows.angles, rows.slots, **kwargs)
             if attentions is not None:
                 # A row that has halted repeats the map of this layer in the recurrence before.
                 before = attentions[-len(layers)] if rows.indices is not None else None
@@ -416,7 +453,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
+        past_key_values: RecurrentDepthCache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         shift_labels: torch.LongTensor | None = None,
@@ -534,6 +571,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
         return RecurrentDepthCausalLMOutput(
             loss=loss,
             logits=logits,
+            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             num_recurrences=outputs.num_recurrences,
