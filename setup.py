@@ -12,7 +12,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["modeling_recurrent*", "memreason_hf*"]),
-    package_data={"memreason_hf": ["recipes/*.yaml", "recipes/accelerate/*.yaml", "metrics/*/README.md"]},
+    package_data={"memreason_hf": ["recipes/*.yaml", "recipes/accelerate/*.yaml", "metrics/*/*"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.17",
@@ -23,7 +23,9 @@ setup(
         "safetensors>=0.6",
         "huggingface-hub>=1.0",
         "matplotlib>=3.8",
+        "numpy>=1.26",
         "pyyaml>=6.0",
+        "tqdm>=4.66",
     ],
     extras_require={
         "test": ["pytest>=8.0", "pytest-randomly>=3.15", "ruff>=0.14"],

@@ -1,0 +1,193 @@
+"""Figures of depth sweeps: accuracy and logit margins over groups and recurrences."""
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MultipleLocator, PercentFormatter
+
+from memreason_hf.evaluation.depth_sweep import DepthSweep
+from memreason_hf.evaluation.files import refuse_existing, whole_file
+from memreason_hf.evaluation.halting_statistics import HaltingStatistics
+
+
+# Both maps keep their order for every common kind of colour blindness and in grey.
+_ACCURACY_MAP = "cividis"
+_MARGIN_MAP = "PuOr"
+_MOST_GROUP_LABELS = 24
+_MOST_RECURRENCE_LABELS = 10
+
+
+def accuracy_figure(
+    sweep: DepthSweep,
+    *,
+    halting: HaltingStatistics | None = None,
+    trained_hops: int | None = None,
+    title: str | None = None,
+    group_label: str = "hops",
+) -> Figure:
+    """
+    Accuracy over groups and recurrences as a heat map.
+
+    Args:
+        sweep: what to draw: one row a group, the first at the bottom, one column a recurrence.
+        halting: draws where an adaptive evaluation stopped in each group: mean and standard deviation.
+        trained_hops: marks the groups up to this number as the trained range; needs groups that are numbers.
+        title: a line above the figure.
+        group_label: what the groups are.
+
+    Returns:
+        A figure with its own Agg canvas; nothing of pyplot's state is touched.
+
+    Raises:
+        ValueError: halting statistics of a group that the sweep lacks; a trained range where groups are no numbers.
+    """
+    figure, axes, image = _heat_map(sweep.accuracy, sweep.groups, _ACCURACY_MAP, (0.0, 1.0), title, group_label)
+    colorbar = figure.colorbar(image, ax=axes, label="accuracy", pad=0.02, fraction=0.04, aspect=30)
+    colorbar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    colorbar.outline.set_visible(False)
+    _draw_marks(axes, sweep, halting, trained_hops)
+    return figure
+
+
+def margin_figure(
+    sweep: DepthSweep,
+    *,
+    halting: HaltingStatistics | None = None,
+    trained_hops: int | None = None,
+    title: str | None = None,
+    group_label: str = "hops",
+) -> Figure:
+    """
+    Logit margins over groups and recurrences: positive where the correct answer leads, negative where another does.
+
+    A cross marks the mean first recurrence at which the correct answer of a group ranks first. Arguments, result and
+    errors are those of `accuracy_figure`.
+    """
+    finite = np.abs(sweep.margins[np.isfinite(sweep.margins)])
+    # One runaway group should not wash out the others.
+    limit = float(np.quantile(finite, 0.99)) if finite.size else 1.0
+    limit = limit or 1.0
+    figure, axes, image = _heat_map(sweep.margins, sweep.groups, _MARGIN_MAP, (-limit, limit), title, group_label)
+    colorbar = figure.colorbar(
+        image, ax=axes, label="mean logit margin", pad=0.02, fraction=0.04, aspect=30, extend="both"
+    )
+    colorbar.outline.set_visible(False)
+    rows = np.flatnonzero(np.isfinite(sweep.first_correct))
+    axes.plot(
+        sweep.first_correct[rows],
+        rows,
+        linestyle="none",
+        marker="x",
+        markersize=5,
+        color="black",
+        label="first correct",
+    )
+    _draw_marks(axes, sweep, halting, trained_hops)
+    return figure
+
+
+def _heat_map(values, groups, colour_map, limits, title, group_label):
+    num_groups, num_recurrences = values.shape
+    figure = Figure(figsize=(8.0, float(np.clip(1.6 + 0.13 * num_groups, 3.2, 9.0))), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        values,
+        cmap=colour_map,
+        vmin=limits[0],
+        vmax=limits[1],
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5, num_recurrences + 0.5, -0.5, num_groups - 0.5),
+    )
+    axes.set_xlabel("recurrences")
+    axes.set_ylabel(group_label)
+    _show_recurrences(axes, num_recurrences)
+    step = -(-num_groups // _MOST_GROUP_LABELS)
+    axes.set_yticks(range(0, num_groups, step), [str(group) for group in groups[::step]])
+    axes.tick_params(length=3)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if title:
+        figure.suptitle(title, fontsize="medium")
+    return figure, axes, image
+
+
+def _show_recurrences(axes, last):
+    axes.set_xlim(0.5, last + 0.5)
+    # Steps of a power of two: depths are mostly chosen so.
+    axes.xaxis.set_major_locator(MultipleLocator(2 ** int(np.ceil(np.log2(max(last / _MOST_RECURRENCE_LABELS, 1))))))
+
+
+def _draw_marks(axes, sweep, halting, trained_hops):
+    if trained_hops is not None:
+        _mark_trained_range(axes, sweep.groups, trained_hops)
+    if halting is not None:
+        _draw_halting_points(axes, sweep, halting)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        # Outside: every corner of the map holds data.
+        axes.legend(
+            handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize="small"
+        )
+
+
+def _mark_trained_range(axes, groups, trained_hops):
+    numbers = [group for group in groups if isinstance(group, int | float) or str(group).isdecimal()]
+    if len(numbers) < len(groups):
+        raise ValueError(
+            f"trained_hops={trained_hops} needs groups that are numbers of hops, but there are {groups[:3]}, ...; "
+            "group by hops, or leave trained_hops out."
+        )
+    trained = sum(int(group) <= trained_hops for group in groups)
+    if trained:
+        label = f"trained up to {trained_hops} {axes.get_ylabel()}"
+        axes.axhline(trained - 0.5, color="white", linewidth=2.6, zorder=2)
+        axes.axhline(trained - 0.5, color="black", linewidth=1.2, linestyle=(0, (5, 3)), zorder=2.1, label=label)
+
+
+def _draw_halting_points(axes, sweep, halting):
+    position = {group: index for index, group in enumerate(sweep.groups)}
+    missing = [group for group in halting.by_group if group not in position]
+    if missing:
+        raise ValueError(f"halting has groups that the sweep lacks: {missing}. Both must be over the same data.")
+    rows = [position[group] for group in halting.by_group]
+    means = [entry.mean for entry in halting.by_group.values()]
+    deviations = [entry.standard_deviation for entry in halting.by_group.values()]
+    _, _, bars = axes.errorbar(
+        means,
+        rows,
+        xerr=deviations,
+        fmt="o",
+        markersize=4,
+        color="white",
+        markeredgecolor="black",
+        markeredgewidth=0.8,
+        ecolor="white",
+        elinewidth=1.1,
+        zorder=3,
+        label="halting (mean ± std)",
+    )
+    # Where rows went deeper than the sweep, the map ends and the points go on.
+    _show_recurrences(axes, max(sweep.max_recurrences, int(np.ceil(np.add(means, deviations).max()))))
+    for bar in bars:
+        bar.set_path_effects([withStroke(linewidth=2.3, foreground="black")])
+
+
+def save_figure(figure: Figure, paths: Iterable[str | os.PathLike], *, overwrite: bool = False) -> None:
+    """
+    Writes a figure to each of `paths`, in the format of its suffix (`.png`, `.pdf`, ...), each whole or not at all.
+
+    Raises:
+        FileExistsError: one of them exists and `overwrite` is false; then none is written.
+    """
+    paths = list(paths)
+    refuse_existing(paths, overwrite=overwrite)
+    for path in paths:
+        with whole_file(path, overwrite=overwrite) as temporary:
+            figure.savefig(temporary, dpi=200)

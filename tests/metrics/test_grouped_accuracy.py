@@ -1,0 +1,66 @@
+import evaluate
+import numpy as np
+import pytest
+
+from memreason_hf.metrics import metric_path
+
+
+@pytest.fixture
+def metric(tmp_path):
+    return evaluate.load(metric_path("grouped_accuracy"), keep_in_memory=True, cache_dir=str(tmp_path))
+
+
+def test_agrees_with_counting_by_hand(metric):
+    rng = np.random.default_rng(3)
+    predictions, references = rng.integers(0, 4, 500), rng.integers(0, 4, 500)
+    groups = rng.choice(["2", "3", "12", "40"], 500)
+    results = metric.compute(predictions=predictions, references=references, groups=groups)
+
+    hits, counts = {}, {}
+    for prediction, reference, group in zip(predictions.tolist(), references.tolist(), groups.tolist()):
+        counts[group] = counts.get(group, 0) + 1
+        hits[group] = hits.get(group, 0) + (prediction == reference)
+    assert results["count_by_group"] == counts
+    assert results["accuracy_by_group"] == {group: hits[group] / counts[group] for group in counts}
+    assert results["accuracy"] == pytest.approx(sum(hits.values()) / 500, abs=1e-12)
+
+
+def test_groups_are_in_natural_order(metric):
+    groups = ["12hop_test", "2hop_test", "atomic", "100hop_test", "2hop_train"]
+    results = metric.compute(predictions=[0] * 5, references=[0] * 5, groups=groups)
+    expected = ["2hop_test", "2hop_train", "12hop_test", "100hop_test", "atomic"]
+    assert list(results["accuracy_by_group"]) == list(results["count_by_group"]) == expected
+
+
+def test_batches_add_up(metric):
+    metric.add_batch(predictions=[1, 2], references=[1, 1], groups=["2", "3"])
+    metric.add_batch(predictions=[1], references=[1], groups=["3"])
+    results = metric.compute()
+    assert results["accuracy_by_group"] == {"2": 1.0, "3": 0.5}
+
+
+def test_results_are_plain_numbers(metric):
+    results = metric.compute(predictions=np.array([1]), references=np.array([1]), groups=np.array(["2"]))
+    assert type(results["accuracy"]) is float
+    assert type(results["accuracy_by_group"]["2"]) is float
+    assert type(results["count_by_group"]["2"]) is int
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"predictions": [], "references": [], "groups": []}, "at least one row"),
+        ({"predictions": [1], "references": [1, 2], "groups": ["2", "3"]}, r"predictions \(1\) and references \(2\)"),
+        ({"predictions": [1, 2], "references": [1, 2], "groups": ["2"]}, r"predictions \(2\) and groups \(1\)"),
+        ({"predictions": [1], "references": [1]}, "missing.*groups"),
+        (
+            {"predictions": [1, 1], "references": [1, 1], "groups": ["2", "12"], "expected_groups": [3, "12", "40"]},
+            r"a group without items: \['3', '40'\].*\['2', '12'\]",
+        ),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing_behind(metric, columns, message):
+    with pytest.raises(ValueError, match=message):
+        metric.compute(**columns)
+    results = metric.compute(predictions=[1], references=[1], groups=["7"], expected_groups=[7])
+    assert results["count_by_group"] == {"7": 1}
