@@ -111,8 +111,8 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
         self.length = 0
 
     def crop(self, tokens: int) -> None:
-        """Keeps the first `tokens` tokens; negative: drops so many at the end."""
-        self.length = max(self.length + tokens, 0) if tokens < 0 else min(self.length, tokens)
+        """Negative: drops so many tokens at the end. Positive: keeps so many at the start. 0 changes nothing."""
+        self.length = min(self.length, tokens) if tokens > 0 else max(self.length + tokens, 0)
 
     def _select(self, choose) -> None:
         if self.is_initialized:
@@ -151,6 +151,7 @@ class RecurrentDepthCache(Cache):
             ]
         )
         self.cache_recurrences = cache_recurrences
+        self._counts: torch.Tensor | None = None
         self.shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
 
     @property
@@ -176,10 +177,43 @@ class RecurrentDepthCache(Cache):
                 f"past_key_values holds {self.batch_size} rows, the input has {batch}: a cache belongs to its batch."
             )
 
-    def commit(self, count: int, depths) -> None:
-        """Ends a forward over `count` new tokens; see `RecurrentDepthCacheLayer.commit`."""
+    @property
+    def counts(self) -> torch.LongTensor:
+        """`(batch, tokens)`: the recurrences that each token took; 0 on padding."""
+        return self._counts[:, : self.get_seq_length()]
+
+    def commit(self, count: int, depths: int | torch.Tensor, real: torch.Tensor | None = None) -> None:
+        """
+        Ends a forward over `count` new tokens; see `RecurrentDepthCacheLayer.commit`.
+
+        `real` (`(batch, count)`, *optional*) is `False` on padding.
+        """
+        past = self.get_seq_length()
         for layer in self.layers:
             layer.commit(count, depths)
+        new = torch.as_tensor(depths, device=self.layers[0].device)
+        new = (new[:, None] if new.ndim == 1 else new).expand(self.batch_size, count)
+        new = new if real is None else new.masked_fill(~real, 0)
+        self._counts = new if past == 0 else torch.cat((self._counts[:, :past], new), dim=1)
+
+    def _select_counts(self, choose) -> None:
+        self._counts = None if self._counts is None else choose(self._counts)
+
+    def reset(self) -> None:
+        super().reset()
+        self._counts = None
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._select_counts(lambda counts: counts[beam_idx.to(counts.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._select_counts(lambda counts: counts.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._select_counts(lambda counts: counts[indices.to(counts.device)])
 
 
 class Slots:

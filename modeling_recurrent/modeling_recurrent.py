@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
@@ -16,6 +15,7 @@ from transformers.utils import can_return_tuple
 from .blocks_recurrent import NORMS, RecurrentDepthBlock
 from .cache_recurrent import RecurrentDepthCache, Slots
 from .configuration_recurrent import RecurrentDepthConfig
+from .generation_recurrent import RecurrentDepthGenerationMixin
 from .halting_recurrent import HaltingRule, criterion_parameters, resolve_depth
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
 from .sampling_recurrent import sample_num_recurrences
@@ -29,6 +29,9 @@ DEPTH_ARGUMENTS = (
     "halting_granularity",
     *criterion_parameters(),
 )
+
+# A criterion reads the logits of so many (token, word) pairs at once; at a vocabulary of 32,000 that is 512 tokens.
+READ_OUT_SLICE = 2**24
 
 
 class RecurrentDepthInjection(nn.Linear):
@@ -186,6 +189,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         past_key_values: RecurrentDepthCache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        cache_recurrences: str | None = None,
         num_recurrences: int | torch.LongTensor | None = None,
         head: Callable | None = None,
         on_recurrence: Callable | None = None,
@@ -199,8 +203,9 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             input_ids (`(batch, sequence)`), inputs_embeds (`(batch, sequence, hidden)`): One of the two.
             attention_mask (`(batch, past + sequence)`, 0 on padding, or a prepared 4-D mask), position_ids: As usual;
                 positions that are not given count the real tokens, so that padding on either side changes nothing.
-            past_key_values (`RecurrentDepthCache`), use_cache (`bool`, *optional*): A cache is made and returned if
-                `use_cache` is true; by default where the config says so and no gradient is recorded.
+            past_key_values (`RecurrentDepthCache`), use_cache (`bool`), cache_recurrences (`str`, all *optional*):
+                A cache is made and returned if `use_cache` is true; by default where the config says so and no
+                gradient is recorded. `cache_recurrences` says what a new one keeps.
             num_recurrences (`int`, 0-d, `(batch,)` or `(batch, sequence)` tensor, *optional*): See `resolve_depth`.
             head (callable, *optional*): `(…, hidden)` -> logits, for criteria that read log-probabilities.
             on_recurrence (callable, *optional*): Called after each recurrence with its index (from 1), the indices of
@@ -233,7 +238,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
                 )
             cache.check(self.config, batch)
         elif use_cache:
-            cache = RecurrentDepthCache(self.config)
+            cache = RecurrentDepthCache(self.config, cache_recurrences or self.config.cache_recurrences)
         past = 0 if cache is None else cache.get_seq_length()
         real = None
         if attention_mask is not None and attention_mask.ndim == 2:
@@ -282,7 +287,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         state, counts = self._loop(state, rows, depth, head, on_recurrence, states, attentions, **kwargs)
         hidden_states = self._read_out(state, rows, attentions=attentions, **kwargs)
         if cache is not None:
-            cache.commit(length, depth if isinstance(depth, int) else counts)
+            cache.commit(length, depth if isinstance(depth, int) else counts, real)
         if counts.ndim == 2 and real is not None:
             counts = counts.masked_fill(~real, 0)
         return RecurrentDepthModelOutput(
@@ -302,10 +307,9 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         """
         rule = depth if isinstance(depth, HaltingRule) else None
         limit = depth if rule is None else rule.limit
-        slots = rows.slots
+        slots, held = rows.slots, None
         by_token = rule is not None and rule.granularity == "token"
-        counts = torch.zeros_like(rule.counts) if rule is not None else None
-        finished, held = [], None
+        finished = []
         for recurrence in range(1, limit + 1):
             if slots is not None:
                 slots.recurrence = recurrence
@@ -320,24 +324,20 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             if rule is None:
                 continue
 
-            halted = rule.halted(recurrence, self._signal(rule, state, rows, head, **kwargs))
-            counts = torch.where((counts == 0) & halted, recurrence, counts)
-            done = counts > 0
+            self._judge(rule, recurrence, state, rows, head, **kwargs)
+            done = rule.taken > 0
             if by_token:
-                held, done = done, done.all(-1)
-                slots.held = held
-            if not done.any():
-                continue
-            leaving, staying = done.nonzero().flatten(), (~done).nonzero().flatten()
-            finished.append(
-                (leaving if rows.indices is None else rows.indices[leaving], state[leaving], counts[leaving])
-            )
-            if not len(staying):
-                break
-            state, counts, rows = state[staying], counts[staying], rows.keep(staying)
-            rule.keep(staying)
+                done = done.all(-1)
+            if done.any():
+                leaving, staying = done.nonzero().flatten(), (~done).nonzero().flatten()
+                indices = leaving if rows.indices is None else rows.indices[leaving]
+                finished.append((indices, state[leaving], rule.taken[leaving]))
+                if not len(staying):
+                    break
+                state, rows = state[staying], rows.keep(staying)
+                rule.keep(staying)
             if by_token:
-                slots.held = held = held[staying]
+                slots.held = held = rule.taken > 0
 
         if slots is not None:
             slots.keep(None)
@@ -376,14 +376,23 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             state = state[torch.arange(len(at), device=at.device), at]
         return self.norm(state)
 
-    def _signal(self, rule, state, rows, head, **kwargs):
-        """What the rule's criterion reads: of each row's last real token, or of every token."""
+    def _judge(self, rule, recurrence, state, rows, head, **kwargs):
+        """Shows the rule what its criterion reads: of each row's last real token, or of every token."""
+
+        def log_probs(hidden_states):
+            return head(hidden_states).float().log_softmax(-1)
+
         if rule.reads is None:
-            return None
-        at = None if rule.granularity == "token" else rows.last
-        if rule.reads == "state":
-            return (state if at is None else state[torch.arange(len(at), device=at.device), at]).float()
-        return head(self._read_out(state, rows, at=at, **kwargs)).float().log_softmax(-1)
+            rule.update(recurrence, None)
+        elif rule.granularity == "token" and rule.reads == "state":
+            rule.update(recurrence, state.float())
+        elif rule.granularity == "token":
+            at_once = max(READ_OUT_SLICE // self.config.vocab_size, 1)
+            rule.update(recurrence, self.norm(state), read=log_probs, at_once=at_once)
+        elif rule.reads == "state":
+            rule.update(recurrence, state[torch.arange(len(state), device=state.device), rows.last].float())
+        else:
+            rule.update(recurrence, log_probs(self._read_out(state, rows, at=rows.last, **kwargs)))
 
     def _check_readable(self, depth, head):
         if not isinstance(depth, HaltingRule) or depth.reads != "log_probs":
@@ -433,7 +442,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         return sample_num_recurrences(self.config, seed=int(torch.randint(2**31, ())), step=0)
 
 
-class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
+class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGenerationMixin):
     """The decoder with a language-model head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -458,6 +467,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         shift_labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
+        cache_recurrences: str | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_recurrences: int | torch.LongTensor | None = None,
         min_recurrences: int | None = None,
@@ -543,6 +553,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache_recurrences=cache_recurrences,
             num_recurrences=num_recurrences,
             min_recurrences=min_recurrences,
             max_recurrences=max_recurrences,
@@ -576,12 +587,6 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             num_recurrences=outputs.num_recurrences,
         )
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        if model_kwargs.get("past_key_values") is not None:
-            raise ValueError("past_key_values is not supported: recurrent-depth models run with use_cache=False.")
-        generation_config.use_cache = False
-        model_kwargs["use_cache"] = False
 
 
 __all__ = ["RecurrentDepthForCausalLM", "RecurrentDepthModel", "RecurrentDepthPreTrainedModel"]
