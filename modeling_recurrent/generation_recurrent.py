@@ -16,6 +16,7 @@ class _DepthLog:
 
     model: torch.nn.Module
     streamer: object
+    positions: int = 0
     prompt: torch.Tensor | None = None
     steps: list = field(default_factory=list)
 
@@ -71,6 +72,17 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             log.report(output)
         return output
 
+    def _depth_log(self):
+        log = _DEPTH_LOG.get()
+        return log if log is not None and log.model is self else None
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if (log := self._depth_log()) is not None:
+            tokens = model_inputs["input_ids"]
+            log.positions = (model_inputs["inputs_embeds"] if tokens is None else tokens).shape[1]
+        return model_inputs
+
     def _halts_by_row(self, model_kwargs) -> bool:
         count = model_kwargs.get("num_recurrences")
         criterion = model_kwargs.get("halting_criterion") or (None if isinstance(count, int) else "config")
@@ -110,10 +122,13 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             reason = "assisted generation"
         elif generation_config.num_beams > 1 and generation_config.use_cache is False:
             reason = f"num_beams={generation_config.num_beams} with use_cache=False"
+        elif self.config.num_coda_layers and generation_config.use_cache is False:
+            # The coda would look at earlier tokens that are computed again and still provisional.
+            reason = f"use_cache=False with num_coda_layers={self.config.num_coda_layers}"
         if reason is not None:
             raise ValueError(
                 f"halting_granularity='sequence' decides one count for a row and call, which {reason} cannot carry: "
-                "use halting_granularity='token', or a fixed num_recurrences."
+                "use the cache, halting_granularity='token', or a fixed num_recurrences."
             )
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, is_encoder_decoder=False, num_new_tokens=1):
@@ -122,12 +137,14 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         )
         cache = outputs.past_key_values
         counts = outputs.num_recurrences if cache is None else cache.counts
+        log = self._depth_log()
+        if log is None:
+            return model_kwargs
         if counts.ndim == 1:
-            real = model_kwargs["attention_mask"][:, :-num_new_tokens].bool()
-            counts = counts[:, None].expand_as(real).masked_fill(~real, 0)
-        log = _DEPTH_LOG.get()
-        if log is not None and log.model is self:
-            log.add(counts, num_new_tokens)
+            counts = counts[:, None].expand(-1, log.positions)
+            if (mask := model_kwargs.get("attention_mask")) is not None:
+                counts = counts.masked_fill(mask[:, : log.positions] == 0, 0)
+        log.add(counts, num_new_tokens)
         given = model_kwargs.get("num_recurrences")
         by_token = isinstance(given, torch.Tensor) and given.ndim == 2
         if cache is not None and by_token:
