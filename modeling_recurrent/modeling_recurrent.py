@@ -209,7 +209,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             num_recurrences (`int`, 0-d, `(batch,)` or `(batch, sequence)` tensor, *optional*): See `resolve_depth`.
             head (callable, *optional*): `(…, hidden)` -> logits, for criteria that read log-probabilities.
             on_recurrence (callable, *optional*): Called after each recurrence with its index (from 1), the indices of
-                the rows still computed (`None`: all) and what the model would return for them if it stopped there.
+                the rows still computed (`None`: all) and what the last norm would read if the loop stopped there.
             state_seed (`int`, *optional*): Of the noise of `state_init="normal"`.
             kwargs: The other fields of depth and halting, by their config names; the rest goes to the attention.
         """
@@ -285,7 +285,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         state = self._initial_state(hidden_states, position_ids, state_seed)
         states = [state] if output_hidden_states else None
         state, counts = self._loop(state, rows, depth, head, on_recurrence, states, attentions, **kwargs)
-        hidden_states = self._read_out(state, rows, attentions=attentions, **kwargs)
+        hidden_states = self.norm(self._finish(state, rows, attentions, **kwargs))
         if cache is not None:
             cache.commit(length, depth if isinstance(depth, int) else counts, real)
         if counts.ndim == 2 and real is not None:
@@ -320,7 +320,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             if states is not None:
                 states.append(rows.spread(state, states[-1]))
             if on_recurrence is not None:
-                on_recurrence(recurrence, rows.indices, self._read_out(state, rows, **kwargs))
+                on_recurrence(recurrence, rows.indices, self._finish(state, rows, **kwargs))
             if rule is None:
                 continue
 
@@ -368,13 +368,9 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             return self.injection(torch.cat((state, inputs), dim=-1))
         return state
 
-    def _read_out(self, state, rows, at=None, attentions=None, **kwargs):
-        """What the model returns if it stops at `state`: coda and norm. Read only `at` a position: (rows, hidden)."""
-        if len(self.coda_layers):
-            state = self._run(self.coda_layers, state, rows, rows.mask, attentions, **kwargs)
-        if at is not None:
-            state = state[torch.arange(len(at), device=at.device), at]
-        return self.norm(state)
+    def _finish(self, state, rows, attentions=None, **kwargs):
+        """What follows the loop, up to the last norm."""
+        return self._run(self.coda_layers, state, rows, rows.mask, attentions, **kwargs)
 
     def _judge(self, rule, recurrence, state, rows, head, **kwargs):
         """Shows the rule what its criterion reads: of each row's last real token, or of every token."""
@@ -389,10 +385,11 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         elif rule.granularity == "token":
             at_once = max(READ_OUT_SLICE // self.config.vocab_size, 1)
             rule.update(recurrence, self.norm(state), read=log_probs, at_once=at_once)
-        elif rule.reads == "state":
-            rule.update(recurrence, state[torch.arange(len(state), device=state.device), rows.last].float())
         else:
-            rule.update(recurrence, log_probs(self._read_out(state, rows, at=rows.last, **kwargs)))
+            of_logits = rule.reads == "log_probs"
+            read = self._finish(state, rows, **kwargs) if of_logits else state
+            read = read[torch.arange(len(read), device=read.device), rows.last]
+            rule.update(recurrence, log_probs(self.norm(read)) if of_logits else read.float())
 
     def _check_readable(self, depth, head):
         if not isinstance(depth, HaltingRule) or depth.reads != "log_probs":
@@ -514,11 +511,12 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             shift_labels = shift_labels[labelled]
         loss_kwargs = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
 
-        def logits_of(hidden_states):
+        def kept(hidden_states):
             if labelled is not None:
-                return self.lm_head(hidden_states[labelled])
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            return self.lm_head(hidden_states[:, kept])
+                return hidden_states[labelled]
+            return hidden_states[
+                :, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            ]
 
         def loss_of(logits):
             return self.loss_function(
@@ -534,7 +532,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         losses = []
 
         def read_logits(recurrence, rows, hidden_states):
-            logits = logits_of(hidden_states)
+            logits = self.lm_head(self.model.norm(kept(hidden_states)))
             if recurrence_loss_weights is None:
                 on_recurrence(recurrence, rows, logits)
             elif rows is not None or recurrence > len(recurrence_loss_weights):
@@ -573,7 +571,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             return_dict=True,
             **kwargs,
         )
-        logits = logits_of(outputs.last_hidden_state)
+        logits = self.lm_head(kept(outputs.last_hidden_state))
         loss = None
         if losses:
             loss = torch.stack(losses).sum()
