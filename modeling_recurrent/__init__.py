@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from .cache_recurrent import RecurrentDepthCache
 from .configuration_recurrent import RecurrentDepthConfig
 from .modeling_recurrent import RecurrentDepthForCausalLM, RecurrentDepthModel
 
@@ -15,4 +16,4 @@ RecurrentDepthConfig.register_for_auto_class()
 RecurrentDepthModel.register_for_auto_class("AutoModel")
 RecurrentDepthForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
-__all__ = ["RecurrentDepthConfig", "RecurrentDepthForCausalLM", "RecurrentDepthModel"]
+__all__ = ["RecurrentDepthCache", "RecurrentDepthConfig", "RecurrentDepthForCausalLM", "RecurrentDepthModel"]

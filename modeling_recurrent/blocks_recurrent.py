@@ -69,20 +69,25 @@ class RecurrentDepthAttention(nn.Module):
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
         if position_embeddings is not None:
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
-        if slots is not None:
-            key, value = slots.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            sliding_window=self.sliding_window,
-            **kwargs,
-        )
+        interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+
+        def attend(query, key, value, mask):
+            return interface(
+                self,
+                query,
+                key,
+                value,
+                mask,
+                dropout=self.config.attention_dropout if self.training else 0.0,
+                scaling=self.scaling,
+                sliding_window=self.sliding_window,
+                **kwargs,
+            )
+
+        if slots is None:
+            output, weights = attend(query, key, value, attention_mask)
+        else:
+            output, weights = slots.attend(self.layer_idx, query, key, value, attention_mask, attend)
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
 
 

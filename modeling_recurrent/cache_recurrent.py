@@ -1,36 +1,287 @@
-"""Keys and values that outlive a recurrence: what a halted token goes on showing to the others."""
+"""Keys and values of a looped decoder: per physical layer one buffer with a slot for every recurrence."""
 
 import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 
-class HeldKeyValues:
+class RecurrentDepthCacheLayer(CacheLayerMixin):
     """
-    One scratch slot a looped layer: keys and values of the last recurrence of every token of a forward.
+    Keys and values of one physical layer, in buffers of shape `(slots, batch, kv_heads, capacity, head_dim)`.
 
-    A token that has halted is still attended to, as it was at its last recurrence; the tokens that go on overwrite
-    theirs.
+    Slot t of a token holds what it computed at recurrence min(t, its count), in every slot that is allocated. A layer
+    outside the loop has one slot, and so has every layer when only the last recurrence is kept.
+
+    Args:
+        single (`bool`): One slot for all recurrences.
+    """
+
+    is_compileable = False
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self, single: bool):
+        super().__init__()
+        self.single = single
+        self.length = 0
+
+    @property
+    def batch_size(self) -> int:
+        return self.keys.shape[1]
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_empty((1, *key_states.shape[:2], 0, key_states.shape[-1]))
+        self.values = value_states.new_empty((1, *value_states.shape[:2], 0, value_states.shape[-1]))
+        self.is_initialized = True
+
+    def reserve(self, slots: int, length: int) -> None:
+        """Makes room for so many slots and tokens. A new slot starts as a copy of the deepest one."""
+        old_slots, _, _, old_capacity, _ = self.keys.shape
+        if slots <= old_slots and length <= old_capacity:
+            return
+        slots = max(slots, old_slots)
+        capacity = old_capacity if length <= old_capacity else max(length, 2 * old_capacity, 16)
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_empty((slots, *old.shape[1:3], capacity, old.shape[-1]))
+            # All of the old slots: tokens of the running forward are not committed yet.
+            new[:old_slots, :, :, :old_capacity] = old
+            new[old_slots:, :, :, : self.length] = old[-1:, :, :, : self.length]
+            setattr(self, name, new)
+
+    def write(self, key_states, value_states, slot: int, rows, held) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Writes keys and values of shape `(rows, kv_heads, new tokens, head_dim)` behind the committed ones.
+
+        Tokens that are `held` (`(rows, new tokens)`, or `None`) keep those of the recurrence before. Returns what
+        stands in the slot now, for the new tokens of these rows (`None`: of all rows).
+        """
+        new = slice(self.length, self.length + key_states.shape[2])
+        where = slice(None) if rows is None else rows
+        if held is not None:
+            before = slot if self.single else slot - 1
+            kept = held[:, None, :, None]
+            key_states = torch.where(kept, self.keys[before][where, :, new], key_states)
+            value_states = torch.where(kept, self.values[before][where, :, new], value_states)
+        self.keys[slot][where, :, new] = key_states.detach()
+        self.values[slot][where, :, new] = value_states.detach()
+        return key_states, value_states
+
+    def read(self, slot: int, rows: slice, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views on the first `length` tokens of a slice of rows: nothing is copied."""
+        return self.keys[slot, rows, :, :length], self.values[slot, rows, :, :length]
+
+    def commit(self, count: int, depths) -> None:
+        """
+        Ends a forward over `count` new tokens: fills the slots that they did not reach, then lets the length grow.
+
+        `depths` is the recurrences of all (`int`), of each row `(batch,)` or of each token `(batch, count)`.
+        """
+        slots = self.keys.shape[0]
+        new = slice(self.length, self.length + count)
+        self.length += count
+        if slots == 1 or (isinstance(depths, int) and depths >= slots):
+            return
+        if isinstance(depths, int):
+            for buffer in (self.keys, self.values):
+                buffer[depths:, :, :, new] = buffer[depths - 1, :, :, new]
+            return
+        last = depths.clamp(1, slots) - 1
+        last = last[:, None] if last.ndim == 1 else last
+        source = torch.minimum(torch.arange(slots, device=last.device)[:, None, None], last)[:, :, None, :, None]
+        for buffer in (self.keys, self.values):
+            part = buffer[:, :, :, new]
+            buffer[:, :, :, new] = part.gather(0, source.expand_as(part))
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        raise TypeError("RecurrentDepthCache is written by recurrent-depth models only: slots belong to recurrences.")
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.keys = self.values = None
+        self.is_initialized = False
+        self.length = 0
+
+    def crop(self, tokens: int) -> None:
+        """Negative: drops so many tokens at the end. Positive: keeps so many at the start. 0 changes nothing."""
+        self.length = min(self.length, tokens) if tokens > 0 else max(self.length + tokens, 0)
+
+    def _select(self, choose) -> None:
+        if self.is_initialized:
+            self.keys, self.values = choose(self.keys), choose(self.values)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self._select(lambda buffer: buffer.index_select(1, beam_idx.to(buffer.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._select(lambda buffer: buffer.repeat_interleave(repeats, dim=1))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._select(lambda buffer: buffer[:, indices.to(buffer.device)])
+
+
+class RecurrentDepthCache(Cache):
+    """
+    The cache of a recurrent-depth model, for `past_key_values`; `generate` makes one by itself.
+
+    Args:
+        config (`RecurrentDepthConfig`): Of the model.
+        cache_recurrences (`"all"` or `"last"`):
+            `"all"` keeps the keys and values of every recurrence: what a token attends to is what the others computed
+            at the same recurrence. `"last"` keeps those of each token's last recurrence only: memory does not grow
+            with depth, at the price of an approximation wherever there is a past.
+    """
+
+    def __init__(self, config, cache_recurrences: str = "all"):
+        if cache_recurrences not in ("all", "last"):
+            raise ValueError(f"cache_recurrences={cache_recurrences!r} is neither 'all' nor 'last'.")
+        loop = range(config.num_prelude_layers, config.num_prelude_layers + config.num_recurrent_layers)
+        super().__init__(
+            layers=[
+                RecurrentDepthCacheLayer(single=cache_recurrences == "last" or index not in loop)
+                for index in range(config.num_hidden_layers)
+            ]
+        )
+        self.cache_recurrences = cache_recurrences
+        self._counts: torch.Tensor | None = None
+        self.shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the buffers hold for committed tokens, over all layers."""
+        return sum(
+            buffer[:, :, :, : layer.length].numel() * buffer.element_size()
+            for layer in self.layers
+            if layer.is_initialized
+            for buffer in (layer.keys, layer.values)
+        )
+
+    def check(self, config, batch: int) -> None:
+        """Refuses the cache of another model or batch."""
+        expected = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+        if self.shape != expected:
+            raise ValueError(
+                f"past_key_values is of a model with (layers, key heads, head size) = {self.shape}, this one has "
+                f"{expected}: make a RecurrentDepthCache with this model's config."
+            )
+        if self.is_initialized and self.batch_size != batch:
+            raise ValueError(
+                f"past_key_values holds {self.batch_size} rows, the input has {batch}: a cache belongs to its batch."
+            )
+
+    @property
+    def counts(self) -> torch.LongTensor:
+        """`(batch, tokens)`: the recurrences that each token took; 0 on padding."""
+        return self._counts[:, : self.get_seq_length()]
+
+    def commit(self, count: int, depths: int | torch.Tensor, real: torch.Tensor | None = None) -> None:
+        """
+        Ends a forward over `count` new tokens; see `RecurrentDepthCacheLayer.commit`.
+
+        `real` (`(batch, count)`, *optional*) is `False` on padding.
+        """
+        past = self.get_seq_length()
+        for layer in self.layers:
+            layer.commit(count, depths)
+        new = torch.as_tensor(depths, device=self.layers[0].device)
+        new = (new[:, None] if new.ndim == 1 else new).expand(self.batch_size, count)
+        new = new if real is None else new.masked_fill(~real, 0)
+        self._counts = new if past == 0 else torch.cat((self._counts[:, :past], new), dim=1)
+
+    def _select_counts(self, choose) -> None:
+        self._counts = None if self._counts is None else choose(self._counts)
+
+    def reset(self) -> None:
+        super().reset()
+        self._counts = None
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._select_counts(lambda counts: counts[beam_idx.to(counts.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._select_counts(lambda counts: counts.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._select_counts(lambda counts: counts[indices.to(counts.device)])
+
+
+class Slots:
+    """
+    The slots of a cache that one forward writes and reads.
+
+    Args:
+        cache (`RecurrentDepthCache`): Where keys and values go.
+        expected (`int`): Slots to reserve at once, so that buffers do not grow slot by slot.
 
     Attributes:
-        held (`torch.BoolTensor` of shape `(rows, sequence)`, or `None`): Who has halted, for the rows still computed.
+        recurrence (`int`): The one that runs (from 1).
+        rows (`torch.LongTensor`, or `None`): Rows of the batch that are still computed; `None`: all.
+        held (`torch.BoolTensor` of shape `(rows, new tokens)`, or `None`): Tokens among them that have halted.
     """
 
-    def __init__(self):
+    def __init__(self, cache: RecurrentDepthCache, expected: int):
+        self.cache = cache
+        self.expected = expected
+        self.past = cache.get_seq_length()
+        self.recurrence = 1
         self.held: torch.Tensor | None = None
-        self._slots: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.keep(None)
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes keys and values of shape `(rows, kv_heads, sequence, head_dim)`; returns them with the held ones."""
-        if self.held is not None:
-            held = self.held[:, None, :, None]
-            old_key, old_value = self._slots[layer_idx]
-            key, value = torch.where(held, old_key, key), torch.where(held, old_value, value)
-        self._slots[layer_idx] = key, value
-        return key, value
+    def keep(self, rows: torch.Tensor | None) -> None:
+        """Goes on with these rows only. Their places are cut into runs, so that each is read as a slice."""
+        self.rows = rows
+        self.runs = [(slice(None), slice(None))]
+        if rows is None or not self.past:
+            return
+        places = rows.tolist()
+        starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1] + 1]
+        self.runs = [
+            (slice(start, end), slice(places[start], places[end - 1] + 1))
+            for start, end in zip(starts, [*starts[1:], len(places)])
+        ]
 
-    def keep(self, rows: torch.Tensor):
-        """Forgets all rows but `rows` (indices into those still computed)."""
-        self.held = None if self.held is None else self.held[rows]
-        self._slots = {layer: (key[rows], value[rows]) for layer, (key, value) in self._slots.items()}
+    def attend(self, layer_idx: int, query, key, value, mask, attend):
+        """
+        Stores keys and values and attends to all that stand in the slot.
+
+        Args:
+            query, key, value (`(rows, heads, new tokens, head_dim)`): Of the rows still computed.
+            mask: Of these rows, or a list of masks, one for each of `runs`.
+            attend (callable): `(query, key, value, mask)` -> output, weights; both with rows first.
+        """
+        layer = self.cache.layers[layer_idx]
+        slot = 0 if layer.single else self.recurrence - 1
+        new = key.shape[2]
+        if not layer.is_initialized:
+            layer.lazy_initialization(key, value)
+        layer.reserve(1 if layer.single else max(slot + 1, self.expected), self.past + new)
+        key, value = layer.write(key, value, slot, self.rows, self.held)
+        if not self.past:
+            return attend(query, key, value, mask)
+        outputs = []
+        for index, (active, places) in enumerate(self.runs):
+            if torch.is_grad_enabled() and key.requires_grad:
+                # The buffers carry no gradient; the new tokens do.
+                past = layer.read(slot, places, self.past)
+                keys, values = (torch.cat(pair, dim=2) for pair in zip(past, (key[active], value[active])))
+            else:
+                keys, values = layer.read(slot, places, self.past + new)
+            outputs.append(attend(query[active], keys, values, mask[index] if isinstance(mask, list) else mask))
+        if len(outputs) == 1:
+            return outputs[0]
+        output, weights = zip(*outputs)
+        return torch.cat(output), None if weights[0] is None else torch.cat(weights)
 
 
-__all__ = ["HeldKeyValues"]
+__all__ = ["RecurrentDepthCache", "Slots"]

@@ -66,6 +66,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
         residual_init_scale (`float`, *optional*):
             Factor on the initial weights of the two output projections of each looped block; 0 starts the block as
             the identity, `None` keeps the usual initialisation.
+        use_cache (`bool`), cache_recurrences (`"all"` or `"last"`): Whether keys and values are kept, and of which
+            recurrences; see `RecurrentDepthCache`.
         num_recurrences (`int`): Recurrences when nothing else is asked for, and the mean in training.
         input_injection (`"none"`, `"add"`, `"concat"`):
             What happens before every recurrence after the first: nothing; state + embedding; a linear adapter over
@@ -139,6 +141,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
     residual_init_scale: float | int | None = None
     tie_word_embeddings: bool = False
     use_cache: bool = True
+    cache_recurrences: Literal["all", "last"] = "all"
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None

@@ -16,16 +16,22 @@ class HaltingCriterion:
     Attributes:
         name (`str`): How config and calls ask for it.
         reads (`str`): What `signal` is: `"log_probs"` of the next token, or the `"state"`.
+        compares (`bool`): Whether it looks at `previous`; for log-probabilities of many tokens that costs a read-out.
     """
 
     name: ClassVar[str]
     reads: ClassVar[str]
+    compares: ClassVar[bool] = True
 
-    def __call__(self, signal: torch.Tensor, memory: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    def __call__(
+        self, signal: torch.Tensor, previous: torch.Tensor | None, memory: dict[str, torch.Tensor]
+    ) -> torch.Tensor | None:
         """
         Args:
             signal (`torch.Tensor` of shape `(*units, vocab)` or `(*units, hidden)`, float32):
                 What the criterion reads, after one recurrence.
+            previous (`torch.Tensor` like `signal`, *optional*): The same after the recurrence before; `None` at the
+                first.
             memory (`dict`): Tensors of shape `(*units, ...)` that the criterion keeps between recurrences; empty at
                 the first one. Written in place by key; rows that leave the batch leave it too.
 
@@ -39,9 +45,8 @@ def _entropy(log_probs):
     return -(log_probs.exp() * log_probs).sum(-1)
 
 
-def _kl_from_previous(log_probs, memory):
-    previous, memory["log_probs"] = memory.get("log_probs"), log_probs
-    return None if previous is None else (log_probs.exp() * (log_probs - previous)).sum(-1)
+def _kl(log_probs, previous):
+    return (log_probs.exp() * (log_probs - previous)).sum(-1)
 
 
 def _relative(difference, state):
@@ -57,9 +62,10 @@ class KLEntropyCriterion(HaltingCriterion):
     kl_threshold: float
     entropy_threshold: float
 
-    def __call__(self, signal, memory):
-        kl = _kl_from_previous(signal, memory)
-        return None if kl is None else (kl < self.kl_threshold) & (_entropy(signal) < self.entropy_threshold)
+    def __call__(self, signal, previous, memory):
+        if previous is None:
+            return None
+        return (_kl(signal, previous) < self.kl_threshold) & (_entropy(signal) < self.entropy_threshold)
 
 
 @dataclass
@@ -70,9 +76,8 @@ class KLCriterion(HaltingCriterion):
     reads: ClassVar[str] = "log_probs"
     kl_threshold: float
 
-    def __call__(self, signal, memory):
-        kl = _kl_from_previous(signal, memory)
-        return None if kl is None else kl < self.kl_threshold
+    def __call__(self, signal, previous, memory):
+        return None if previous is None else _kl(signal, previous) < self.kl_threshold
 
 
 @dataclass
@@ -81,9 +86,10 @@ class EntropyCriterion(HaltingCriterion):
 
     name: ClassVar[str] = "entropy"
     reads: ClassVar[str] = "log_probs"
+    compares: ClassVar[bool] = False
     entropy_threshold: float
 
-    def __call__(self, signal, memory):
+    def __call__(self, signal, previous, memory):
         return _entropy(signal) < self.entropy_threshold
 
 
@@ -93,9 +99,10 @@ class ConfidenceCriterion(HaltingCriterion):
 
     name: ClassVar[str] = "confidence"
     reads: ClassVar[str] = "log_probs"
+    compares: ClassVar[bool] = False
     confidence_threshold: float
 
-    def __call__(self, signal, memory):
+    def __call__(self, signal, previous, memory):
         return signal.amax(-1).exp() >= self.confidence_threshold
 
 
@@ -107,8 +114,7 @@ class StateDifferenceCriterion(HaltingCriterion):
     reads: ClassVar[str] = "state"
     state_difference_threshold: float
 
-    def __call__(self, signal, memory):
-        previous, memory["state"] = memory.get("state"), signal
+    def __call__(self, signal, previous, memory):
         return None if previous is None else _relative(signal - previous, signal) < self.state_difference_threshold
 
 
@@ -120,8 +126,7 @@ class AccelerationCriterion(HaltingCriterion):
     reads: ClassVar[str] = "state"
     acceleration_threshold: float
 
-    def __call__(self, signal, memory):
-        previous, memory["state"] = memory.get("state"), signal
+    def __call__(self, signal, previous, memory):
         if previous is None:
             return None
         last_step, memory["step"] = memory.get("step"), signal - previous
@@ -136,13 +141,14 @@ class ArgmaxStabilityCriterion(HaltingCriterion):
 
     name: ClassVar[str] = "argmax_stability"
     reads: ClassVar[str] = "log_probs"
+    compares: ClassVar[bool] = False
     argmax_patience: int
 
-    def __call__(self, signal, memory):
+    def __call__(self, signal, previous, memory):
         token = signal.argmax(-1)
-        previous, memory["token"] = memory.get("token"), token
+        last, memory["token"] = memory.get("token"), token
         seen = torch.ones_like(token)
-        memory["seen"] = seen if previous is None else torch.where(token == previous, memory["seen"] + 1, seen)
+        memory["seen"] = seen if last is None else torch.where(token == last, memory["seen"] + 1, seen)
         return memory["seen"] >= self.argmax_patience
 
 
@@ -175,6 +181,10 @@ class HaltingRule:
             Given counts; 0 leaves the unit to the criterion.
         criterion (`HaltingCriterion`, *optional*), min_recurrences (`int`): The criterion and from when it is heard.
         granularity (`"sequence"` or `"token"`): What a unit is.
+
+    Attributes:
+        taken (`torch.LongTensor` like `counts`): The count of every unit that has halted, 0 for the others. Only of
+            the rows still in the batch.
     """
 
     def __init__(self, limit, counts, criterion, min_recurrences, granularity):
@@ -183,25 +193,58 @@ class HaltingRule:
         self.criterion = criterion
         self.min_recurrences = min_recurrences
         self.granularity = granularity
+        self.taken = torch.zeros_like(counts)
+        self.previous: torch.Tensor | None = None
         self.memory: dict[str, torch.Tensor] = {}
 
     @property
     def reads(self) -> str | None:
-        """What `halted` must be given: `"log_probs"`, `"state"`, or `None` for nothing."""
+        """What the criterion reads: `"log_probs"`, `"state"`, or `None` without a criterion."""
         return None if self.criterion is None else self.criterion.reads
 
-    def halted(self, recurrence: int, signal: torch.Tensor | None) -> torch.Tensor:
-        """Bool tensor over the units still in the batch: who has taken its last recurrence."""
+    def update(self, recurrence: int, hidden: torch.Tensor | None, read=None, at_once: int = 1) -> None:
+        """
+        Writes into `taken` the units for which `recurrence` was the last.
+
+        `hidden` (`(*units, hidden)`) is what the criterion reads, or what `read` turns into it, `at_once` units at a
+        time: the log-probabilities of all tokens of a prompt would not fit beside one another.
+        """
         verdict = torch.full_like(self.counts, recurrence >= self.limit, dtype=torch.bool)
         if self.criterion is not None:
-            opinion = self.criterion(signal, self.memory)
+            opinion = self._opinion(hidden, read, at_once)
             if opinion is not None and recurrence >= self.min_recurrences:
                 verdict = verdict | opinion
-        return torch.where(self.counts > 0, self.counts <= recurrence, verdict)
+        verdict = torch.where(self.counts > 0, self.counts <= recurrence, verdict)
+        self.taken = torch.where((self.taken == 0) & verdict, recurrence, self.taken)
 
-    def keep(self, rows: torch.Tensor):
+    def _opinion(self, hidden, read, at_once):
+        previous, self.previous = self.previous, hidden
+        if read is None:
+            return self.criterion(hidden, previous, self.memory)
+        undecided = ((self.taken == 0) & (self.counts == 0)).flatten().nonzero().flatten()
+        flat = {name: value.flatten(0, self.counts.ndim - 1) for name, value in self.memory.items()}
+        hidden = hidden.flatten(0, -2)
+        previous = None if previous is None else previous.flatten(0, -2)
+        opinion, kept = None, {}
+        for units in undecided.split(at_once):
+            memory = {name: value[units] for name, value in flat.items()}
+            signal = read(hidden[units])
+            before = None if previous is None or not self.criterion.compares else read(previous[units])
+            verdict = self.criterion(signal, before, memory)
+            if verdict is not None:
+                opinion = torch.zeros_like(self.counts, dtype=torch.bool).flatten() if opinion is None else opinion
+                opinion[units] = verdict
+            for name, value in memory.items():
+                if name not in kept:
+                    kept[name] = flat.get(name, value.new_zeros((hidden.shape[0], *value.shape[1:]))).clone()
+                kept[name][units] = value
+        self.memory |= {name: value.unflatten(0, self.counts.shape) for name, value in kept.items()}
+        return None if opinion is None else opinion.view_as(self.counts)
+
+    def keep(self, rows: torch.Tensor) -> None:
         """Forgets all rows but `rows` (indices into those still in the batch)."""
-        self.counts = self.counts[rows]
+        self.counts, self.taken = self.counts[rows], self.taken[rows]
+        self.previous = None if self.previous is None else self.previous[rows]
         self.memory = {name: value[rows] for name, value in self.memory.items()}
 
 

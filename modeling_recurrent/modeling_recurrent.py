@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .blocks_recurrent import NORMS, RecurrentDepthBlock
-from .cache_recurrent import HeldKeyValues
+from .cache_recurrent import RecurrentDepthCache, Slots
 from .configuration_recurrent import RecurrentDepthConfig
+from .generation_recurrent import RecurrentDepthGenerationMixin
 from .halting_recurrent import HaltingRule, criterion_parameters, resolve_depth
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
 from .sampling_recurrent import sample_num_recurrences
@@ -29,6 +29,9 @@ DEPTH_ARGUMENTS = (
     "halting_granularity",
     *criterion_parameters(),
 )
+
+# A criterion reads the logits of so many (token, word) pairs at once; at a vocabulary of 32,000 that is 512 tokens.
+READ_OUT_SLICE = 2**24
 
 
 class RecurrentDepthInjection(nn.Linear):
@@ -92,7 +95,8 @@ class _Rows:
     What the layers need to know of the rows that are still computed.
 
     `inputs` is what the loop is fed, `last` the position of each row's last real token, `indices` the place of each
-    row in the batch (`None` while all are computed). Two masks: of the looped layers, and of prelude and coda.
+    row in the batch (`None` while all are computed). Two masks: of the looped layers, and of prelude and coda; each a
+    list where the rows are read from the cache in several runs.
     """
 
     config: RecurrentDepthConfig
@@ -100,37 +104,48 @@ class _Rows:
     padding: torch.Tensor | None
     angles: tuple[torch.Tensor, torch.Tensor] | None
     last: torch.Tensor
+    slots: Slots | None
     indices: torch.Tensor | None = None
 
     def __post_init__(self):
-        # Made anew for fewer rows, not sliced: a mask of flex attention cannot be.
         windowed = self.config.sliding_window is not None
         self.looped_mask = self._make_mask(create_sliding_window_causal_mask if windowed else create_causal_mask)
         self.mask = self.looped_mask
         if windowed and self.config.num_hidden_layers > self.config.num_recurrent_layers:
             self.mask = self._make_mask(create_causal_mask)
 
-    def _make_mask(self, create):
-        return create(
+    def _make_mask(self, create, rows=slice(None)):
+        # Made anew for fewer rows, not sliced: a mask of flex attention cannot be.
+        mask = create(
             config=self.config,
-            inputs_embeds=self.inputs,
-            attention_mask=self.padding,
-            past_key_values=None,
+            inputs_embeds=self.inputs[rows],
+            attention_mask=None if self.padding is None else self.padding[rows],
+            past_key_values=None if self.slots is None else self.slots.cache,
             position_ids=None,
         )
+        runs = [] if self.slots is None else self.slots.runs
+        if mask is None or rows != slice(None) or len(runs) < 2:
+            return mask
+        if isinstance(mask, torch.Tensor):
+            return [mask[active] if mask.shape[0] > 1 else mask for active, _ in runs]
+        return [self._make_mask(create, active) for active, _ in runs]
 
     def keep(self, rows):
         """These rows without all but `rows` (indices into them)."""
         angles = self.angles
         if angles is not None and angles[0].shape[0] > 1:
             angles = angles[0][rows], angles[1][rows]
+        indices = rows if self.indices is None else self.indices[rows]
+        if self.slots is not None:
+            self.slots.keep(indices)
         return _Rows(
             config=self.config,
             inputs=self.inputs[rows],
             padding=None if self.padding is None else self.padding[rows],
             angles=angles,
             last=self.last[rows],
-            indices=rows if self.indices is None else self.indices[rows],
+            slots=self.slots,
+            indices=indices,
         )
 
     def spread(self, values, before):
@@ -171,9 +186,10 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
+        past_key_values: RecurrentDepthCache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        cache_recurrences: str | None = None,
         num_recurrences: int | torch.LongTensor | None = None,
         head: Callable | None = None,
         on_recurrence: Callable | None = None,
@@ -185,19 +201,20 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         r"""
         Args:
             input_ids (`(batch, sequence)`), inputs_embeds (`(batch, sequence, hidden)`): One of the two.
-            attention_mask (`(batch, sequence)`, 0 on padding, or a prepared 4-D mask), position_ids: As usual;
+            attention_mask (`(batch, past + sequence)`, 0 on padding, or a prepared 4-D mask), position_ids: As usual;
                 positions that are not given count the real tokens, so that padding on either side changes nothing.
+            past_key_values (`RecurrentDepthCache`), use_cache (`bool`), cache_recurrences (`str`, all *optional*):
+                A cache is made and returned if `use_cache` is true; by default where the config says so and no
+                gradient is recorded. `cache_recurrences` says what a new one keeps.
             num_recurrences (`int`, 0-d, `(batch,)` or `(batch, sequence)` tensor, *optional*): See `resolve_depth`.
             head (callable, *optional*): `(…, hidden)` -> logits, for criteria that read log-probabilities.
             on_recurrence (callable, *optional*): Called after each recurrence with its index (from 1), the indices of
-                the rows still computed (`None`: all) and what the model would return for them if it stopped there.
+                the rows still computed (`None`: all) and what the last norm would read if the loop stopped there.
             state_seed (`int`, *optional*): Of the noise of `state_init="normal"`.
             kwargs: The other fields of depth and halting, by their config names; the rest goes to the attention.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds.")
-        if past_key_values is not None:
-            raise ValueError("past_key_values is not supported: recurrent-depth models run with use_cache=False.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         output_hidden_states = (
@@ -210,18 +227,32 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             )
 
         batch, length, _ = inputs_embeds.shape
+        if use_cache is None:
+            use_cache = self.config.use_cache and not torch.is_grad_enabled()
+        cache = past_key_values
+        if cache is not None:
+            if not isinstance(cache, RecurrentDepthCache):
+                raise TypeError(
+                    f"past_key_values is a {type(cache).__name__}: slots belong to recurrences here, give a "
+                    "RecurrentDepthCache or None."
+                )
+            cache.check(self.config, batch)
+        elif use_cache:
+            cache = RecurrentDepthCache(self.config, cache_recurrences or self.config.cache_recurrences)
+        past = 0 if cache is None else cache.get_seq_length()
         real = None
         if attention_mask is not None and attention_mask.ndim == 2:
-            if attention_mask.shape != (batch, length):
+            if attention_mask.shape != (batch, past + length):
                 raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}, the input {(batch, length)}: "
-                    "one entry is needed for each token."
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, the input with its past "
+                    f"{(batch, past + length)}: one entry is needed for each token."
                 )
             real = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
         if position_ids is None:
-            position_ids = torch.arange(length, device=inputs_embeds.device)[None]
+            position_ids = torch.arange(past, past + length, device=inputs_embeds.device)[None]
             if real is not None:
-                position_ids = (real.cumsum(-1) - 1).clamp_min(0)
+                position_ids = (real.cumsum(-1) - 1).clamp_min(0)[:, past:]
+        real = None if real is None else real[:, past:]
         depth = resolve_depth(
             self.config,
             (batch, length),
@@ -241,7 +272,11 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         last = torch.full((batch,), length - 1, device=inputs_embeds.device)
         if real is not None:
             last = (real * torch.arange(length, device=real.device)).argmax(-1)
-        rows = _Rows(self.config, hidden_states, attention_mask, angles, last)
+        if cache is None and isinstance(depth, HaltingRule) and depth.granularity == "token":
+            # Others go on looking at a token that has halted: one scratch slot a layer, which is not returned.
+            cache = RecurrentDepthCache(self.config, cache_recurrences="last")
+        slots = None if cache is None else Slots(cache, expected=depth if isinstance(depth, int) else 1)
+        rows = _Rows(self.config, hidden_states, attention_mask, angles, last, slots)
 
         attentions = [] if output_attentions else None
         if len(self.prelude_layers):
@@ -250,10 +285,14 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         state = self._initial_state(hidden_states, position_ids, state_seed)
         states = [state] if output_hidden_states else None
         state, counts = self._loop(state, rows, depth, head, on_recurrence, states, attentions, **kwargs)
+        hidden_states = self.norm(self._finish(state, rows, attentions, **kwargs))
+        if cache is not None:
+            cache.commit(length, depth if isinstance(depth, int) else counts, real)
         if counts.ndim == 2 and real is not None:
             counts = counts.masked_fill(~real, 0)
         return RecurrentDepthModelOutput(
-            last_hidden_state=self._read_out(state, rows, attentions=attentions, **kwargs),
+            last_hidden_state=hidden_states,
+            past_key_values=cache if use_cache else None,
             hidden_states=None if states is None else tuple(states),
             attentions=None if attentions is None else tuple(attentions),
             num_recurrences=counts,
@@ -268,43 +307,41 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         """
         rule = depth if isinstance(depth, HaltingRule) else None
         limit = depth if rule is None else rule.limit
-        slots = HeldKeyValues() if rule is not None and rule.granularity == "token" else None
-        counts = torch.zeros_like(rule.counts) if rule is not None else None
+        slots, held = rows.slots, None
+        by_token = rule is not None and rule.granularity == "token"
         finished = []
         for recurrence in range(1, limit + 1):
+            if slots is not None:
+                slots.recurrence = recurrence
             with self._gradients(recurrence, limit):
                 updated = self._inject(state, rows.inputs, recurrence)
-                updated = self._run(
-                    self.recurrent_layers, updated, rows, rows.looped_mask, attentions, slots=slots, **kwargs
-                )
-            if slots is not None and slots.held is not None:
-                updated = torch.where(slots.held[..., None], state, updated)
-            state = updated
+                updated = self._run(self.recurrent_layers, updated, rows, rows.looped_mask, attentions, **kwargs)
+            state = updated if held is None else torch.where(held[..., None], state, updated)
             if states is not None:
                 states.append(rows.spread(state, states[-1]))
             if on_recurrence is not None:
-                on_recurrence(recurrence, rows.indices, self._read_out(state, rows, **kwargs))
+                on_recurrence(recurrence, rows.indices, self._finish(state, rows, **kwargs))
             if rule is None:
                 continue
 
-            halted = rule.halted(recurrence, self._signal(rule, state, rows, head, **kwargs))
-            counts = torch.where((counts == 0) & halted, recurrence, counts)
-            done = counts > 0
-            if slots is not None:
-                slots.held, done = done, done.all(-1)
-            if not done.any():
-                continue
-            leaving, staying = done.nonzero().flatten(), (~done).nonzero().flatten()
-            finished.append(
-                (leaving if rows.indices is None else rows.indices[leaving], state[leaving], counts[leaving])
-            )
-            if not len(staying):
-                break
-            state, counts, rows = state[staying], counts[staying], rows.keep(staying)
-            rule.keep(staying)
-            if slots is not None:
-                slots.keep(staying)
+            self._judge(rule, recurrence, state, rows, head, **kwargs)
+            done = rule.taken > 0
+            if by_token:
+                done = done.all(-1)
+            if done.any():
+                leaving, staying = done.nonzero().flatten(), (~done).nonzero().flatten()
+                indices = leaving if rows.indices is None else rows.indices[leaving]
+                finished.append((indices, state[leaving], rule.taken[leaving]))
+                if not len(staying):
+                    break
+                state, rows = state[staying], rows.keep(staying)
+                rule.keep(staying)
+            if by_token:
+                slots.held = held = rule.taken > 0
 
+        if slots is not None:
+            slots.keep(None)
+            slots.held = None
         if rule is None:
             return state, torch.full((state.shape[0],), limit, device=state.device)
         indices, pieces, counts = (torch.cat(parts) for parts in zip(*finished))
@@ -313,7 +350,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
 
     def _run(self, layers, hidden_states, rows, mask, attentions=None, **kwargs):
         for layer in layers:
-            hidden_states, weights = layer(hidden_states, mask, rows.angles, **kwargs)
+            hidden_states, weights = layer(hidden_states, mask, rows.angles, rows.slots, **kwargs)
             if attentions is not None:
                 # A row that has halted repeats the map of this layer in the recurrence before.
                 before = attentions[-len(layers)] if rows.indices is not None else None
@@ -331,22 +368,28 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             return self.injection(torch.cat((state, inputs), dim=-1))
         return state
 
-    def _read_out(self, state, rows, at=None, attentions=None, **kwargs):
-        """What the model returns if it stops at `state`: coda and norm. Read only `at` a position: (rows, hidden)."""
-        if len(self.coda_layers):
-            state = self._run(self.coda_layers, state, rows, rows.mask, attentions, **kwargs)
-        if at is not None:
-            state = state[torch.arange(len(at), device=at.device), at]
-        return self.norm(state)
+    def _finish(self, state, rows, attentions=None, **kwargs):
+        """What follows the loop, up to the last norm."""
+        return self._run(self.coda_layers, state, rows, rows.mask, attentions, **kwargs)
 
-    def _signal(self, rule, state, rows, head, **kwargs):
-        """What the rule's criterion reads: of each row's last real token, or of every token."""
+    def _judge(self, rule, recurrence, state, rows, head, **kwargs):
+        """Shows the rule what its criterion reads: of each row's last real token, or of every token."""
+
+        def log_probs(hidden_states):
+            return head(hidden_states).float().log_softmax(-1)
+
         if rule.reads is None:
-            return None
-        at = None if rule.granularity == "token" else rows.last
-        if rule.reads == "state":
-            return (state if at is None else state[torch.arange(len(at), device=at.device), at]).float()
-        return head(self._read_out(state, rows, at=at, **kwargs)).float().log_softmax(-1)
+            rule.update(recurrence, None)
+        elif rule.granularity == "token" and rule.reads == "state":
+            rule.update(recurrence, state.float())
+        elif rule.granularity == "token":
+            at_once = max(READ_OUT_SLICE // self.config.vocab_size, 1)
+            rule.update(recurrence, self.norm(state), read=log_probs, at_once=at_once)
+        else:
+            of_logits = rule.reads == "log_probs"
+            read = self._finish(state, rows, **kwargs) if of_logits else state
+            read = read[torch.arange(len(read), device=read.device), rows.last]
+            rule.update(recurrence, log_probs(self.norm(read)) if of_logits else read.float())
 
     def _check_readable(self, depth, head):
         if not isinstance(depth, HaltingRule) or depth.reads != "log_probs":
@@ -396,7 +439,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         return sample_num_recurrences(self.config, seed=int(torch.randint(2**31, ())), step=0)
 
 
-class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
+class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGenerationMixin):
     """The decoder with a language-model head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -416,11 +459,12 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
+        past_key_values: RecurrentDepthCache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         shift_labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
+        cache_recurrences: str | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_recurrences: int | torch.LongTensor | None = None,
         min_recurrences: int | None = None,
@@ -467,11 +511,12 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
             shift_labels = shift_labels[labelled]
         loss_kwargs = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
 
-        def logits_of(hidden_states):
+        def kept(hidden_states):
             if labelled is not None:
-                return self.lm_head(hidden_states[labelled])
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            return self.lm_head(hidden_states[:, kept])
+                return hidden_states[labelled]
+            return hidden_states[
+                :, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            ]
 
         def loss_of(logits):
             return self.loss_function(
@@ -487,7 +532,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
         losses = []
 
         def read_logits(recurrence, rows, hidden_states):
-            logits = logits_of(hidden_states)
+            logits = self.lm_head(self.model.norm(kept(hidden_states)))
             if recurrence_loss_weights is None:
                 on_recurrence(recurrence, rows, logits)
             elif rows is not None or recurrence > len(recurrence_loss_weights):
@@ -506,6 +551,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache_recurrences=cache_recurrences,
             num_recurrences=num_recurrences,
             min_recurrences=min_recurrences,
             max_recurrences=max_recurrences,
@@ -525,7 +571,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
             return_dict=True,
             **kwargs,
         )
-        logits = logits_of(outputs.last_hidden_state)
+        logits = self.lm_head(kept(outputs.last_hidden_state))
         loss = None
         if losses:
             loss = torch.stack(losses).sum()
@@ -534,16 +580,11 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
         return RecurrentDepthCausalLMOutput(
             loss=loss,
             logits=logits,
+            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             num_recurrences=outputs.num_recurrences,
         )
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        if model_kwargs.get("past_key_values") is not None:
-            raise ValueError("past_key_values is not supported: recurrent-depth models run with use_cache=False.")
-        generation_config.use_cache = False
-        model_kwargs["use_cache"] = False
 
 
 __all__ = ["RecurrentDepthForCausalLM", "RecurrentDepthModel", "RecurrentDepthPreTrainedModel"]

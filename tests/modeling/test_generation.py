@@ -1,0 +1,370 @@
+"""Invariants 2 to 4 in generation: the same tokens and depths in every way of decoding, as from scratch."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from recurrent_models import VOCAB, pad, random_ids, reference_logits, relative_error, tiny_model
+
+from modeling_recurrent import RecurrentDepthCache
+
+
+LENGTHS = (5, 2, 7, 4)
+NEW = 5
+GRID = [
+    ("gpt2", {"position_embedding_type": "learned", "input_injection": "add", "state_norm": "layernorm"}),
+    ("gpt2", {"position_embedding_type": "none", "sliding_window": 3, "input_injection": "concat"}),
+    ("gpt2", {"position_embedding_type": "sinusoidal", "num_prelude_layers": 1}),
+    ("llama", {"num_key_value_heads": 2, "input_injection": "add", "state_norm": "rmsnorm"}),
+    ("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "sliding_window": 4, "input_injection": "add"}),
+    ("llama", {"num_coda_layers": 1, "state_init": "zeros", "input_injection": "concat", "state_norm": "rmsnorm"}),
+]
+IDS = ["-".join([style, *(f"{k}={v}" for k, v in extra.items())]) for style, extra in GRID]
+
+
+def lively_model(style, extra):
+    """Double precision and large weights: counts differ from token to token, rounding decides nothing."""
+    return tiny_model(style, initializer_range=0.25, max_recurrences=9, **extra).double()
+
+
+def depth_calls(model):
+    """Ways to ask for depth that this model supports, with thresholds at which counts vary."""
+    ids = random_ids(24, 8)
+    scores = {"state_difference": [], "kl": []}
+    with torch.no_grad():
+        runs = [model(ids, num_recurrences=t, output_hidden_states=True) for t in range(1, 6)]
+    for before, after in pairwise(runs):
+        old, new = before.hidden_states[-1], after.hidden_states[-1]
+        scores["state_difference"].append(((new - old).norm(dim=-1) / new.norm(dim=-1)).flatten())
+        p, q = after.logits.log_softmax(-1), before.logits.log_softmax(-1)
+        scores["kl"].append((p.exp() * (p - q)).sum(-1).flatten())
+    thresholds = {name: torch.cat(values).quantile(0.3).item() for name, values in scores.items()}
+    calls = {
+        "fixed": {"num_recurrences": 4},
+        "rows": {"num_recurrences": torch.tensor([3, 1, 6, 2])},
+        "token-state": {
+            "halting_criterion": "state_difference",
+            "state_difference_threshold": thresholds["state_difference"],
+        },
+        "sequence-kl": {
+            "halting_criterion": "kl",
+            "kl_threshold": thresholds["kl"],
+            "halting_granularity": "sequence",
+        },
+    }
+    if not model.config.num_coda_layers:
+        calls["token-kl"] = {"halting_criterion": "kl", "kl_threshold": thresholds["kl"], "min_recurrences": 2}
+    return calls
+
+
+def generate(model, ids, mask, **kwargs):
+    return model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=NEW,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **kwargs,
+    )
+
+
+def equal(left, right):
+    return all(
+        torch.equal(getattr(left, name), getattr(right, name))
+        for name in ("sequences", "num_recurrences", "prompt_recurrences")
+    )
+
+
+@pytest.mark.parametrize(("style", "extra"), GRID, ids=IDS)
+def test_decoding_against_a_reference_that_starts_from_scratch(style, extra, poisoned_memory):
+    model = lively_model(style, extra)
+    rows = [random_ids(n) for n in LENGTHS]
+    ids, mask = pad(rows, "left")
+    different = set()
+    for name, call in depth_calls(model).items():
+        output = generate(model, ids, mask, **call)
+        logits = torch.stack(output.logits, dim=1)
+        for i, row in enumerate(rows):
+            assert (output.prompt_recurrences[i][~mask[i].bool()] == 0).all()
+            prompt_counts = output.prompt_recurrences[i][mask[i].bool()]
+            counts = torch.cat((prompt_counts, output.num_recurrences[i][1:]))
+            assert prompt_counts[-1] == output.num_recurrences[i][0]
+            text = torch.cat((row, output.sequences[i][ids.shape[1] :]))
+            expected = reference_logits(model, text[:-1], counts.tolist())[len(row) - 1 :]
+            assert relative_error(logits[i], expected) < 1e-6, name  # generate keeps logits in float32
+            assert torch.equal(expected.argmax(-1), text[len(row) :])
+            different |= set(counts.tolist())
+    assert len(different) >= 4
+
+
+@pytest.mark.parametrize(("style", "extra"), GRID, ids=IDS)
+def test_every_way_of_decoding_agrees(style, extra):
+    model = lively_model(style, extra)
+    rows = [random_ids(n) for n in LENGTHS]
+    ids, mask = pad(rows, "left")
+    for name, call in depth_calls(model).items():
+        plain = generate(model, ids, mask, **call)
+        if name == "sequence-kl" and model.config.num_coda_layers:
+            with pytest.raises(ValueError, match="use_cache=False with num_coda_layers"):
+                generate(model, ids, mask, use_cache=False, **call)
+        else:
+            assert equal(plain, generate(model, ids, mask, use_cache=False, **call)), name
+        for i, row in enumerate(rows):
+            own = {k: v[i : i + 1] if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+            alone = generate(model, row[None], torch.ones(1, len(row), dtype=torch.long), **own)
+            assert torch.equal(alone.sequences[0, len(row) :], plain.sequences[i, ids.shape[1] :])
+            assert torch.equal(alone.num_recurrences[0], plain.num_recurrences[i])
+            if name != "sequence-kl":
+                lookup = generate(model, row[None], None, prompt_lookup_num_tokens=3, **own)
+                assert equal(lookup, alone), name
+        if name == "sequence-kl":
+            continue
+        assert equal(plain, generate(model, ids, mask, prefill_chunk_size=3, **call)), name
+        beams = generate(model, ids, mask, num_beams=3, num_return_sequences=2, **call)
+        again = generate(model, ids, mask, num_beams=3, num_return_sequences=2, use_cache=False, **call)
+        assert equal(beams, again), name
+        assert beams.num_recurrences.shape == (8, beams.sequences.shape[1] - ids.shape[1])
+
+
+@pytest.mark.parametrize(("style", "extra"), GRID[:4], ids=IDS[:4])
+def test_beams_report_the_depths_of_what_they_return(style, extra):
+    model = lively_model(style, extra)
+    ids, mask = pad([random_ids(n) for n in LENGTHS], "left")
+    call = depth_calls(model)["token-state"]
+    output = generate(model, ids, mask, num_beams=3, **call)
+    for i, sequence in enumerate(output.sequences):
+        row = sequence[:-1][torch.cat((mask[i], mask.new_ones(len(sequence) - ids.shape[1] - 1))).bool()]
+        counts = model(row[None], **call).num_recurrences[0]
+        start = int(mask[i].sum())
+        assert torch.equal(counts[start - 1 :], output.num_recurrences[i])
+        assert torch.equal(counts[:start], output.prompt_recurrences[i][mask[i].bool()])
+
+
+@pytest.mark.parametrize(("style", "extra"), GRID, ids=IDS)
+def test_a_live_cache_goes_on(style, extra):
+    model = lively_model(style, extra)
+    ids, mask = pad([random_ids(n) for n in LENGTHS], "left")
+    turn = random_ids(4, 3)
+    longer = torch.cat((mask, torch.ones_like(turn)), dim=1)
+    full = torch.cat((ids, turn), dim=1)
+    with torch.no_grad():
+        for name, call in depth_calls(model).items():
+            if name == "sequence-kl":
+                continue
+            cache = RecurrentDepthCache(model.config)
+            first = model(ids, attention_mask=mask, past_key_values=cache, **call)
+            second = model(turn, attention_mask=longer, past_key_values=cache, **call)
+            whole = model(full, attention_mask=longer, **call)
+            if whole.num_recurrences.ndim == 2:
+                counts = torch.cat((first.num_recurrences, second.num_recurrences), dim=1)
+                assert torch.equal(counts, whole.num_recurrences), name
+                assert torch.equal(cache.counts, whole.num_recurrences), name
+            assert relative_error(second.logits, whole.logits[:, ids.shape[1] :]) < 1e-8, name
+
+            # Another fixed count on the live cache, deeper and shallower: counts of the past stay as they were.
+            for count in (9, 1):
+                past = cache.counts.clamp_min(1)
+                asked = torch.cat((past, torch.full((4, 2), count)), dim=1)
+                more = random_ids(4, 2)
+                longer_still = torch.cat((mask, torch.ones(4, asked.shape[1] - mask.shape[1])), dim=1)
+                text = torch.cat((full, more), dim=1)
+                expected = model(text, attention_mask=longer_still, num_recurrences=asked).logits[:, -2:]
+                actual = model(more, attention_mask=longer_still, past_key_values=cache, num_recurrences=count).logits
+                assert relative_error(actual, expected) < 1e-8, (name, count)
+                cache.crop(-2)
+
+
+def test_bfloat16_decodes_as_it_recomputes():
+    model = tiny_model("llama", input_injection="add", state_norm="rmsnorm").to(torch.bfloat16)
+    ids, mask = pad([random_ids(n) for n in LENGTHS], "left")
+    cached = generate(model, ids, mask, num_recurrences=torch.tensor([3, 1, 6, 2]))
+    text = cached.sequences[:, :-1]
+    longer = torch.cat((mask, mask.new_ones(4, text.shape[1] - mask.shape[1])), dim=1)
+    fresh = model(text, attention_mask=longer, num_recurrences=torch.tensor([3, 1, 6, 2]))
+    expected = fresh.logits[:, ids.shape[1] - 1 :].float()
+    assert relative_error(torch.stack(cached.logits, 1).float(), expected) < 0.05
+
+
+def test_last_slot_only_is_exact_where_there_is_no_past():
+    model = lively_model("llama", {"input_injection": "add"})
+    ids = random_ids(3, 6)
+    with torch.no_grad():
+        every, last = (
+            model(ids, use_cache=True, num_recurrences=6, cache_recurrences=kept) for kept in ("all", "last")
+        )
+        assert relative_error(last.logits, every.logits) < 1e-10
+        assert every.past_key_values.nbytes == 6 * last.past_key_values.nbytes
+        step = random_ids(3, 1)
+        near = model(step, past_key_values=last.past_key_values, num_recurrences=6).logits
+        assert not torch.allclose(near, model(step, past_key_values=every.past_key_values, num_recurrences=6).logits)
+    output = model.generate(ids, max_new_tokens=3, num_recurrences=4, cache_recurrences="last")
+    assert output.shape == (3, 9)
+
+
+def test_sampling_repeats_with_the_seed():
+    model = lively_model("gpt2", {})
+    ids = random_ids(2, 4)
+    outputs = []
+    for use_cache in (True, False):
+        torch.manual_seed(7)
+        outputs.append(
+            model.generate(ids, do_sample=True, num_return_sequences=3, max_new_tokens=6, use_cache=use_cache)
+        )
+    assert torch.equal(*outputs) and outputs[0].shape == (6, 10)
+
+
+def test_assisted_generation_by_a_shallower_copy():
+    model = lively_model("llama", {"input_injection": "add"})
+    row = random_ids(1, 6)
+    plain = generate(model, row, None, num_recurrences=5)
+    assistant = tiny_model("llama")
+    helped = generate(model, row, None, num_recurrences=5, assistant_model=assistant.double())
+    assert equal(plain, helped)
+
+
+def test_a_streamer_receives_depths():
+    class Streamer:
+        def __init__(self):
+            self.tokens, self.depths = [], []
+
+        def put(self, value):
+            self.tokens.append(value)
+
+        def put_recurrences(self, value):
+            self.depths.append(value)
+
+        def end(self):
+            self.ended = True
+
+    model = lively_model("llama", {"input_injection": "add"})
+    call = depth_calls(model)["token-state"]
+    row, streamer = random_ids(1, 5), Streamer()
+    output = generate(model, row, None, streamer=streamer, **call)
+    assert torch.equal(torch.cat(streamer.depths, dim=1), output.num_recurrences)
+    assert streamer.ended and len(streamer.tokens) == 1 + NEW
+
+
+BAD = [
+    ({"halting_criterion": "kl", "halting_granularity": "sequence", "prefill_chunk_size": 2}, "prefill_chunk_size=2"),
+    ({"halting_criterion": "kl", "halting_granularity": "sequence", "prompt_lookup_num_tokens": 2}, "assisted"),
+    (
+        {"halting_criterion": "kl", "halting_granularity": "sequence", "num_beams": 2, "use_cache": False},
+        "num_beams=2",
+    ),
+    ({"cache_implementation": "static"}, "cache_implementation='static'"),
+    ({"cache_recurrences": "first"}, "cache_recurrences='first'"),
+    ({"num_recurrences": -1}, "num_recurrences=-1"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD, ids=[message for _, message in BAD])
+def test_what_generate_cannot_do_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model().generate(random_ids(1, 4), max_new_tokens=2, **call)
+
+
+def test_caches_of_others_are_refused():
+    from transformers import DynamicCache
+
+    model = tiny_model()
+    ids = random_ids(2, 4)
+    with pytest.raises(TypeError, match="DynamicCache"):
+        model(ids, past_key_values=DynamicCache())
+    with pytest.raises(TypeError, match="DynamicCache"):
+        model.generate(ids, past_key_values=DynamicCache(), max_new_tokens=2)
+    other = RecurrentDepthCache(tiny_model(num_recurrent_layers=1).config)
+    with pytest.raises(ValueError, match="this one has"):
+        model(ids, past_key_values=other)
+    cache = RecurrentDepthCache(model.config)
+    model(ids, past_key_values=cache)
+    with pytest.raises(ValueError, match="holds 2 rows, the input has 3"):
+        model(random_ids(3, 1), past_key_values=cache)
+    with pytest.raises(TypeError, match="recurrent-depth models only"):
+        cache.update(torch.zeros(1), torch.zeros(1), 0)
+
+
+class TestCacheInterface:
+    def test_lengths_and_masks(self):
+        model = tiny_model(num_prelude_layers=1)
+        cache = RecurrentDepthCache(model.config)
+        assert cache.get_seq_length() == 0 and not cache.is_initialized and cache.get_max_length() == -1
+        with torch.no_grad():
+            model(random_ids(2, 5), past_key_values=cache, num_recurrences=3)
+        assert cache.get_seq_length() == 5 and cache.get_mask_sizes(2, 0) == (7, 0)
+        assert cache.is_croppable and not cache.is_compileable and not any(cache.is_sliding)
+        assert len(cache.layers) == 3
+        cache.crop(-2)
+        assert cache.get_seq_length() == 3 and cache.counts.tolist() == [[3] * 3] * 2
+        cache.crop(2)
+        assert cache.get_seq_length() == 2
+        cache.crop(0)
+        assert cache.get_seq_length() == 2
+        cache.reset()
+        assert cache.get_seq_length() == 0 and not cache.is_initialized
+
+    @pytest.mark.parametrize("change", ["reorder", "select", "repeat"])
+    def test_rows_move_together(self, change):
+        model = lively_model("llama", {"input_injection": "add"})
+        ids = random_ids(3, 5)
+        counts = torch.tensor([1, 4, 2])
+        cache = RecurrentDepthCache(model.config)
+        with torch.no_grad():
+            model(ids, past_key_values=cache, num_recurrences=counts)
+            if change == "reorder":
+                rows = torch.tensor([2, 0, 0])
+                cache.reorder_cache(rows)
+            elif change == "select":
+                rows = torch.tensor([1, 2])
+                cache.batch_select_indices(rows)
+            else:
+                rows = torch.tensor([0, 0, 1, 1, 2, 2])
+                cache.batch_repeat_interleave(2)
+            step = random_ids(len(rows), 1)
+            actual = model(step, past_key_values=cache, num_recurrences=counts[rows]).logits
+            expected = model(torch.cat((ids[rows], step), dim=1), num_recurrences=counts[rows]).logits[:, -1:]
+        assert relative_error(actual, expected) < 1e-8
+        assert torch.equal(cache.counts, counts[rows][:, None].expand(-1, 6))
+
+    def test_buffers_grow_by_doubling(self):
+        model = tiny_model()
+        cache = RecurrentDepthCache(model.config)
+        sizes = set()
+        with torch.no_grad():
+            for _ in range(70):
+                model(
+                    random_ids(1, 1), past_key_values=cache, num_recurrences=2, position_ids=torch.zeros(1, 1).long()
+                )
+                sizes.add(cache.layers[0].keys.shape[3])
+        assert len(sizes) <= 4 and cache.get_seq_length() == 70
+
+
+def test_gradients_through_new_tokens_behind_a_cache():
+    model = tiny_model("llama").double()
+    ids = random_ids(2, 6)
+    with torch.no_grad():
+        cache = model(ids[:, :4], use_cache=True).past_key_values
+    logits = model(ids[:, 4:], past_key_values=cache).logits
+    logits.sum().backward()
+    with torch.no_grad():
+        expected = model(ids).logits[:, 4:]
+    assert relative_error(logits, expected) < 1e-10
+    assert model.model.recurrent_layers[0].self_attn.k_proj.weight.grad.abs().max() > 0
+
+
+def test_vocabulary_is_read_in_slices(monkeypatch):
+    import modeling_recurrent.modeling_recurrent as module
+
+    model = lively_model("llama", {"input_injection": "add", "state_norm": "rmsnorm"})
+    ids, mask = pad([random_ids(n) for n in LENGTHS], "left")
+    for name in ("kl", "argmax_stability", "confidence"):
+        call = {"halting_criterion": name, "kl_threshold": 0.3, "argmax_patience": 2, "confidence_threshold": 0.4}
+        widths = []
+        hook = model.lm_head.register_forward_pre_hook(lambda _, args, seen=widths: seen.append(args[0].shape[0]))
+        whole = model(ids, attention_mask=mask, **call)
+        monkeypatch.setattr(module, "READ_OUT_SLICE", 3 * VOCAB)
+        sliced = model(ids, attention_mask=mask, **call)
+        monkeypatch.undo()
+        hook.remove()
+        assert torch.equal(whole.num_recurrences, sliced.num_recurrences)
+        assert 3 in widths and max(widths[:1]) == int(mask.sum())
