@@ -164,8 +164,8 @@ class RecurrentDepthCache(Cache):
             for buffer in (layer.keys, layer.values)
         )
 
-    def check(self, config, batch: int) -> None:
-        """Refuses the cache of another model or batch."""
+    def check(self, config, batch: int, depth) -> None:
+        """Refuses the cache of another model or batch, or a `depth` that it cannot hold."""
         expected = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
         if self.shape != expected:
             raise ValueError(
@@ -233,6 +233,7 @@ class Slots:
     def __init__(self, cache: RecurrentDepthCache, expected: int):
         self.cache = cache
         self.expected = expected
+        self.static = cache.is_compileable
         self.past = cache.get_seq_length()
         self.recurrence = 1
         self.held: torch.Tensor | None = None
@@ -242,7 +243,7 @@ class Slots:
         """Goes on with these rows only. Their places are cut into runs, so that each is read as a slice."""
         self.rows = rows
         self.runs = [(slice(None), slice(None))]
-        if rows is None or not self.past:
+        if rows is None or self.static or not self.past:
             return
         places = rows.tolist()
         starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1] + 1]
@@ -262,6 +263,8 @@ class Slots:
         """
         layer = self.cache.layers[layer_idx]
         slot = 0 if layer.single else self.recurrence - 1
+        if self.static:
+            return attend(query, *layer.store(key, value, slot), mask)
         new = key.shape[2]
         if not layer.is_initialized:
             layer.lazy_initialization(key, value)

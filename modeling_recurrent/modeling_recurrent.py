@@ -108,6 +108,9 @@ class _Rows:
     indices: torch.Tensor | None = None
 
     def __post_init__(self):
+        if isinstance(self.padding, dict):  # both masks, prepared for a static cache
+            self.mask, self.looped_mask = self.padding["full_attention"], self.padding["sliding_attention"]
+            return
         windowed = self.config.sliding_window is not None
         self.looped_mask = self._make_mask(create_sliding_window_causal_mask if windowed else create_causal_mask)
         self.mask = self.looped_mask
@@ -236,23 +239,22 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
                     f"past_key_values is a {type(cache).__name__}: slots belong to recurrences here, give a "
                     "RecurrentDepthCache or None."
                 )
-            cache.check(self.config, batch)
         elif use_cache:
             cache = RecurrentDepthCache(self.config, cache_recurrences or self.config.cache_recurrences)
         past = 0 if cache is None else cache.get_seq_length()
         real = None
-        if attention_mask is not None and attention_mask.ndim == 2:
-            if attention_mask.shape != (batch, past + length):
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            if not isinstance(past, torch.Tensor) and attention_mask.shape != (batch, past + length):
                 raise ValueError(
                     f"attention_mask has shape {tuple(attention_mask.shape)}, the input with its past "
                     f"{(batch, past + length)}: one entry is needed for each token."
                 )
             real = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
         if position_ids is None:
-            position_ids = torch.arange(past, past + length, device=inputs_embeds.device)[None]
+            position_ids = torch.arange(length, device=inputs_embeds.device)[None] + past
             if real is not None:
-                position_ids = (real.cumsum(-1) - 1).clamp_min(0)[:, past:]
-        real = None if real is None else real[:, past:]
+                position_ids = (real.cumsum(-1) - 1).clamp_min(0)[:, -length:]
+        real = None if real is None else real[:, -length:]
         depth = resolve_depth(
             self.config,
             (batch, length),
@@ -264,6 +266,8 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             **{name: kwargs.pop(name, None) for name in DEPTH_ARGUMENTS},
         )
         self._check_readable(depth, head)
+        if past_key_values is not None:
+            cache.check(self.config, batch, depth)
 
         hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids))
         angles = None

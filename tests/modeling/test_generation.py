@@ -252,7 +252,7 @@ BAD = [
         {"halting_criterion": "kl", "halting_granularity": "sequence", "num_beams": 2, "use_cache": False},
         "num_beams=2",
     ),
-    ({"cache_implementation": "static"}, "cache_implementation='static'"),
+    ({"cache_implementation": "quantized"}, "cache_implementation=.quantized."),
     ({"cache_recurrences": "first"}, "cache_recurrences='first'"),
     ({"num_recurrences": -1}, "num_recurrences=-1"),
 ]
