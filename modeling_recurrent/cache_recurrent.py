@@ -222,7 +222,8 @@ class Slots:
 
     Args:
         cache (`RecurrentDepthCache`): Where keys and values go.
-        expected (`int`): Slots to reserve at once, so that buffers do not grow slot by slot.
+        limit (`int`): No recurrence runs after this one.
+        certain (`bool`): All of them will run. Otherwise slots are doubled as they are needed.
 
     Attributes:
         recurrence (`int`): The one that runs (from 1).
@@ -230,9 +231,10 @@ class Slots:
         held (`torch.BoolTensor` of shape `(rows, new tokens)`, or `None`): Tokens among them that have halted.
     """
 
-    def __init__(self, cache: RecurrentDepthCache, expected: int):
+    def __init__(self, cache: RecurrentDepthCache, limit: int, certain: bool):
         self.cache = cache
-        self.expected = expected
+        self.limit = limit
+        self.certain = certain
         self.static = cache.is_compileable
         self.past = cache.get_seq_length()
         self.recurrence = 1
@@ -268,7 +270,10 @@ class Slots:
         new = key.shape[2]
         if not layer.is_initialized:
             layer.lazy_initialization(key, value)
-        layer.reserve(1 if layer.single else max(slot + 1, self.expected), self.past + new)
+        slots = slot + 1
+        if slots > layer.keys.shape[0]:
+            slots = self.limit if self.certain else min(2 * slot, self.limit)
+        layer.reserve(slots, self.past + new)
         key, value = layer.write(key, value, slot, self.rows, self.held)
         if not self.past:
             return attend(query, key, value, mask)

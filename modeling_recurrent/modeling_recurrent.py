@@ -279,7 +279,10 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         if cache is None and isinstance(depth, HaltingRule) and depth.granularity == "token":
             # Others go on looking at a token that has halted: one scratch slot a layer, which is not returned.
             cache = RecurrentDepthCache(self.config, cache_recurrences="last")
-        slots = None if cache is None else Slots(cache, expected=depth if isinstance(depth, int) else 1)
+        slots = None
+        if cache is not None:
+            certain = isinstance(depth, int)
+            slots = Slots(cache, limit=depth if certain else depth.limit, certain=certain)
         rows = _Rows(self.config, hidden_states, attention_mask, angles, last, slots)
 
         attentions = [] if output_attentions else None
