@@ -5,8 +5,8 @@ One training step at the study's size, against a restatement of the study's loop
 
 Both sides: 4 GPT-2 blocks of width 768 applied 4 times, tied head, loss on the answer, bf16 autocast, AdamW, the same
 chains. The study's side pads every chain to 50 tokens, attends eagerly and computes logits everywhere; ours is the
-step that RecurrentTrainer takes. Seconds are medians of runs taken in turns in one process; memory (Linux only) is what
-the first step adds to the resident set at its peak, gradients and optimiser state included, in a fresh process.
+step that RecurrentTrainer takes. Seconds are medians of runs taken in turns in one process; memory (Linux only) is
+what the first step adds to the resident set at its peak, gradients and optimiser state included, in a fresh process.
 """
 
 import argparse
