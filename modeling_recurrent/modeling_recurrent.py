@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
@@ -17,6 +17,7 @@ from .cache_recurrent import RecurrentDepthCache, Slots
 from .configuration_recurrent import RecurrentDepthConfig
 from .generation_recurrent import RecurrentDepthGenerationMixin
 from .halting_recurrent import HaltingRule, criterion_parameters, resolve_depth
+from .masks_recurrent import create_window_mask
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
 from .sampling_recurrent import sample_num_recurrences
 
@@ -109,7 +110,7 @@ class _Rows:
 
     def __post_init__(self):
         windowed = self.config.sliding_window is not None
-        self.looped_mask = self._make_mask(create_sliding_window_causal_mask if windowed else create_causal_mask)
+        self.looped_mask = self._make_mask(create_window_mask if windowed else create_causal_mask)
         self.mask = self.looped_mask
         if windowed and self.config.num_hidden_layers > self.config.num_recurrent_layers:
             self.mask = self._make_mask(create_causal_mask)
