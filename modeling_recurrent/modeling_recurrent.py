@@ -197,6 +197,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         state_seed: int | None = None,
+        resume: tuple[int, torch.FloatTensor] | None = None,
         **kwargs,
     ) -> RecurrentDepthModelOutput:
         r"""
@@ -212,6 +213,9 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             on_recurrence (callable, *optional*): Called after each recurrence with its index (from 1), the indices of
                 the rows still computed (`None`: all) and what the model would return for them if it stopped there.
             state_seed (`int`, *optional*): Of the noise of `state_init="normal"`.
+            resume (`(int, (batch, sequence, hidden) tensor)`, *optional*): The recurrences that these tokens have
+                taken already and the state after them, to go on from up to an int `num_recurrences`. Their keys and
+                values must stand in the cache still, behind its last token, where `crop` leaves them.
             kwargs: The other fields of depth and halting, by their config names; the rest goes to the attention.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -265,6 +269,8 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             **{name: kwargs.pop(name, None) for name in DEPTH_ARGUMENTS},
         )
         self._check_readable(depth, head)
+        if resume is not None and not (isinstance(depth, int) and cache is not None and resume[0] < depth):
+            raise ValueError(f"resume after {resume[0]} recurrences needs a cache and an int num_recurrences above.")
 
         hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids))
         angles = None
@@ -283,9 +289,9 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         if len(self.prelude_layers):
             hidden_states = self._run(self.prelude_layers, hidden_states, rows, rows.mask, attentions, **kwargs)
             rows.inputs = hidden_states
-        state = self._initial_state(hidden_states, position_ids, state_seed)
+        done, state = (0, self._initial_state(hidden_states, position_ids, state_seed)) if resume is None else resume
         states = [state] if output_hidden_states else None
-        state, counts = self._loop(state, rows, depth, head, on_recurrence, states, attentions, **kwargs)
+        state, counts = self._loop(state, rows, depth, head, on_recurrence, states, attentions, done, **kwargs)
         hidden_states = self._read_out(state, rows, attentions=attentions, **kwargs)
         if cache is not None:
             cache.commit(length, depth if isinstance(depth, int) else counts, real)
@@ -299,19 +305,20 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             num_recurrences=counts,
         )
 
-    def _loop(self, state, rows, depth, head, on_recurrence, states, attentions, **kwargs):
+    def _loop(self, state, rows, depth, head, on_recurrence, states, attentions, done=0, **kwargs):
         """
         The loop: inject, apply the layers to the rows still active, ask the rule who has halted, drop them.
 
-        A plain `int` for `depth` asks no rule, so that no tensor decides anything. Returns the state of all rows in
-        their order and the recurrences that each row or token took; fills the lists `states` and `attentions`.
+        `done` recurrences lie behind `state`. A plain `int` for `depth` asks no rule, so that no tensor decides
+        anything. Returns the state of all rows in their order and the recurrences that each row or token took; fills
+        the lists `states` and `attentions`.
         """
         rule = depth if isinstance(depth, HaltingRule) else None
         limit = depth if rule is None else rule.limit
         slots, held = rows.slots, None
         by_token = rule is not None and rule.granularity == "token"
         finished = []
-        for recurrence in range(1, limit + 1):
+        for recurrence in range(done + 1, limit + 1):
             if slots is not None:
                 slots.recurrence = recurrence
             with self._gradients(recurrence, limit):
