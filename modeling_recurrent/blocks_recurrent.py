@@ -41,7 +41,9 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    # At least float32; what masks a whole row in float64 would become infinite there.
+    precise = torch.promote_types(query.dtype, torch.float32)
+    weights = nn.functional.softmax(weights, dim=-1, dtype=precise).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 

@@ -114,6 +114,14 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
         """Negative: drops so many tokens at the end. Positive: keeps so many at the start. 0 changes nothing."""
         self.length = min(self.length, tokens) if tokens > 0 else max(self.length + tokens, 0)
 
+    def keep_tokens(self, places: torch.LongTensor) -> None:
+        """Goes on with the tokens at `places` (`(batch, kept)`) of each row, in that order."""
+        kept = places.shape[1]
+        for buffer in (self.keys, self.values):
+            index = places[None, :, None, :, None].expand(buffer.shape[0], -1, buffer.shape[2], -1, buffer.shape[-1])
+            buffer[:, :, :, :kept] = buffer.gather(3, index)
+        self.length = kept
+
     def _select(self, choose) -> None:
         if self.is_initialized:
             self.keys, self.values = choose(self.keys), choose(self.values)
@@ -198,6 +206,12 @@ class RecurrentDepthCache(Cache):
 
     def _select_counts(self, choose) -> None:
         self._counts = None if self._counts is None else choose(self._counts)
+
+    def keep_tokens(self, places: torch.LongTensor) -> None:
+        """Goes on with the tokens at `places` (`(batch, kept)`) of each row, in that order: closes holes."""
+        self._counts = self.counts.gather(1, places)
+        for layer in self.layers:
+            layer.keep_tokens(places)
 
     def reset(self) -> None:
         super().reset()

@@ -9,6 +9,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.utils import ModelOutput
 
 from .cache_recurrent import RecurrentDepthCache
+from .speculation_recurrent import Speculation, decode
 from .static_cache_recurrent import RecurrentDepthStaticCache
 
 
@@ -18,6 +19,7 @@ class _DepthLog:
 
     model: torch.nn.Module
     streamer: object
+    speculation: Speculation | None = None
     positions: int = 0
     prompt: torch.Tensor | None = None
     steps: list = field(default_factory=list)
@@ -26,9 +28,13 @@ class _DepthLog:
         """`counts`: of all positions so far, `(rows, positions)`; the last `new_tokens` of them gave new tokens."""
         if self.prompt is None:
             self.prompt = counts[:, : counts.shape[1] - new_tokens + 1].clone()
-        self.steps.append(counts[:, -new_tokens:].clone())
+        self.add_step(counts[:, -new_tokens:].clone())
+
+    def add_step(self, counts):
+        """`counts`: `(rows, new tokens)`, of the positions whose logits gave them."""
+        self.steps.append(counts)
         if hasattr(self.streamer, "put_recurrences"):
-            self.streamer.put_recurrences(self.steps[-1].cpu())
+            self.streamer.put_recurrences(counts.cpu())
 
     def report(self, output):
         """Adds `num_recurrences` and `prompt_recurrences` to what `generate` returns."""
@@ -51,9 +57,13 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     """What a looped decoder needs beside the library's `generate`."""
 
     @torch.no_grad()
-    def generate(self, *args, **kwargs):
+    def generate(self, *args, draft_recurrences: int | None = None, draft_tokens: int | None = None, **kwargs):
         """
         The library's `generate`, with every argument of depth and halting that `forward` takes.
+
+        `draft_recurrences` turns on self-speculation: up to `draft_tokens` tokens (4 by default) are drafted with so
+        few recurrences and verified together with the fixed count of the call. Greedy texts stay the same, samples
+        keep their distribution. The output then holds `drafted_tokens` and `accepted_drafts` (`(rows,)`).
 
         With `return_dict_in_generate=True` the output also holds `num_recurrences` (`(rows, new tokens)`: the
         recurrences of the position whose logits gave each new token; 0 behind the end of a beam) and
@@ -64,7 +74,13 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         if isinstance(count, torch.Tensor) and count.ndim == 0:
             # Beams repeat tensors along their first dimension, which this one does not have.
             kwargs["num_recurrences"] = count.item()
-        log = _DepthLog(self, kwargs.get("streamer"))
+        speculation = None
+        if draft_recurrences is not None:
+            speculation = Speculation(draft_recurrences, draft_tokens)
+            speculation.check_arguments(kwargs)
+        elif draft_tokens is not None:
+            raise ValueError(f"draft_tokens={draft_tokens} needs draft_recurrences, the recurrences of a draft.")
+        log = _DepthLog(self, kwargs.get("streamer"), speculation)
         token = _DEPTH_LOG.set(log)
         try:
             output = super().generate(*args, **kwargs)
@@ -77,6 +93,17 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     def _depth_log(self):
         log = _DEPTH_LOG.get()
         return log if log is not None and log.model is self else None
+
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        if (log := self._depth_log()) is not None and log.speculation is not None:
+            log.speculation.check_mode(generation_config, generation_mode)
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+
+    def _sample(self, input_ids, *args, **kwargs):
+        log = self._depth_log()
+        if log is None or log.speculation is None:
+            return super()._sample(input_ids, *args, **kwargs)
+        return decode(self, log.speculation, log, input_ids, *args, **kwargs)
 
     def prepare_inputs_for_generation(self, *args, **kwargs):
         model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
@@ -18,6 +17,7 @@ from .configuration_recurrent import RecurrentDepthConfig
 from .generation_recurrent import RecurrentDepthGenerationMixin
 from .halting_recurrent import HaltingRule, criterion_parameters, resolve_depth
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
+from .rows_recurrent import ActiveRows
 from .sampling_recurrent import sample_num_recurrences
 
 
@@ -89,73 +89,6 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=self.config.initializer_range * module.init_scale)
 
 
-@dataclass
-class _Rows:
-    """
-    What the layers need to know of the rows that are still computed.
-
-    `inputs` is what the loop is fed, `last` the position of each row's last real token, `indices` the place of each
-    row in the batch (`None` while all are computed). Two masks: of the looped layers, and of prelude and coda; each a
-    list where the rows are read from the cache in several runs.
-    """
-
-    config: RecurrentDepthConfig
-    inputs: torch.Tensor
-    padding: torch.Tensor | None
-    angles: tuple[torch.Tensor, torch.Tensor] | None
-    last: torch.Tensor
-    slots: Slots | None
-    indices: torch.Tensor | None = None
-
-    def __post_init__(self):
-        if isinstance(self.padding, dict):  # both masks, prepared for a static cache
-            self.mask, self.looped_mask = self.padding["full_attention"], self.padding["sliding_attention"]
-            return
-        windowed = self.config.sliding_window is not None
-        self.looped_mask = self._make_mask(create_sliding_window_causal_mask if windowed else create_causal_mask)
-        self.mask = self.looped_mask
-        if windowed and self.config.num_hidden_layers > self.config.num_recurrent_layers:
-            self.mask = self._make_mask(create_causal_mask)
-
-    def _make_mask(self, create, rows=slice(None)):
-        # Made anew for fewer rows, not sliced: a mask of flex attention cannot be.
-        mask = create(
-            config=self.config,
-            inputs_embeds=self.inputs[rows],
-            attention_mask=None if self.padding is None else self.padding[rows],
-            past_key_values=None if self.slots is None else self.slots.cache,
-            position_ids=None,
-        )
-        runs = [] if self.slots is None else self.slots.runs
-        if mask is None or rows != slice(None) or len(runs) < 2:
-            return mask
-        if isinstance(mask, torch.Tensor):
-            return [mask[active] if mask.shape[0] > 1 else mask for active, _ in runs]
-        return [self._make_mask(create, active) for active, _ in runs]
-
-    def keep(self, rows):
-        """These rows without all but `rows` (indices into them)."""
-        angles = self.angles
-        if angles is not None and angles[0].shape[0] > 1:
-            angles = angles[0][rows], angles[1][rows]
-        indices = rows if self.indices is None else self.indices[rows]
-        if self.slots is not None:
-            self.slots.keep(indices)
-        return _Rows(
-            config=self.config,
-            inputs=self.inputs[rows],
-            padding=None if self.padding is None else self.padding[rows],
-            angles=angles,
-            last=self.last[rows],
-            slots=self.slots,
-            indices=indices,
-        )
-
-    def spread(self, values, before):
-        """`values` of these rows among those of all rows `before`."""
-        return values if self.indices is None else before.index_copy(0, self.indices, values)
-
-
 class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
     """The decoder without its head: embedding, prelude, loop, coda, norm."""
 
@@ -199,6 +132,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         state_seed: int | None = None,
+        resume: tuple[int, torch.FloatTensor] | None = None,
         **kwargs,
     ) -> RecurrentDepthModelOutput:
         r"""
@@ -214,6 +148,9 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             on_recurrence (callable, *optional*): Called after each recurrence with its index (from 1), the indices of
                 the rows still computed (`None`: all) and what the last norm would read if the loop stopped there.
             state_seed (`int`, *optional*): Of the noise of `state_init="normal"`.
+            resume (`(int, (batch, sequence, hidden) tensor)`, *optional*): The recurrences that these tokens have
+                taken already and the state after them, to go on from up to an int `num_recurrences`. Their keys and
+                values must stand in the cache still, behind its last token, where `crop` leaves them.
             kwargs: The other fields of depth and halting, by their config names; the rest goes to the attention.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -268,6 +205,8 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         self._check_readable(depth, head)
         if past_key_values is not None:
             cache.check(self.config, batch, depth)
+        if resume is not None and not (isinstance(depth, int) and cache is not None and resume[0] < depth):
+            raise ValueError(f"resume after {resume[0]} recurrences needs a cache and an int num_recurrences above.")
 
         hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids))
         angles = None
@@ -283,15 +222,15 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         if cache is not None:
             certain = isinstance(depth, int)
             slots = Slots(cache, limit=depth if certain else depth.limit, certain=certain)
-        rows = _Rows(self.config, hidden_states, attention_mask, angles, last, slots)
+        rows = ActiveRows(self.config, hidden_states, attention_mask, angles, last, slots)
 
         attentions = [] if output_attentions else None
         if len(self.prelude_layers):
             hidden_states = self._run(self.prelude_layers, hidden_states, rows, rows.mask, attentions, **kwargs)
             rows.inputs = hidden_states
-        state = self._initial_state(hidden_states, position_ids, state_seed)
+        done, state = (0, self._initial_state(hidden_states, position_ids, state_seed)) if resume is None else resume
         states = [state] if output_hidden_states else None
-        state, counts = self._loop(state, rows, depth, head, on_recurrence, states, attentions, **kwargs)
+        state, counts = self._loop(state, rows, depth, head, on_recurrence, states, attentions, done, **kwargs)
         hidden_states = self.norm(self._finish(state, rows, attentions, **kwargs))
         if cache is not None:
             cache.commit(length, depth if isinstance(depth, int) else counts, real)
@@ -305,19 +244,20 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             num_recurrences=counts,
         )
 
-    def _loop(self, state, rows, depth, head, on_recurrence, states, attentions, **kwargs):
+    def _loop(self, state, rows, depth, head, on_recurrence, states, attentions, done=0, **kwargs):
         """
         The loop: inject, apply the layers to the rows still active, ask the rule who has halted, drop them.
 
-        A plain `int` for `depth` asks no rule, so that no tensor decides anything. Returns the state of all rows in
-        their order and the recurrences that each row or token took; fills the lists `states` and `attentions`.
+        `done` recurrences lie behind `state`. A plain `int` for `depth` asks no rule, so that no tensor decides
+        anything. Returns the state of all rows in their order and the recurrences that each row or token took; fills
+        the lists `states` and `attentions`.
         """
         rule = depth if isinstance(depth, HaltingRule) else None
         limit = depth if rule is None else rule.limit
         slots, held = rows.slots, None
         by_token = rule is not None and rule.granularity == "token"
         finished = []
-        for recurrence in range(1, limit + 1):
+        for recurrence in range(done + 1, limit + 1):
             if slots is not None:
                 slots.recurrence = recurrence
             with self._gradients(recurrence, limit):
