@@ -7,6 +7,7 @@ of its text is cut short, and marks nothing.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -61,6 +62,13 @@ def find_groups(text: str, num_prefix_tokens: int, num_step_tokens: int) -> tupl
         steps.append((group.kind, said if has_lines else said.rstrip()))
     steps += _without_kind(text[position:], has_lines)
     return steps, truncated
+
+
+def split_at(text: str, tokens: Sequence[str]) -> list[str]:
+    """Cuts a text before and after each of the tokens; joined again, the pieces are the text."""
+    if not tokens:
+        return [text] if text else []
+    return [piece for piece in re.split(f"({'|'.join(map(re.escape, tokens))})", text) if piece]
 
 
 def _without_kind(text, has_lines):
