@@ -16,24 +16,30 @@ def find_options(question: str) -> dict[str, str]:
     The options that a question lists: `… A. bank B. library`, labels to texts, `{}` if there are none.
 
     Labels run A, B, C, … without a gap; every other letter with a full stop (`A. A. Milne`, `the U.S.`) is text. After
-    `Options:` each label counts where it first comes; elsewhere it should begin a sentence.
+    `Options:` each label counts where it first comes. Elsewhere it must begin a sentence (`Franklin D. Roosevelt`),
+    unless no two labels do.
     """
     markers = list(_LIST_MARKER.finditer(question))
     start = markers[-1].end() if markers else 0
+    found = list(_LABEL.finditer(question, start))
     labels = []
-    while True:
-        expected = chr(ord("A") + len(labels))
-        position = labels[-1].end() if labels else start
-        candidates = [match for match in _LABEL.finditer(question, position) if match[1] == expected]
-        if not markers:
-            candidates = [m for m in candidates if _SENTENCE_END.search(question[: m.start()])] or candidates
-        if not candidates or expected > "Z":
-            break
-        labels.append(candidates[0])
+    if not markers:
+        labels = _consecutive([match for match in found if _SENTENCE_END.search(question[: match.start()])])
+    if len(labels) < 2:
+        labels = _consecutive(found)
     if len(labels) < 2:
         return {}
     ends = [*(match.start() for match in labels[1:]), len(question)]
     return {match[1]: question[match.end() : end].strip() for match, end in zip(labels, ends)}
+
+
+def _consecutive(matches):
+    """The first A, the first B after it, and so on."""
+    labels = []
+    for match in matches:
+        if match[1] == chr(ord("A") + len(labels)):
+            labels.append(match)
+    return labels
 
 
 def options_column(options: Mapping[str, str]) -> list[dict[str, str]]:

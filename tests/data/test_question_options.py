@@ -18,6 +18,10 @@ from memreason_hf.data.question_options import find_options, options_by_label, o
         ),
         ("Who? A. George W. Bush. B. Franklin D. Roosevelt.", {"A": "George W. Bush.", "B": "Franklin D. Roosevelt."}),
         ("Who wrote A. Milne's life? A. He. B. She.", {"A": "He.", "B": "She."}),
+        (
+            "Who? A. Lincoln. B. He. C. Franklin D. Roosevelt.",
+            {"A": "Lincoln.", "B": "He.", "C": "Franklin D. Roosevelt."},
+        ),
         ("Who? A. Donald B. Trump. B. E.T. is.", {"A": "Donald B. Trump.", "B": "E.T. is."}),
         # no full stops between the options
         ("Who A. he B. she C. nobody", {"A": "he", "B": "she", "C": "nobody"}),
@@ -34,9 +38,10 @@ def test_reading(question, options):
 
 def test_generated_questions():
     rng = random.Random(1)
-    words = ["the", "U.S.", "J. K. Rowling", "A. A. Milne", "vitamin C", "Z.", "7", "George W. Bush"]
+    words = ["the", "U.S.", "J. K. Rowling", "A. A. Milne", "vitamin C", "Franklin D. R", "7", "George W. Bush"]
     for _ in range(300):
-        texts = [" ".join(["It is", *rng.choices(words, k=3), "end."]) for _ in range(rng.randint(2, 9))]
+        # No J: after "the U.S." nothing tells the option J from J. K. Rowling.
+        texts = [" ".join(["It is", *rng.choices(words, k=3), "end."]) for _ in range(rng.randint(2, 8))]
         labels = [chr(ord("A") + i) for i in range(len(texts))]
         stem = " ".join(["What is", *rng.choices(words[:2], k=2)]) + "?"
         listed = " ".join(f"{label}. {text}" for label, text in zip(labels, texts))
