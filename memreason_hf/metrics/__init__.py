@@ -1,0 +1,33 @@
+"""The package's `evaluate` modules: one folder a metric, with the script and its card."""
+
+from pathlib import Path
+
+
+METRICS_FOLDER = Path(__file__).parent
+
+
+def metric_names() -> list[str]:
+    """The names that `metric_path` knows, sorted."""
+    return sorted(script.stem for script in METRICS_FOLDER.glob("*/*.py") if script.stem == script.parent.name)
+
+
+def metric_path(name: str) -> str:
+    """
+    The folder of a metric, for `evaluate.load`, which reads a bare name as one on the Hub.
+
+    Args:
+        name: the name of a metric of this package, for example `"grouped_accuracy"`.
+
+    Raises:
+        ValueError: if there is no metric of that name; the message lists those there are.
+
+    Example:
+
+        >>> import evaluate
+        >>> metric = evaluate.load(metric_path("grouped_accuracy"), keep_in_memory=True)
+        >>> metric.compute(predictions=[1, 2], references=[1, 3], groups=["2", "2"])["accuracy"]
+        0.5
+    """
+    if name not in metric_names():
+        raise ValueError(f"There is no metric {name!r} in memreason_hf.metrics; use one of {metric_names()}.")
+    return str(METRICS_FOLDER / name)
