@@ -86,8 +86,11 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, scheme: StepScheme) -> None
     Raises:
         ValueError: the tokenizer lacks tokens of the scheme; the message names some.
     """
-    vocabulary = tokenizer.get_vocab()
-    missing = [token for token in scheme.tokens if token not in vocabulary]
+    # Asked one by one: a whole vocabulary takes its time, and this is called for every prompt.
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in scheme.tokens]
+    missing = [
+        token for token, id_ in zip(scheme.tokens, ids) if id_ is None or tokenizer.convert_ids_to_tokens(id_) != token
+    ]
     if missing:
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} lacks {len(missing)} of the {len(scheme.tokens)} tokens of "
@@ -203,7 +206,8 @@ def _extend_model(model, tokenizer, scheme, token_ids):
     # Rows beyond the scheme's come from tokens that were added elsewhere, or from gaps.
     pieces = {id_: [] for id_ in range(rows_before, needed)}
     words = scheme.words
-    known = {word: _known_pieces(tokenizer, word, old_ids) for word in set(words.values())}
+    candidates = set(old_ids) - {tokenizer.unk_token_id}
+    known = {word: _known_pieces(tokenizer, word, candidates) for word in set(words.values())}
     pieces |= {id_: known[words[token]] for token, id_ in zip(scheme.tokens, token_ids) if id_ not in done}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     matrices = [embedding.weight]
@@ -217,13 +221,12 @@ def _extend_model(model, tokenizer, scheme, token_ids):
     setattr(model.config, SCHEME_KEY, {**scheme.to_dict(), _IDS_KEY: list(token_ids)})
 
 
-def _known_pieces(tokenizer, word, old_ids):
+def _known_pieces(tokenizer, word, candidates):
     try:
         ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
     except Exception:  # a word-level model without an unknown token raises the bare class
         return []
-    known = set(old_ids) - {tokenizer.unk_token_id}
-    return [id_ for id_ in ids if id_ in known]
+    return [id_ for id_ in ids if id_ in candidates]
 
 
 def _set_rows(matrix, pieces, old_ids):
