@@ -47,6 +47,11 @@ def save_text_model(folder, **config):
             **config,
         }
         model = RecurrentDepthForCausalLM(RecurrentDepthConfig.llama_style(**values)).eval()
+    # It writes what can be read, and hardly ever bytes that are no character.
+    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    unreadable = [index for index, name in enumerate(names) if not name.lstrip("Ġ").isascii()]
+    with torch.no_grad():
+        model.lm_head.weight[unreadable] *= 0.01
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model, tokenizer
