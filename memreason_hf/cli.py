@@ -13,6 +13,7 @@ VERBS = {
     "train": "Train a recurrent-depth model by a recipe; resume a run that was killed.",
     "evaluate": "Let a model decide its depth: accuracy and recurrences used, by group.",
     "sweep": "Accuracy and logit margins after every recurrence, by group, in one pass.",
+    "generate": "Go on with a prompt, and show how many recurrences each token took.",
 }
 
 

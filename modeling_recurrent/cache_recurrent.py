@@ -112,6 +112,7 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
 
     def crop(self, tokens: int) -> None:
         """Negative: drops so many tokens at the end. Positive: keeps so many at the start. 0 changes nothing."""
+        tokens = int(tokens)  # transformers 5.17 gives a tensor, which `commit` would then change in place
         self.length = min(self.length, tokens) if tokens > 0 else max(self.length + tokens, 0)
 
     def keep_tokens(self, places: torch.LongTensor) -> None:

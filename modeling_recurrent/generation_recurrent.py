@@ -90,6 +90,25 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             log.report(output)
         return output
 
+    def init_continuous_batching(self, *args, **kwargs):
+        """
+        The library's continuous batching (`generate_batch`, `transformers serve --continuous-batching`).
+
+        Its paged cache has one slot a layer, so that it decodes as with `cache_recurrences="last"`: refused unless the
+        config says so. Rows are packed into one, so that a row cannot halt for itself.
+        """
+        if self.config.cache_recurrences != "last":
+            raise ValueError(
+                f"cache_recurrences={self.config.cache_recurrences!r}: continuous batching keeps one slot a layer. "
+                "Set model.config.cache_recurrences='last' to accept that approximation, or call generate."
+            )
+        if self._halts_by_row({}):
+            raise ValueError(
+                "halting_granularity='sequence': continuous batching packs rows into one. Set "
+                "model.config.halting_granularity='token', or call generate."
+            )
+        return super().init_continuous_batching(*args, **kwargs)
+
     def _depth_log(self):
         log = _DEPTH_LOG.get()
         return log if log is not None and log.model is self else None

@@ -5,9 +5,8 @@
     accelerate launch -m memreason_hf.commands.evaluate RECIPE.yaml --halting_criterion kl_entropy
 """
 
-import copy
 import sys
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field
 
 from memreason_hf.analysis import accuracy_figure
 from memreason_hf.evaluation import (
@@ -17,14 +16,12 @@ from memreason_hf.evaluation import (
     results_table,
     sweep_depth,
 )
-from modeling_recurrent import RecurrentDepthConfig
-from modeling_recurrent.halting_recurrent import HALTING_CRITERIA, criterion_parameters
 
+from .depth_arguments import DepthArguments, depth_settings, describe_depth
 from .errors import user_errors
 from .evaluation_inputs import (
     INPUTS,
     OUTPUT,
-    ModelParser,
     ResultsFolder,
     all_processes,
     load_config,
@@ -32,6 +29,7 @@ from .evaluation_inputs import (
     print_time,
     trained_range,
 )
+from .model_inputs import ModelParser
 from .recipe import RecipeSection
 
 
@@ -57,42 +55,19 @@ evaluation.png and evaluation.pdf.
 """
 
 
-def _criteria_reading(parameter):
-    return [name for name, criterion in HALTING_CRITERIA.items() if parameter in {f.name for f in fields(criterion)}]
-
-
-def _parameter_field(name):
-    kind = int if RecurrentDepthConfig.__annotations__[name] is int else float
-    help_text = f"Parameter of the criteria {', '.join(_criteria_reading(name))}. Default: the model's."
-    return name, kind | None, field(default=None, metadata={"help": help_text})
-
-
 @dataclass
-class _DepthArguments:
-    """How deep an answer may go, by the names of the config's fields; what is not given is the config's."""
+class HaltingArguments(DepthArguments):
+    """`DepthArguments` of an evaluation."""
 
-    halting_criterion: str | None = field(
-        default=None,
-        metadata={"help": f"Who halts: {', '.join(HALTING_CRITERIA)}, or none. Default: the model's."},
-    )
     halting_granularity: str = field(
         default="sequence",
         metadata={"help": "sequence: a row halts when its last token does; token: every token decides for itself."},
-    )
-    min_recurrences: int | None = field(default=None, metadata={"help": "No row halts before. Default: the model's."})
-    max_recurrences: int | None = field(default=None, metadata={"help": "Every row halts here. Default: the model's."})
-    num_recurrences: int | None = field(
-        default=None, metadata={"help": "The same fixed depth for every row, in place of a criterion."}
     )
     fixed_baseline: bool = field(
         default=False, metadata={"help": "Compare with the best fixed depth of each group, from 1 to max_recurrences."}
     )
 
 
-# A new criterion brings its flags along.
-HaltingArguments = make_dataclass(
-    "HaltingArguments", [_parameter_field(name) for name in criterion_parameters()], bases=(_DepthArguments,)
-)
 HALTING = RecipeSection("halting", HaltingArguments, "depth (section halting of a recipe)")
 
 
@@ -132,59 +107,6 @@ def _evaluate(inputs, halting, output):
         )
     folder.write(results, figures)
     return 0
-
-
-def depth_settings(config: RecurrentDepthConfig, halting: "HaltingArguments") -> tuple[dict, dict]:
-    """
-    What the flags and the config together ask for.
-
-    Returns:
-        The `settings` entry of the results (without `batch_size`), and the arguments of `forward`.
-
-    Raises:
-        ValueError, StrictDataclassError: what the config refuses by these names; a fixed depth and a criterion.
-    """
-    names = ("halting_criterion", "halting_granularity", "min_recurrences", "max_recurrences", *criterion_parameters())
-    given = {name: getattr(halting, name) for name in names if getattr(halting, name) is not None}
-    switched_off = given.get("halting_criterion") == "none"
-    if halting.num_recurrences is not None and "halting_criterion" in given and not switched_off:
-        raise ValueError(
-            f"num_recurrences={halting.num_recurrences} fixes the depth and halting_criterion="
-            f"{given['halting_criterion']!r} decides it: give one of them; max_recurrences bounds a criterion."
-        )
-    asked = copy.deepcopy(config)
-    for name, value in given.items():
-        setattr(asked, name, None if name == "halting_criterion" and switched_off else value)
-    if halting.num_recurrences is not None:
-        asked.num_recurrences = halting.num_recurrences
-    asked.validate()
-
-    criterion = None if halting.num_recurrences is not None else asked.halting_criterion
-    parameters = {}
-    if criterion is not None:
-        parameters = {entry.name: getattr(asked, entry.name) for entry in fields(HALTING_CRITERIA[criterion])}
-    settings = {
-        "num_recurrences": asked.num_recurrences if criterion is None else None,
-        "halting_criterion": criterion,
-        "halting_granularity": asked.halting_granularity,
-        "min_recurrences": asked.min_recurrences,
-        "max_recurrences": asked.max_recurrences,
-        "parameters": parameters,
-    }
-    if criterion is None:
-        return settings, {"num_recurrences": asked.num_recurrences}
-    return settings, {**{name: getattr(asked, name) for name in names[:4]}, **parameters}
-
-
-def describe_depth(settings: dict) -> str:
-    """One line on how the depth was decided."""
-    if settings["num_recurrences"] is not None:
-        return f"fixed at {settings['num_recurrences']} recurrences"
-    parameters = ", ".join(f"{name} {value:g}" for name, value in settings["parameters"].items())
-    return (
-        f"halting by {settings['halting_criterion']} ({parameters}), {settings['min_recurrences']} to "
-        f"{settings['max_recurrences']} recurrences"
-    )
 
 
 if __name__ == "__main__":

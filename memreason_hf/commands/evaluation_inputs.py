@@ -1,9 +1,7 @@
 """What `memreason evaluate` and `memreason sweep` share: flags, loading a model and its data, writing results."""
 
-import argparse
 import json
 import os
-import sys
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,20 +13,19 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from matplotlib.figure import Figure
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from memreason_hf.analysis import save_figure
-from memreason_hf.data import encode_chains, load_multi_hop, load_multi_hop_tokenizer, select_chains
+from memreason_hf.data import encode_chains, load_multi_hop, select_chains
 from memreason_hf.data.multi_hop_config import format_hop_counts, parse_hop_counts
 from memreason_hf.evaluation import ResultsHeader, describe_data, describe_environment, describe_model, write_results
 from memreason_hf.evaluation.files import refuse_existing
 from memreason_hf.training.collators import ChainCollator
 from memreason_hf.training.output_folder import RUN_FILE
-from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
+from modeling_recurrent import RecurrentDepthConfig
 
-from .recipe import RecipeParser, RecipeSection
+from .model_inputs import choose_device, load_model, load_model_config, load_tokenizer
+from .recipe import RecipeSection
 
 
 GROUP_COLUMNS = ("hops", "type")
@@ -91,45 +88,6 @@ INPUTS = RecipeSection("inputs", InputArguments, "what is evaluated (section inp
 OUTPUT = RecipeSection("output", OutputArguments, "results (section output of a recipe)")
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside the flags that have one; description and epilog as they were written."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
-
-
-class ModelParser(RecipeParser):
-    """`RecipeParser` for `COMMAND [RECIPE.yaml] [MODEL] [--flag value ...]`; MODEL is short for `--model MODEL`."""
-
-    def __init__(self, sections: list[RecipeSection], **kwargs):
-        super().__init__(
-            sections,
-            recipe_required=False,
-            usage="%(prog)s [RECIPE.yaml] [MODEL] [--flag value ...]",
-            formatter_class=_HelpFormatter,
-            **kwargs,
-        )
-        positional = next(action for action in self._actions if action.dest == "recipe")
-        positional.metavar = "RECIPE.yaml, MODEL"
-        positional.help = "A YAML file with these flags under the names of their sections; a model, short for --model."
-
-    def parse_recipe(self, argv: list[str] | None = None):
-        argv = list(sys.argv[1:] if argv is None else argv)
-        count = next((index for index, argument in enumerate(argv) if argument.startswith("-")), len(argv))
-        recipe = [argument for argument in argv[:count] if argument.endswith((".yaml", ".yml"))]
-        model = [argument for argument in argv[:count] if argument not in recipe]
-        if len(recipe) > 1 or len(model) > 1:
-            raise ValueError(
-                f"{' '.join(argv[:count])!r}: at most one RECIPE.yaml and one MODEL come before the flags."
-            )
-        return super().parse_recipe([*recipe, *(f"--model={name}" for name in model), *argv[count:]])
-
-    def parse_sections(self, argv: list[str] | None = None) -> list:
-        """One instance of its dataclass for each section, in their order."""
-        _, values = self.parse_recipe(argv)
-        return [section.fields_of(**values[name]) for name, section in self.sections.items()]
-
-
 @dataclass
 class EvaluationInputs:
     """
@@ -178,30 +136,7 @@ def load_config(arguments: InputArguments) -> RecurrentDepthConfig:
     for name in ("batch_size", "max_rows_per_group"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1.")
-    _check_model_folder(arguments.model)
-    try:
-        config = AutoConfig.from_pretrained(arguments.model)
-    except OSError as error:
-        where = "the config" if Path(arguments.model).is_dir() else "no such folder, and on the Hub it"
-        raise OSError(f"model={arguments.model!r}: {where} cannot be read ({str(error).splitlines()[0]})") from error
-    if not isinstance(config, RecurrentDepthConfig):
-        raise ValueError(
-            f"model={arguments.model!r} has model_type={config.model_type!r}: depth can only be chosen in a model of "
-            f"type {RecurrentDepthConfig.model_type!r}."
-        )
-    return config
-
-
-def _check_model_folder(model):
-    folder = Path(model)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            checkpoints = sorted(folder.glob("checkpoint-*/config.json"), key=lambda path: path.stat().st_mtime)
-            hint = f" Did you mean {checkpoints[-1].parent}?" if checkpoints else ""
-            raise FileNotFoundError(f"model={model!r}: the folder holds no config.json, so no model is there.{hint}")
-    elif model.count("/") != 1 or model.startswith((".", "~", "/")) or folder.parent.exists():
-        # What is left, NAME/NAME, is looked for on the Hub.
-        raise FileNotFoundError(f"model={model!r}: no such folder. Give one, or a name on the Hub (owner/name).")
+    return load_model_config(arguments.model)
 
 
 def load_inputs(arguments: InputArguments, config: RecurrentDepthConfig, trained_hops: int | None) -> EvaluationInputs:
@@ -215,16 +150,11 @@ def load_inputs(arguments: InputArguments, config: RecurrentDepthConfig, trained
         datasets.disable_progress_bars()
         transformers_logging.disable_progress_bar()
     distributed, rank, world_size, device = _processes(arguments.device)
-    tokenizer = load_tokenizer(arguments)
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"The vocabulary does not match: the tokenizer has {len(tokenizer)} tokens, the model's vocab_size is "
-            f"{config.vocab_size}. Use the tokenizer that the model was trained with."
-        )
+    tokenizer = load_tokenizer(arguments.model, arguments.tokenizer, config)
     if tokenizer.pad_token_id is None:
         raise ValueError("The tokenizer has no pad token: rows of different lengths cannot share a batch.")
     dataset = encode_chains(load_rows(arguments), tokenizer)
-    model = load_model(arguments).to(device)
+    model = load_model(arguments.model, arguments.dtype).to(device)
     header = ResultsHeader(
         model=describe_model(model, arguments.model, trained_hops),
         data=describe_data(
@@ -249,32 +179,7 @@ def _processes(device):
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         state = PartialState(cpu=not torch.cuda.is_available() or device == "cpu")
         return True, state.process_index, state.num_processes, state.device
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device={device!r} is no device: give cpu, cuda or cuda:1.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={str(device)!r}: this machine has no CUDA device that torch can use; give cpu.")
-    return False, 0, 1, device
-
-
-def load_tokenizer(arguments: InputArguments) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model, or the one named by `--tokenizer`, which may also be a data set's folder."""
-    name = arguments.tokenizer or arguments.model
-    folder = Path(name)
-    if folder.is_dir() and not (folder / "tokenizer.json").is_file():
-        if arguments.tokenizer is not None:
-            return load_multi_hop_tokenizer(folder)
-        raise FileNotFoundError(
-            f"model={name!r}: the folder holds no tokenizer.json. Name the folder of the tokenizer that the model was "
-            "trained with by --tokenizer; the one of its data set will do."
-        )
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # a damaged tokenizer.json is a bare Exception
-        raise ValueError(f"The tokenizer of {name!r} cannot be read ({error}).") from error
+    return False, 0, 1, choose_device(device)
 
 
 def load_rows(arguments: InputArguments) -> Dataset:
@@ -311,29 +216,6 @@ def load_rows(arguments: InputArguments) -> Dataset:
             taken[group] += 1
             chosen.append(row)
     return dataset.select(chosen)
-
-
-def load_model(arguments: InputArguments) -> RecurrentDepthForCausalLM:
-    """
-    The model, in evaluation mode.
-
-    Raises:
-        ValueError: weights that cannot be read, are missing or do not fit. The library would go on with random ones.
-    """
-    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype, output_loading_info=True)
-    except SafetensorError as error:
-        raise ValueError(
-            f"model={arguments.model!r}: the weights cannot be read, the file may be cut off ({error})."
-        ) from error
-    problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
-    if problems:
-        shown = "; ".join(
-            f"{kind}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for kind, names in problems.items()
-        )
-        raise ValueError(f"model={arguments.model!r}: the weights do not belong to the config ({shown}).")
-    return model.eval()
 
 
 class ResultsFolder:

@@ -22,7 +22,6 @@ from .errors import user_errors
 from .evaluation_inputs import (
     INPUTS,
     OUTPUT,
-    ModelParser,
     ResultsFolder,
     all_processes,
     load_config,
@@ -30,6 +29,7 @@ from .evaluation_inputs import (
     print_time,
     trained_range,
 )
+from .model_inputs import ModelParser
 from .recipe import RecipeSection
 
 
