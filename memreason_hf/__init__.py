@@ -7,9 +7,11 @@ from importlib import import_module
 _PUBLIC = {
     "RecurrentTrainer": "memreason_hf.training",
     "RecurrentTrainingArguments": "memreason_hf.training",
+    "StepScheme": "memreason_hf.steps",
+    "extend_tokenizer": "memreason_hf.tokenization",
 }
 
-__all__ = ["RecurrentTrainer", "RecurrentTrainingArguments"]
+__all__ = ["RecurrentTrainer", "RecurrentTrainingArguments", "StepScheme", "extend_tokenizer"]
 
 
 def __getattr__(name):

@@ -14,6 +14,7 @@ VERBS = {
     "evaluate": "Let a model decide its depth: accuracy and recurrences used, by group.",
     "sweep": "Accuracy and logit margins after every recurrence, by group, in one pass.",
     "generate": "Go on with a prompt, and show how many recurrences each token took.",
+    "evaluate-steps": "Let a model solve annotated questions in memory and reason steps; keep every solution.",
 }
 
 
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean {close[0]}?" if close else ""
         print(f"memreason: error: unknown verb {verb!r}; there are {', '.join(VERBS)}.{hint}", file=sys.stderr)
         return 2
-    return import_module(f"memreason_hf.commands.{verb}").main(rest) or 0
+    return import_module(f"memreason_hf.commands.{verb.replace('-', '_')}").main(rest) or 0
 
 
 def help_text() -> str:
