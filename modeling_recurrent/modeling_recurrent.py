@@ -208,7 +208,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         if resume is not None and not (isinstance(depth, int) and cache is not None and resume[0] < depth):
             raise ValueError(f"resume after {resume[0]} recurrences needs a cache and an int num_recurrences above.")
 
-        hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids))
+        hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids, past + length))
         angles = None
         if self.rotary_emb is not None:
             angles = tuple(angle.unsqueeze(1) for angle in self.rotary_emb(hidden_states, position_ids))
@@ -369,15 +369,17 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         noise = position_noise(position_ids, self.config.hidden_size, seed) * self.config.state_init_std
         return noise.to(inputs.dtype).expand_as(inputs)
 
-    def _add_positions(self, inputs_embeds, position_ids):
+    def _add_positions(self, inputs_embeds, position_ids, tokens):
         if self.config.position_embedding_type == "sinusoidal":
             return inputs_embeds + sinusoidal_positions(position_ids, self.config.hidden_size, inputs_embeds.dtype)
         if self.embed_positions is None:
             return inputs_embeds
-        if position_ids.shape[-1] > self.config.max_position_embeddings:
+        room = self.config.max_position_embeddings
+        # Asked of the tensor only where the cache makes it possible: the answer costs a synchronisation.
+        if isinstance(tokens, int) and tokens > room and int(position_ids.max()) >= room:
             raise ValueError(
-                f"The input has {position_ids.shape[-1]} tokens, but max_position_embeddings="
-                f"{self.config.max_position_embeddings} learned positions exist: cut the input."
+                f"The input has {tokens} tokens with its past, but only max_position_embeddings={room} learned "
+                "positions exist: cut the input."
             )
         return inputs_embeds + self.embed_positions(position_ids)
 
