@@ -64,7 +64,8 @@ def test_two_processes_have_the_losses_of_one(tmp_path, arguments):
         for name in ("loss", "grad_norm", "accuracy", "num_recurrences", "stage_accuracy", "eval_accuracy_3"):
             found, expected = ([entry[name] for entry in log if name in entry] for log in (history, single[0]))
             assert expected
-            assert found == pytest.approx(expected, rel=1e-5), name
+            # The norm of the gradients amplifies the other order of summation in a step where it is large.
+            assert found == pytest.approx(expected, rel=1e-3 if name == "grad_norm" else 1e-5), name
         for name, value in single[1].items():
             # A bias of the keys shifts all scores of a query alike: its gradient is zero but for rounding.
             if not name.endswith("k_proj.bias"):
