@@ -11,6 +11,7 @@ from transformers.utils import logging
 from memreason_hf.evaluation.predictions import AnswerPredictions, predict_answers
 from memreason_hf.metrics import metric_path
 from memreason_hf.training.arguments import RecurrentTrainingArguments
+from memreason_hf.training.attention_kernel import short_attention
 from memreason_hf.training.batches import ROW_INFO, BatchSchedule, Position, RowInfo, TokenRows, TrainBatches
 from memreason_hf.training.curriculum import CurriculumCallback
 from memreason_hf.training.errors import StageNotLearnedError
@@ -216,7 +217,8 @@ class RecurrentTrainer(ResumableTrainer):
         entropy = [self.args.seed % 2**63, self.state.global_step, self.args.process_index, self._micro_batch]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
         self._micro_batch += 1
-        return super().training_step(model, inputs, num_items_in_batch)
+        with short_attention(inputs["input_ids"]):
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)

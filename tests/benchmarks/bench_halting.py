@@ -38,7 +38,7 @@ def main():
 
     def run(depth):
         with torch.no_grad():
-            model(ids, num_recurrences=depth, logits_to_keep=1)
+            model(ids, num_recurrences=depth, logits_to_keep=1, use_cache=False)
 
     times = in_turns({"spread": lambda: run(counts), "all": lambda: run(args.most)}, args.runs)
     print(machine())
