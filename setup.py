@@ -1,5 +1,7 @@
 """Installs the two packages of this repository; `data_scripts` are run from a clone."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 
@@ -7,7 +9,7 @@ setup(
     name="memreason-hf",
     version="0.1.0",
     description="Language models that think in depth and say what each step of an answer is, as Hugging Face parts",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

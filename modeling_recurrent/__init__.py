@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from .cache_recurrent import RecurrentDepthCache
 from .configuration_recurrent import RecurrentDepthConfig
 from .modeling_recurrent import RecurrentDepthForCausalLM, RecurrentDepthModel
+from .static_cache_recurrent import RecurrentDepthStaticCache
 
 
 AutoConfig.register(RecurrentDepthConfig.model_type, RecurrentDepthConfig)
@@ -16,4 +17,10 @@ RecurrentDepthConfig.register_for_auto_class()
 RecurrentDepthModel.register_for_auto_class("AutoModel")
 RecurrentDepthForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
-__all__ = ["RecurrentDepthCache", "RecurrentDepthConfig", "RecurrentDepthForCausalLM", "RecurrentDepthModel"]
+__all__ = [
+    "RecurrentDepthCache",
+    "RecurrentDepthConfig",
+    "RecurrentDepthForCausalLM",
+    "RecurrentDepthModel",
+    "RecurrentDepthStaticCache",
+]

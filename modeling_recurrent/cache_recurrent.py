@@ -112,6 +112,7 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
 
     def crop(self, tokens: int) -> None:
         """Negative: drops so many tokens at the end. Positive: keeps so many at the start. 0 changes nothing."""
+        tokens = int(tokens)  # transformers 5.17 gives a tensor, which `commit` would then change in place
         self.length = min(self.length, tokens) if tokens > 0 else max(self.length + tokens, 0)
 
     def keep_tokens(self, places: torch.LongTensor) -> None:
@@ -172,8 +173,8 @@ class RecurrentDepthCache(Cache):
             for buffer in (layer.keys, layer.values)
         )
 
-    def check(self, config, batch: int) -> None:
-        """Refuses the cache of another model or batch."""
+    def check(self, config, batch: int, depth) -> None:
+        """Refuses the cache of another model or batch, or a `depth` that it cannot hold."""
         expected = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
         if self.shape != expected:
             raise ValueError(
@@ -236,7 +237,8 @@ class Slots:
 
     Args:
         cache (`RecurrentDepthCache`): Where keys and values go.
-        expected (`int`): Slots to reserve at once, so that buffers do not grow slot by slot.
+        limit (`int`): No recurrence runs after this one.
+        certain (`bool`): All of them will run. Otherwise slots are doubled as they are needed.
 
     Attributes:
         recurrence (`int`): The one that runs (from 1).
@@ -244,9 +246,11 @@ class Slots:
         held (`torch.BoolTensor` of shape `(rows, new tokens)`, or `None`): Tokens among them that have halted.
     """
 
-    def __init__(self, cache: RecurrentDepthCache, expected: int):
+    def __init__(self, cache: RecurrentDepthCache, limit: int, certain: bool):
         self.cache = cache
-        self.expected = expected
+        self.limit = limit
+        self.certain = certain
+        self.static = cache.is_compileable
         self.past = cache.get_seq_length()
         self.recurrence = 1
         self.held: torch.Tensor | None = None
@@ -256,7 +260,7 @@ class Slots:
         """Goes on with these rows only. Their places are cut into runs, so that each is read as a slice."""
         self.rows = rows
         self.runs = [(slice(None), slice(None))]
-        if rows is None or not self.past:
+        if rows is None or self.static or not self.past:
             return
         places = rows.tolist()
         starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1] + 1]
@@ -276,10 +280,15 @@ class Slots:
         """
         layer = self.cache.layers[layer_idx]
         slot = 0 if layer.single else self.recurrence - 1
+        if self.static:
+            return attend(query, *layer.store(key, value, slot), mask)
         new = key.shape[2]
         if not layer.is_initialized:
             layer.lazy_initialization(key, value)
-        layer.reserve(1 if layer.single else max(slot + 1, self.expected), self.past + new)
+        slots = slot + 1
+        if slots > layer.keys.shape[0]:
+            slots = self.limit if self.certain else min(2 * slot, self.limit)
+        layer.reserve(slots, self.past + new)
         key, value = layer.write(key, value, slot, self.rows, self.held)
         if not self.past:
             return attend(query, key, value, mask)

@@ -185,6 +185,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
         if self.head_dim is None:
             # Rounded down here; validate_architecture reports a width that the heads do not divide.
             self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
+        if self.halting_criterion == "none":  # as calls spell it
+            self.halting_criterion = None
         if self.attention_output_bias is None:
             self.attention_output_bias = self.attention_bias
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})

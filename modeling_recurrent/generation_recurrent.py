@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers.generation import GenerationMixin, GenerationMode
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.utils import ModelOutput
 
 from .cache_recurrent import RecurrentDepthCache
 from .speculation_recurrent import Speculation, decode
+from .static_cache_recurrent import RecurrentDepthStaticCache
 
 
 @dataclass
@@ -88,6 +90,25 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             log.report(output)
         return output
 
+    def init_continuous_batching(self, *args, **kwargs):
+        """
+        The library's continuous batching (`generate_batch`, `transformers serve --continuous-batching`).
+
+        Its paged cache has one slot a layer, so that it decodes as with `cache_recurrences="last"`: refused unless the
+        config says so. Rows are packed into one, so that a row cannot halt for itself.
+        """
+        if self.config.cache_recurrences != "last":
+            raise ValueError(
+                f"cache_recurrences={self.config.cache_recurrences!r}: continuous batching keeps one slot a layer. "
+                "Set model.config.cache_recurrences='last' to accept that approximation, or call generate."
+            )
+        if self._halts_by_row({}):
+            raise ValueError(
+                "halting_granularity='sequence': continuous batching packs rows into one. Set "
+                "model.config.halting_granularity='token', or call generate."
+            )
+        return super().init_continuous_batching(*args, **kwargs)
+
     def _depth_log(self):
         log = _DEPTH_LOG.get()
         return log if log is not None and log.model is self else None
@@ -109,6 +130,21 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             tokens = model_inputs["input_ids"]
             log.positions = (model_inputs["inputs_embeds"] if tokens is None else tokens).shape[1]
         return model_inputs
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+        """Masks over a static cache, made outside of the compiled forward: only looped layers have the window."""
+        inputs = {
+            "config": config,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "position_ids": position_ids,
+        }
+        full = create_causal_mask(**inputs)
+        if config.sliding_window is None:
+            return full
+        return {"full_attention": full, "sliding_attention": create_sliding_window_causal_mask(**inputs)}
 
     def _halts_by_row(self, model_kwargs) -> bool:
         count = model_kwargs.get("num_recurrences")
@@ -133,10 +169,22 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             return
         if generation_config.use_cache is False:
             return
+        if generation_config.cache_implementation == "static":
+            depth = model_kwargs.get("num_recurrences")
+            depth = self.config.num_recurrences if depth is None else depth
+            model_kwargs["past_key_values"] = RecurrentDepthStaticCache(
+                self.config,
+                max_batch_size=batch_size * max(generation_config.num_beams, generation_config.num_return_sequences),
+                max_cache_len=max_cache_length,
+                num_recurrences=depth if isinstance(depth, int) else None,
+                dtype=self.dtype,
+                device=self.device,
+            )
+            return
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
                 f"cache_implementation={generation_config.cache_implementation!r}: it has one slot for each layer, a "
-                "loop needs one for each recurrence. Leave it out, or give a RecurrentDepthCache as past_key_values."
+                "loop needs one for each recurrence. Leave it out, or use 'static'."
             )
         kept = model_kwargs.get("cache_recurrences") or self.config.cache_recurrences
         model_kwargs["past_key_values"] = RecurrentDepthCache(self.config, cache_recurrences=kept)
@@ -167,10 +215,11 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         log = self._depth_log()
         if log is None:
             return model_kwargs
-        if counts.ndim == 1:
-            counts = counts[:, None].expand(-1, log.positions)
+        if counts.ndim == 1 or isinstance(cache, RecurrentDepthStaticCache):
+            counts = counts.to(outputs.logits.device)
+            counts = counts[:, None].expand(-1, log.positions) if counts.ndim == 1 else counts
             if (mask := model_kwargs.get("attention_mask")) is not None:
-                counts = counts.masked_fill(mask[:, : log.positions] == 0, 0)
+                counts = counts.masked_fill(mask[:, : counts.shape[1]] == 0, 0)
         log.add(counts, num_new_tokens)
         given = model_kwargs.get("num_recurrences")
         by_token = isinstance(given, torch.Tensor) and given.ndim == 2

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
@@ -17,8 +16,8 @@ from .cache_recurrent import RecurrentDepthCache, Slots
 from .configuration_recurrent import RecurrentDepthConfig
 from .generation_recurrent import RecurrentDepthGenerationMixin
 from .halting_recurrent import HaltingRule, criterion_parameters, resolve_depth
-from .masks_recurrent import create_window_mask
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
+from .rows_recurrent import ActiveRows
 from .sampling_recurrent import sample_num_recurrences
 
 
@@ -90,70 +89,6 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=self.config.initializer_range * module.init_scale)
 
 
-@dataclass
-class _Rows:
-    """
-    What the layers need to know of the rows that are still computed.
-
-    `inputs` is what the loop is fed, `last` the position of each row's last real token, `indices` the place of each
-    row in the batch (`None` while all are computed). Two masks: of the looped layers, and of prelude and coda; each a
-    list where the rows are read from the cache in several runs.
-    """
-
-    config: RecurrentDepthConfig
-    inputs: torch.Tensor
-    padding: torch.Tensor | None
-    angles: tuple[torch.Tensor, torch.Tensor] | None
-    last: torch.Tensor
-    slots: Slots | None
-    indices: torch.Tensor | None = None
-
-    def __post_init__(self):
-        windowed = self.config.sliding_window is not None
-        self.looped_mask = self._make_mask(create_window_mask if windowed else create_causal_mask)
-        self.mask = self.looped_mask
-        if windowed and self.config.num_hidden_layers > self.config.num_recurrent_layers:
-            self.mask = self._make_mask(create_causal_mask)
-
-    def _make_mask(self, create, rows=slice(None)):
-        # Made anew for fewer rows, not sliced: a mask of flex attention cannot be.
-        mask = create(
-            config=self.config,
-            inputs_embeds=self.inputs[rows],
-            attention_mask=None if self.padding is None else self.padding[rows],
-            past_key_values=None if self.slots is None else self.slots.cache,
-            position_ids=None,
-        )
-        runs = [] if self.slots is None else self.slots.runs
-        if mask is None or rows != slice(None) or len(runs) < 2:
-            return mask
-        if isinstance(mask, torch.Tensor):
-            return [mask[active] if mask.shape[0] > 1 else mask for active, _ in runs]
-        return [self._make_mask(create, active) for active, _ in runs]
-
-    def keep(self, rows):
-        """These rows without all but `rows` (indices into them)."""
-        angles = self.angles
-        if angles is not None and angles[0].shape[0] > 1:
-            angles = angles[0][rows], angles[1][rows]
-        indices = rows if self.indices is None else self.indices[rows]
-        if self.slots is not None:
-            self.slots.keep(indices)
-        return _Rows(
-            config=self.config,
-            inputs=self.inputs[rows],
-            padding=None if self.padding is None else self.padding[rows],
-            angles=angles,
-            last=self.last[rows],
-            slots=self.slots,
-            indices=indices,
-        )
-
-    def spread(self, values, before):
-        """`values` of these rows among those of all rows `before`."""
-        return values if self.indices is None else before.index_copy(0, self.indices, values)
-
-
 class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
     """The decoder without its head: embedding, prelude, loop, coda, norm."""
 
@@ -211,7 +146,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             num_recurrences (`int`, 0-d, `(batch,)` or `(batch, sequence)` tensor, *optional*): See `resolve_depth`.
             head (callable, *optional*): `(…, hidden)` -> logits, for criteria that read log-probabilities.
             on_recurrence (callable, *optional*): Called after each recurrence with its index (from 1), the indices of
-                the rows still computed (`None`: all) and what the model would return for them if it stopped there.
+                the rows still computed (`None`: all) and what the last norm would read if the loop stopped there.
             state_seed (`int`, *optional*): Of the noise of `state_init="normal"`.
             resume (`(int, (batch, sequence, hidden) tensor)`, *optional*): The recurrences that these tokens have
                 taken already and the state after them, to go on from up to an int `num_recurrences`. Their keys and
@@ -241,23 +176,22 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
                     f"past_key_values is a {type(cache).__name__}: slots belong to recurrences here, give a "
                     "RecurrentDepthCache or None."
                 )
-            cache.check(self.config, batch)
         elif use_cache:
             cache = RecurrentDepthCache(self.config, cache_recurrences or self.config.cache_recurrences)
         past = 0 if cache is None else cache.get_seq_length()
         real = None
-        if attention_mask is not None and attention_mask.ndim == 2:
-            if attention_mask.shape != (batch, past + length):
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            if not isinstance(past, torch.Tensor) and attention_mask.shape != (batch, past + length):
                 raise ValueError(
                     f"attention_mask has shape {tuple(attention_mask.shape)}, the input with its past "
                     f"{(batch, past + length)}: one entry is needed for each token."
                 )
             real = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
         if position_ids is None:
-            position_ids = torch.arange(past, past + length, device=inputs_embeds.device)[None]
+            position_ids = torch.arange(length, device=inputs_embeds.device)[None] + past
             if real is not None:
-                position_ids = (real.cumsum(-1) - 1).clamp_min(0)[:, past:]
-        real = None if real is None else real[:, past:]
+                position_ids = (real.cumsum(-1) - 1).clamp_min(0)[:, -length:]
+        real = None if real is None else real[:, -length:]
         depth = resolve_depth(
             self.config,
             (batch, length),
@@ -269,10 +203,12 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             **{name: kwargs.pop(name, None) for name in DEPTH_ARGUMENTS},
         )
         self._check_readable(depth, head)
+        if past_key_values is not None:
+            cache.check(self.config, batch, depth)
         if resume is not None and not (isinstance(depth, int) and cache is not None and resume[0] < depth):
             raise ValueError(f"resume after {resume[0]} recurrences needs a cache and an int num_recurrences above.")
 
-        hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids))
+        hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids, past + length))
         angles = None
         if self.rotary_emb is not None:
             angles = tuple(angle.unsqueeze(1) for angle in self.rotary_emb(hidden_states, position_ids))
@@ -282,8 +218,11 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         if cache is None and isinstance(depth, HaltingRule) and depth.granularity == "token":
             # Others go on looking at a token that has halted: one scratch slot a layer, which is not returned.
             cache = RecurrentDepthCache(self.config, cache_recurrences="last")
-        slots = None if cache is None else Slots(cache, expected=depth if isinstance(depth, int) else 1)
-        rows = _Rows(self.config, hidden_states, attention_mask, angles, last, slots)
+        slots = None
+        if cache is not None:
+            certain = isinstance(depth, int)
+            slots = Slots(cache, limit=depth if certain else depth.limit, certain=certain)
+        rows = ActiveRows(self.config, hidden_states, attention_mask, angles, last, slots)
 
         attentions = [] if output_attentions else None
         if len(self.prelude_layers):
@@ -292,7 +231,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         done, state = (0, self._initial_state(hidden_states, position_ids, state_seed)) if resume is None else resume
         states = [state] if output_hidden_states else None
         state, counts = self._loop(state, rows, depth, head, on_recurrence, states, attentions, done, **kwargs)
-        hidden_states = self._read_out(state, rows, attentions=attentions, **kwargs)
+        hidden_states = self.norm(self._finish(state, rows, attentions, **kwargs))
         if cache is not None:
             cache.commit(length, depth if isinstance(depth, int) else counts, real)
         if counts.ndim == 2 and real is not None:
@@ -328,7 +267,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             if states is not None:
                 states.append(rows.spread(state, states[-1]))
             if on_recurrence is not None:
-                on_recurrence(recurrence, rows.indices, self._read_out(state, rows, **kwargs))
+                on_recurrence(recurrence, rows.indices, self._finish(state, rows, **kwargs))
             if rule is None:
                 continue
 
@@ -376,13 +315,9 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             return self.injection(torch.cat((state, inputs), dim=-1))
         return state
 
-    def _read_out(self, state, rows, at=None, attentions=None, **kwargs):
-        """What the model returns if it stops at `state`: coda and norm. Read only `at` a position: (rows, hidden)."""
-        if len(self.coda_layers):
-            state = self._run(self.coda_layers, state, rows, rows.mask, attentions, **kwargs)
-        if at is not None:
-            state = state[torch.arange(len(at), device=at.device), at]
-        return self.norm(state)
+    def _finish(self, state, rows, attentions=None, **kwargs):
+        """What follows the loop, up to the last norm."""
+        return self._run(self.coda_layers, state, rows, rows.mask, attentions, **kwargs)
 
     def _judge(self, rule, recurrence, state, rows, head, **kwargs):
         """Shows the rule what its criterion reads: of each row's last real token, or of every token."""
@@ -397,10 +332,11 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         elif rule.granularity == "token":
             at_once = max(READ_OUT_SLICE // self.config.vocab_size, 1)
             rule.update(recurrence, self.norm(state), read=log_probs, at_once=at_once)
-        elif rule.reads == "state":
-            rule.update(recurrence, state[torch.arange(len(state), device=state.device), rows.last].float())
         else:
-            rule.update(recurrence, log_probs(self._read_out(state, rows, at=rows.last, **kwargs)))
+            of_logits = rule.reads == "log_probs"
+            read = self._finish(state, rows, **kwargs) if of_logits else state
+            read = read[torch.arange(len(read), device=read.device), rows.last]
+            rule.update(recurrence, log_probs(self.norm(read)) if of_logits else read.float())
 
     def _check_readable(self, depth, head):
         if not isinstance(depth, HaltingRule) or depth.reads != "log_probs":
@@ -433,15 +369,17 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         noise = position_noise(position_ids, self.config.hidden_size, seed) * self.config.state_init_std
         return noise.to(inputs.dtype).expand_as(inputs)
 
-    def _add_positions(self, inputs_embeds, position_ids):
+    def _add_positions(self, inputs_embeds, position_ids, tokens):
         if self.config.position_embedding_type == "sinusoidal":
             return inputs_embeds + sinusoidal_positions(position_ids, self.config.hidden_size, inputs_embeds.dtype)
         if self.embed_positions is None:
             return inputs_embeds
-        if position_ids.shape[-1] > self.config.max_position_embeddings:
+        room = self.config.max_position_embeddings
+        # Asked of the tensor only where the cache makes it possible: the answer costs a synchronisation.
+        if isinstance(tokens, int) and tokens > room and int(position_ids.max()) >= room:
             raise ValueError(
-                f"The input has {position_ids.shape[-1]} tokens, but max_position_embeddings="
-                f"{self.config.max_position_embeddings} learned positions exist: cut the input."
+                f"The input has {tokens} tokens with its past, but only max_position_embeddings={room} learned "
+                "positions exist: cut the input."
             )
         return inputs_embeds + self.embed_positions(position_ids)
 
@@ -522,11 +460,12 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             shift_labels = shift_labels[labelled]
         loss_kwargs = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
 
-        def logits_of(hidden_states):
+        def kept(hidden_states):
             if labelled is not None:
-                return self.lm_head(hidden_states[labelled])
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            return self.lm_head(hidden_states[:, kept])
+                return hidden_states[labelled]
+            return hidden_states[
+                :, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            ]
 
         def loss_of(logits):
             return self.loss_function(
@@ -542,7 +481,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         losses = []
 
         def read_logits(recurrence, rows, hidden_states):
-            logits = logits_of(hidden_states)
+            logits = self.lm_head(self.model.norm(kept(hidden_states)))
             if recurrence_loss_weights is None:
                 on_recurrence(recurrence, rows, logits)
             elif rows is not None or recurrence > len(recurrence_loss_weights):
@@ -581,7 +520,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             return_dict=True,
             **kwargs,
         )
-        logits = logits_of(outputs.last_hidden_state)
+        logits = self.lm_head(kept(outputs.last_hidden_state))
         loss = None
         if losses:
             loss = torch.stack(losses).sum()

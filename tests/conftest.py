@@ -4,6 +4,8 @@ import os
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Also for the processes that tests start: two of them would fight over two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest

@@ -1,5 +1,7 @@
 """Building and reading data sets: pure functions, no argument parsing."""
 
+from .demonstrations import Demonstrations
+from .memory_reason import build_memory_reason, load_memory_reason, reference_solution, save_memory_reason
 from .multi_hop import (
     MultiHopConfig,
     MultiHopData,
@@ -16,15 +18,20 @@ from .multi_hop import (
 
 
 __all__ = [
+    "Demonstrations",
     "MultiHopConfig",
     "MultiHopData",
+    "build_memory_reason",
     "build_multi_hop",
     "convert_multi_hop",
     "encode_chains",
+    "load_memory_reason",
     "load_multi_hop",
     "load_multi_hop_tokenizer",
     "prepare_multi_hop",
     "read_multi_hop_json",
+    "reference_solution",
+    "save_memory_reason",
     "save_multi_hop",
     "select_chains",
 ]

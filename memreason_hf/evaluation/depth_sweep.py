@@ -116,7 +116,8 @@ def sweep_depth(
             model, dataset, collator, batch_size, progress=progress, title="sweep", distributed=distributed
         ):
             reader = _AnswerReader(references, max_recurrences)
-            model(**inputs, logits_to_keep=1, num_recurrences=max_recurrences, on_recurrence=reader)
+            depth = {"num_recurrences": max_recurrences, "on_recurrence": reader}
+            model(**inputs, logits_to_keep=1, use_cache=False, **depth)
             correct, margin = reader.correct.T.cpu().numpy(), reader.margins.T.cpu().numpy()
             batch_groups, ever_correct = group_of_row[rows], correct.any(axis=1)
             np.add.at(hits, batch_groups, correct)

@@ -77,7 +77,7 @@ def predict_answers(
         for rows, inputs, references in answer_batches(
             model, dataset, collator, batch_size, progress=progress, title="answers", distributed=distributed
         ):
-            outputs = model(**inputs, logits_to_keep=1, **forward_kwargs)
+            outputs = model(**inputs, logits_to_keep=1, use_cache=False, **forward_kwargs)
             counts = outputs.num_recurrences
             predicted[rows, 0] = outputs.logits[:, -1].argmax(-1).cpu().numpy()
             predicted[rows, 1] = references.cpu().numpy()

@@ -5,13 +5,12 @@ One training step at the study's size, against a restatement of the study's loop
 
 Both sides: 4 GPT-2 blocks of width 768 applied 4 times, tied head, loss on the answer, bf16 autocast, AdamW, the same
 chains. The study's side pads every chain to 50 tokens, attends eagerly and computes logits everywhere; ours is the
-step that RecurrentTrainer takes. Seconds are medians of runs taken in turns in one process; memory is the growth of
-the peak resident set over one step, each side in a fresh process.
+step that RecurrentTrainer takes. Seconds are medians of runs taken in turns in one process; memory (Linux only) is
+what the first step adds to the resident set at its peak, gradients and optimiser state included, in a fresh process.
 """
 
 import argparse
 import multiprocessing
-import resource
 
 import torch
 from common import in_turns, machine
@@ -107,12 +106,18 @@ def our_step(batch, hops):
 SIDES = {"study": study_step, "ours": our_step}
 
 
+def _resident(key):
+    """MiB from the kernel's account of this process; getrusage would start at the peak of the parent."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+
+
 def _peak(side, batch, hops, threads, results):
     torch.set_num_threads(threads)
     step = SIDES[side](batch, hops)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _resident("VmRSS")
     step()
-    results.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    results.put(_resident("VmHWM") - before)
 
 
 def peak_memory(side, batch, hops, threads):

@@ -43,6 +43,7 @@ class ScriptedModel(torch.nn.Module):
         input_ids,
         attention_mask,
         logits_to_keep,
+        use_cache,
         num_recurrences=None,
         on_recurrence=None,
         max_recurrences=99,

@@ -86,3 +86,4 @@ def test_presets_are_the_two_block_families():
     assert (llama.norm_type, llama.gated_mlp, llama.hidden_act) == ("rmsnorm", True, "silu")
     assert gpt2.tie_word_embeddings and not llama.tie_word_embeddings
     assert RecurrentDepthConfig.gpt2_style(hidden_act="relu").hidden_act == "relu"
+    assert RecurrentDepthConfig(halting_criterion="none").halting_criterion is None

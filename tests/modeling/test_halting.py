@@ -8,7 +8,7 @@ from modeling_recurrent.halting_recurrent import HALTING_CRITERIA, HaltingRule, 
 
 
 MOST = 12
-LENGTHS = (6, 9, 2, 7, 4, 9, 3, 8, 5, 1, 6, 7)
+LENGTHS = (6, 9, 2, 7, 4, 9, 3, 8, 5, 1, 6, 7) * 2
 
 
 def settling_model(**kwargs):

@@ -92,8 +92,17 @@ def test_tuple_output_and_embeddings_as_input():
 
 
 def test_too_long_for_learned_positions():
+    model = tiny_model()
     with pytest.raises(ValueError, match="max_position_embeddings=64"):
-        tiny_model()(random_ids(1, 65))
+        model(random_ids(1, 65))
+    with pytest.raises(ValueError, match="65 tokens with its past"):
+        model.generate(random_ids(1, 60), max_new_tokens=10)
+    ids, mask = pad([random_ids(60), random_ids(4)], "left")
+    assert (
+        model(torch.nn.functional.pad(ids, (6, 0)), attention_mask=torch.nn.functional.pad(mask, (6, 0)))
+        .logits.isfinite()
+        .all()
+    )
 
 
 def test_plain_generation_agrees_with_repeated_forwards():

@@ -1,0 +1,153 @@
+"""Text with a depth per token as one HTML page that needs nothing beside itself."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from .token_depths import DepthScale, GeneratedText, Piece, depth_statistics, map_color, text_color, visible
+
+
+# A shallow token hardly differs from the page: on a light one depth is dark, on a dark one it is light.
+_LIGHT = ("YlGnBu", 0.0, 0.92)
+_DARK = ("viridis", 0.0, 1.0)
+
+_STYLE = """\
+:root { color-scheme: light dark; --page: #ffffff; --text: #1c1e21; --quiet: #5c636b; --line: #d9dde1; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #15181c; --text: #e6e8ea; --quiet: #a2a9b1; --line: #353b42; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 58rem; background: var(--page); color: var(--text);
+  font: 1rem/1.5 system-ui, sans-serif; }
+h1 { margin: 0; font-size: 1.25rem; overflow-wrap: anywhere; }
+h2 { margin: 0 0 0.25rem; font-size: 0.8rem; font-weight: 600; color: var(--quiet); }
+p { margin: 0; }
+.quiet { color: var(--quiet); font-size: 0.85rem; overflow-wrap: anywhere; }
+.legend { position: sticky; top: 0; margin: 0.75rem 0 1rem; padding: 0.6rem 0; display: flex; flex-wrap: wrap;
+  align-items: center; gap: 0.35rem 1rem; background: var(--page); border-bottom: 1px solid var(--line);
+  font-size: 0.85rem; z-index: 1; }
+.cells { display: inline-flex; }
+.cells .t { padding: 0.1rem 0; min-width: 2.1rem; text-align: center; }
+article { margin: 0 0 1.75rem; }
+article > div { margin: 0 0 0.75rem; }
+.text { font: 0.95rem/1.75 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere; tab-size: 4; }
+.prompt { padding-left: 0.75rem; border-left: 3px solid var(--line); }
+.t { padding: 0.15em 0; box-shadow: inset -1px 0 var(--page); box-decoration-break: clone;
+  -webkit-box-decoration-break: clone; }
+.t:hover { outline: 2px solid var(--text); outline-offset: -1px; }
+.mark { font-size: 0.8em; padding: 0.12em 0.3em; font-style: italic; }
+.end { opacity: 0.6; user-select: none; }
+/* What the pointer is on, at once and never cut off; the title comes later. */
+.text .t:hover::before { content: attr(title); position: fixed; left: 0; right: 0; bottom: 0; z-index: 2;
+  padding: 0.5rem 1.25rem; background: var(--text); color: var(--page); text-align: center; font-size: 0.9rem; }
+body:has(#numbers:checked) .text .t::after { content: attr(data-depth); font-size: 0.65em; vertical-align: super;
+  line-height: 0; margin: 0 0.15em 0 0.1em; }
+label { cursor: pointer; white-space: nowrap; }
+"""
+
+
+def render_page(texts: Sequence[GeneratedText], title: str, description: str, scale: DepthScale | None = None) -> str:
+    """
+    The page: a legend, then every prompt and its continuation, each token on the colour of its depth.
+
+    The name of a token, its id and its recurrences show when the pointer is on it, and the numbers of all by a switch.
+    Nothing is loaded and no script runs; every text is escaped.
+
+    Args:
+        texts: what a model wrote.
+        title: a heading, for example the name of the model.
+        description: a line on how depth and tokens were decided.
+        scale: of the colours; by default from the least to the most depth on the page.
+    """
+    scale = DepthScale.over(texts) if scale is None else scale
+    articles = "\n".join(_article(text, number, len(texts)) for number, text in enumerate(texts, 1))
+    # Black or white on a colour: of the depths that appear, and no others.
+    depths = {token.num_recurrences for text in texts for piece in _all_pieces(text) for token in piece.tokens}
+    depths |= set(scale.legend())
+    cells = "".join(f'<span class="t d{depth}">{depth}</span>' for depth in scale.legend())
+    return f"""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{_escape(title)}: recurrences of each token</title>
+<style>
+{_STYLE}{_depth_colors(depths, scale)}</style>
+</head>
+<body>
+<header>
+<h1>{_escape(title)}</h1>
+<p class="quiet">{_escape(description)}</p>
+</header>
+<div class="legend">
+<span>Recurrences <span class="cells">{cells}</span></span>
+<label><input type="checkbox" id="numbers"> show numbers</label>
+<span class="quiet">A token of a prompt: at its own position; a token behind it: where it was predicted.</span>
+</div>
+<main>
+{articles}
+</main>
+</body>
+</html>
+"""
+
+
+def _article(text, number, count):
+    statistics = depth_statistics([text])
+    of = f" {number} of {count}" if count > 1 else ""
+    tokens = len(text.depths)
+    summary = (
+        f"{tokens} token{'s' if tokens != 1 else ''}, {statistics['minimum']} to {statistics['maximum']} recurrences, "
+        f"mean {statistics['mean']:.1f}; ended by "
+        f"{'the model' if text.finish_reason == 'eos' else 'max_new_tokens'}"
+    )
+    return f"""\
+<article>
+<div class="prompt"><h2>Prompt{of}</h2><div class="text" dir="auto">{_spans(text.prompt_pieces)}</div></div>
+<div><h2>Continuation</h2><div class="text" dir="auto">{_spans(text.pieces)}</div></div>
+<p class="quiet">{summary}</p>
+</article>"""
+
+
+def _all_pieces(text):
+    return (*text.prompt_pieces, *text.pieces)
+
+
+def _spans(pieces: Iterable[Piece]) -> str:
+    return "".join(map(_span, pieces))
+
+
+def _span(piece):
+    depth = piece.num_recurrences
+    tip = "; ".join(f"{visible(token.token)} (id {token.id}): {_recurrences(token)}" for token in piece.tokens)
+    kind, shown = "t", _escape(piece.text).replace("\n", '<i class="end">↵</i>\n')
+    if not piece.text:
+        kind, shown = "t mark", _escape(" ".join(token.token for token in piece.tokens))
+    # The last line end stands outside, so that the number comes before it.
+    end = "\n" if shown.endswith("\n") else ""
+    shown = shown.removesuffix("\n")
+    return f'<span class="{kind} d{depth}" data-depth="{depth}" title="{_escape(tip)}">{shown}</span>{end}'
+
+
+def _recurrences(token):
+    return f"{token.num_recurrences} recurrence{'s' if token.num_recurrences != 1 else ''}"
+
+
+def _depth_colors(depths, scale):
+    light, dark = ("".join(_rule(depth, scale, *colors) for depth in sorted(depths)) for colors in (_LIGHT, _DARK))
+    return f"{light}@media (prefers-color-scheme: dark) {{\n{dark}}}\n"
+
+
+def _rule(depth, scale, name, low, high):
+    background = map_color(name, low + (high - low) * scale.position(depth))
+    return f".d{depth} {{ background: {_hex(background)}; color: {_hex(text_color(background))}; }}\n"
+
+
+def _hex(color):
+    return "#" + "".join(f"{part:02x}" for part in color)
+
+
+def _escape(text):
+    # A lone surrogate cannot be written as UTF-8.
+    return escape(visible(text).encode("utf-8", "replace").decode("utf-8"))

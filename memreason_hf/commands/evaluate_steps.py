@@ -1,0 +1,282 @@
+"""
+`memreason evaluate-steps`: a model solves annotated questions; accuracy, steps by kind, where solutions go wrong.
+
+    memreason evaluate-steps runs/strategy_qa --data data/strategy_qa --output_file runs/strategy_qa/generations.jsonl
+"""
+
+import argparse
+import difflib
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import evaluate
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+
+from memreason_hf.data.demonstrations import Demonstrations
+from memreason_hf.data.memory_reason import NAMES, load_memory_reason, reference_solution
+from memreason_hf.evaluation.generation import generate_solutions
+from memreason_hf.evaluation.generation_files import SETTINGS_SUFFIX
+from memreason_hf.evaluation.step_judges import JUDGES
+from memreason_hf.metrics import metric_path
+from memreason_hf.steps import KINDS
+from memreason_hf.tokenization import read_scheme
+from modeling_recurrent import RecurrentDepthConfig
+
+from .errors import user_errors
+
+
+PROG = "memreason evaluate-steps"
+DESCRIPTION = """\
+Lets a model solve the questions of a data set, greedily, step by step, and judges the answers. Prints accuracy with a
+bootstrap interval over questions, invalid answers, texts that were cut off, the steps by kind beside those of the
+references, and the kind of the step at which solutions first depart from the reference.
+
+The prompt is the question and the prefix tokens of the scheme that is saved with the tokenizer. Every text goes to
+--output_file, a JSON line each, as soon as its batch is done; the same command again goes on where it was stopped.
+"""
+EPILOG = """\
+examples:
+  memreason evaluate-steps runs/strategy_qa --data data/strategy_qa --output_file runs/strategy_qa/test.jsonl
+  memreason evaluate-steps MODEL --data FOLDER_WITH_JSON --name truthful_qa --num_items 100
+  memreason evaluate-steps MODEL --data data/gsm8k --num_demonstrations 4 --max_new_tokens 300
+
+--output_file X writes X (the schema: memreason_hf/evaluation/generation.py), X.settings.json (what the texts depend
+on) and X.summary.json (the figures that are printed).
+"""
+METRICS = ("answer_accuracy", "step_distribution", "step_attribution")
+SUMMARY_SUFFIX = ".summary.json"
+
+
+@dataclass
+class EvaluateStepsArguments:
+    model: str | None = field(
+        default=None, metadata={"help": "Folder or name on the Hub; also as the first argument, without --model."}
+    )
+    data: str | None = field(
+        default=None,
+        metadata={"help": "Folder of data_scripts/build_memory_reason.py; or, with --name, the source that it reads."},
+    )
+    name: str | None = field(default=None, metadata={"help": f"The data set in a source: {', '.join(NAMES)}."})
+    split: str = field(default="test", metadata={"help": "Split of the data set."})
+    num_items: int | None = field(default=None, metadata={"help": "Only the first so many items."})
+    output_file: str | None = field(
+        default=None, metadata={"help": "JSON lines with every text. Default: only the figures are printed."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Start the output file anew."})
+    batch_size: int = field(default=16, metadata={"help": "Texts generated together. Changes the speed only."})
+    max_new_tokens: int = field(default=512, metadata={"help": "The most tokens of a solution."})
+    num_demonstrations: int = field(default=0, metadata={"help": "Solved training questions before each question."})
+    seed: int = field(default=0, metadata={"help": "Decides which demonstrations, and resamples the questions."})
+    match_option_text: bool = field(
+        default=False, metadata={"help": "Also take the text of an option for its letter."}
+    )
+    judge: str = field(
+        default="overlap",
+        metadata={"help": f"Who compares steps with the references: {', '.join(JUDGES)}.", "choices": list(JUDGES)},
+    )
+    num_recurrences: int | None = field(
+        default=None, metadata={"help": "Recurrent-depth models: a fixed depth. Default: the model's."}
+    )
+    max_recurrences: int | None = field(default=None, metadata={"help": "Recurrent-depth models: the deepest."})
+    halting_criterion: str | None = field(default=None, metadata={"help": "Recurrent-depth models: who halts."})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Folder with the extended tokenizer, where it is not beside the model."}
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "Of the weights; auto: as they were saved."}
+    )
+    device: str | None = field(
+        default=None, metadata={"help": "For example cpu or cuda:1. Default: cuda if there is."}
+    )
+    no_progress: bool = field(default=False, metadata={"help": "Show no progress bar."})
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside the flags that have one; description and examples as they were written."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def make_parser() -> HfArgumentParser:
+    return HfArgumentParser(
+        EvaluateStepsArguments,
+        prog=PROG,
+        usage="%(prog)s MODEL --data FOLDER [--flag value ...]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluates; returns the exit code. A wrong flag or input ends the program with code 2 and one message."""
+    with user_errors(PROG):
+        return _evaluate(_parse(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _parse(argv):
+    parser = make_parser()
+    if argv and not argv[0].startswith("-"):
+        argv = ["--model", *argv]
+    arguments, unknown = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+        hint = f" Did you mean {close[0]}?" if close else " --help lists all flags."
+        raise ValueError(f"unknown argument {' '.join(unknown)!r}.{hint}")
+    for name in ("model", "data"):
+        if getattr(arguments, name) is None:
+            raise ValueError(f"{name} is not given: {PROG} MODEL --data FOLDER.")
+    return arguments
+
+
+def _evaluate(arguments):
+    files = _output_files(arguments)
+    dataset = load_memory_reason(arguments.data, arguments.name)
+    rows = _rows(dataset, arguments.split, arguments.num_items)
+    demonstrations = _demonstrations(dataset, arguments)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.model)
+    scheme = read_scheme(tokenizer)
+    model, depth = _load_model(arguments)
+
+    started = time.perf_counter()
+    generations = generate_solutions(
+        model,
+        tokenizer,
+        rows,
+        batch_size=arguments.batch_size,
+        max_new_tokens=arguments.max_new_tokens,
+        demonstrations=demonstrations,
+        match_option_text=arguments.match_option_text,
+        path=files[0] if files else None,
+        settings=_settings(arguments, scheme, depth),
+        progress=not arguments.no_progress,
+        **depth,
+    )
+    seconds = time.perf_counter() - started
+    results = _measure(generations, rows, scheme, arguments)
+    print(_report(results, generations, arguments, seconds))
+    if files:
+        summary = {key: value for key, value in results.items() if key != "attributions"}
+        files[2].write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"texts: {files[0]}")
+    return 0
+
+
+def _output_files(arguments):
+    if arguments.output_file is None:
+        return []
+    path = Path(arguments.output_file)
+    if path.is_dir():
+        raise ValueError(f"output_file={path} is a folder; give a file.")
+    files = [path, *(path.with_name(path.name + suffix) for suffix in (SETTINGS_SUFFIX, SUMMARY_SUFFIX))]
+    if arguments.overwrite:
+        for file in files:
+            file.unlink(missing_ok=True)
+    return files
+
+
+def _rows(dataset, split, num_items):
+    if split not in dataset:
+        raise ValueError(f"split={split!r} is not in the data; there are {', '.join(dataset)}.")
+    rows = dataset[split]
+    if num_items is not None:
+        if num_items < 1:
+            raise ValueError(f"num_items={num_items} must be at least 1.")
+        rows = rows.select(range(min(num_items, len(rows))))
+    return list(rows)
+
+
+def _demonstrations(dataset, arguments):
+    if not arguments.num_demonstrations:
+        return None
+    if "train" not in dataset:
+        raise ValueError(
+            f"num_demonstrations={arguments.num_demonstrations} are drawn from the split 'train': not there."
+        )
+    return Demonstrations(dataset["train"], arguments.num_demonstrations, seed=arguments.seed)
+
+
+def _load_model(arguments):
+    """The model on its device, and what `generate` is told about its depth."""
+    if (Path(arguments.model) / "adapter_config.json").is_file():
+        raise ValueError(f"model={arguments.model!r} holds an adapter, no whole model: merge it into its base first.")
+    depth = {
+        name: getattr(arguments, name)
+        for name in ("num_recurrences", "max_recurrences", "halting_criterion")
+        if getattr(arguments, name) is not None
+    }
+    config = AutoConfig.from_pretrained(arguments.model)
+    if depth and not isinstance(config, RecurrentDepthConfig):
+        raise ValueError(
+            f"{', '.join(depth)}: model={arguments.model!r} is a {config.model_type!r} model, without recurrences."
+        )
+    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device), depth
+
+
+def _settings(arguments, scheme, depth):
+    """What the texts depend on beside the questions."""
+    names = ("model", "tokenizer", "data", "name", "split", "max_new_tokens", "num_demonstrations", "dtype")
+    values = {name: getattr(arguments, name) for name in names}
+    if arguments.num_demonstrations:
+        values["seed"] = arguments.seed
+    return {**values, "match_option_text": arguments.match_option_text, "scheme": scheme.to_dict(), **depth}
+
+
+def _measure(generations, rows, scheme, arguments):
+    metrics = evaluate.combine([evaluate.load(metric_path(name), keep_in_memory=True) for name in METRICS])
+    return metrics.compute(
+        predictions=[generation.text for generation in generations],
+        references=[scheme.render(reference_solution(row)) for row in rows],
+        questions=[row["question"] for row in rows],
+        options=[row["options"] for row in rows],
+        match_option_text=arguments.match_option_text,
+        scheme=scheme,
+        judge=arguments.judge,
+        seed=arguments.seed,
+    )
+
+
+def _report(results, generations, arguments, seconds):
+    low, high = results["accuracy_interval"]
+    num_tokens = sum(generation.num_tokens for generation in generations)
+    num_cut = sum(generation.is_cut for generation in generations)
+    title = f"{arguments.model} on {arguments.data}, {arguments.split}"
+    lines = [
+        f"{title}: {results['num_items']:,} items, {results['num_questions']:,} questions",
+        f"accuracy {results['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})",
+        f"no valid answer {results['num_invalid_answers']:,}; several options {results['num_several_answers']:,}",
+        f"cut off before their end {num_cut:,} (at most {arguments.max_new_tokens} tokens, or the model's context); "
+        f"inside a step's tokens {results['num_truncated']:,}",
+        "",
+        f"{'steps':<28}" + "".join(f"{kind:>9}" for kind in KINDS),
+    ]
+    for title, key in (
+        ("generated", "steps_by_kind"),
+        ("reference", "reference_steps_by_kind"),
+        (f"first departures ({arguments.judge})", "departures_by_kind"),
+    ):
+        lines.append(f"{title:<28}" + "".join(f"{results[key][kind]:>9,}" for kind in KINDS))
+    lines += [
+        f"no departure {results['num_without_departure']:,}; undecided {results['num_undecided']:,}; "
+        f"no reference steps {results['num_without_reference']:,}",
+        "",
+        f"{seconds:.1f} s; {num_tokens:,} tokens in all, those of an earlier run included",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

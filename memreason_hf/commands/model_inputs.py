@@ -1,0 +1,156 @@
+"""What the commands that run a trained model share: its flags, config, tokenizer and weights."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from memreason_hf.data import load_multi_hop_tokenizer
+from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
+
+from .recipe import RecipeParser, RecipeSection
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside the flags that have one; description and epilog as they were written."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class ModelParser(RecipeParser):
+    """`RecipeParser` for `COMMAND [RECIPE.yaml] [MODEL] [--flag value ...]`; MODEL is short for `--model MODEL`."""
+
+    def __init__(self, sections: list[RecipeSection], **kwargs):
+        super().__init__(
+            sections,
+            recipe_required=False,
+            usage="%(prog)s [RECIPE.yaml] [MODEL] [--flag value ...]",
+            formatter_class=_HelpFormatter,
+            **kwargs,
+        )
+        positional = next(action for action in self._actions if action.dest == "recipe")
+        positional.metavar = "RECIPE.yaml, MODEL"
+        positional.help = "A YAML file with these flags under the names of their sections; a model, short for --model."
+
+    def parse_recipe(self, argv: list[str] | None = None):
+        argv = list(sys.argv[1:] if argv is None else argv)
+        count = next((index for index, argument in enumerate(argv) if argument.startswith("-")), len(argv))
+        recipe = [argument for argument in argv[:count] if argument.endswith((".yaml", ".yml"))]
+        model = [argument for argument in argv[:count] if argument not in recipe]
+        if len(recipe) > 1 or len(model) > 1:
+            raise ValueError(
+                f"{' '.join(argv[:count])!r}: at most one RECIPE.yaml and one MODEL come before the flags."
+            )
+        return super().parse_recipe([*recipe, *(f"--model={name}" for name in model), *argv[count:]])
+
+    def parse_sections(self, argv: list[str] | None = None) -> list:
+        """One instance of its dataclass for each section, in their order."""
+        _, values = self.parse_recipe(argv)
+        return [section.fields_of(**values[name]) for name, section in self.sections.items()]
+
+
+def load_model_config(model: str | None) -> RecurrentDepthConfig:
+    """
+    The config of a model in a folder or on the Hub. Nothing large is read yet.
+
+    Raises:
+        ValueError, OSError: no model named, no such folder, not a model of this package.
+    """
+    if model is None:
+        raise ValueError("model is not given: add --model or name it in section inputs of the recipe.")
+    _check_model_folder(model)
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except OSError as error:
+        where = "the config" if Path(model).is_dir() else "no such folder, and on the Hub it"
+        raise OSError(f"model={model!r}: {where} cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(config, RecurrentDepthConfig):
+        raise ValueError(
+            f"model={model!r} has model_type={config.model_type!r}: depth can only be chosen in a model of "
+            f"type {RecurrentDepthConfig.model_type!r}."
+        )
+    return config
+
+
+def _check_model_folder(model):
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            checkpoints = sorted(folder.glob("checkpoint-*/config.json"), key=lambda path: path.stat().st_mtime)
+            hint = f" Did you mean {checkpoints[-1].parent}?" if checkpoints else ""
+            raise FileNotFoundError(f"model={model!r}: the folder holds no config.json, so no model is there.{hint}")
+    elif model.count("/") != 1 or model.startswith((".", "~", "/")) or folder.parent.exists():
+        # What is left, NAME/NAME, is looked for on the Hub.
+        raise FileNotFoundError(f"model={model!r}: no such folder. Give one, or a name on the Hub (owner/name).")
+
+
+def load_tokenizer(model: str, tokenizer: str | None, config: RecurrentDepthConfig) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer of the model, or the one named `tokenizer`, which may also be a data set's folder.
+
+    Raises:
+        ValueError, OSError: it is not there, cannot be read, or has more tokens than the model.
+    """
+    name = tokenizer or model
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "tokenizer.json").is_file():
+        if tokenizer is None:
+            raise FileNotFoundError(
+                f"model={name!r}: the folder holds no tokenizer.json. Name the folder of the tokenizer that the model "
+                "was trained with by --tokenizer; the one of its data set will do."
+            )
+        loaded = load_multi_hop_tokenizer(folder)
+    else:
+        try:
+            loaded = AutoTokenizer.from_pretrained(name)
+        except Exception as error:  # a damaged tokenizer.json is a bare Exception
+            raise ValueError(f"The tokenizer of {name!r} cannot be read ({error}).") from error
+    if len(loaded) > config.vocab_size:
+        raise ValueError(
+            f"The vocabulary does not match: the tokenizer has {len(loaded)} tokens, the model's vocab_size is "
+            f"{config.vocab_size}. Use the tokenizer that the model was trained with."
+        )
+    return loaded
+
+
+def load_model(model: str, dtype: str = "auto") -> RecurrentDepthForCausalLM:
+    """
+    The model, in evaluation mode.
+
+    Raises:
+        ValueError: weights that cannot be read, are missing or do not fit. The library would go on with random ones.
+    """
+    dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+    try:
+        loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True)
+    except SafetensorError as error:
+        raise ValueError(f"model={model!r}: the weights cannot be read, the file may be cut off ({error}).") from error
+    problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+    if problems:
+        shown = "; ".join(
+            f"{kind}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for kind, names in problems.items()
+        )
+        raise ValueError(f"model={model!r}: the weights do not belong to the config ({shown}).")
+    return loaded.eval()
+
+
+def choose_device(device: str | None) -> torch.device:
+    """
+    The device that a flag names; without one CUDA where it is, else the CPU.
+
+    Raises:
+        ValueError: no device of torch, or none of this machine.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device={device!r} is no device: give cpu, cuda or cuda:1.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}: this machine has no CUDA device that torch can use; give cpu.")
+    return device

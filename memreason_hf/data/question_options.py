@@ -1,0 +1,52 @@
+"""The options of a question: labels and texts, read from where the question lists them."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+
+TRUE_FALSE = {"True": "True", "False": "False"}
+_LABEL = re.compile(r"(?<!\S)([A-Z])\.\s*")
+_LIST_MARKER = re.compile(r"\b(?:Options|Answer choices):", re.IGNORECASE)
+# What the text before a label ends with, where no marker tells that options follow; an initial ("J.") ends nothing.
+_SENTENCE_END = re.compile("(?<!\\s[A-Z])[.?!:;\u2026\"'\u201d\u2019)\\]]\\s*\\Z")
+
+
+def find_options(question: str) -> dict[str, str]:
+    """
+    The options that a question lists: `… A. bank B. library`, labels to texts, `{}` if there are none.
+
+    Labels run A, B, C, … without a gap; every other letter with a full stop (`A. A. Milne`, `the U.S.`) is text. After
+    `Options:` each label counts where it first comes. Elsewhere it must begin a sentence (`Franklin D. Roosevelt`),
+    unless no two labels do.
+    """
+    markers = list(_LIST_MARKER.finditer(question))
+    start = markers[-1].end() if markers else 0
+    found = list(_LABEL.finditer(question, start))
+    labels = []
+    if not markers:
+        labels = _consecutive([match for match in found if _SENTENCE_END.search(question[: match.start()])])
+    if len(labels) < 2:
+        labels = _consecutive(found)
+    if len(labels) < 2:
+        return {}
+    ends = [*(match.start() for match in labels[1:]), len(question)]
+    return {match[1]: question[match.end() : end].strip() for match, end in zip(labels, ends)}
+
+
+def _consecutive(matches):
+    """The first A, the first B after it, and so on."""
+    labels = []
+    for match in matches:
+        if match[1] == chr(ord("A") + len(labels)):
+            labels.append(match)
+    return labels
+
+
+def options_column(options: Mapping[str, str]) -> list[dict[str, str]]:
+    """Options as a row of a data set holds them."""
+    return [{"label": label, "text": text} for label, text in options.items()]
+
+
+def options_by_label(column: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The inverse of `options_column`."""
+    return {option["label"]: option["text"] for option in column}

@@ -1,0 +1,116 @@
+"""The file of generated solutions: JSON lines that a killed run leaves readable, and the settings they depend on."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+
+FIELDS = (
+    "index",
+    "question",
+    "text",
+    "steps",
+    "verdict",
+    "answer",
+    "reference",
+    "is_truncated",
+    "is_cut",
+    "num_tokens",
+)
+SETTINGS_SUFFIX = ".settings.json"
+
+
+class GenerationFile:
+    """
+    Reads what was generated before, and adds to it.
+
+    A line belongs to an item by its index and its question: benchmarks repeat questions. A last line that a killed run
+    left unfinished is taken off.
+
+    Args:
+        path: the file; it and its folder are made when something is added.
+        questions: the questions of the items, in order.
+        settings: what the texts depend on, as JSON values; kept beside the file and compared.
+
+    Raises:
+        ValueError: the file was made with other settings.
+    """
+
+    def __init__(self, path: str | os.PathLike, questions: Sequence[str], settings: Mapping | None = None):
+        self.path = Path(path)
+        self.questions = list(questions)
+        self.settings_path = self.path.with_name(self.path.name + SETTINGS_SUFFIX)
+        self.settings = None if settings is None else json.loads(json.dumps(dict(settings)))
+        self._check_settings()
+
+    def read(self) -> list[dict]:
+        """
+        The lines of the items, one for each: of several for the same item the last. Lines of items beyond the last
+        one are left alone.
+
+        Raises:
+            ValueError: a line that is damaged, or of another data set; names the line.
+        """
+        if not self.path.is_file():
+            return []
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            # Taken off at once: what is added next must not be glued to it.
+            with open(self.path, "r+b") as file:
+                file.truncate(len(whole))
+        lines = {}
+        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+            if line.strip():
+                values = self._parsed(line, number)
+                if values["index"] < len(self.questions):
+                    lines[values["index"]] = values
+        return list(lines.values())
+
+    def add(self, lines: Iterable[Mapping]) -> None:
+        """Writes lines to the end of the file and makes sure that they are on the disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.settings is not None and not self.path.is_file():
+            self.settings_path.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        with open(self.path, "ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _parsed(self, line, number):
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}, line {number}: is no JSON ({error}). Remove the line or the file."
+            ) from None
+        missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
+        if missing:
+            raise ValueError(f"{self.path}, line {number}: lacks {', '.join(missing)}. Remove the line or the file.")
+        index, question = values["index"], values["question"]
+        if not isinstance(index, int) or index < 0:
+            raise ValueError(f"{self.path}, line {number}: index={index!r} is no index. Remove the line or the file.")
+        if index < len(self.questions) and self.questions[index] != question:
+            raise ValueError(
+                f"{self.path}, line {number}: item {index} is {question[:60]!r} there, but "
+                f"{self.questions[index][:60]!r} in the data. The file was made with other data: choose another one."
+            )
+        return {name: values[name] for name in FIELDS}
+
+    def _check_settings(self):
+        if self.settings is None or not self.settings_path.is_file() or not self.path.is_file():
+            return
+        try:
+            before = json.loads(self.settings_path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise ValueError(f"{self.settings_path} is no JSON file. Remove it and {self.path}.") from None
+        names = [*before, *(name for name in self.settings if name not in before)]
+        changed = [name for name in names if before.get(name) != self.settings.get(name)]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"{self.path} was made with {name}={before.get(name)!r}, now it is {self.settings.get(name)!r}. "
+                "Choose another file, or overwrite this one."
+            )

@@ -1,0 +1,236 @@
+"""
+Judges of a step: does it agree with reference steps, depart from them, or can it not be decided?
+
+A judge is called with a step, the reference steps and the question, and returns `AGREES`, `DEPARTS` or `UNDECIDED`:
+
+    judge = TokenOverlapJudge()
+    judge(Step("memory", "Oslo has 700,000 people."), [Step("memory", "Oslo has 900,000 people.")])     # departs
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memreason_hf.steps import Step
+
+
+AGREES, DEPARTS, UNDECIDED = "agrees", "departs", "undecided"
+VERDICTS = (AGREES, DEPARTS, UNDECIDED)
+StepJudge = Callable[[Step, Sequence[Step], str], str]
+
+_TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
+_SENTENCE_START = re.compile(r"(?:\A|[.?!:;]\s+|[\"\u201c(]\s*)\Z")
+_STOP_WORDS = frozenset(
+    """
+    a an the this that these those it its they them their he him his she her there here which who whom whose what
+    is are was were be been being am do does did done has have had having can could may might must shall should will
+    would of in on at by for from to into onto with as about over under between among through during within and or
+    but if then than so because since while although though however therefore thus hence also both each either such
+    some any all most many much more very just only even still too i you we our your my one s based given fact
+    known e g etc approximately around roughly
+    """.split()  # noqa: SIM905  a list of quoted words would take a page
+)
+_NEGATIONS = frozenset({"not", "no", "never", "none", "cannot", "without", "neither", "nor", "nobody", "nothing"})
+_OPPOSITES = (
+    ("more", "less"),
+    ("more", "fewer"),
+    ("before", "after"),
+    ("above", "below"),
+    ("higher", "lower"),
+    ("larger", "smaller"),
+    ("longer", "shorter"),
+    ("older", "younger"),
+    ("taller", "shorter"),
+    ("faster", "slower"),
+    ("heavier", "lighter"),
+    ("hot", "cold"),
+    ("always", "never"),
+    ("first", "last"),
+    ("increase", "decrease"),
+    ("north", "south"),
+    ("east", "west"),
+    ("true", "false"),
+    ("likely", "unlikely"),
+    ("possible", "impossible"),
+)
+_OPPOSITES_OF = {
+    word: frozenset(b if a == word else a for a, b in _OPPOSITES if word in (a, b))
+    for word in {word for pair in _OPPOSITES for word in pair}
+}
+_ENDINGS = ("ations", "ation", "ingly", "edly", "ings", "ing", "ies", "ied", "ily", "es", "ed", "ly", "s", "y", "e")
+
+
+class ExactJudge:
+    """A step agrees if a reference has the same words in the same order, in any case; otherwise it departs."""
+
+    def __call__(self, step: Step, references: Sequence[Step], question: str = "") -> str:
+        said = _words(step.text)
+        return AGREES if any(_words(reference.text) == said for reference in references) else DEPARTS
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What of a text is compared: stems of its content words; its numbers, names, negations and comparatives."""
+
+    stems: frozenset[str]
+    numbers: frozenset[str]
+    names: frozenset[str]
+    num_negations: int
+    comparatives: frozenset[str]
+
+
+@dataclass(frozen=True)
+class TokenOverlapJudge:
+    """
+    Compares the tokens of a step with those of the reference that shares most of them.
+
+    A step that shares fewer than `depart_below` of its content words with every reference departs. So does one that
+    shares at least `relate_from` with a reference but has a number or a name that neither the references nor the
+    question have, one negation more or less, or an opposite (`before`, `after`). Otherwise it agrees from `agree_from`
+    on, and below that it is undecided. What no token shows, such as who did what to whom, is not seen.
+
+    Args:
+        depart_below, relate_from, agree_from: shares of the step's content words, between 0 and 1, not falling.
+
+    Raises:
+        ValueError: other values.
+    """
+
+    depart_below: float = 0.1
+    relate_from: float = 0.6
+    agree_from: float = 0.6
+
+    def __post_init__(self):
+        values = (self.depart_below, self.relate_from, self.agree_from)
+        if not 0 <= values[0] <= values[1] <= values[2] <= 1:
+            raise ValueError(
+                f"depart_below={values[0]}, relate_from={values[1]} and agree_from={values[2]} must lie between 0 and "
+                "1 and must not fall."
+            )
+
+    def __call__(self, step: Step, references: Sequence[Step], question: str = "") -> str:
+        said = _content(step.text)
+        known = [_content(reference.text) for reference in references]
+        if not said.stems:
+            return UNDECIDED
+        best = max(known, key=lambda content: len(said.stems & content.stems), default=None)
+        share = len(said.stems & best.stems) / len(said.stems) if best else 0.0
+        if share < self.depart_below:
+            return DEPARTS
+        if share >= self.relate_from and self._contradicts(said, best, [*known, _content(question)]):
+            return DEPARTS
+        return AGREES if share >= self.agree_from else UNDECIDED
+
+    def _contradicts(self, said, best, known):
+        if said.numbers - frozenset().union(*(content.numbers for content in known)):
+            return True
+        if {_stem(name) for name in said.names} - frozenset().union(*(content.stems for content in known)):
+            return True
+        if (said.num_negations - best.num_negations) % 2:
+            return True
+        return any(
+            _OPPOSITES_OF[word] & best.comparatives and word not in best.comparatives for word in said.comparatives
+        )
+
+
+@dataclass
+class LanguageModelJudge:
+    """
+    Asks a language model, and compares the probabilities of the two answers.
+
+    Args:
+        model, tokenizer: a causal language model.
+        margin: nats between the log-probabilities of the answers below which nothing is decided.
+        template: the question put to it; has the fields `question`, `references` (a line each) and `step`.
+        answers: how it says yes and no; the first tokens of the two must differ.
+
+    Raises:
+        ValueError: a template without its fields, answers that begin with the same token.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    margin: float = 1.0
+    template: str = (
+        "Question: {question}\nThe following statements are correct:\n{references}\nStatement: {step}\n"
+        "Is the last statement consistent with the correct ones? Answer yes or no.\nAnswer:"
+    )
+    answers: tuple[str, str] = (" yes", " no")
+
+    def __post_init__(self):
+        missing = [name for name in ("references", "step") if f"{{{name}}}" not in self.template]
+        if missing:
+            raise ValueError(f"template={self.template!r} lacks the field {{{missing[0]}}}.")
+        ids = [self.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in self.answers]
+        if not all(ids) or ids[0][0] == ids[1][0]:
+            raise ValueError(f"answers={self.answers!r} must begin with different tokens, and begin with {ids}.")
+        self._yes, self._no = ids[0][0], ids[1][0]
+
+    def __call__(self, step: Step, references: Sequence[Step], question: str = "") -> str:
+        known = "\n".join(f"- {reference.text}" for reference in references)
+        text = self.template.format(question=question, references=known, step=step.text)
+        # What the texts say must not become special tokens.
+        inputs = self.tokenizer(text, return_tensors="pt", split_special_tokens=True).to(self.model.device)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                logits = self.model(input_ids=inputs["input_ids"], logits_to_keep=1).logits[0, -1].float()
+        finally:
+            self.model.train(training)
+        difference = float(logits[self._yes] - logits[self._no])
+        if abs(difference) < self.margin:
+            return UNDECIDED
+        return AGREES if difference > 0 else DEPARTS
+
+
+JUDGES: dict[str, Callable[[], StepJudge]] = {"exact": ExactJudge, "overlap": TokenOverlapJudge}
+
+
+def find_judge(judge: str | StepJudge) -> StepJudge:
+    """A judge by its name in `JUDGES`, or the judge itself. Raises ValueError for another name."""
+    if callable(judge):
+        return judge
+    if judge not in JUDGES:
+        raise ValueError(f"judge={judge!r} is no judge; give one of {', '.join(JUDGES)}, or a callable.")
+    return JUDGES[judge]()
+
+
+def _words(text):
+    return [token.replace(",", "").casefold() for token in _TOKEN.findall(text)]
+
+
+def _stem(word):
+    """The word without an ending: `named`, `naming` and `names` are one."""
+    for ending in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word[: -len(ending)]
+    return word
+
+
+def _content(text):
+    stems, numbers, names, comparatives, num_negations = set(), set(), set(), set(), 0
+    for match in _TOKEN.finditer(text):
+        token = match[0].replace("\u2019", "'")
+        if token[0].isdigit():
+            number = token.replace(",", "").rstrip(".")
+            numbers.add(number)
+            stems.add(number)
+            continue
+        word = token.casefold()
+        if word.endswith("n't"):
+            num_negations += 1
+            continue
+        word = word.removesuffix("'s").removesuffix("'")
+        num_negations += word in _NEGATIONS
+        if word in _OPPOSITES_OF:
+            comparatives.add(word)
+        if word in _STOP_WORDS or word in _NEGATIONS or len(word) == 1:
+            continue
+        stems.add(_stem(word))
+        if token[0].isupper() and not _SENTENCE_START.search(text[: match.start()]):
+            names.add(word)
+    return _Content(frozenset(stems), frozenset(numbers), frozenset(names), num_negations, frozenset(comparatives))

@@ -1,0 +1,145 @@
+"""
+Finding the marks of steps in a text: groups of special tokens, in the spellings that published texts use.
+
+A group is the prefix tokens, if there are any, and then the tokens of a kind in order: `<prefix_0><prefix_1><memory_0>
+<memory_1>`. How many there are is not fixed, but the same within a text: a group that is shorter than the longest one
+of its text is cut short, and marks nothing.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+_KIND_NAMES = {"memory": "memory", "rag": "memory", "reason": "reason", "answer": "answer", "step": "step"}
+_PREFIX_NAME = "prefix"
+FAMILY_TOKEN = re.compile(rf"<({_PREFIX_NAME}|{'|'.join(_KIND_NAMES)})(?:_(\d+))?>")
+_BLANKS = re.compile(r"[^\S\n]*")
+_AT_LINE_START = re.compile(r"^[^\S\n]*", re.MULTILINE)
+_AFTER_WHITE_SPACE = re.compile(r"(?:^|(?<=\s))(?=<)")
+# A token that the end of the text cuts through.
+_FRAGMENT = re.compile(r"<\w*\Z")
+
+
+@dataclass
+class _Group:
+    """A run of tokens from `start` to `end`; `num_prefix` and `num_tokens` are None where a token has no number."""
+
+    start: int
+    end: int
+    kind: str | None
+    num_prefix: int | None = 0
+    num_tokens: int | None = 0
+    in_order: bool = True
+    is_last: bool = False
+
+
+def find_groups(text: str, num_prefix_tokens: int, num_step_tokens: int) -> tuple[list[tuple[str | None, str]], bool]:
+    """
+    Cuts a text into steps.
+
+    Args:
+        text: a solution.
+        num_prefix_tokens, num_step_tokens: how many tokens a group has, where the text itself does not tell.
+
+    Returns:
+        The steps as (kind, text), the kind None where there is no complete group, and whether the text ends inside a
+        group. One space after a group belongs to it.
+    """
+    has_lines = "\n" in text
+    groups = _candidates(text, has_lines)
+    complete, truncated = _complete(groups, num_prefix_tokens, num_step_tokens)
+    if truncated:
+        text = text[: groups[-1].start]
+    steps = []
+    position = 0
+    for index, group in enumerate(complete):
+        steps += _without_kind(text[position : group.start], has_lines)
+        following = complete[index + 1].start if index + 1 < len(complete) else len(text)
+        position = text.find("\n", group.end, following) if has_lines else following
+        position = following if position < 0 else position
+        said = text[group.end : position].removeprefix(" ")
+        steps.append((group.kind, said if has_lines else said.rstrip()))
+    steps += _without_kind(text[position:], has_lines)
+    return steps, truncated
+
+
+def split_at(text: str, tokens: Sequence[str]) -> list[str]:
+    """Cuts a text before and after each of the tokens; joined again, the pieces are the text."""
+    if not tokens:
+        return [text] if text else []
+    return [piece for piece in re.split(f"({'|'.join(map(re.escape, tokens))})", text) if piece]
+
+
+def _without_kind(text, has_lines):
+    if has_lines:
+        return [(None, line) for line in text.split("\n") if line.strip()]
+    return [(None, text.rstrip())] if text.strip() else []
+
+
+def _candidates(text, has_lines):
+    """Runs of tokens where a step may start, complete or not."""
+    groups = []
+    for start in (_AT_LINE_START if has_lines else _AFTER_WHITE_SPACE).finditer(text):
+        if groups and start.end() < groups[-1].end:
+            continue
+        group = _read_group(text, start.start(), start.end())
+        if group is not None:
+            groups.append(group)
+    return groups
+
+
+def _read_group(text, start, position):
+    tokens, prefix_numbers, kind_numbers, name = [], [], [], None
+    end = position
+    while token := FAMILY_TOKEN.match(text, position):
+        number = None if token[2] is None else int(token[2])
+        if token[1] == _PREFIX_NAME and name is None and _continues(prefix_numbers, number):
+            prefix_numbers.append(number)
+        elif token[1] in _KIND_NAMES and name in (None, token[1]) and _continues(kind_numbers, number):
+            name = token[1]
+            kind_numbers.append(number)
+        else:
+            break
+        tokens.append(token)
+        end = token.end()
+        position = _BLANKS.match(text, end).end()
+    if not tokens:
+        return None
+    # A token that cannot start a group must not follow: the tokens before it were not all of theirs.
+    in_order = token is None or token[2] in (None, "0")
+    return _Group(
+        start=start,
+        end=end,
+        kind=_KIND_NAMES.get(name),
+        num_prefix=_count(prefix_numbers),
+        num_tokens=_count(kind_numbers),
+        in_order=in_order,
+        is_last=position == len(text) or _FRAGMENT.match(text, position) is not None,
+    )
+
+
+def _continues(numbers, number):
+    return number == len(numbers) if number is not None else not numbers
+
+
+def _count(numbers):
+    return None if numbers == [None] else len(numbers)
+
+
+def _complete(groups, num_prefix_tokens, num_step_tokens):
+    """The groups that mark a step, and whether the last one of all is cut off by the end of the text."""
+    told = [group for group in groups if group.in_order and group.kind is not None and not group.is_last]
+    num_prefix = max((group.num_prefix or 0 for group in told), default=num_prefix_tokens)
+    num_tokens = max((group.num_tokens or 0 for group in told), default=num_step_tokens)
+    complete, truncated = [], False
+    for group in groups:
+        if not group.in_order:
+            continue
+        # A token without a number is a whole group by itself.
+        has_prefix = group.num_prefix in (None, 0, num_prefix)
+        if group.kind is not None and has_prefix and group.num_tokens in (None, num_tokens):
+            complete.append(group)
+        elif group.is_last:
+            truncated = True
+    return complete, truncated

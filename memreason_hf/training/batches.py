@@ -1,0 +1,210 @@
+"""Which rows a step trains on: a pure function of (seed, stage, step of the stage), the same on every rank."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+
+ROW_INFO = "row_info"
+# Streams of random numbers that must not coincide.
+_PERMUTATION, _POOL = 0, 1
+
+
+@dataclass(frozen=True)
+class Position:
+    """
+    Where training is.
+
+    Attributes:
+        stage_index: index of the stage, from 0.
+        limit: rows whose group is above it are not trained on yet; `None`: all rows are.
+        step: steps that the stage has done.
+    """
+
+    stage_index: int
+    limit: int | None
+    step: int
+
+
+@dataclass(frozen=True)
+class RowInfo:
+    """What is known of a micro-batch's rows: their groups `(rows,)`, and the real tokens of the whole global batch."""
+
+    groups: np.ndarray | None
+    tokens_of_step: int
+
+
+class TokenRows:
+    """
+    The rows of a data set in memory, its columns of integer lists flat: fetching a row costs no decoding.
+
+    Args:
+        dataset (`datasets.Dataset`): needs `input_ids`; all other columns of integer lists are kept, too.
+        group_column: a column of integers, kept as `groups` (`None` if there is no such column).
+
+    Raises:
+        ValueError: no rows, or no column `input_ids` of integer lists.
+    """
+
+    def __init__(self, dataset, group_column: str = "hops"):
+        if len(dataset) == 0:
+            raise ValueError("The training data set is empty: there is nothing to train on.")
+        table = dataset.with_format("arrow")[:]
+        self._columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for name in table.column_names:
+            kind = table.schema.field(name).type
+            if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type):
+                lists = pa.concat_arrays(table.column(name).chunks)
+                offsets = np.concatenate(([0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))))
+                self._columns[name] = (lists.flatten().to_numpy(zero_copy_only=False), offsets.astype(np.int64))
+        if "input_ids" not in self._columns:
+            raise ValueError(
+                f"The training data need a column input_ids of token ids; there are {table.column_names}."
+            )
+        self.lengths = np.diff(self._columns["input_ids"][1])
+        self.groups = None
+        if group_column in table.column_names and pa.types.is_integer(table.schema.field(group_column).type):
+            self.groups = table.column(group_column).to_numpy()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+        return {name: flat[offsets[row] : offsets[row + 1]] for name, (flat, offsets) in self._columns.items()}
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id, of inputs and labels."""
+        return max(int(flat.max()) for flat, _ in self._columns.values())
+
+    def fingerprint(self) -> str:
+        """A hash of the rows in their order; it does not depend on where they are stored."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in sorted(self._columns):
+            for array in (np.frombuffer(name.encode(), dtype=np.uint8), *self._columns[name]):
+                digest.update(np.ascontiguousarray(array).astype(np.int64).data)
+        if self.groups is not None:
+            digest.update(np.ascontiguousarray(self.groups).astype(np.int64).data)
+        return digest.hexdigest()
+
+
+class BatchSchedule:
+    """
+    The rows of every global batch.
+
+    A stage reads an endless stream: one permutation of its rows after the other, so that no row comes twice before all
+    have come once. `length_pool * batch_size` rows of the stream are a pool: sorted by length, cut into batches,
+    the batches shuffled. Permutations and shuffles follow from (seed, stage, index), so any step is reached directly.
+
+    Args:
+        lengths: tokens of every row, `(rows,)`.
+        groups: group of every row, `(rows,)`; `None` where there are no stages.
+        batch_size: rows of a global batch, over all ranks and accumulated micro-batches.
+        length_pool: batches of a pool; 1 leaves batches of mixed length.
+        seed: any integer.
+    """
+
+    def __init__(self, lengths: np.ndarray, groups: np.ndarray | None, batch_size: int, length_pool: int, seed: int):
+        self.lengths, self.groups = lengths, groups
+        self.batch_size, self.length_pool, self.seed = batch_size, length_pool, seed
+        self._stage = (None, None)
+        self._permutations: dict[tuple, np.ndarray] = {}
+        self._pool = (None, None)
+
+    def rows(self, position: Position) -> np.ndarray:
+        """Row indices of the global batch at `position`, shape `(batch_size,)`, the shortest row first."""
+        number, place = divmod(position.step, self.length_pool)
+        key = (position.stage_index, position.limit, number)
+        if self._pool[0] != key:
+            self._pool = (key, self._make_pool(position, number))
+        return self._pool[1][place]
+
+    def num_rows(self, limit: int | None) -> int:
+        """How many rows a stage with that limit has."""
+        return len(self._stage_rows(limit))
+
+    def _make_pool(self, position, number):
+        candidates = self._stage_rows(position.limit)
+        size = self.length_pool * self.batch_size
+        parts = []
+        first, end = number * size, (number + 1) * size
+        while first < end:
+            epoch, offset = divmod(first, len(candidates))
+            part = self._permutation(position, epoch, len(candidates))[offset : offset + end - first]
+            parts.append(candidates[part])
+            first += len(part)
+        rows = np.concatenate(parts)
+        rows = rows[np.argsort(self.lengths[rows], kind="stable")].reshape(self.length_pool, self.batch_size)
+        return rows[self._generator(_POOL, position.stage_index, number).permutation(self.length_pool)]
+
+    def _permutation(self, position, epoch, size):
+        key = (position.stage_index, position.limit, epoch)
+        if key not in self._permutations:
+            if len(self._permutations) > 1:
+                self._permutations.clear()
+            self._permutations[key] = self._generator(_PERMUTATION, position.stage_index, epoch).permutation(size)
+        return self._permutations[key]
+
+    def _stage_rows(self, limit):
+        if self._stage[0] != (limit,):
+            rows = np.arange(len(self.lengths))
+            rows = rows if limit is None else rows[self.groups <= limit]
+            if len(rows) == 0:
+                raise ValueError(f"No training row is in a group up to {limit}: the stage has nothing to train on.")
+            self._stage = ((limit,), rows)
+        return self._stage[1]
+
+    def _generator(self, *key):
+        return np.random.default_rng([self.seed % 2**63, *key])
+
+
+class TrainBatches:
+    """
+    The micro-batches of one rank, computed when they are asked for: nothing is fetched ahead, so that a step follows
+    from where training is then, also after a change of stage or a resume.
+
+    Each rank takes its slice of the global batch. Micro-batch m of rank r is slice `m * world_size + r`: what the
+    ranks compute at the same time has similar lengths.
+
+    Args:
+        rows, schedule: the data and the order.
+        collator: makes a batch (a dict of tensors) of a list of rows.
+        position: where training is now.
+        per_device_batch_size, gradient_accumulation_steps, rank, world_size: the shape of a global batch.
+    """
+
+    def __init__(
+        self,
+        rows: TokenRows,
+        schedule: BatchSchedule,
+        collator: Callable,
+        position: Callable[[], Position],
+        *,
+        per_device_batch_size: int,
+        gradient_accumulation_steps: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.rows, self.schedule, self.collator, self.position = rows, schedule, collator, position
+        self.per_device_batch_size = per_device_batch_size
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[dict]:
+        while True:
+            position = self.position()
+            for micro_batch in range(self.gradient_accumulation_steps):
+                yield self.micro_batch(position, micro_batch)
+
+    def micro_batch(self, position: Position, micro_batch: int) -> dict:
+        """One micro-batch of this rank: what the collator makes of its rows, and a `RowInfo` under `ROW_INFO`."""
+        chosen = self.schedule.rows(position)
+        first = (micro_batch * self.world_size + self.rank) * self.per_device_batch_size
+        own = chosen[first : first + self.per_device_batch_size]
+        batch = dict(self.collator([self.rows[row] for row in own]))
+        groups = None if self.rows.groups is None else self.rows.groups[own]
+        batch[ROW_INFO] = RowInfo(groups, int(self.rows.lengths[chosen].sum()))
+        return batch

@@ -1,0 +1,107 @@
+"""The cache with fixed sizes, for `torch.compile`: nothing grows, and the length is a tensor."""
+
+import torch
+
+from .cache_recurrent import RecurrentDepthCache, RecurrentDepthCacheLayer
+
+
+class RecurrentDepthStaticCacheLayer(RecurrentDepthCacheLayer):
+    """
+    `RecurrentDepthCacheLayer` whose buffers never change their size or address.
+
+    Args:
+        slots (`int`), capacity (`int`): Recurrences and tokens that there is room for.
+        shape (`(batch, kv_heads, head_dim)`), dtype, device: Of keys and values.
+    """
+
+    is_compileable = True
+
+    def __init__(self, slots, capacity, shape, dtype, device):
+        super().__init__(single=slots == 1)
+        batch, heads, head_dim = shape
+        self.dtype, self.device = dtype, device
+        # Zeros: what a mask hides is multiplied by zero, which NaN would survive.
+        self.keys = torch.zeros(slots, batch, heads, capacity, head_dim, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        self.length = torch.zeros((), dtype=torch.long, device=device)
+        self.is_initialized = True
+        for tensor in (self.keys, self.values, self.length):
+            torch._dynamo.mark_static_address(tensor)
+
+    def store(self, key_states, value_states, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes `(batch, kv_heads, new tokens, head_dim)` behind the length; returns the whole slot."""
+        places = torch.arange(key_states.shape[2], device=self.device) + self.length
+        self.keys[slot].index_copy_(2, places, key_states)
+        self.values[slot].index_copy_(2, places, value_states)
+        return self.keys[slot], self.values[slot]
+
+    def commit(self, count: int, depths) -> None:
+        places = torch.arange(count, device=self.device) + self.length
+        for slot in range(depths, self.keys.shape[0]):
+            for buffer in (self.keys, self.values):
+                buffer[slot].index_copy_(2, places, buffer[depths - 1].index_select(2, places))
+        self.length.add_(count)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.keys.shape[3], 0
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[3]
+
+    def reset(self) -> None:
+        for tensor in (self.keys, self.values, self.length):
+            tensor.zero_()
+
+    def crop(self, tokens: int) -> None:
+        shorter = self.length.clamp(max=tokens) if tokens > 0 else (self.length + tokens).clamp(min=0)
+        self.length.copy_(shorter)
+
+
+class RecurrentDepthStaticCache(RecurrentDepthCache):
+    """
+    A `RecurrentDepthCache` of fixed sizes, for an `int` number of recurrences.
+
+    `generate(..., cache_implementation="static")` makes one by itself.
+
+    Args:
+        config (`RecurrentDepthConfig`): Of the model.
+        max_batch_size (`int`), max_cache_len (`int`): Rows and tokens that there is room for.
+        num_recurrences (`int`, *optional*): The most that will be asked for; `config.max_recurrences` if not given.
+        dtype, device: Of keys and values.
+    """
+
+    def __init__(self, config, max_batch_size, max_cache_len, num_recurrences=None, dtype=torch.float32, device="cpu"):
+        super().__init__(config)
+        slots = config.max_recurrences if num_recurrences is None else num_recurrences
+        shape = (max_batch_size, config.num_key_value_heads, config.head_dim)
+        self.layers = [
+            RecurrentDepthStaticCacheLayer(1 if layer.single else slots, max_cache_len, shape, dtype, device)
+            for layer in self.layers
+        ]
+        self.num_recurrences = slots
+        self.last_depth = 0
+
+    def check(self, config, batch: int, depth) -> None:
+        super().check(config, batch, depth)
+        if not isinstance(depth, int):
+            raise ValueError(
+                "A static cache needs an int num_recurrences: halting and counts drop rows, which changes sizes."
+            )
+        if depth > self.num_recurrences:
+            raise ValueError(
+                f"num_recurrences={depth} is above the {self.num_recurrences} slots of the static cache: make "
+                f"one with num_recurrences={depth}."
+            )
+
+    @property
+    def counts(self) -> torch.LongTensor:
+        """`(batch, tokens)`: one count for all tokens, padding included."""
+        return torch.full((self.batch_size, int(self.get_seq_length())), self.last_depth)
+
+    def commit(self, count: int, depths: int, real=None) -> None:
+        for layer in self.layers:
+            layer.commit(count, depths)
+        self.last_depth = depths
+
+
+__all__ = ["RecurrentDepthStaticCache"]

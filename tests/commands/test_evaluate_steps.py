@@ -1,0 +1,177 @@
+"""memreason evaluate-steps as a user runs it, on a small model made on the spot."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_tokenizers import byte_level, llama, recurrent
+
+from memreason_hf.commands.evaluate_steps import main, make_parser
+from memreason_hf.steps import StepScheme
+from memreason_hf.tokenization import extend_tokenizer
+
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT / ".." / "shared" / "data" / "memory_reason"
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path, monkeypatch):
+    """evaluate copies the metrics it loads into a cache."""
+    import evaluate
+
+    load = evaluate.load
+    monkeypatch.setattr(evaluate, "load", lambda *a, **k: load(*a, cache_dir=str(tmp_path / "cache"), **k))
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "json"
+    folder.mkdir()
+    rows = [
+        {
+            "question": f"Is the step {i} a reason?",
+            "answer": ["True", "False"][i % 2],
+            "cot_steps": [f"[rag]: the {i}"],
+        }
+        for i in range(5)
+    ]
+    (folder / "StrategyQA_test_clean.json").write_text(json.dumps(rows))
+    train = [{**row, "question": f"{row['question']} Or not?"} for row in rows]
+    (folder / "StrategyQA_train_clean.json").write_text(json.dumps(train))
+    return folder
+
+
+def save_model(folder, make=llama, scheme=None):
+    tokenizer = byte_level()
+    torch.manual_seed(0)
+    model = make(len(tokenizer))
+    extend_tokenizer(tokenizer, scheme or StepScheme(1, 2), model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return save_model(tmp_path / "model")
+
+
+def run(*arguments):
+    return main([*map(str, arguments), "--no_progress"])
+
+
+def refusal(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_and_the_same_again(model, data, tmp_path, capsys):
+    file = tmp_path / "out" / "texts.jsonl"
+    arguments = [model, "--data", data, "--name", "strategy_qa", "--output_file", file, "--max_new_tokens", 6]
+    assert run(*arguments, "--batch_size", 2) == 0
+    text = capsys.readouterr().out
+    assert f"{model} on {data}, test: 5 items, 5 questions" in text
+    assert "accuracy 0.0% (95 % interval 0.0% to 0.0%)" in text and "no valid answer 5" in text
+    assert "cut off before their end 5 (at most 6 tokens" in text
+    assert "reference" in text and "first departures (overlap)" in text
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sorted(line["index"] for line in lines) == [0, 1, 2, 3, 4]
+    assert {line["verdict"] for line in lines} == {"wrong"} and {line["reference"] for line in lines} == {
+        "True",
+        "False",
+    }
+    summary = json.loads((tmp_path / "out" / "texts.jsonl.summary.json").read_text())
+    assert summary["num_items"] == 5 and summary["reference_steps_by_kind"]["memory"] == 5
+    assert "attributions" not in summary
+    settings = json.loads((tmp_path / "out" / "texts.jsonl.settings.json").read_text())
+    assert settings["max_new_tokens"] == 6 and settings["scheme"]["num_step_tokens"] == 2
+
+    before = file.read_bytes()
+    assert run(*arguments) == 0
+    assert file.read_bytes() == before
+    message = refusal(capsys, *arguments, "--max_new_tokens", 7)
+    assert "was made with max_new_tokens=6, now it is 7" in message
+    assert run(*arguments, "--max_new_tokens", 7, "--overwrite") == 0
+    assert json.loads(file.read_text().splitlines()[0])["num_tokens"] <= 7
+
+
+def test_demonstrations_and_depth(data, tmp_path, capsys):
+    model = save_model(tmp_path / "deep", recurrent)
+    arguments = [model, "--data", data, "--name", "strategy_qa", "--max_new_tokens", 2, "--num_items", 2]
+    assert run(*arguments, "--num_recurrences", 3, "--num_demonstrations", 1, "--judge", "exact") == 0
+    text = capsys.readouterr().out
+    assert "2 items" in text and "first departures (exact)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "validation"], "split='validation' is not in the data; there are train, test"),
+        (["--num_items", "0"], "num_items=0 must be at least 1"),
+        (["--batch_size", "0"], "batch_size=0 must be at least 1"),
+        (["--num_demonstrations", "9"], "num_demonstrations=9 must be between 0 and 4"),
+        (["--num_recurrences", "3"], "num_recurrences: model="),
+        (["--name", "truthful_qa"], "holds neither truthful_qa_train_clean_CC.json nor"),
+        (["--name", "squad"], "name='squad' is no data set"),
+        (["--output_fil", "x"], "unknown argument '--output_fil x'. Did you mean --output_file?"),
+        (["--judge", "me"], "invalid choice: 'me'"),
+        (["--output_file", "."], "is a folder; give a file"),
+    ],
+)
+def test_bad_requests_end_with_one_line(model, data, capsys, arguments, message):
+    assert message in refusal(capsys, model, "--data", data, "--name", "strategy_qa", *arguments)
+
+
+def test_missing_and_foreign_inputs(model, data, tmp_path, capsys):
+    assert "model is not given" in refusal(capsys, "--data", data)
+    assert "data is not given" in refusal(capsys, model)
+    assert "say which data set" in refusal(capsys, model, "--data", data)
+    plain = tmp_path / "plain"
+    tokenizer = byte_level()
+    llama(len(tokenizer)).save_pretrained(plain)
+    tokenizer.save_pretrained(plain)
+    named = ["--data", data, "--name", "strategy_qa"]
+    assert "has no scheme of steps" in refusal(capsys, plain, *named)
+    assert "they do not belong together" in refusal(capsys, plain, *named, "--tokenizer", model)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert "holds an adapter" in refusal(capsys, tmp_path / "adapter", *named, "--tokenizer", model)
+    (data / "StrategyQA_test_clean.json").write_text("[")
+    assert "is no JSON file" in refusal(capsys, model, *named)
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for words in ("memreason evaluate-steps MODEL --data FOLDER", "default: 16", "--num_demonstrations", "examples:"):
+        assert words in text
+    assert make_parser().prog == "memreason evaluate-steps"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the study's files in ../shared/data/memory_reason")
+def test_as_a_process_on_real_questions(model, tmp_path):
+    command = [sys.executable, "-m", "memreason_hf.commands.evaluate_steps", model, "--data", str(SHARED)]
+    command += [
+        "--name",
+        "commonsense_qa",
+        "--num_items",
+        "6",
+        "--max_new_tokens",
+        "4",
+        "--output_file",
+        "texts.jsonl",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "6 items, 6 questions" in done.stdout and "no reference steps 6" in done.stdout
+    assert len((tmp_path / "texts.jsonl").read_text().splitlines()) == 6

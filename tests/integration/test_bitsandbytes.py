@@ -1,0 +1,84 @@
+"""
+8-bit and 4-bit base weights by bitsandbytes, on a CPU.
+
+In 4 bits it wants layers whose number of inputs is a multiple of its block size (64) on a CPU.
+"""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+
+CONFIGS = {
+    8: BitsAndBytesConfig(load_in_8bit=True),
+    4: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32),
+}
+CALLS = [{"num_recurrences": 1}, {"num_recurrences": 6}, {"halting_criterion": "kl", "kl_threshold": 0.1}]
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def quantised(saved, request):
+    """The bits, the model, and one in floating point whose weights are rounded as its weights are."""
+    model = AutoModelForCausalLM.from_pretrained(
+        saved.folder, quantization_config=CONFIGS[request.param], device_map="cpu"
+    )
+    rounded = AutoModelForCausalLM.from_pretrained(saved.folder)
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        # Before the first forward, which packs them anew.
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            values = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+        elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
+            values = weight.CB * weight.SCB[:, None] / 127
+        else:
+            continue
+        rounded.get_submodule(name).weight.data.copy_(values)
+    return request.param, model, rounded
+
+
+@torch.no_grad()
+def test_logits_are_those_of_rounded_weights(saved, quantised):
+    bits, model, rounded = quantised
+    projection = model.model.recurrent_layers[0].self_attn.q_proj
+    assert isinstance(projection, bitsandbytes.nn.Linear8bitLt if bits == 8 else bitsandbytes.nn.Linear4bit)
+    assert model.get_memory_footprint() < saved.model.get_memory_footprint()
+    ids = saved.tokenizer("what did the dog see? the dog saw the cat", return_tensors="pt")["input_ids"]
+    exact = saved.model(ids, num_recurrences=3).logits
+    expected = rounded(ids, num_recurrences=3).logits
+    logits = model(ids, num_recurrences=3).logits.float()
+
+    def error(logits, expected):
+        return ((logits - expected).norm() / expected.norm()).item()
+
+    # In 8 bits activations are rounded, too; in 4 bits a CPU computes in bfloat16.
+    assert error(logits, expected) < 0.1
+    assert 0 < error(logits, exact) < error(saved.model(ids, num_recurrences=1).logits, exact)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_generates(saved, quantised, call):
+    _, model, _ = quantised
+    inputs = saved.tokenizer("the cat sat", return_tensors="pt")
+    output = model.generate(
+        inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=6,
+        do_sample=False,
+        return_dict_in_generate=True,
+        **call,
+    )
+    width = inputs["input_ids"].shape[1]
+    assert output.sequences.shape[1] > width
+    assert output.num_recurrences.shape == (1, output.sequences.shape[1] - width)
+    # The cache changes nothing.
+    plain = model.generate(
+        inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=6,
+        do_sample=False,
+        use_cache=False,
+        **call,
+    )
+    assert torch.equal(plain, output.sequences)

@@ -1,0 +1,79 @@
+"""
+lm-eval's model class on a saved model, with depth as model arguments.
+
+    lm_eval --model hf --model_args pretrained=FOLDER,trust_remote_code=True,num_recurrences=8 --tasks ...
+
+What the class does not know goes to `from_pretrained`, so to the config. Its log-likelihoods come without an attention
+mask, right-padded: exact with a fixed depth and with `halting_granularity="token"`, but a row could not find its last
+real token to halt at.
+"""
+
+import pytest
+import torch
+
+
+lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+
+from lm_eval.api.instance import Instance  # noqa: E402 - only where there is one
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+
+
+REQUESTS = [("the cat sat", " on the mat"), ("what did the dog see?", " the cat"), ("a", " dog")]
+SETTINGS = [
+    {"num_recurrences": 8},
+    {"num_recurrences": 2},
+    {"halting_criterion": "kl", "kl_threshold": 0.1, "halting_granularity": "token"},
+]
+
+
+def instances(kind, arguments):
+    return [Instance(kind, {}, argument, index) for index, argument in enumerate(arguments)]
+
+
+def make(saved, batch_size, settings):
+    arguments = ",".join(f"{name}={value}" for name, value in {"pretrained": saved.folder, **settings}.items())
+    return HFLM.create_from_arg_string(arguments, {"batch_size": batch_size, "device": "cpu"})
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("batch_size", [1, 3])
+@torch.no_grad()
+def test_log_likelihoods(saved, settings, batch_size):
+    evaluated = make(saved, batch_size, settings)
+    for name, value in settings.items():
+        assert getattr(evaluated.model.config, name) == value
+    results = evaluated.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
+    counts = set()
+    for (context, target), (score, is_greedy) in zip(REQUESTS, results, strict=True):
+        prompt, whole = (saved.tokenizer(text)["input_ids"] for text in (context, context + target))
+        output = saved.model(torch.tensor([whole]), **settings)
+        log_probs = output.logits[0].log_softmax(-1)
+        places = range(len(prompt) - 1, len(whole) - 1)
+        expected = sum(log_probs[place, whole[place + 1]].item() for place in places)
+        assert score == pytest.approx(expected, rel=1e-4)
+        assert is_greedy == all(log_probs[place].argmax() == whole[place + 1] for place in places)
+        counts |= set(output.num_recurrences.flatten().tolist())
+    assert len(counts) >= (4 if "halting_criterion" in settings else 1)
+
+
+def test_depth_matters(saved):
+    scores = [
+        [score for score, _ in make(saved, 3, settings).loglikelihood(instances("loglikelihood", REQUESTS), True)]
+        for settings in SETTINGS
+    ]
+    assert scores[0] != pytest.approx(scores[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_generation(saved, continuation, settings):
+    evaluated = make(saved, 3, settings)
+    requests = [(context, {"until": ["zzz"], "max_gen_toks": 6, "do_sample": False}) for context, _ in REQUESTS]
+    results = evaluated.generate_until(instances("generate_until", requests), disable_tqdm=True)
+    for (context, _), text in zip(REQUESTS, results, strict=True):
+        expected, _ = continuation(context, **settings)
+        assert text == saved.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_unknown_arguments_are_refused(saved):
+    with pytest.raises(TypeError, match="num_recurences"):
+        make(saved, 1, {"num_recurences": 3})

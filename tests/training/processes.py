@@ -1,0 +1,79 @@
+"""Runs functions in processes of their own, which may be killed: forked from a server that has imported all."""
+
+import functools
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from multiprocessing import forkserver
+from pathlib import Path
+
+import torch
+
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["small_runs"])
+
+
+@functools.cache
+def _start_server():
+    """With this process's path: else the server would not find what it is to import, and each child would."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def run_child(function, *args, environment=None):
+    """Runs `function(*args)` in a new process; returns its exit code, negative for a signal."""
+    return run_children([(function, args, environment or {})])[0]
+
+
+def run_ranks(function, *args, world_size=2):
+    """Runs `function(*args)` in `world_size` processes as a launcher would start them; all must succeed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}
+    common |= {"MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    calls = [(function, args, {**common, "RANK": rank, "LOCAL_RANK": rank}) for rank in range(world_size)]
+    codes = run_children(calls)
+    assert codes == [0] * world_size
+
+
+def run_children(calls, timeout=120):
+    _start_server()
+    processes = [_CONTEXT.Process(target=_run, args=call, daemon=True) for call in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout)
+        if process.is_alive():
+            for other in processes:
+                other.kill()
+            raise TimeoutError(f"{calls[0][0].__name__} took more than {timeout} s")
+    return [process.exitcode for process in processes]
+
+
+def _run(function, args, environment):
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    try:
+        function(*args)
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def save_result(path, value):
+    torch.save(value, path)
+
+
+def load_result(path):
+    return torch.load(Path(path), weights_only=False)
