@@ -34,7 +34,7 @@ def main():
     print(machine())
     print(f"{'hops':>4} {'all %':>6} {'last %':>6} {'all bytes':>10} {'last bytes':>10} {'ratio':>6}")
     for hops in args.hops:
-        rows = encode_chains(select_chains(chains, hops=hops), tokenizer)
+        rows = encode_chains(select_chains(chains, hops=[hops]), tokenizer)
         ids = torch.tensor(rows["input_ids"][:])
         answers = torch.tensor([labels[-1] for labels in rows["label_ids"]])
         accuracy, size = {}, {}
