@@ -13,7 +13,7 @@ from .halting_recurrent import HALTING_CRITERIA, criterion_parameters
 
 logger = logging.get_logger(__name__)
 
-# Keys that are no fields of the config and yet belong to it: the library's own, or written into `config.json` by it.
+# Keys that are no fields of the config and yet belong to it: the library's own, and what other parts note there.
 _LIBRARY_KEYS = {
     "attn_implementation",
     "auto_map",
@@ -26,6 +26,7 @@ _LIBRARY_KEYS = {
     "quantization_config",
     "rope_scaling",
     "rope_theta",
+    "step_scheme",
     "tie_last_hidden_states",
     "torch_dtype",
 }

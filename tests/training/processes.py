@@ -9,6 +9,7 @@ import traceback
 from multiprocessing import forkserver
 from pathlib import Path
 
+import numpy as np
 import torch
 
 
@@ -72,8 +73,17 @@ def _run(function, args, environment):
 
 
 def save_result(path, value):
-    torch.save(value, path)
+    torch.save(_plain(value), path)
+
+
+def _plain(value):
+    """Without numpy's numbers, which a load of weights alone refuses."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def load_result(path):
-    return torch.load(Path(path), weights_only=False)
+    return torch.load(Path(path), weights_only=True)
