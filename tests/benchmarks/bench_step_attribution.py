@@ -167,8 +167,11 @@ def main():
     parser.add_argument("--split", default="test", help="split of StrategyQA (default: test)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    try:
+        rows = load_memory_reason(arguments.data, "strategy_qa")[arguments.split]
+    except (OSError, ValueError, KeyError) as error:
+        parser.error(str(error))
     print(machine())
-    rows = load_memory_reason(arguments.data, "strategy_qa")[arguments.split]
     items = [(row["question"], reference_solution(row)) for row in rows if row["steps"]]
     names = sorted({match[0] for _, steps in items for step in steps for match in NAME.finditer(step.text)})
     print(f"StrategyQA {arguments.split}: {len(items)} items with steps, {len(names):,} names\n")
