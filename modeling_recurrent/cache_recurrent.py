@@ -161,6 +161,8 @@ class RecurrentDepthCache(Cache):
         )
         self.cache_recurrences = cache_recurrences
         self._counts: torch.Tensor | None = None
+        # `(batch, hidden)`: of each row's last real token, where calls ask for `state_init="previous_token"`.
+        self.state: torch.Tensor | None = None
         self.shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
 
     @property
@@ -205,8 +207,9 @@ class RecurrentDepthCache(Cache):
         new = new if real is None else new.masked_fill(~real, 0)
         self._counts = new if past == 0 else torch.cat((self._counts[:, :past], new), dim=1)
 
-    def _select_counts(self, choose) -> None:
+    def _select_rows(self, choose) -> None:
         self._counts = None if self._counts is None else choose(self._counts)
+        self.state = None if self.state is None else choose(self.state)
 
     def keep_tokens(self, places: torch.LongTensor) -> None:
         """Goes on with the tokens at `places` (`(batch, kept)`) of each row, in that order: closes holes."""
@@ -214,21 +217,26 @@ class RecurrentDepthCache(Cache):
         for layer in self.layers:
             layer.keep_tokens(places)
 
+    def crop(self, max_length: int) -> None:
+        # The state of an earlier token is not kept; 0 drops none.
+        self.state = self.state if isinstance(max_length, int) and max_length == 0 else None
+        super().crop(max_length)
+
     def reset(self) -> None:
         super().reset()
-        self._counts = None
+        self._counts = self.state = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
-        self._select_counts(lambda counts: counts[beam_idx.to(counts.device)])
+        self._select_rows(lambda rows: rows[beam_idx.to(rows.device)])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        self._select_counts(lambda counts: counts.repeat_interleave(repeats, dim=0))
+        self._select_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)
-        self._select_counts(lambda counts: counts[indices.to(counts.device)])
+        self._select_rows(lambda rows: rows[indices.to(rows.device)])
 
 
 class Slots:

@@ -158,6 +158,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     ):
         if self._halts_by_row(model_kwargs):
             self._refuse_for_rows(generation_config, generation_mode)
+        if model_kwargs.get("state_init") is not None:
+            self._refuse_for_states(generation_config, generation_mode)
         cache = model_kwargs.get("past_key_values")
         if cache is not None:
             if not isinstance(cache, RecurrentDepthCache):
@@ -205,6 +207,15 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 f"halting_granularity='sequence' decides one count for a row and call, which {reason} cannot carry: "
                 "use the cache, halting_granularity='token', or a fixed num_recurrences."
             )
+
+    def _refuse_for_states(self, generation_config, generation_mode):
+        reason = None
+        if generation_config.prefill_chunk_size is not None:
+            reason = f"prefill_chunk_size={generation_config.prefill_chunk_size}: a text would depend on it"
+        elif generation_mode == GenerationMode.ASSISTED_GENERATION:
+            reason = "assisted generation, which looks at several tokens side by side"
+        if reason is not None:
+            raise ValueError(f"state_init='previous_token' does not go with {reason}.")
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, is_encoder_decoder=False, num_new_tokens=1):
         model_kwargs = super()._update_model_kwargs_for_generation(

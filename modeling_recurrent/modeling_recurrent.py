@@ -14,6 +14,7 @@ from transformers.utils import can_return_tuple
 from .blocks_recurrent import NORMS, RecurrentDepthBlock
 from .cache_recurrent import RecurrentDepthCache, Slots
 from .configuration_recurrent import RecurrentDepthConfig
+from .continuous_recurrent import keep_state, starts_from_past
 from .generation_recurrent import RecurrentDepthGenerationMixin
 from .halting_recurrent import HaltingRule, criterion_parameters, resolve_depth
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
@@ -131,6 +132,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         on_recurrence: Callable | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        state_init: str | None = None,
         state_seed: int | None = None,
         resume: tuple[int, torch.FloatTensor] | None = None,
         **kwargs,
@@ -147,6 +149,8 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             head (callable, *optional*): `(…, hidden)` -> logits, for criteria that read log-probabilities.
             on_recurrence (callable, *optional*): Called after each recurrence with its index (from 1), the indices of
                 the rows still computed (`None`: all) and what the last norm would read if the loop stopped there.
+            state_init (`"previous_token"`, *optional*): One token behind a past starts from the last
+                state of the one before; see `continuous_recurrent.py`.
             state_seed (`int`, *optional*): Of the noise of `state_init="normal"`.
             resume (`(int, (batch, sequence, hidden) tensor)`, *optional*): The recurrences that these tokens have
                 taken already and the state after them, to go on from up to an int `num_recurrences`. Their keys and
@@ -207,6 +211,9 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             cache.check(self.config, batch, depth)
         if resume is not None and not (isinstance(depth, int) and cache is not None and resume[0] < depth):
             raise ValueError(f"resume after {resume[0]} recurrences needs a cache and an int num_recurrences above.")
+        continued = starts_from_past(
+            state_init, self.config, cache, (batch, length), self.training, resumed=resume is not None
+        )
 
         hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids, past + length))
         angles = None
@@ -228,12 +235,21 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         if len(self.prelude_layers):
             hidden_states = self._run(self.prelude_layers, hidden_states, rows, rows.mask, attentions, **kwargs)
             rows.inputs = hidden_states
-        done, state = (0, self._initial_state(hidden_states, position_ids, state_seed)) if resume is None else resume
+        start = 0
+        if resume is not None:
+            start, state = resume
+        elif continued:
+            state = cache.state[:, None]
+        else:
+            state = self._initial_state(hidden_states, position_ids, state_seed)
         states = [state] if output_hidden_states else None
-        state, counts = self._loop(state, rows, depth, head, on_recurrence, states, attentions, done, **kwargs)
+        state, counts = self._loop(
+            state, rows, depth, head, on_recurrence, states, attentions, start, continued, **kwargs
+        )
         hidden_states = self.norm(self._finish(state, rows, attentions, **kwargs))
         if cache is not None:
             cache.commit(length, depth if isinstance(depth, int) else counts, real)
+            keep_state(cache, state_init, state, last, real)
         if counts.ndim == 2 and real is not None:
             counts = counts.masked_fill(~real, 0)
         return RecurrentDepthModelOutput(
@@ -244,24 +260,24 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             num_recurrences=counts,
         )
 
-    def _loop(self, state, rows, depth, head, on_recurrence, states, attentions, done=0, **kwargs):
+    def _loop(self, state, rows, depth, head, on_recurrence, states, attentions, start=0, continued=False, **kwargs):
         """
         The loop: inject, apply the layers to the rows still active, ask the rule who has halted, drop them.
 
-        `done` recurrences lie behind `state`. A plain `int` for `depth` asks no rule, so that no tensor decides
-        anything. Returns the state of all rows in their order and the recurrences that each row or token took; fills
-        the lists `states` and `attentions`.
+        `start` recurrences lie behind `state`; it is `continued` where it is another token's. A plain `int` for
+        `depth` asks no rule, so that no tensor decides anything. Returns the state of all rows in their order and the
+        recurrences that each row or token took; fills the lists `states` and `attentions`.
         """
         rule = depth if isinstance(depth, HaltingRule) else None
         limit = depth if rule is None else rule.limit
         slots, held = rows.slots, None
         by_token = rule is not None and rule.granularity == "token"
         finished = []
-        for recurrence in range(done + 1, limit + 1):
+        for recurrence in range(start + 1, limit + 1):
             if slots is not None:
                 slots.recurrence = recurrence
             with self._gradients(recurrence, limit):
-                updated = self._inject(state, rows.inputs, recurrence)
+                updated = self._inject(state, rows.inputs, is_first=recurrence == 1 and not continued)
                 updated = self._run(self.recurrent_layers, updated, rows, rows.looped_mask, attentions, **kwargs)
             state = updated if held is None else torch.where(held[..., None], state, updated)
             if states is not None:
@@ -304,10 +320,10 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
                 attentions.append(rows.spread(weights, before))
         return hidden_states
 
-    def _inject(self, state, inputs, recurrence):
-        if recurrence == 1 and self.config.state_init == "embedding":
+    def _inject(self, state, inputs, is_first):
+        if is_first and self.config.state_init == "embedding":
             return state
-        if recurrence > 1 and self.state_norm is not None:
+        if not is_first and self.state_norm is not None:
             state = self.state_norm(state)
         if self.config.input_injection == "add":
             return state + inputs
@@ -431,6 +447,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         labelled_logits_only: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        state_init: str | None = None,
         state_seed: int | None = None,
         **kwargs,
     ) -> RecurrentDepthCausalLMOutput:
@@ -449,6 +466,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             labelled_logits_only (`bool`): `logits` has shape `(labels that are not -100, vocab)`, computed only there.
             num_items_in_batch (*optional*): Divides the summed loss, as the Trainer expects under accumulation.
             output_hidden_states, output_attentions: See `RecurrentDepthModelOutput`.
+            state_init, state_seed (*optional*): See `RecurrentDepthModel.forward`.
         """
         labelled = None
         if labels is not None and shift_labels is None:
@@ -516,6 +534,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             on_recurrence=read_logits if reads_all else None,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            state_init=state_init,
             state_seed=state_seed,
             return_dict=True,
             **kwargs,

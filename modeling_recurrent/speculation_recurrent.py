@@ -113,6 +113,10 @@ class Speculation:
                 f"past_key_values and {rows} rows: what rows reject stays in the cache. Give one row at a time, or "
                 "the whole text without past_key_values"
             )
+        elif model_kwargs.get("state_init") is not None:
+            reason = (
+                f"state_init={model_kwargs['state_init']!r}: drafts do not reach the state that the next token needs"
+            )
         elif model_kwargs.get("on_recurrence") is not None:
             reason = "on_recurrence: drafts run some recurrences and the verification the others"
         self._refuse(reason)

@@ -395,6 +395,7 @@ BAD = [
     ({"output_logits": True}, ValueError, "output_logits=True"),
     ({"guidance_scale": 1.5}, ValueError, "UnbatchedClassifierFreeGuidance"),
     ({"on_recurrence": print}, ValueError, "on_recurrence"),
+    ({"state_init": "previous_token"}, ValueError, "state_init='previous_token': drafts"),
     ({"synced_gpus": True}, ValueError, "synced_gpus=True"),
     ({"custom_generate": "somewhere"}, ValueError, "custom_generate='somewhere'"),
 ]
