@@ -1,5 +1,7 @@
 """Tiny models and an independent reference for the tests of modeling_recurrent."""
 
+from itertools import pairwise
+
 import torch
 
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
@@ -57,6 +59,36 @@ def pad(rows, side):
 def relative_error(actual, expected):
     """Largest difference, relative to the largest expected value."""
     return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def depth_calls(model):
+    """Ways to ask for depth that this model supports, with thresholds at which counts vary."""
+    ids = random_ids(24, 8)
+    scores = {"state_difference": [], "kl": []}
+    with torch.no_grad():
+        runs = [model(ids, num_recurrences=t, output_hidden_states=True) for t in range(1, 6)]
+    for before, after in pairwise(runs):
+        old, new = before.hidden_states[-1], after.hidden_states[-1]
+        scores["state_difference"].append(((new - old).norm(dim=-1) / new.norm(dim=-1)).flatten())
+        p, q = after.logits.log_softmax(-1), before.logits.log_softmax(-1)
+        scores["kl"].append((p.exp() * (p - q)).sum(-1).flatten())
+    thresholds = {name: torch.cat(values).quantile(0.3).item() for name, values in scores.items()}
+    calls = {
+        "fixed": {"num_recurrences": 4},
+        "rows": {"num_recurrences": torch.tensor([3, 1, 6, 2])},
+        "token-state": {
+            "halting_criterion": "state_difference",
+            "state_difference_threshold": thresholds["state_difference"],
+        },
+        "sequence-kl": {
+            "halting_criterion": "kl",
+            "kl_threshold": thresholds["kl"],
+            "halting_granularity": "sequence",
+        },
+    }
+    if not model.config.num_coda_layers:
+        calls["token-kl"] = {"halting_criterion": "kl", "kl_threshold": thresholds["kl"], "min_recurrences": 2}
+    return calls
 
 
 def _attend(block, hidden, key_of, value_of, visible, angles):

@@ -1,10 +1,8 @@
 """Invariants 2 to 4 in generation: the same tokens and depths in every way of decoding, as from scratch."""
 
-from itertools import pairwise
-
 import pytest
 import torch
-from recurrent_models import VOCAB, pad, random_ids, reference_logits, relative_error, tiny_model
+from recurrent_models import VOCAB, depth_calls, pad, random_ids, reference_logits, relative_error, tiny_model
 
 from modeling_recurrent import RecurrentDepthCache
 
@@ -25,36 +23,6 @@ IDS = ["-".join([style, *(f"{k}={v}" for k, v in extra.items())]) for style, ext
 def lively_model(style, extra):
     """Double precision and large weights: counts differ from token to token, rounding decides nothing."""
     return tiny_model(style, initializer_range=0.25, max_recurrences=9, **extra).double()
-
-
-def depth_calls(model):
-    """Ways to ask for depth that this model supports, with thresholds at which counts vary."""
-    ids = random_ids(24, 8)
-    scores = {"state_difference": [], "kl": []}
-    with torch.no_grad():
-        runs = [model(ids, num_recurrences=t, output_hidden_states=True) for t in range(1, 6)]
-    for before, after in pairwise(runs):
-        old, new = before.hidden_states[-1], after.hidden_states[-1]
-        scores["state_difference"].append(((new - old).norm(dim=-1) / new.norm(dim=-1)).flatten())
-        p, q = after.logits.log_softmax(-1), before.logits.log_softmax(-1)
-        scores["kl"].append((p.exp() * (p - q)).sum(-1).flatten())
-    thresholds = {name: torch.cat(values).quantile(0.3).item() for name, values in scores.items()}
-    calls = {
-        "fixed": {"num_recurrences": 4},
-        "rows": {"num_recurrences": torch.tensor([3, 1, 6, 2])},
-        "token-state": {
-            "halting_criterion": "state_difference",
-            "state_difference_threshold": thresholds["state_difference"],
-        },
-        "sequence-kl": {
-            "halting_criterion": "kl",
-            "kl_threshold": thresholds["kl"],
-            "halting_granularity": "sequence",
-        },
-    }
-    if not model.config.num_coda_layers:
-        calls["token-kl"] = {"halting_criterion": "kl", "kl_threshold": thresholds["kl"], "min_recurrences": 2}
-    return calls
 
 
 def generate(model, ids, mask, **kwargs):

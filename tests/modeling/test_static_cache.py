@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recurrent_models import pad, random_ids, relative_error, tiny_model
+from recurrent_models import depth_calls, pad, random_ids, relative_error, tiny_model
 
 from modeling_recurrent import RecurrentDepthStaticCache
 
@@ -68,7 +68,7 @@ def test_prefill_and_decoding_compile_whole(style, extra):
 def test_adaptive_depth_compiles_its_blocks():
     model = tiny_model("llama", input_injection="add", state_norm="rmsnorm", initializer_range=0.25).double()
     ids, mask = pad([random_ids(n) for n in (5, 3, 7, 4)], "left")
-    call = {"halting_criterion": "state_difference", "state_difference_threshold": 0.3}
+    call = depth_calls(model)["token-state"]
     plain = generate(model, ids, mask, **call)
     torch._dynamo.reset()
     for block in model.model.recurrent_layers:
