@@ -116,15 +116,19 @@ def skip_rounding(name, log_probs, states, threshold):
 @pytest.mark.parametrize("name", list(HALTING_CRITERIA))
 @pytest.mark.parametrize("style", ["gpt2", "llama"])
 def test_sequence_counts_are_the_first_recurrence_that_holds(style, name, side, least):
-    model = settling_model(style=style, initializer_range=0.25).double()
-    ids, mask = pad([random_ids(n) for n in LENGTHS], side)
-    last = torch.tensor([row.nonzero().max() for row in mask])
-    rows = torch.arange(len(ids))
-    log_probs, states = (values[:, rows, last] for values in probe(model, ids, mask))
-    threshold = pick_threshold(name, log_probs, states, lambda counts: counts, least)
-    expected = naive_counts(name, log_probs, states, threshold, least)
+    wanted = 4 if name != "argmax_stability" else 2
+    for _ in range(30):  # a random model now and then halts nearly everywhere at once: draw another
+        model = settling_model(style=style, initializer_range=0.25).double()
+        ids, mask = pad([random_ids(n) for n in LENGTHS], side)
+        last = torch.tensor([row.nonzero().max() for row in mask])
+        rows = torch.arange(len(ids))
+        log_probs, states = (values[:, rows, last] for values in probe(model, ids, mask))
+        threshold = pick_threshold(name, log_probs, states, lambda counts: counts, least)
+        expected = naive_counts(name, log_probs, states, threshold, least)
+        if len(expected.unique()) >= wanted:
+            break
+    assert len(expected.unique()) >= wanted
     sure = ~skip_rounding(name, log_probs, states, threshold)
-    assert len(expected.unique()) >= (4 if name != "argmax_stability" else 2)
 
     with torch.no_grad():
         output = model(
