@@ -1,11 +1,14 @@
 """
-What the three metrics on solutions share: reading their texts, and their keyword arguments.
+What the three metrics on solutions share: what they say of themselves, reading their texts, and their keywords.
 
 `evaluate.combine` hands every keyword to every module. So each of them accepts the keywords of the others and leaves
 them alone; a misspelt one is a TypeError all the same.
 """
 
 from collections.abc import Mapping, Sequence
+
+import datasets
+import evaluate
 
 from memreason_hf.data.question_options import TRUE_FALSE, options_by_label
 from memreason_hf.evaluation.answers import end_of_question, extract_answer
@@ -14,6 +17,25 @@ from memreason_hf.steps import ANSWER_MARKER, NO_KIND, QUESTION_MARKER, Solution
 
 
 _ANY_LETTER = {chr(code): "" for code in range(ord("A"), ord("Z") + 1)}
+
+_CITATION = """\
+@article{jin2024disentangling,
+  title = {Disentangling Memory and Reasoning Ability in Large Language Models},
+  author = {Jin, Mingyu and others},
+  journal = {arXiv:2411.13504},
+  year = {2024}
+}
+"""
+
+
+def metric_info(description: str, inputs_description: str) -> evaluate.MetricInfo:
+    """What `evaluate` shows of a metric that takes texts of solutions and texts of references."""
+    return evaluate.MetricInfo(
+        description=description,
+        citation=_CITATION,
+        inputs_description=inputs_description,
+        features=datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")}),
+    )
 
 
 def check_rows(predictions: Sequence[str], **columns: Sequence | None) -> None:

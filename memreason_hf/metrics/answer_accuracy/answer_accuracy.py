@@ -2,12 +2,11 @@
 
 from collections import Counter
 
-import datasets
 import evaluate
 import numpy as np
 
 from memreason_hf.evaluation.answers import judge_answer
-from memreason_hf.metrics.step_inputs import check_rows, read_options, reference_answer
+from memreason_hf.metrics.step_inputs import check_rows, metric_info, read_options, reference_answer
 
 
 _DESCRIPTION = """\
@@ -59,27 +58,11 @@ Examples:
         (0.5, 1, 1)
 """
 
-_CITATION = """\
-@article{jin2024disentangling,
-  title = {Disentangling Memory and Reasoning Ability in Large Language Models},
-  author = {Jin, Mingyu and others},
-  journal = {arXiv:2411.13504},
-  year = {2024}
-}
-"""
-
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class AnswerAccuracy(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-            ),
-        )
+        return metric_info(_DESCRIPTION, _KWARGS_DESCRIPTION)
 
     def _compute(
         self,

@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import datasets
 import evaluate
 
 from memreason_hf.evaluation.attribution import NO_DEPARTURE, NO_REFERENCE, attribute
@@ -10,6 +9,7 @@ from memreason_hf.evaluation.step_judges import UNDECIDED, find_judge
 from memreason_hf.metrics.step_inputs import (
     check_rows,
     mark_answer,
+    metric_info,
     read_reference,
     read_scheme_argument,
     read_solution,
@@ -65,27 +65,11 @@ Examples:
         (1, 1)
 """
 
-_CITATION = """\
-@article{jin2024disentangling,
-  title = {Disentangling Memory and Reasoning Ability in Large Language Models},
-  author = {Jin, Mingyu and others},
-  journal = {arXiv:2411.13504},
-  year = {2024}
-}
-"""
-
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class StepAttribution(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-            ),
-        )
+        return metric_info(_DESCRIPTION, _KWARGS_DESCRIPTION)
 
     def _compute(
         self,

@@ -3,10 +3,15 @@
 from collections import Counter
 from statistics import mean, median
 
-import datasets
 import evaluate
 
-from memreason_hf.metrics.step_inputs import check_rows, read_reference, read_scheme_argument, read_solution
+from memreason_hf.metrics.step_inputs import (
+    check_rows,
+    metric_info,
+    read_reference,
+    read_scheme_argument,
+    read_solution,
+)
 from memreason_hf.steps import KINDS
 
 
@@ -52,27 +57,11 @@ Examples:
         {'mean': 5.0, 'median': 5.0}
 """
 
-_CITATION = """\
-@article{jin2024disentangling,
-  title = {Disentangling Memory and Reasoning Ability in Large Language Models},
-  author = {Jin, Mingyu and others},
-  journal = {arXiv:2411.13504},
-  year = {2024}
-}
-"""
-
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class StepDistribution(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-            ),
-        )
+        return metric_info(_DESCRIPTION, _KWARGS_DESCRIPTION)
 
     def _compute(
         self,
