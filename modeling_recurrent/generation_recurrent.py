@@ -210,7 +210,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
 
     def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
         mask = model_kwargs.get("attention_mask")
-        if mask is None or mask[:, -1].all():
+        if not _ends_in_padding(mask):
             return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
         # Padding on the right: logits are those of each row's last real token, and positions go on from there.
         log, cache = self._depth_log(), model_kwargs.get("past_key_values")
@@ -341,7 +341,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         if model_kwargs.get("inputs_embeds") is not None and (assisted or chunk is not None):
             what = "assisted generation" if assisted else f"prefill_chunk_size={chunk}"
             raise ValueError(f"inputs_embeds does not go with {what}, which cuts the prompt's ids: give input_ids.")
-        if mask is not None and not mask[:, -1].all() and (assisted or chunk is not None):
+        if (assisted or chunk is not None) and _ends_in_padding(mask):
             what = "assisted generation" if assisted else f"prefill_chunk_size={chunk}"
             raise ValueError(f"attention_mask shows padding on the right, which {what} cannot serve: pad on the left.")
 
@@ -400,12 +400,16 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         return model_kwargs
 
 
+def _ends_in_padding(mask):
+    return mask is not None and mask.ndim == 2 and not mask[:, -1].all()
+
+
 def _counts_of(count, past, log):
     """The part of counts a token that belongs to the tokens of a forward behind `past` others; all else as it is."""
     if not isinstance(count, torch.Tensor) or count.ndim != 2 or count.shape[1] == log.positions:
         return count
     first = int(past) - (log.prompt_length - count.shape[1])
-    if first < 0:
+    if first < 0 or count.shape[1] > log.prompt_length:
         raise ValueError(
             f"num_recurrences has shape {tuple(count.shape)}, the prompt {log.prompt_length} tokens, of which "
             f"{int(past)} are in the cache: one count is needed for each of the others, or for all."
