@@ -171,7 +171,7 @@ class RecurrentDepthCache(Cache):
         self._counts: torch.Tensor | None = None
         # `(batch, hidden)`: of each row's last real token, where calls ask for `state_init="previous_token"`.
         self.state: torch.Tensor | None = None
-        self.shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+        self.shape = _shape(config)
 
     @property
     def nbytes(self) -> int:
@@ -185,11 +185,11 @@ class RecurrentDepthCache(Cache):
 
     def check(self, config, batch: int, depth) -> None:
         """Refuses the cache of another model or batch, or a `depth` that it cannot hold."""
-        expected = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+        expected = _shape(config)
         if self.shape != expected:
             raise ValueError(
-                f"past_key_values is of a model with (layers, key heads, head size) = {self.shape}, this one has "
-                f"{expected}: make a RecurrentDepthCache with this model's config."
+                "past_key_values is of a model with (prelude, recurrent and coda layers, key heads, head size) = "
+                f"{self.shape}, this one has {expected}: make a RecurrentDepthCache with this model's config."
             )
         if self.is_initialized and self.batch_size != batch:
             raise ValueError(
@@ -245,6 +245,11 @@ class RecurrentDepthCache(Cache):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)
         self._select_rows(lambda rows: rows[indices.to(rows.device)])
+
+
+def _shape(config):
+    layers = config.num_prelude_layers, config.num_recurrent_layers, config.num_coda_layers
+    return *layers, config.num_key_value_heads, config.head_dim
 
 
 class Slots:

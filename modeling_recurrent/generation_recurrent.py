@@ -5,30 +5,63 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers.generation import GenerationMixin, GenerationMode
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
 from .cache_recurrent import RecurrentDepthCache
+from .halting_recurrent import criterion_parameters
+from .masks_recurrent import create_window_mask
 from .speculation_recurrent import Speculation, decode
 from .static_cache_recurrent import RecurrentDepthStaticCache
 
 
+# What a call says to this model alone: an assistant has a depth of its own.
+_OF_THIS_MODEL = (
+    "num_recurrences",
+    "min_recurrences",
+    "max_recurrences",
+    "halting_criterion",
+    "halting_granularity",
+    *criterion_parameters(),
+    "cache_recurrences",
+    "on_recurrence",
+    "state_init",
+    "state_seed",
+)
+
+
 @dataclass
 class _DepthLog:
-    """The depths that one call of `generate` sees: of the prompt, and of every position whose logits gave a token."""
+    """
+    The depths that one call of `generate` sees: of the prompt, and of every position whose logits gave a token.
+
+    Attributes:
+        start (`int`): Tokens of the prompt in the text that is returned; none where it was given as embeddings.
+        prompt_length (`int`): Tokens in front of the first new one, with those that were in the cache.
+        last (`(rows,)`, *optional*): The last real token of each prompt, where padding stands on the right.
+        by_row (`bool`): Whether a criterion decides one count for a row and call.
+        new_count (`int` or `(rows, 1)` tensor): The count of a token behind a prompt whose counts were given.
+    """
 
     model: torch.nn.Module
     streamer: object
     speculation: Speculation | None = None
+    start: int = 0
+    prompt_length: int = 0
     positions: int = 0
+    last: torch.Tensor | None = None
+    by_row: bool = False
+    new_count: int | torch.Tensor = 0
     prompt: torch.Tensor | None = None
     steps: list = field(default_factory=list)
 
     def add(self, counts, new_tokens):
         """`counts`: of all positions so far, `(rows, positions)`; the last `new_tokens` of them gave new tokens."""
+        step = counts[:, -new_tokens:]
         if self.prompt is None:
             self.prompt = counts[:, : counts.shape[1] - new_tokens + 1].clone()
-        self.add_step(counts[:, -new_tokens:].clone())
+            step = step if self.last is None else counts.gather(1, self.last[:, None])
+        self.add_step(step.clone())
 
     def add_step(self, counts):
         """`counts`: `(rows, new tokens)`, of the positions whose logits gave them."""
@@ -36,10 +69,15 @@ class _DepthLog:
         if hasattr(self.streamer, "put_recurrences"):
             self.streamer.put_recurrences(counts.cpu())
 
+    def with_new(self, counts, new_tokens):
+        """`counts` (`(rows, tokens)`), and those of so many new tokens behind them."""
+        new = counts.new_zeros((len(counts), new_tokens)) + self.new_count
+        return torch.cat((counts, new), dim=1)
+
     def report(self, output):
         """Adds `num_recurrences` and `prompt_recurrences` to what `generate` returns."""
         steps, prompt = torch.cat(self.steps, dim=1), self.prompt
-        new = output.sequences.shape[1] - prompt.shape[1]
+        new = output.sequences.shape[1] - self.start
         steps = steps[:, :new]
         beams = getattr(output, "beam_indices", None)
         if beams is not None:
@@ -67,8 +105,13 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
 
         With `return_dict_in_generate=True` the output also holds `num_recurrences` (`(rows, new tokens)`: the
         recurrences of the position whose logits gave each new token; 0 behind the end of a beam) and
-        `prompt_recurrences` (`(rows, prompt)`; 0 on padding). A streamer with a method `put_recurrences` receives the
-        depths of the tokens that come next.
+        `prompt_recurrences` (`(rows, prompt)`; 0 on padding), the prompt being all tokens in front of the first new
+        one: given as ids or as embeddings, and those of a live cache. A streamer with a method `put_recurrences`
+        receives the depths of the tokens that come next.
+
+        Prompts may be padded on either side, and give the same texts (the library's warning about right padding is
+        meant for models whose caches have no holes). A `num_recurrences` of one count a token covers the prompt, or
+        what of it is not in the cache yet; new tokens take what the criterion or the config says.
         """
         count = kwargs.get("num_recurrences")
         if isinstance(count, torch.Tensor) and count.ndim == 0:
@@ -124,12 +167,72 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             return super()._sample(input_ids, *args, **kwargs)
         return decode(self, log.speculation, log, input_ids, *args, **kwargs)
 
-    def prepare_inputs_for_generation(self, *args, **kwargs):
-        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+    def _get_candidate_generator(self, *args, model_kwargs, **kwargs):
+        model_kwargs = {name: value for name, value in model_kwargs.items() if name not in _OF_THIS_MODEL}
+        return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
+
+    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
         if (log := self._depth_log()) is not None:
+            log.start = input_ids_length
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+
+    # The names are looked at: `generate` accepts what stands here.
+    def prepare_inputs_for_generation(
+        self,
+        input_ids,
+        next_sequence_length=None,
+        past_key_values=None,
+        attention_mask=None,
+        inputs_embeds=None,
+        is_first_iteration=False,
+        **kwargs,
+    ):
+        log = self._depth_log()
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        whole = log is not None and inputs_embeds is None and 0 < log.prompt_length <= input_ids.shape[1]
+        if past and whole and is_first_iteration and next_sequence_length is None:
+            # Assisted decoding hands over the whole text, also what a live cache holds already.
+            next_sequence_length = input_ids.shape[1] - int(past)
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        if log is not None:
             tokens = model_inputs["input_ids"]
             log.positions = (model_inputs["inputs_embeds"] if tokens is None else tokens).shape[1]
+            model_inputs["num_recurrences"] = _counts_of(model_inputs.get("num_recurrences"), past, log)
         return model_inputs
+
+    def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
+        mask = model_kwargs.get("attention_mask")
+        if not _ends_in_padding(mask):
+            return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+        # Padding on the right: logits are those of each row's last real token, and positions go on from there.
+        log, cache = self._depth_log(), model_kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        last = ((mask != 0) * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
+        if (last < past).any():
+            raise ValueError(
+                f"attention_mask shows row {int(last.argmin())} no real token behind the {past} of past_key_values: "
+                "every row needs one to go on from."
+            )
+        places, of_row = (last - past).unique(return_inverse=True)
+        outputs = super()._prefill(
+            input_ids, generation_config, {**model_kwargs, "logits_to_keep": places}, *args, **kwargs
+        )
+        rows = torch.arange(len(mask), device=mask.device)
+        outputs.logits = outputs.logits[rows.to(outputs.logits.device), of_row.to(outputs.logits.device)][:, None]
+        positions = model_kwargs["position_ids"].expand(len(mask), -1).clone()
+        positions[:, -1] = positions[rows, last - mask.shape[1]]
+        model_kwargs["position_ids"] = positions
+        if log is not None:
+            log.last = last
+        return outputs
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
@@ -144,33 +247,50 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         full = create_causal_mask(**inputs)
         if config.sliding_window is None:
             return full
-        return {"full_attention": full, "sliding_attention": create_sliding_window_causal_mask(**inputs)}
+        return {"full_attention": full, "sliding_attention": create_window_mask(**inputs)}
+
+    def _criterion(self, model_kwargs) -> str | None:
+        name = model_kwargs.get("halting_criterion")
+        if name is None and not isinstance(model_kwargs.get("num_recurrences"), int):
+            name = self.config.halting_criterion
+        return None if name == "none" else name
 
     def _halts_by_row(self, model_kwargs) -> bool:
         count = model_kwargs.get("num_recurrences")
-        criterion = model_kwargs.get("halting_criterion") or (None if isinstance(count, int) else "config")
-        criterion = self.config.halting_criterion if criterion == "config" else criterion
-        granularity = model_kwargs.get("halting_granularity") or self.config.halting_granularity
-        return criterion not in (None, "none") and granularity == "sequence"
+        if self._criterion(model_kwargs) is None:
+            return False
+        if isinstance(count, torch.Tensor) and count.ndim == 1:
+            # A 0 leaves its row to the criterion, whatever the granularity.
+            return bool((count == 0).any())
+        return (model_kwargs.get("halting_granularity") or self.config.halting_granularity) == "sequence"
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
+        self._refuse_for_inputs(generation_config, generation_mode, model_kwargs)
         if self._halts_by_row(model_kwargs):
             self._refuse_for_rows(generation_config, generation_mode)
         if model_kwargs.get("state_init") is not None:
             self._refuse_for_states(generation_config, generation_mode)
         cache = model_kwargs.get("past_key_values")
+        if cache is not None and not isinstance(cache, RecurrentDepthCache):
+            raise TypeError(
+                f"past_key_values is a {type(cache).__name__}: slots belong to recurrences here, give a "
+                "RecurrentDepthCache or None."
+            )
+        if (log := self._depth_log()) is not None:
+            log.prompt_length = self._prompt_length(log.start, generation_config, model_kwargs)
+            log.by_row = self._halts_by_row(model_kwargs)
+            log.new_count = self.config.num_recurrences if self._criterion(model_kwargs) is None else 0
+            given = model_kwargs.get("num_recurrences")
+            if isinstance(given, torch.Tensor) and given.ndim == 1:
+                log.new_count = given[:, None]
         if cache is not None:
-            if not isinstance(cache, RecurrentDepthCache):
-                raise TypeError(
-                    f"past_key_values is a {type(cache).__name__}: slots belong to recurrences here, give a "
-                    "RecurrentDepthCache or None."
-                )
             cache._is_user_defined = True
             return
         if generation_config.use_cache is False:
             return
+        kept = model_kwargs.get("cache_recurrences") or self.config.cache_recurrences
         if generation_config.cache_implementation == "static":
             depth = model_kwargs.get("num_recurrences")
             depth = self.config.num_recurrences if depth is None else depth
@@ -181,6 +301,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 num_recurrences=depth if isinstance(depth, int) else None,
                 dtype=self.dtype,
                 device=self.device,
+                cache_recurrences=kept,
             )
             return
         if generation_config.cache_implementation not in (None, "dynamic"):
@@ -188,8 +309,41 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 f"cache_implementation={generation_config.cache_implementation!r}: it has one slot for each layer, a "
                 "loop needs one for each recurrence. Leave it out, or use 'static'."
             )
-        kept = model_kwargs.get("cache_recurrences") or self.config.cache_recurrences
         model_kwargs["past_key_values"] = RecurrentDepthCache(self.config, cache_recurrences=kept)
+
+    @staticmethod
+    def _prompt_length(width, generation_config, model_kwargs):
+        """Tokens in front of the first new one; `width` ids of them are given. By the library's rule in `_prefill`."""
+        if (embeds := model_kwargs.get("inputs_embeds")) is not None:
+            return embeds.shape[1]
+        cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        seen = getattr(generation_config, "_mask_length", -1) if mask is None else mask.shape[1]
+        if not past or seen != width:
+            return past + width
+        if width <= past:
+            raise ValueError(
+                f"The input has {width} tokens and past_key_values holds {past}: give the whole text, or new tokens "
+                "with an attention_mask over both."
+            )
+        return width
+
+    def _refuse_for_inputs(self, generation_config, generation_mode, model_kwargs):
+        assisted = generation_mode == GenerationMode.ASSISTED_GENERATION
+        chunk, mask = generation_config.prefill_chunk_size, model_kwargs.get("attention_mask")
+        if generation_config.assistant_early_exit is not None:
+            raise ValueError(
+                f"assistant_early_exit={generation_config.assistant_early_exit}: the layers here are looped. Use "
+                "draft_recurrences, which drafts with fewer recurrences."
+            )
+        if generation_config.use_cache is False and model_kwargs.get("past_key_values") is not None:
+            raise ValueError("use_cache=False with past_key_values: the whole text would be read behind it. Drop one.")
+        if model_kwargs.get("inputs_embeds") is not None and (assisted or chunk is not None):
+            what = "assisted generation" if assisted else f"prefill_chunk_size={chunk}"
+            raise ValueError(f"inputs_embeds does not go with {what}, which cuts the prompt's ids: give input_ids.")
+        if (assisted or chunk is not None) and _ends_in_padding(mask):
+            what = "assisted generation" if assisted else f"prefill_chunk_size={chunk}"
+            raise ValueError(f"attention_mask shows padding on the right, which {what} cannot serve: pad on the left.")
 
     def _refuse_for_rows(self, generation_config, generation_mode):
         reason = None
@@ -204,8 +358,9 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             reason = f"use_cache=False with num_coda_layers={self.config.num_coda_layers}"
         if reason is not None:
             raise ValueError(
-                f"halting_granularity='sequence' decides one count for a row and call, which {reason} cannot carry: "
-                "use the cache, halting_granularity='token', or a fixed num_recurrences."
+                "One count for a row and call (halting_granularity='sequence', or a row with 0 in num_recurrences) is "
+                f"nothing that {reason} can carry: use the cache, halting_granularity='token', or a fixed "
+                "num_recurrences."
             )
 
     def _refuse_for_states(self, generation_config, generation_mode):
@@ -237,12 +392,30 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         if cache is not None and by_token:
             # Counts were given for the prompt; what is new decides for itself.
             model_kwargs["num_recurrences"] = None
-        elif cache is None and (by_token or self._halts_by_row(model_kwargs)):
-            # Without a cache the past is computed again: at the depths that it had.
-            decides = model_kwargs.get("halting_criterion") or self.config.halting_criterion
-            new = counts.new_full((counts.shape[0], num_new_tokens), 0 if decides else self.config.num_recurrences)
-            model_kwargs["num_recurrences"] = torch.cat((counts, new), dim=1)
+        elif cache is None and (by_token or log.by_row):
+            # Without a cache the past is computed again. Counts of a call are those that it had; a token's own are
+            # decided again, beams having changed places.
+            past = counts if log.by_row else given
+            model_kwargs["num_recurrences"] = log.with_new(past, num_new_tokens)
         return model_kwargs
+
+
+def _ends_in_padding(mask):
+    return mask is not None and mask.ndim == 2 and not mask[:, -1].all()
+
+
+def _counts_of(count, past, log):
+    """The part of counts a token that belongs to the tokens of a forward behind `past` others; all else as it is."""
+    if not isinstance(count, torch.Tensor) or count.ndim != 2 or count.shape[1] == log.positions:
+        return count
+    first = int(past) - (log.prompt_length - count.shape[1])
+    if first < 0 or count.shape[1] > log.prompt_length:
+        raise ValueError(
+            f"num_recurrences has shape {tuple(count.shape)}, the prompt {log.prompt_length} tokens, of which "
+            f"{int(past)} are in the cache: one count is needed for each of the others, or for all."
+        )
+    count = count[:, first : first + log.positions]
+    return log.with_new(count, log.positions - count.shape[1])
 
 
 __all__ = ["RecurrentDepthGenerationMixin"]

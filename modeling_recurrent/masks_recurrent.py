@@ -34,17 +34,19 @@ def create_window_mask(config, inputs_embeds, attention_mask, past_key_values, p
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
+    (batch, length, _), tokens = inputs_embeds.shape, real.shape[1]
+    if past_key_values is not None and past_key_values.is_compileable:
+        real = torch.nn.functional.pad(real, (0, past_key_values.get_mask_sizes(length, 0)[0] - tokens))
     place = real.cumsum(-1)
 
     def within_window(batch_idx, head_idx, q_idx, kv_idx):
         return place[batch_idx, q_idx] - place[batch_idx, kv_idx] < config.sliding_window
 
     # Not through `create_causal_mask(and_mask_function=...)`, which calls it by vmap: 40 times slower here.
-    (batch, length, _), tokens = inputs_embeds.shape, real.shape[1]
     return create(
         batch_size=batch,
         q_length=length,
-        kv_length=tokens,
+        kv_length=real.shape[1],
         q_offset=tokens - length,
         kv_offset=0,
         mask_function=and_masks(causal_mask_function, within_window),

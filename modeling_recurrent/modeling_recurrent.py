@@ -334,6 +334,9 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
 
     def _finish(self, state, rows, attentions=None, **kwargs):
         """What follows the loop, up to the last norm."""
+        if rows.slots is not None:
+            # The coda computes all tokens anew, also those that have halted.
+            rows.slots.held = None
         return self._run(self.coda_layers, state, rows, rows.mask, attentions, **kwargs)
 
     def _judge(self, rule, recurrence, state, rows, head, **kwargs):

@@ -45,7 +45,7 @@ class ActiveRows:
         mask = create(
             config=self.config,
             inputs_embeds=self.inputs[rows],
-            attention_mask=None if self.padding is None else self.padding[rows],
+            attention_mask=self._padding_of(rows),
             past_key_values=None if self.slots is None else self.slots.cache,
             position_ids=None,
         )
@@ -55,6 +55,10 @@ class ActiveRows:
         if isinstance(mask, torch.Tensor):
             return [mask[active] if mask.shape[0] > 1 else mask for active, _ in runs]
         return [self._make_mask(create, active) for active, _ in runs]
+
+    def _padding_of(self, rows):
+        # A mask that was prepared may be one for all rows.
+        return self.padding if self.padding is None or len(self.padding) == 1 else self.padding[rows]
 
     def keep(self, rows):
         """These rows without all but `rows` (indices into them)."""
@@ -68,7 +72,7 @@ class ActiveRows:
             config=self.config,
             interface=self.interface,
             inputs=self.inputs[rows],
-            padding=None if self.padding is None else self.padding[rows],
+            padding=self._padding_of(rows),
             angles=angles,
             last=self.last[rows],
             slots=self.slots,

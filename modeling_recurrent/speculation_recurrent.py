@@ -386,7 +386,8 @@ def decode(
     """
     count = speculation.full_count(model, model_kwargs, len(input_ids))
     speculation.check_call(logits_processor, synced_gpus)
-    outputs = model._prefill(input_ids, generation_config, {**model_kwargs, "num_recurrences": count})
+    model_kwargs["num_recurrences"] = count
+    outputs = model._prefill(input_ids, generation_config, model_kwargs)
     model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
     limit = stopping_criteria.max_length or generation_config.max_length
     texts = _Texts(input_ids, limit, speculation.draft_tokens, logits_processor, stopping_criteria, generation_config)

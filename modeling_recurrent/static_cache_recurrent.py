@@ -31,8 +31,9 @@ class RecurrentDepthStaticCacheLayer(RecurrentDepthCacheLayer):
     def store(self, key_states, value_states, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes `(batch, kv_heads, new tokens, head_dim)` behind the length; returns the whole slot."""
         places = torch.arange(key_states.shape[2], device=self.device) + self.length
-        self.keys[slot].index_copy_(2, places, key_states)
-        self.values[slot].index_copy_(2, places, value_states)
+        # Under autocast keys and values may be of other types.
+        self.keys[slot].index_copy_(2, places, key_states.to(self.dtype))
+        self.values[slot].index_copy_(2, places, value_states.to(self.dtype))
         return self.keys[slot], self.values[slot]
 
     def commit(self, count: int, depths) -> None:
@@ -68,10 +69,20 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
         max_batch_size (`int`), max_cache_len (`int`): Rows and tokens that there is room for.
         num_recurrences (`int`, *optional*): The most that will be asked for; `config.max_recurrences` if not given.
         dtype, device: Of keys and values.
+        cache_recurrences (`"all"` or `"last"`): As in `RecurrentDepthCache`.
     """
 
-    def __init__(self, config, max_batch_size, max_cache_len, num_recurrences=None, dtype=torch.float32, device="cpu"):
-        super().__init__(config)
+    def __init__(
+        self,
+        config,
+        max_batch_size,
+        max_cache_len,
+        num_recurrences=None,
+        dtype=torch.float32,
+        device="cpu",
+        cache_recurrences="all",
+    ):
+        super().__init__(config, cache_recurrences)
         slots = config.max_recurrences if num_recurrences is None else num_recurrences
         shape = (max_batch_size, config.num_key_value_heads, config.head_dim)
         self.layers = [
@@ -79,7 +90,9 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
             for layer in self.layers
         ]
         self.num_recurrences = slots
-        self.last_depth = 0
+        # Of each place, for all rows: a call has one depth.
+        self.depths = torch.zeros(max_cache_len, dtype=torch.long, device=device)
+        torch._dynamo.mark_static_address(self.depths)
 
     def check(self, config, batch: int, depth) -> None:
         super().check(config, batch, depth)
@@ -87,7 +100,7 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
             raise ValueError(
                 "A static cache needs an int num_recurrences: halting and counts drop rows, which changes sizes."
             )
-        if depth > self.num_recurrences:
+        if depth > self.num_recurrences and self.cache_recurrences == "all":
             raise ValueError(
                 f"num_recurrences={depth} is above the {self.num_recurrences} slots of the static cache: make "
                 f"one with num_recurrences={depth}."
@@ -95,13 +108,14 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
 
     @property
     def counts(self) -> torch.LongTensor:
-        """`(batch, tokens)`: one count for all tokens, padding included."""
-        return torch.full((self.batch_size, int(self.get_seq_length())), self.last_depth)
+        """`(batch, tokens)`: the recurrences that each token took; padding took as many as what stands beside it."""
+        return self.depths[: int(self.get_seq_length())].expand(self.batch_size, -1)
 
     def commit(self, count: int, depths: int, real=None) -> None:
+        places = torch.arange(count, device=self.depths.device) + self.get_seq_length().to(self.depths.device)
+        self.depths.index_fill_(0, places, depths)
         for layer in self.layers:
             layer.commit(count, depths)
-        self.last_depth = depths
 
 
 __all__ = ["RecurrentDepthStaticCache"]
