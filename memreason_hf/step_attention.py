@@ -92,7 +92,8 @@ def set_step_attention(
 
 def get_step_attention(model: torch.nn.Module) -> str | None:
     """The variant that is set: `"own"`, `"tokens"`, or None."""
-    attention = getattr(_inner_model(model).base_model, _ATTRIBUTE, None)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    attention = getattr(getattr(inner, "base_model", None), _ATTRIBUTE, None)
     return None if attention is None else attention.variant
 
 
