@@ -10,24 +10,12 @@ from .configuration_recurrent import RecurrentDepthConfig
 from .positions_recurrent import rotate
 
 
-class RecurrentDepthRMSNorm(nn.Module):
-    """Root-mean-square norm in float32, the weight applied in the input's dtype (as in Llama)."""
-
-    def __init__(self, hidden_size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.eps = eps
-
-    def forward(self, hidden_states):
-        values = hidden_states.float()
-        values = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * values.to(hidden_states.dtype)
-
-    def extra_repr(self):
-        return f"{tuple(self.weight.shape)}, eps={self.eps}"
+NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
 
-NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": RecurrentDepthRMSNorm}
+def attention_interface(config):
+    """The library's attention function that the config asks for; looked up once a forward, not in every layer."""
+    return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
 
 
 def repeat_kv(states, repeats):
@@ -58,20 +46,24 @@ class RecurrentDepthAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
         self.sliding_window = sliding_window
-        query_width, key_width = (n * self.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
-        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
+        # Queries, keys and values come out of one product: decoding reads weights, and few large ones read faster.
+        self.heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.heads) * self.head_dim, bias=config.attention_bias)
+        query_width = config.num_attention_heads * self.head_dim
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
 
-    def forward(self, hidden_states, attention_mask=None, position_embeddings=None, slots=None, **kwargs):
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
-        if position_embeddings is not None:
-            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
-        interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+    def forward(
+        self, hidden_states, attention_mask=None, position_embeddings=None, slots=None, interface=None, **kwargs
+    ):
+        interface = interface or attention_interface(self.config)
+        shape = hidden_states.shape[:-1]
+        states = self.qkv_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
+        query_heads, key_heads, _ = self.heads
+        if position_embeddings is None:
+            query, key, value = states.split_with_sizes(self.heads, dim=1)
+        else:
+            turning, value = states.split_with_sizes((query_heads + key_heads, key_heads), dim=1)
+            query, key = rotate(turning, *position_embeddings).split_with_sizes((query_heads, key_heads), dim=1)
 
         def attend(query, key, value, mask):
             return interface(
@@ -90,24 +82,27 @@ class RecurrentDepthAttention(nn.Module):
             output, weights = attend(query, key, value, attention_mask)
         else:
             output, weights = slots.attend(self.layer_idx, query, key, value, attention_mask, attend)
-        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+        return self.o_proj(output.reshape(*shape, -1)), weights
 
 
 class RecurrentDepthMLP(nn.Module):
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__()
-        self.gate_proj = None
-        if config.gated_mlp:
-            self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.gated = config.gated_mlp
+        if self.gated:
+            self.halves = (config.intermediate_size, config.intermediate_size)
+            self.gate_up_proj = nn.Linear(config.hidden_size, sum(self.halves), bias=config.mlp_bias)
+        else:
+            self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         # GPT-2's `gelu_new` is `gelu_pytorch_tanh` written out in seven operations.
         self.act_fn = ACT2FN["gelu_pytorch_tanh" if config.hidden_act == "gelu_new" else config.hidden_act]
 
     def forward(self, hidden_states):
-        if self.gate_proj is None:
+        if not self.gated:
             return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
-        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        gate, up = self.gate_up_proj(hidden_states).split_with_sizes(self.halves, dim=-1)
+        return self.down_proj(self.act_fn(gate) * up)
 
 
 class RecurrentDepthBlock(GradientCheckpointingLayer):
@@ -124,13 +119,18 @@ class RecurrentDepthBlock(GradientCheckpointingLayer):
         if is_looped:
             self.self_attn.o_proj.init_scale = self.mlp.down_proj.init_scale = config.residual_init_scale
 
-    def forward(self, hidden_states, attention_mask=None, position_embeddings=None, slots=None, **kwargs):
+    def forward(
+        self, hidden_states, attention_mask=None, position_embeddings=None, slots=None, interface=None, **kwargs
+    ):
         attended, weights = self.self_attn(
-            self.input_layernorm(hidden_states), attention_mask, position_embeddings, slots, **kwargs
+            self.input_layernorm(hidden_states), attention_mask, position_embeddings, slots, interface, **kwargs
         )
-        hidden_states = hidden_states + self.dropout(attended)
-        hidden_states = hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+        hidden_states = self._add(hidden_states, attended)
+        hidden_states = self._add(hidden_states, self.mlp(self.post_attention_layernorm(hidden_states)))
         return hidden_states, weights
 
+    def _add(self, hidden_states, update):
+        return hidden_states + (self.dropout(update) if self.training else update)
 
-__all__ = ["NORMS", "RecurrentDepthBlock", "RecurrentDepthRMSNorm"]
+
+__all__ = ["NORMS", "RecurrentDepthBlock", "attention_interface"]

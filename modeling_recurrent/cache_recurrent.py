@@ -56,20 +56,28 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
         Tokens that are `held` (`(rows, new tokens)`, or `None`) keep those of the recurrence before. Returns what
         stands in the slot now, for the new tokens of these rows (`None`: of all rows).
         """
-        new = slice(self.length, self.length + key_states.shape[2])
-        where = slice(None) if rows is None else rows
+        count = key_states.shape[2]
         if held is not None:
-            before = slot if self.single else slot - 1
-            kept = held[:, None, :, None]
-            key_states = torch.where(kept, self.keys[before][where, :, new], key_states)
-            value_states = torch.where(kept, self.values[before][where, :, new], value_states)
-        self.keys[slot][where, :, new] = key_states.detach()
-        self.values[slot][where, :, new] = value_states.detach()
+            before, kept = slot if self.single else slot - 1, held[:, None, :, None]
+            key_states = torch.where(kept, self._new(self.keys, before, count, rows), key_states)
+            value_states = torch.where(kept, self._new(self.values, before, count, rows), value_states)
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            new = self._new(buffer, slot, count)
+            if rows is None:
+                new.copy_(states.detach())
+            else:
+                new[rows] = states.detach()
         return key_states, value_states
+
+    def _new(self, buffer, slot, count, rows=None):
+        """What stands behind the committed tokens; `narrow`, since this runs in every layer for every token."""
+        new = buffer[slot].narrow(2, self.length, count)
+        return new if rows is None else new[rows]
 
     def read(self, slot: int, rows: slice, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views on the first `length` tokens of a slice of rows: nothing is copied."""
-        return self.keys[slot, rows, :, :length], self.values[slot, rows, :, :length]
+        keys, values = self.keys[slot].narrow(2, 0, length), self.values[slot].narrow(2, 0, length)
+        return (keys, values) if rows == slice(None) else (keys[rows], values[rows])
 
     def commit(self, count: int, depths) -> None:
         """
@@ -300,17 +308,18 @@ class Slots:
         key, value = layer.write(key, value, slot, self.rows, self.held)
         if not self.past:
             return attend(query, key, value, mask)
+        # The buffers carry no gradient; the new tokens do.
+        records = torch.is_grad_enabled() and key.requires_grad
+        if len(self.runs) == 1 and not records:
+            return attend(query, *layer.read(slot, self.runs[0][1], self.past + new), mask)
         outputs = []
         for index, (active, places) in enumerate(self.runs):
-            if torch.is_grad_enabled() and key.requires_grad:
-                # The buffers carry no gradient; the new tokens do.
+            if records:
                 past = layer.read(slot, places, self.past)
                 keys, values = (torch.cat(pair, dim=2) for pair in zip(past, (key[active], value[active])))
             else:
                 keys, values = layer.read(slot, places, self.past + new)
             outputs.append(attend(query[active], keys, values, mask[index] if isinstance(mask, list) else mask))
-        if len(outputs) == 1:
-            return outputs[0]
         output, weights = zip(*outputs)
         return torch.cat(output), None if weights[0] is None else torch.cat(weights)
 

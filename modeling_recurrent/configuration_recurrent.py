@@ -106,13 +106,12 @@ class RecurrentDepthConfig(PreTrainedConfig):
         f"{stack}.*.{module}": plan
         for stack in ("prelude_layers", "recurrent_layers", "coda_layers")
         for module, plan in {
-            "self_attn.q_proj": "colwise",
-            "self_attn.k_proj": "colwise",
-            "self_attn.v_proj": "colwise",
-            "self_attn.o_proj": "rowwise",
-            "mlp.gate_proj": "colwise",
-            "mlp.up_proj": "colwise",
-            "mlp.down_proj": "rowwise",
+            # What comes out is cut into queries, keys and values, or into gate and rest: gathered first.
+            "self_attn.qkv_proj": "colwise_gather_output",
+            "self_attn.o_proj": "rowwise_split_input",
+            "mlp.gate_up_proj": "colwise_gather_output",
+            "mlp.up_proj": "colwise_gather_output",
+            "mlp.down_proj": "rowwise_split_input",
         }.items()
     }
 

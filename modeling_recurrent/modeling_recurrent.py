@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
-from .blocks_recurrent import NORMS, RecurrentDepthBlock
+from .blocks_recurrent import NORMS, RecurrentDepthBlock, attention_interface
 from .cache_recurrent import RecurrentDepthCache, Slots
 from .configuration_recurrent import RecurrentDepthConfig
 from .continuous_recurrent import keep_state, starts_from_past
@@ -221,7 +221,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         if self.rotary_emb is not None:
             angles = tuple(angle.unsqueeze(1) for angle in self.rotary_emb(hidden_states, position_ids))
         last = torch.full((batch,), length - 1, device=inputs_embeds.device)
-        if real is not None:
+        if real is not None and length > 1:
             last = (real * torch.arange(length, device=real.device)).argmax(-1)
         if cache is None and isinstance(depth, HaltingRule) and depth.granularity == "token":
             # Others go on looking at a token that has halted: one scratch slot a layer, which is not returned.
@@ -230,7 +230,8 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         if cache is not None:
             certain = isinstance(depth, int)
             slots = Slots(cache, limit=depth if certain else depth.limit, certain=certain)
-        rows = ActiveRows(self.config, hidden_states, attention_mask, angles, last, slots)
+        interface = attention_interface(self.config)
+        rows = ActiveRows(self.config, interface, hidden_states, attention_mask, angles, last, slots)
 
         attentions = [] if output_attentions else None
         if len(self.prelude_layers):
@@ -314,7 +315,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
 
     def _run(self, layers, hidden_states, rows, mask, attentions=None, **kwargs):
         for layer in layers:
-            hidden_states, weights = layer(hidden_states, mask, rows.angles, rows.slots, **kwargs)
+            hidden_states, weights = layer(hidden_states, mask, rows.angles, rows.slots, rows.interface, **kwargs)
             if attentions is not None:
                 # A row that has halted repeats the map of this layer in the recurrence before.
                 before = attentions[-len(layers)] if rows.indices is not None else None

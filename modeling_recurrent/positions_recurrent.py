@@ -10,7 +10,7 @@ from .configuration_recurrent import RecurrentDepthConfig
 
 
 class RecurrentDepthRotaryEmbedding(nn.Module):
-    """Cosines and sines of the rotation angles, for the RoPE variants of `transformers.modeling_rope_utils`."""
+    """Cosines and signed sines of the rotation angles, for the RoPE variants of `transformers.modeling_rope_utils`."""
 
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__()
@@ -42,14 +42,18 @@ class RecurrentDepthRotaryEmbedding(nn.Module):
     @dynamic_rope_update
     def forward(self, x, position_ids):
         angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
-        angles = torch.cat((angles, angles), dim=-1)
-        return (angles.cos() * self.attention_scaling).to(x.dtype), (angles.sin() * self.attention_scaling).to(x.dtype)
+        cos = torch.cat((angles, angles), dim=-1).cos() * self.attention_scaling
+        sin = torch.cat((-angles, angles), dim=-1).sin() * self.attention_scaling
+        return cos.to(x.dtype), sin.to(x.dtype)
 
 
 def rotate(x, cos, sin):
-    """Rotates `(batch, heads, sequence, head_dim)` by angles of shape `(batch or 1, 1, sequence, head_dim)`."""
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+    """
+    Rotates `(batch, heads, sequence, head_dim)` by angles of shape `(batch or 1, 1, sequence, head_dim)`.
+
+    `sin` carries the signs of the rotation, minus in its first half.
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def sinusoidal_positions(position_ids, hidden_size, dtype):

@@ -1,5 +1,6 @@
 """The rows of a batch that are still computed, and what the layers need to know of them."""
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -20,12 +21,13 @@ class ActiveRows:
     """
     What the layers need to know of the rows that are still computed.
 
-    `inputs` is what the loop is fed, `last` the position of each row's last real token, `indices` the place of each
-    row in the batch (`None` while all are computed). Two masks: of the looped layers, and of prelude and coda; each a
-    list where the rows are read from the cache in several runs.
+    `interface` is the attention function, `inputs` what the loop is fed, `last` the position of each row's last real
+    token, `indices` the place of each row in the batch (`None` while all are computed). Two masks: of the looped
+    layers, and of prelude and coda; each a list where the rows are read from the cache in several runs.
     """
 
     config: RecurrentDepthConfig
+    interface: Callable
     inputs: torch.Tensor
     padding: torch.Tensor | None
     angles: tuple[torch.Tensor, torch.Tensor] | None
@@ -78,6 +80,7 @@ class ActiveRows:
             self.slots.keep(indices)
         return ActiveRows(
             config=self.config,
+            interface=self.interface,
             inputs=self.inputs[rows],
             padding=None if self.padding is None else self.padding[rows],
             angles=angles,

@@ -41,7 +41,7 @@ def quantised(saved, request):
 @torch.no_grad()
 def test_logits_are_those_of_rounded_weights(saved, quantised):
     bits, model, rounded = quantised
-    projection = model.model.recurrent_layers[0].self_attn.q_proj
+    projection = model.model.recurrent_layers[0].self_attn.qkv_proj
     assert isinstance(projection, bitsandbytes.nn.Linear8bitLt if bits == 8 else bitsandbytes.nn.Linear4bit)
     assert model.get_memory_footprint() < saved.model.get_memory_footprint()
     ids = saved.tokenizer("what did the dog see? the dog saw the cat", return_tensors="pt")["input_ids"]

@@ -91,11 +91,24 @@ def depth_calls(model):
     return calls
 
 
+def projections(attention):
+    """Weights and biases of the queries, keys and values, which the model computes with one product: 3 pairs."""
+    sizes = [heads * attention.head_dim for heads in attention.heads]
+    product = attention.qkv_proj
+    biases = [None] * 3 if product.bias is None else product.bias.split(sizes)
+    return list(zip(product.weight.split(sizes), biases))
+
+
+def _project(attention, which, hidden):
+    weight, bias = projections(attention)[which]
+    return torch.nn.functional.linear(hidden, weight, bias).view(-1, attention.head_dim)
+
+
 def _attend(block, hidden, key_of, value_of, visible, angles):
     """Attention of one token: a loop over heads, softmax over the visible positions, no library call."""
     attention = block.self_attn
     head_dim, groups = attention.head_dim, attention.num_key_value_groups
-    query = attention.q_proj(hidden).view(-1, head_dim)
+    query = _project(attention, 0, hidden)
     outputs = []
     for head in range(query.shape[0]):
         q = _rotate(query[head], angles)
@@ -138,9 +151,9 @@ def reference_logits(model, row, counts):
 
     def keys_values(block, hidden, i):
         attention, normed = block.self_attn, block.input_layernorm(hidden)
-        key = attention.k_proj(normed).view(-1, attention.head_dim)
+        key = _project(attention, 1, normed)
         key = torch.stack([_rotate(k, angles[i]) for k in key])
-        return key, attention.v_proj(normed).view(-1, attention.head_dim)
+        return key, _project(attention, 2, normed)
 
     def layer(block, hidden, keys, values, i, window):
         visible = [j for j in range(i + 1) if window is None or i - j < window]

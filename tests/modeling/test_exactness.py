@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recurrent_models import VOCAB, random_ids, relative_error, tiny_model
+from recurrent_models import VOCAB, projections, random_ids, relative_error, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 
@@ -32,10 +32,8 @@ def gpt2_twin(model, recurrences):
             block.ln_1.load_state_dict(ours.input_layernorm.state_dict())
             block.ln_2.load_state_dict(ours.post_attention_layernorm.state_dict())
             attention = ours.self_attn
-            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-            block.attn.c_attn.weight.copy_(torch.cat([p.weight for p in projections]).T)
-            block.attn.c_attn.bias.copy_(torch.cat([p.bias for p in projections]))
             for theirs, mine in (
+                (block.attn.c_attn, attention.qkv_proj),
                 (block.attn.c_proj, attention.o_proj),
                 (block.mlp.c_fc, ours.mlp.up_proj),
                 (block.mlp.c_proj, ours.mlp.down_proj),
@@ -68,7 +66,13 @@ def llama_twin(model, recurrences):
     }
     for index in range(twin.config.num_hidden_layers):
         block = model.model.recurrent_layers[index % config.num_recurrent_layers]
-        theirs |= {f"model.layers.{index}.{name}": value for name, value in block.state_dict().items()}
+        weights = block.state_dict()
+        queries, keys, values = (weight for weight, _ in projections(block.self_attn))
+        gate, up = weights.pop("mlp.gate_up_proj.weight").chunk(2)
+        del weights["self_attn.qkv_proj.weight"]
+        weights |= {f"self_attn.{name}_proj.weight": w for name, w in zip("qkv", (queries, keys, values))}
+        weights |= {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up}
+        theirs |= {f"model.layers.{index}.{name}": value for name, value in weights.items()}
     twin.load_state_dict(theirs, strict=True)
     return twin
 
@@ -91,12 +95,12 @@ def test_loop_equals_unrolled_library_model(style, recurrences, attention):
 
     ours.loss.backward()
     theirs.loss.backward()
-    name = "up_proj" if style == "llama" else "c_fc"
+    name = "down_proj" if style == "llama" else "c_proj"
     layers = twin.model.layers if style == "llama" else twin.transformer.h
     expected = sum(
         getattr(layers[i].mlp, name).weight.grad for i in range(0, len(layers), model.config.num_recurrent_layers)
     )
-    actual = model.model.recurrent_layers[0].mlp.up_proj.weight.grad
+    actual = model.model.recurrent_layers[0].mlp.down_proj.weight.grad
     assert relative_error(actual, expected if style == "llama" else expected.T) < 1e-4
 
 

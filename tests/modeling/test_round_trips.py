@@ -59,7 +59,7 @@ def test_initial_weights():
     model = RecurrentDepthForCausalLM(config)
     block = model.model.recurrent_layers[0]
     spread = config.initializer_range
-    assert abs(block.self_attn.q_proj.weight.std().item() - spread) < 0.05 * spread
+    assert abs(block.self_attn.qkv_proj.weight.std().item() - spread) < 0.05 * spread
     for projection in (block.self_attn.o_proj, block.mlp.down_proj):
         assert abs(projection.weight.std().item() - spread / 2) < 0.05 * spread
 
@@ -101,7 +101,7 @@ def test_peft_adapters(tmp_path):
     model.save_pretrained(tmp_path / "base")
     ids = random_ids(2, 6)
     expected = model(ids).logits
-    config = LoraConfig(target_modules=["q_proj", "down_proj"], r=4, init_lora_weights=False, task_type="CAUSAL_LM")
+    config = LoraConfig(target_modules=["qkv_proj", "down_proj"], r=4, init_lora_weights=False, task_type="CAUSAL_LM")
     adapted = get_peft_model(model, config)
     logits = adapted(ids, num_recurrences=4).logits
     assert not torch.allclose(logits, expected)
