@@ -166,7 +166,8 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if output_attentions and self.config._attn_implementation != "eager":
+        # Others can register an eager one under a name of their own.
+        if output_attentions and not self.config._attn_implementation.endswith("eager"):
             raise ValueError(
                 f"output_attentions needs attn_implementation='eager', not {self.config._attn_implementation!r}."
             )

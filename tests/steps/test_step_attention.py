@@ -158,6 +158,36 @@ def test_samples_with_several_returned(family, variant):
 
 
 @each_variant
+@each_family
+def test_other_ways_of_decoding_give_the_same_text(family, variant):
+    _, sparse, tokenizer = pair(family, variant)
+    ids, real = padded([random_text(tokenizer) for _ in range(2)])
+    settings = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": None, "attention_mask": real}
+    expected = sparse.generate(input_ids=ids, **settings)
+    assert torch.equal(sparse.generate(input_ids=ids, prefill_chunk_size=3, **settings), expected)
+    if family == "recurrent":
+        drafted = sparse.generate(input_ids=ids, num_recurrences=3, draft_recurrences=2, draft_tokens=3, **settings)
+        assert torch.equal(drafted, expected)
+    # Guesses that are wrong are cut off the cache again.
+    row = ids[:1, int((real[0] == 0).sum()) :]
+    settings["attention_mask"] = None
+    alone = sparse.generate(input_ids=row, **settings)
+    assert torch.equal(sparse.generate(input_ids=row, prompt_lookup_num_tokens=3, **settings), alone)
+
+
+@each_variant
+@each_family
+@torch.no_grad()
+def test_maps_show_nothing_where_nothing_is_seen(family, variant):
+    _, sparse, tokenizer = pair(family, variant, "eager")
+    row = random_text(tokenizer)
+    maps = sparse(input_ids=torch.tensor([row]), output_attentions=True, use_cache=False).attentions
+    seen = sees(row, step_token_ids(tokenizer), variant)
+    for attention in maps:
+        assert ((attention[0] > 0) == seen).all()
+
+
+@each_variant
 @torch.no_grad()
 def test_padding_within_a_text_changes_nothing(variant):
     plain, sparse, tokenizer = pair("recurrent", variant)

@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from step_texts import FAMILIES, deep_recurrent, extended, padded, random_text
 from transformers import AutoModelForCausalLM, StaticCache, dynamic_module_utils
 
+from memreason_hf.commands.model_inputs import load_model
 from memreason_hf.step_attention import (
     STEP_ATTENTION_FILE,
     get_step_attention,
@@ -47,6 +48,16 @@ def test_it_is_restored_from_the_folder_of_a_model(family, variant, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert restore_step_attention(loaded, tmp_path) is None and get_step_attention(loaded) is None
+
+
+def test_commands_restore_it(tmp_path):
+    model, tokenizer = extended("recurrent")
+    set_step_attention(model, tokenizer, "tokens")
+    model.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path))
+    assert get_step_attention(loaded) == "tokens"
+    row = random_text(tokenizer)
+    torch.testing.assert_close(logits_of(loaded, row), logits_of(model, row), rtol=0, atol=0)
 
 
 @each_family
