@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from memreason_hf.data import load_multi_hop_tokenizer
+from memreason_hf.step_attention import restore_step_attention
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 from .recipe import RecipeParser, RecipeSection
@@ -119,7 +120,7 @@ def load_tokenizer(model: str, tokenizer: str | None, config: RecurrentDepthConf
 
 def load_model(model: str, dtype: str = "auto") -> RecurrentDepthForCausalLM:
     """
-    The model, in evaluation mode.
+    The model, in evaluation mode, with the attention between steps that it was saved with.
 
     Raises:
         ValueError: weights that cannot be read, are missing or do not fit. The library would go on with random ones.
@@ -135,6 +136,7 @@ def load_model(model: str, dtype: str = "auto") -> RecurrentDepthForCausalLM:
             f"{kind}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for kind, names in problems.items()
         )
         raise ValueError(f"model={model!r}: the weights do not belong to the config ({shown}).")
+    restore_step_attention(loaded, model)
     return loaded.eval()
 
 
