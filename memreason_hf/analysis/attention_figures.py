@@ -31,7 +31,7 @@ _AHEAD = "#f2f2f2"
 # In inches: the side of the map for a short and for a long text, of a token in between, and what is left around for
 # labels, brackets and the scale.
 _SMALLEST, _LARGEST, _TOKEN = 4.6, 8.4, 0.13
-_LEFT, _RIGHT, _TOP, _BOTTOM = 0.95, 2.05, 1.0, 0.95
+_LEFT, _RIGHT, _TOP, _BOTTOM = 0.95, 2.05, 1.15, 0.95
 _SCALE = 1.15
 _POINTS = 72
 # The room that a line of the labels takes, and that a bracket needs for its name, in points.
@@ -95,7 +95,7 @@ def attention_figure(solution: SolutionTokens, shown: AttentionMap, *, title: st
         borderaxespad=0.0,
     )
     if title:
-        figure.suptitle(title, fontsize="medium", x=(_LEFT + side / 2) / width, y=1 - 0.22 / height, va="center")
+        figure.suptitle(title, fontsize="medium", x=(_LEFT + side / 2) / width, y=1 - 0.3 / height, va="center")
     return figure
 
 

@@ -4,8 +4,9 @@ The tokens of one solution as its model reads it, each with the step that it bel
     solution = encode_solution_tokens(tokenizer, text, question=question)
     solution.kinds()        # "begin", "question", "question", "memory", ...
 
-Only where a step begins is the text changed: its mark is written as the scheme of the tokenizer writes it, so that a
-text of another scheme (`<rag_0>`, spaces between tokens, other counts) is read with the marks that the model knows.
+Only where a step begins is the text changed: its mark is written as the scheme of the tokenizer writes it, on a line of
+its own, so that a text of another scheme (`<rag_0>`, spaces between tokens, other counts) is read with the marks that
+the model knows.
 """
 
 import re
@@ -164,17 +165,23 @@ def _split(scheme: StepScheme, text: str, question: str | None) -> tuple[str | N
             )
     else:
         end = text.find("\n") + 1 if text.startswith(QUESTION_MARKER.strip()) else 0
-    return text[:end].lstrip().removesuffix("\n") or None, text[end:]
+    asked = text[:end].lstrip()
+    return (asked.removesuffix("\n") if asked.endswith("\n") else asked.rstrip()) or None, text[end:]
 
 
 def _with_own_marks(scheme, text, spans) -> tuple[str, list[tuple[int, int]]]:
     """The text with the marks of the scheme, and where each step begins in it and its mark ends."""
     parts, places, length, read = [], [], 0, 0
+    has_lines = "\n" in text
     for span in spans:
         mark = ""
         if span.mark_end > span.start:
             mark = scheme.mark(span.kind) or "".join(scheme.prefix_tokens)
-        for part in (text[read : span.start], mark):
+        before = text[read : span.start]
+        if not has_lines and before:
+            # All on one line: the scheme puts every step on its own.
+            before = before.rstrip() + "\n"
+        for part in (before, mark):
             parts.append(part)
             length += len(part)
         places.append((length - len(mark), length))
