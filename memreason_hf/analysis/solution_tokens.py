@@ -4,8 +4,8 @@ The tokens of one solution as its model reads it, each with the step that it bel
     solution = encode_solution_tokens(tokenizer, text, question=question)
     solution.kinds()        # "begin", "question", "question", "memory", ...
 
-Only where a step begins is the text changed: its mark is written as the scheme of the tokenizer writes it, on a line of
-its own, so that a text of another scheme (`<rag_0>`, spaces between tokens, other counts) is read with the marks that
+Only where a step begins is the text changed: its mark is written as the scheme of the tokenizer writes it, on a line
+of its own. So a text of another scheme (`<rag_0>`, spaces between tokens, other counts) is read with the marks that
 the model knows.
 """
 
