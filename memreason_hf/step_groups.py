@@ -7,7 +7,7 @@ of its text is cut short, and marks nothing.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -34,7 +34,23 @@ class _Group:
     is_last: bool = False
 
 
-def find_groups(text: str, num_prefix_tokens: int, num_step_tokens: int) -> tuple[list[tuple[str | None, str]], bool]:
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """
+    Where a step stands in its text: the mark from `start`, what is said from `text_start` to `end`.
+
+    `mark_end` is where the mark ends; one space behind it belongs to neither. Without a mark, `kind` is None and the
+    three first places are one.
+    """
+
+    kind: str | None
+    start: int
+    mark_end: int
+    text_start: int
+    end: int
+
+
+def find_groups(text: str, num_prefix_tokens: int, num_step_tokens: int) -> tuple[list[Piece], int]:
     """
     Cuts a text into steps.
 
@@ -43,25 +59,36 @@ def find_groups(text: str, num_prefix_tokens: int, num_step_tokens: int) -> tupl
         num_prefix_tokens, num_step_tokens: how many tokens a group has, where the text itself does not tell.
 
     Returns:
-        The steps as (kind, text), the kind None where there is no complete group, and whether the text ends inside a
-        group. One space after a group belongs to it.
+        The steps, their kind None where there is no complete group, and where the text stops: before its end if it
+        ends inside a group.
     """
     has_lines = "\n" in text
     groups = _candidates(text, has_lines)
     complete, truncated = _complete(groups, num_prefix_tokens, num_step_tokens)
-    if truncated:
-        text = text[: groups[-1].start]
-    steps = []
+    stop = groups[-1].start if truncated else len(text)
+    pieces = []
     position = 0
     for index, group in enumerate(complete):
-        steps += _without_kind(text[position : group.start], has_lines)
-        following = complete[index + 1].start if index + 1 < len(complete) else len(text)
+        pieces += _without_kind(text, position, group.start, has_lines)
+        following = complete[index + 1].start if index + 1 < len(complete) else stop
         position = text.find("\n", group.end, following) if has_lines else following
         position = following if position < 0 else position
-        said = text[group.end : position].removeprefix(" ")
-        steps.append((group.kind, said if has_lines else said.rstrip()))
-    steps += _without_kind(text[position:], has_lines)
-    return steps, truncated
+        text_start = group.end + text.startswith(" ", group.end, position)
+        end = position if has_lines else max(text_start, len(text[:position].rstrip()))
+        pieces.append(Piece(group.kind, group.start, group.end, text_start, end))
+    pieces += _without_kind(text, position, stop, has_lines)
+    return pieces, stop
+
+
+def find_lines(text: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """Where the lines of a text that are not blank begin and end."""
+    end = len(text) if end is None else end
+    while start < end:
+        stop = text.find("\n", start, end)
+        stop = end if stop < 0 else stop
+        if text[start:stop].strip():
+            yield start, stop
+        start = stop + 1
 
 
 def split_at(text: str, tokens: Sequence[str]) -> list[str]:
@@ -71,10 +98,11 @@ def split_at(text: str, tokens: Sequence[str]) -> list[str]:
     return [piece for piece in re.split(f"({'|'.join(map(re.escape, tokens))})", text) if piece]
 
 
-def _without_kind(text, has_lines):
+def _without_kind(text, start, end, has_lines):
     if has_lines:
-        return [(None, line) for line in text.split("\n") if line.strip()]
-    return [(None, text.rstrip())] if text.strip() else []
+        return [Piece(None, first, first, first, last) for first, last in find_lines(text, start, end)]
+    last = start + len(text[start:end].rstrip())
+    return [Piece(None, start, start, start, last)] if last > start else []
 
 
 def _candidates(text, has_lines):

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 
-from .step_groups import FAMILY_TOKEN, find_groups
+from .step_groups import FAMILY_TOKEN, Piece, find_groups, find_lines
 
 
 PREFIX = "prefix"
@@ -46,6 +46,26 @@ class Step:
             raise ValueError(f"kind={self.kind!r} is no kind of step; there are {', '.join(KINDS)}.")
         if not isinstance(self.text, str):
             raise TypeError(f"text={self.text!r} of a step must be a string.")
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpan:
+    """
+    Where a step stands in a text.
+
+    Attributes:
+        kind: of the step.
+        start, mark_end: its mark; the two are the same where it has none.
+        text_start, end: what it says; one space after the mark belongs to neither.
+        is_plan: it is announced by a plan before the steps, and not written out there.
+    """
+
+    kind: str
+    start: int
+    mark_end: int
+    text_start: int
+    end: int
+    is_plan: bool = False
 
 
 class Solution(list):
@@ -204,15 +224,38 @@ class StepScheme:
         start of a line; in a text without newlines, after white space. Every other line that is not blank is a step
         without a kind, its text kept as it is. The text should begin after the question.
         """
+        spans, stop = self.locate(text)
+        return Solution(
+            [Step(span.kind, text[span.text_start : span.end]) for span in spans if not span.is_plan],
+            truncated=stop < len(text),
+            plan=[span.kind for span in spans if span.is_plan] if self.layout == "plan_first" else None,
+        )
+
+    def locate(self, text: str) -> tuple[list[StepSpan], int]:
+        """
+        Where the steps that `parse` reads stand in the text, those of a plan first.
+
+        Returns:
+            The places, in their order, and where the text stops: before its end if it ends inside a step's tokens.
+        """
+        stop = len(text)
         if self.marks == "none":
-            return Solution(Step(NO_KIND, line) for line in text.split("\n") if line.strip())
-        if self.marks == "words":
-            marked = [self._parse_words(line) for line in text.split("\n") if line.strip()]
-            return self._with_plan(marked, truncated=False)
-        if self.layout == "front":
-            return self._parse_front(text)
-        pieces, truncated = find_groups(text, self.num_prefix_tokens, self.num_step_tokens)
-        return self._with_plan([(kind or NO_KIND, rest, kind is not None) for kind, rest in pieces], truncated)
+            pieces = [Piece(None, start, start, start, end) for start, end in find_lines(text)]
+        elif self.marks == "words":
+            pieces = [self._locate_words(text, start, end) for start, end in find_lines(text)]
+        elif self.layout == "front":
+            pieces, stop = self._locate_front(text)
+        else:
+            pieces, stop = find_groups(text, self.num_prefix_tokens, self.num_step_tokens)
+        num_planned = 0
+        if self.layout == "plan_first":
+            written = (i for i, piece in enumerate(pieces) if piece.kind is None or _says_something(text, piece))
+            num_planned = next(written, len(pieces))
+        spans = [
+            StepSpan(piece.kind or NO_KIND, piece.start, piece.mark_end, piece.text_start, piece.end, i < num_planned)
+            for i, piece in enumerate(pieces)
+        ]
+        return spans, stop
 
     def _is_plan_only(self, step):
         return self.layout == "plan_only" and step.kind != "answer"
@@ -236,27 +279,23 @@ class StepScheme:
                 "step. Leave it out."
             )
 
-    def _parse_words(self, line):
-        match = _WORD_MARK.match(line)
+    def _locate_words(self, text, start, end):
+        match = _WORD_MARK.match(text, start, end)
         if match is None:
-            return NO_KIND, line, False
-        return match[1].lower(), "" if match[2] is None else match[2], True
+            return Piece(None, start, start, start, end)
+        said = match.end() if match[2] is None else match.start(2)
+        return Piece(match[1].lower(), start, match.end(1) + 1, said, end)
 
-    def _parse_front(self, text):
-        lines = [line for line in text.split("\n") if line.strip()]
-        truncated = False
-        if lines and (front := _FRONT.match(lines[0])):
-            rest = lines[0][front.end() :]
-            truncated = not rest.strip() and len(lines) == 1
-            lines[:1] = [rest.removeprefix(" ")] if rest.strip() else []
-        return Solution([Step(NO_KIND, line) for line in lines], truncated=truncated)
-
-    def _with_plan(self, pieces, truncated):
-        plan = None
-        if self.layout == "plan_first":
-            bare = next((i for i, (_, text, marked) in enumerate(pieces) if not marked or text.strip()), len(pieces))
-            plan, pieces = [kind for kind, _, _ in pieces[:bare]], pieces[bare:]
-        return Solution([Step(kind, text) for kind, text, _ in pieces], truncated=truncated, plan=plan)
+    def _locate_front(self, text):
+        lines = list(find_lines(text))
+        if not lines or (front := _FRONT.match(text, *lines[0])) is None:
+            return [Piece(None, start, start, start, end) for start, end in lines], len(text)
+        (start, end), *others = lines
+        pieces = [Piece(None, first, first, first, last) for first, last in others]
+        if text[front.end() : end].strip():
+            said = front.end() + text.startswith(" ", front.end(), end)
+            return [Piece(None, start, front.end(), said, end), *pieces], len(text)
+        return pieces, len(text) if others else start
 
     def to_dict(self) -> dict:
         """The fields as plain values, for JSON."""
@@ -277,6 +316,10 @@ class StepScheme:
 
 _WORD_MARK = re.compile(rf"({'|'.join(kind.capitalize() for kind in KINDS)}):(?: (.*))?$", re.DOTALL)
 _FRONT = re.compile(r"\s*(?:<prefix(?:_\d+)?>\s*?)+")
+
+
+def _says_something(text, piece):
+    return bool(text[piece.text_start : piece.end].strip())
 
 
 def _names(name, count):

@@ -157,13 +157,18 @@ def encode_prompt(
         demonstrations: pairs of a question and the steps of its solution, the answer last; a blank line follows each.
     """
     scheme = read_scheme(tokenizer)
-    begin = tokenizer("")["input_ids"][:1]
-    ids = begin if begin and begin[0] == tokenizer.bos_token_id else []
+    ids = begin_ids(tokenizer)
     for shown, steps in demonstrations:
         ids += encode_plain(tokenizer, scheme.question_text(shown)) + encode_solution(tokenizer, steps)
         ids += encode_plain(tokenizer, "\n")
     ids += encode_plain(tokenizer, scheme.question_text(question))
     return ids + tokenizer.convert_tokens_to_ids(list(scheme.prefix_tokens))
+
+
+def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The id that a text begins with, where the tokenizer puts one."""
+    begin = tokenizer("")["input_ids"][:1]
+    return begin if begin and begin[0] == tokenizer.bos_token_id else []
 
 
 def decode_solution(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int] | torch.Tensor) -> str:

@@ -6,11 +6,18 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from memreason_hf.data import load_multi_hop_tokenizer
 from memreason_hf.step_attention import restore_step_attention
-from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
+from modeling_recurrent import RecurrentDepthConfig
 
 from .recipe import RecipeParser, RecipeSection
 
@@ -54,21 +61,31 @@ class ModelParser(RecipeParser):
         return [section.fields_of(**values[name]) for name, section in self.sections.items()]
 
 
-def load_model_config(model: str | None) -> RecurrentDepthConfig:
+def load_any_config(model: str | None) -> PreTrainedConfig:
     """
-    The config of a model in a folder or on the Hub. Nothing large is read yet.
+    The config of a model of any kind in a folder or on the Hub. Nothing large is read yet.
 
     Raises:
-        ValueError, OSError: no model named, no such folder, not a model of this package.
+        ValueError, OSError: no model named, no such folder.
     """
     if model is None:
         raise ValueError("model is not given: add --model or name it in section inputs of the recipe.")
     _check_model_folder(model)
     try:
-        config = AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model)
     except OSError as error:
         where = "the config" if Path(model).is_dir() else "no such folder, and on the Hub it"
         raise OSError(f"model={model!r}: {where} cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def load_model_config(model: str | None) -> RecurrentDepthConfig:
+    """
+    The config of a recurrent-depth model in a folder or on the Hub. Nothing large is read yet.
+
+    Raises:
+        ValueError, OSError: no model named, no such folder, not a model of this package.
+    """
+    config = load_any_config(model)
     if not isinstance(config, RecurrentDepthConfig):
         raise ValueError(
             f"model={model!r} has model_type={config.model_type!r}: depth can only be chosen in a model of "
@@ -89,7 +106,7 @@ def _check_model_folder(model):
         raise FileNotFoundError(f"model={model!r}: no such folder. Give one, or a name on the Hub (owner/name).")
 
 
-def load_tokenizer(model: str, tokenizer: str | None, config: RecurrentDepthConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, tokenizer: str | None, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     """
     The tokenizer of the model, or the one named `tokenizer`, which may also be a data set's folder.
 
@@ -118,16 +135,17 @@ def load_tokenizer(model: str, tokenizer: str | None, config: RecurrentDepthConf
     return loaded
 
 
-def load_model(model: str, dtype: str = "auto") -> RecurrentDepthForCausalLM:
+def load_model(model: str, dtype: str = "auto", **kwargs) -> PreTrainedModel:
     """
-    The model, in evaluation mode, with the attention between steps that it was saved with.
+    The model, in evaluation mode, with the attention between steps that it was saved with; `kwargs` are for
+    `from_pretrained`.
 
     Raises:
         ValueError: weights that cannot be read, are missing or do not fit. The library would go on with random ones.
     """
     dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True)
+        loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True, **kwargs)
     except SafetensorError as error:
         raise ValueError(f"model={model!r}: the weights cannot be read, the file may be cut off ({error}).") from error
     problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names}

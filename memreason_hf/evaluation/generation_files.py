@@ -82,24 +82,14 @@ class GenerationFile:
             os.fsync(file.fileno())
 
     def _parsed(self, line, number):
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise ValueError(
-                f"{self.path}, line {number}: is no JSON ({error}). Remove the line or the file."
-            ) from None
-        missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
-        if missing:
-            raise ValueError(f"{self.path}, line {number}: lacks {', '.join(missing)}. Remove the line or the file.")
+        values = _parse_line(line, self.path, number)
         index, question = values["index"], values["question"]
-        if not isinstance(index, int) or index < 0:
-            raise ValueError(f"{self.path}, line {number}: index={index!r} is no index. Remove the line or the file.")
         if index < len(self.questions) and self.questions[index] != question:
             raise ValueError(
                 f"{self.path}, line {number}: item {index} is {question[:60]!r} there, but "
                 f"{self.questions[index][:60]!r} in the data. The file was made with other data: choose another one."
             )
-        return {name: values[name] for name in (*FIELDS, *OPTIONAL_FIELDS) if name in values}
+        return values
 
     def _check_settings(self):
         if self.settings is None or not self.settings_path.is_file() or not self.path.is_file():
@@ -116,3 +106,29 @@ class GenerationFile:
                 f"{self.path} was made with {name}={before.get(name)!r}, now it is {self.settings.get(name)!r}. "
                 "Choose another file, or overwrite this one."
             )
+
+
+def read_generations(path: str | os.PathLike) -> dict[int, dict]:
+    """
+    The lines of a file by the index of their items, of several for the same item the last. The file is left as it is;
+    a last line that is not finished is passed over.
+
+    Raises:
+        ValueError: a line that is damaged; names it.
+    """
+    whole = Path(path).read_bytes().split(b"\n")[:-1]
+    lines = (_parse_line(line, path, number) for number, line in enumerate(whole, start=1) if line.strip())
+    return {values["index"]: values for values in lines}
+
+
+def _parse_line(line, path, number):
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: is no JSON ({error}). Remove the line or the file.") from None
+    missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
+    if missing:
+        raise ValueError(f"{path}, line {number}: lacks {', '.join(missing)}. Remove the line or the file.")
+    if not isinstance(values["index"], int) or values["index"] < 0:
+        raise ValueError(f"{path}, line {number}: index={values['index']!r} is no index. Remove the line or the file.")
+    return {name: values[name] for name in (*FIELDS, *OPTIONAL_FIELDS) if name in values}
