@@ -10,8 +10,6 @@ from memreason_hf.training.adapters import AdapterArguments, add_adapter
 
 
 SCHEME = StepScheme(2, 3)
-# Rows of the base beyond its tokenizer: none, fewer than the scheme has tokens, and more.
-PADDINGS = (0, 5, 40)
 
 
 def save_base(folder, make="llama", tied=False, padding=0, **kwargs):
