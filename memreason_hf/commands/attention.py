@@ -236,8 +236,6 @@ def load_text_model(inputs: AttentionInputs, choice: AttentionChoice):
     Raises:
         ValueError, OSError: what is missing, damaged or does not match.
     """
-    if inputs.model is not None and (Path(inputs.model) / "adapter_config.json").is_file():
-        raise ValueError(f"model={inputs.model!r} holds an adapter, no whole model: merge it into its base first.")
     config = load_any_config(inputs.model)
     if not isinstance(config, RecurrentDepthConfig):
         given = {name: getattr(choice, name) for name in ("num_recurrences", "recurrence")}

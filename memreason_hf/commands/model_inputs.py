@@ -17,6 +17,12 @@ from transformers import (
 
 from memreason_hf.data import load_multi_hop_tokenizer
 from memreason_hf.step_attention import restore_step_attention
+from memreason_hf.training.adapter_checkpoints import (
+    is_adapter_folder,
+    load_adapter,
+    read_adapter_note,
+    read_base_config,
+)
 from modeling_recurrent import RecurrentDepthConfig
 
 from .recipe import RecipeParser, RecipeSection
@@ -63,13 +69,16 @@ class ModelParser(RecipeParser):
 
 def load_any_config(model: str | None) -> PreTrainedConfig:
     """
-    The config of a model of any kind in a folder or on the Hub. Nothing large is read yet.
+    The config of a model of any kind in a folder or on the Hub; for an adapter that of its base, with the adapter's
+    rows. Nothing large is read yet.
 
     Raises:
-        ValueError, OSError: no model named, no such folder.
+        ValueError, OSError: no model named, no such folder, an adapter without its base.
     """
     if model is None:
         raise ValueError("model is not given: add --model or name it in section inputs of the recipe.")
+    if is_adapter_folder(model):
+        return _read_adapter_config(model)
     _check_model_folder(model)
     try:
         return AutoConfig.from_pretrained(model)
@@ -80,10 +89,10 @@ def load_any_config(model: str | None) -> PreTrainedConfig:
 
 def load_model_config(model: str | None) -> RecurrentDepthConfig:
     """
-    The config of a recurrent-depth model in a folder or on the Hub. Nothing large is read yet.
+    The config of a recurrent-depth model, as `load_any_config` reads it.
 
     Raises:
-        ValueError, OSError: no model named, no such folder, not a model of this package.
+        ValueError, OSError: as there; not a model of this package.
     """
     config = load_any_config(model)
     if not isinstance(config, RecurrentDepthConfig):
@@ -91,6 +100,13 @@ def load_model_config(model: str | None) -> RecurrentDepthConfig:
             f"model={model!r} has model_type={config.model_type!r}: depth can only be chosen in a model of "
             f"type {RecurrentDepthConfig.model_type!r}."
         )
+    return config
+
+
+def _read_adapter_config(model):
+    config = read_base_config(model)
+    # The base is extended when the adapter is loaded.
+    config.vocab_size = read_adapter_note(model)["base"]["rows"]
     return config
 
 
@@ -137,13 +153,16 @@ def load_tokenizer(model: str, tokenizer: str | None, config: PreTrainedConfig) 
 
 def load_model(model: str, dtype: str = "auto", **kwargs) -> PreTrainedModel:
     """
-    The model, in evaluation mode, with the attention between steps that it was saved with; `kwargs` are for
-    `from_pretrained`.
+    The model, in evaluation mode, with the attention between steps that it was saved with; an adapter is merged into
+    its base. `kwargs` are for `from_pretrained`.
 
     Raises:
-        ValueError: weights that cannot be read, are missing or do not fit. The library would go on with random ones.
+        ValueError: weights that cannot be read, are missing or do not fit (the library would go on with random ones),
+            or an adapter of another base.
     """
     dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+    if is_adapter_folder(model):
+        return load_adapter(model, dtype=dtype, **kwargs)[0].merge_and_unload().eval()
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True, **kwargs)
     except SafetensorError as error:
@@ -154,7 +173,7 @@ def load_model(model: str, dtype: str = "auto", **kwargs) -> PreTrainedModel:
             f"{kind}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for kind, names in problems.items()
         )
         raise ValueError(f"model={model!r}: the weights do not belong to the config ({shown}).")
-    restore_step_attention(loaded, model)
+    restore_step_attention(loaded)
     return loaded.eval()
 
 

@@ -277,7 +277,7 @@ def test_damaged_and_foreign_inputs(model, tmp_path, capsys):
     assert "The vocabulary does not match" in refusal(capsys, plain, "--text", TEXT, "--tokenizer", model)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    assert "holds an adapter" in refusal(capsys, tmp_path / "adapter", "--text", TEXT)
+    assert "another program wrote it" in refusal(capsys, tmp_path / "adapter", "--text", TEXT)
 
 
 def test_results_are_not_lost(model, tmp_path, capsys):

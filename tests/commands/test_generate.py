@@ -5,12 +5,17 @@ import sys
 from io import StringIO
 
 import pytest
+from small_adapters import as_if_trained
 from text_models import save_text_model
+from transformers import AutoTokenizer
 
 from memreason_hf.analysis.token_depth_terminal import _SUPERSCRIPTS
 from memreason_hf.analysis.token_depths import visible
 from memreason_hf.commands import generate
 from memreason_hf.commands.generate import main, make_parser
+from memreason_hf.steps import StepScheme
+from memreason_hf.tokenization import extend_tokenizer
+from memreason_hf.training.adapters import AdapterArguments, add_adapter, save_adapter
 from modeling_recurrent import RecurrentDepthForCausalLM
 from modeling_recurrent.halting_recurrent import criterion_parameters
 
@@ -210,6 +215,27 @@ def test_fixed_depth(flags, tmp_path, capsys):
     assert written["settings"]["num_recurrences"] == 5
     assert {token["num_recurrences"] for token in written["outputs"][0]["tokens"]} == {5}
     assert "fixed at 5 recurrences" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["lora", "tokens", "lora+tokens"])
+def test_an_adapter_writes_as_it_does_unmerged(mode, text_model_folder, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(text_model_folder)
+    model = RecurrentDepthForCausalLM.from_pretrained(text_model_folder)
+    extend_tokenizer(tokenizer, StepScheme(1, 2), model)
+    model = as_if_trained(add_adapter(model, tokenizer, AdapterArguments(mode, lora_targets="all")))
+    adapter = str(tmp_path / "adapter")
+    save_adapter(model, tokenizer, adapter)
+    argv = [adapter, "--device", "cpu", "--max_new_tokens", "6", "--prompt", PROMPTS[0], "<memory_0> the cat"]
+    assert main([*argv, "--num_recurrences", "4", "--json", str(tmp_path / "depths.json")]) == 0
+    for prompt, output in zip((PROMPTS[0], "<memory_0> the cat"), document(tmp_path)["outputs"], strict=True):
+        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        expected = model.generate(**inputs, max_new_tokens=6, num_recurrences=4, do_sample=False)
+        width = inputs["input_ids"].shape[1]
+        assert [token["id"] for token in output["tokens"]] == expected[0, width:].tolist()
+
+    shutil.rmtree(text_model_folder)
+    capsys.readouterr()
+    assert f"The base model '{text_model_folder}' of the adapter" in refused(capsys, argv)
 
 
 def test_drawn_texts_repeat_with_their_seed(flags, tmp_path):
