@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memreason_hf.data.question_options import options_by_label
 from memreason_hf.steps import Step, StepScheme
-from memreason_hf.tokenization import decode_solution, encode_prompt, read_scheme
+from memreason_hf.tokenization import decode_solution, encode_prompt, padding_id, read_scheme
 
 from .answers import judge_answer
 from .generation_files import GenerationFile
@@ -144,8 +144,7 @@ def _check(model, tokenizer, rows, batch_size, max_new_tokens):
             f"The tokenizer has ids up to {largest}, the model {num_rows} rows: they do not belong together. Take the "
             "tokenizer that is saved with the model, or extend both (extend_tokenizer)."
         )
-    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has neither a padding nor an end token: set tokenizer.pad_token.")
+    padding_id(tokenizer)
 
 
 def _generate(
@@ -161,7 +160,7 @@ def _generate(
                 f"{context} tokens; the first is that of item {too_long[0]}, {len(prompts[too_long[0]])} tokens. "
                 "Leave out demonstrations, or these items."
             )
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = padding_id(tokenizer)
     ends = _end_ids(model, tokenizer)
     # Plain greedy search, whatever the model's own generation config says.
     arguments = {
