@@ -147,12 +147,10 @@ class ScheduledTrainer(ResumableTrainer):
         """The recurrences of the step that is due, the same on every rank and for every micro-batch."""
         return sample_num_recurrences(self.model.config, self.args.seed, self.state.global_step)
 
-    def step_arguments(self) -> dict:
-        """What the model is told in the step that is due, beside the batch."""
-        if not self.is_recurrent:
-            return {"use_cache": False}
+    def depth_arguments(self) -> dict:
+        """What a recurrent-depth model is told in the step that is due, beside the batch."""
         recurrences = self.step_recurrences()
-        arguments = {"num_recurrences": recurrences, "labelled_logits_only": True, "use_cache": False}
+        arguments = {"num_recurrences": recurrences}
         weights = recurrence_loss_weights(self.args.recurrence_loss, recurrences, self.args.recurrence_loss_decay)
         if weights is not None:
             arguments["recurrence_loss_weights"] = weights.to(self.args.device)
@@ -186,11 +184,16 @@ class ScheduledTrainer(ResumableTrainer):
         info: RowInfo | None = inputs.pop(ROW_INFO, None)
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = super().compute_loss(model, inputs | self.step_arguments(), True, num_items_in_batch)
+        labels = inputs["shift_labels"]
+        loss, outputs = super().compute_loss(model, self.model_inputs(inputs), True, num_items_in_batch)
         if info is not None:
             self._tokens_of_step = info.tokens_of_step
-            self.look_at_outputs(outputs, inputs["shift_labels"], info)
+            self.look_at_outputs(outputs, labels, info)
         return (loss, outputs) if return_outputs else loss
+
+    def model_inputs(self, batch: dict) -> dict:
+        """What the model is called with for a micro-batch of the step that is due."""
+        return batch | self.depth_arguments() | {"labelled_logits_only": True, "use_cache": False}
 
     def look_at_outputs(self, outputs, labels: torch.Tensor, info: RowInfo):
         """Called after every micro-batch; a subclass may count what it has learned."""
