@@ -240,8 +240,8 @@ def warmup_warning(warmup_steps: int, num_steps: int) -> str | None:
     if warmup_steps <= num_steps or num_steps <= 0:
         return None
     return (
-        f"The warm-up of {warmup_steps:,} steps is longer than the run of {num_steps:,}: the learning rate only rises, "
-        f"up to {num_steps / warmup_steps:.0%} of learning_rate."
+        f"The warm-up of {warmup_steps:,} steps is longer than the run of {num_steps:,}: the learning rate only "
+        f"rises, up to {num_steps / warmup_steps:.0%} of learning_rate."
     )
 
 
