@@ -20,6 +20,7 @@ from .steps import KINDS, PREFIX, Step, StepScheme
 # The key of the scheme among a tokenizer's init arguments, which travel with it, and in a model's config.
 SCHEME_KEY = "step_scheme"
 _IDS_KEY = "token_ids"
+_ROWS_BEFORE_KEY, _NEW_ROWS_KEY = "rows_before", "new_rows"
 
 
 def extend_tokenizer(
@@ -97,6 +98,24 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, scheme: StepScheme) -> None
             f"{scheme}: {', '.join(missing[:5])}. Extend it, extend_tokenizer(tokenizer, scheme), or take the "
             "tokenizer that is saved with the trained model."
         )
+
+
+def new_rows(model: PreTrainedModel) -> tuple[int, list[int]]:
+    """
+    What `extend_tokenizer` did to a model: how many rows its embedding had before, and the ids whose rows were set.
+
+    The ids are those of the scheme's tokens, and of other tokens or gaps that the model had no row for.
+
+    Raises:
+        ValueError: the model was not extended.
+    """
+    noted = getattr(model.config, SCHEME_KEY, None) or {}
+    if _NEW_ROWS_KEY not in noted:
+        raise ValueError(
+            f"The model {model.name_or_path!r} has no rows for the tokens of steps. Extend it together with its "
+            "tokenizer: extend_tokenizer(tokenizer, scheme, model)."
+        )
+    return noted[_ROWS_BEFORE_KEY], noted[_NEW_ROWS_KEY]
 
 
 def step_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
@@ -231,7 +250,14 @@ def _extend_model(model, tokenizer, scheme, token_ids):
         with torch.no_grad():
             for matrix in matrices:
                 _set_rows(matrix, pieces, old_ids)
-    setattr(model.config, SCHEME_KEY, {**scheme.to_dict(), _IDS_KEY: list(token_ids)})
+    note = {
+        **scheme.to_dict(),
+        _IDS_KEY: list(token_ids),
+        # A model of an older note has its tokens' rows already; how many it had before them is not known any more.
+        _ROWS_BEFORE_KEY: noted.get(_ROWS_BEFORE_KEY, rows_before),
+        _NEW_ROWS_KEY: sorted({*noted.get(_NEW_ROWS_KEY, token_ids), *pieces}),
+    }
+    setattr(model.config, SCHEME_KEY, note)
 
 
 def _known_pieces(tokenizer, word, candidates):

@@ -10,6 +10,7 @@ from memreason_hf.training.errors import OutputFolderError
 
 
 RUN_FILE = "run.json"
+_CONFIGS = ("config.json", "adapter_config.json")
 _BEGIN_ANEW = "Choose another output_dir, or begin anew with --restart (restart=True), which removes it."
 
 
@@ -46,8 +47,8 @@ def is_occupied(output_dir: Path | str) -> bool:
 def move_in(staged: Path, output_dir: Path):
     """Moves the files of the trained model to their place, each of them whole, and notes their names in the run."""
     names = [str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file()]
-    # The config last: a folder that lacks it is no model yet.
-    names.sort(key=lambda name: (name == "config.json", name))
+    # The config last: a folder that lacks it is no model yet, and no adapter.
+    names.sort(key=lambda name: (name in _CONFIGS, name))
     for name in names:
         checkpoints.sync(staged / name)
     run = _read_run(output_dir)
@@ -64,7 +65,7 @@ def _check_same(folder, fingerprint):
     run = _read_run(folder)
     if run is None:
         strangers = [path.name for path in checkpoints.list_checkpoints(folder)[-1:]]
-        strangers += [name for name in ("config.json", "model.safetensors") if (folder / name).exists()]
+        strangers += [name for name in (*_CONFIGS, "model.safetensors") if (folder / name).exists()]
         if strangers:
             raise OutputFolderError(
                 f"output_dir={str(folder)!r} holds {strangers[0]}, but no {RUN_FILE}: another program wrote it. "

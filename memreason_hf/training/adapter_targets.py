@@ -1,0 +1,72 @@
+"""Which linear layers of a model are adapted: those of its attention, of its feed-forward networks, or both."""
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+
+LORA_TARGETS = ("mlp", "attention", "all")
+
+# Of the class or the attribute that holds a linear layer, in lower case: GPT2Attention, self_attn, linear_attn; …
+_ATTENTION = ("attention", "attn")
+# … RecurrentDepthMLP, feed_forward, block_sparse_moe, experts.
+_MLP = ("mlp", "feedforward", "feed_forward", "ffn", "moe", "expert")
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, str]:
+    """
+    The linear layers inside the decoder layers: `{full module path: "mlp" | "attention" | "other"}`.
+
+    A decoder layer is an item of an outermost `ModuleList`, whatever the model's type. What a linear layer belongs to
+    is said by the modules around it there, from the innermost outwards, because its own name can be that of another:
+    GPT-2 has a `c_proj` in both. One that stands in the decoder layer itself is of its feed-forward network, as in
+    OPT. 8-bit and 4-bit layers and GPT-2's `Conv1D` count; the head does not, wherever it is.
+    """
+    head = model.get_output_embeddings()
+    modules = dict(model.named_modules())
+    found = {}
+    for path, module in modules.items():
+        if module is head or not isinstance(module, nn.Linear | Conv1D):
+            continue
+        names = path.split(".")
+        lists = [n for n in range(1, len(names)) if isinstance(modules[".".join(names[:n])], nn.ModuleList)]
+        # Two names more make the decoder layer and something in it.
+        if lists and len(names) >= lists[0] + 2:
+            ends = range(len(names) - 1, lists[0] + 1, -1)
+            found[path] = _kind([(names[end - 1], modules[".".join(names[:end])]) for end in ends])
+    return found
+
+
+def lora_targets(model: PreTrainedModel, targets: str) -> list[str]:
+    """
+    The full module paths of the linear layers to adapt.
+
+    Args:
+        targets: `"mlp"`, `"attention"` or `"all"` (every linear layer inside a decoder layer).
+
+    Raises:
+        ValueError: another word, or a model in which there is none; the message lists its linear layers.
+    """
+    if targets not in LORA_TARGETS:
+        raise ValueError(f"lora_targets={targets!r} is not known; choose one of {', '.join(LORA_TARGETS)}.")
+    layers = linear_layers(model)
+    chosen = [path for path, kind in layers.items() if targets in ("all", kind)]
+    if not chosen:
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+        shown = ", ".join(f"{name} ({layers.get(name, 'outside of decoder layers')})" for name in linear[:20])
+        more = f" and {len(linear) - 20} more" if len(linear) > 20 else ""
+        raise ValueError(
+            f"lora_targets={targets!r}: {type(model).__name__} has no such layer. Its linear layers: "
+            f"{shown or 'none'}{more}. Choose another of {', '.join(LORA_TARGETS)}."
+        )
+    return chosen
+
+
+def _kind(parents):
+    for name, module in parents:
+        words = f"{name} {type(module).__name__}".lower()
+        if any(word in words for word in _ATTENTION):
+            return "attention"
+        if any(word in words for word in _MLP):
+            return "mlp"
+    return "other" if parents else "mlp"
