@@ -90,7 +90,6 @@ SECTIONS = [
             "weight_decay",
             "max_grad_norm",
             "bf16",
-            "gradient_checkpointing",
             "seed",
             "length_pool",
             "num_test",

@@ -16,8 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from memreason_hf.evaluation.generation import generate_solutions
 from memreason_hf.tokenization import encode_prompt, read_scheme
+from memreason_hf.training.adapters import AdapterArguments, add_adapter, load_adapter
 from memreason_hf.training.batches import Position
 from memreason_hf.training.finetune_trainer import FinetuneArguments, FinetuneTrainer, warmup_warning
+
+
+ADAPTED = ("lora_A", "lora_B")
+MOVES = {"lora": ADAPTED, "tokens": ("trainable_tokens",), "lora+tokens": (*ADAPTED, "trainable_tokens")}
 
 
 class At(TrainerCallback):
@@ -363,3 +368,45 @@ def test_recurrences_of_a_recurrent_model_are_drawn_and_logged(tmp_path):
     assert {count for training, count in counts if not training} == {2}
     logged = [entry["num_recurrences"] for entry in trainer.state.log_history if "num_recurrences" in entry]
     assert logged == [count for training, count in counts if training]
+
+
+# ---- What is trained ----
+
+
+def with_adapter(family, mode, **arguments):
+    model = small_model(family)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return add_adapter(model, small_tokenizer(), AdapterArguments(mode, lora_dropout=0.2, **arguments))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", MOVES)
+def test_every_mode_moves_what_it_must_and_nothing_else(tmp_path, family, mode):
+    model = with_adapter(family, mode, lora_targets="all")
+    before = weights(model)
+    trainer = small_finetune(tmp_path, model=model, max_steps=3, eval_strategy="no")
+    trainer.train()
+    for name, value in weights(model).items():
+        should_move = any(part in name for part in MOVES[mode])
+        assert torch.equal(value, before[name]) is not should_move, name
+
+
+@pytest.mark.parametrize(
+    "family, mode", [("llama", "lora"), ("llama", "lora+tokens"), ("gpt2", "tokens"), ("recurrent", "lora+tokens")]
+)
+def test_a_run_with_an_adapter_resumes_and_is_loaded_back(tmp_path, family, mode):
+    whole = small_finetune(tmp_path / "whole", model=with_adapter(family, mode))
+    whole.train()
+    parts = tmp_path / "parts"
+    small_finetune(parts, model=with_adapter(family, mode), callbacks=[At(4, interrupt)]).train()
+    second = small_finetune(parts, model=with_adapter(family, mode))
+    second.train(resume_from_checkpoint=True)
+    assert second.resumed_from.endswith("checkpoint-5")
+    assert_same_weights(weights(second.model), weights(whole.model))
+    second.save_model()
+    assert not (parts / "model.safetensors").exists()
+    loaded, tokenizer = load_adapter(parts, base=small_model(family))
+    ids = torch.tensor([encode_prompt(tokenizer, "Is it?")])
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, second.model.eval()(ids).logits)
