@@ -26,6 +26,7 @@ _LIBRARY_KEYS = {
     "quantization_config",
     "rope_scaling",
     "rope_theta",
+    "step_attention",
     "step_scheme",
     "tie_last_hidden_states",
     "torch_dtype",

@@ -9,6 +9,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.utils import ModelOutput
 
 from .cache_recurrent import RecurrentDepthCache
+from .schedule_recurrent import DepthSchedule
 from .speculation_recurrent import Speculation, decode
 from .static_cache_recurrent import RecurrentDepthStaticCache
 
@@ -20,6 +21,7 @@ class _DepthLog:
     model: torch.nn.Module
     streamer: object
     speculation: Speculation | None = None
+    schedule: DepthSchedule | None = None
     positions: int = 0
     prompt: torch.Tensor | None = None
     steps: list = field(default_factory=list)
@@ -57,13 +59,23 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     """What a looped decoder needs beside the library's `generate`."""
 
     @torch.no_grad()
-    def generate(self, *args, draft_recurrences: int | None = None, draft_tokens: int | None = None, **kwargs):
+    def generate(
+        self,
+        *args,
+        draft_recurrences: int | None = None,
+        draft_tokens: int | None = None,
+        depth_schedule=None,
+        **kwargs,
+    ):
         """
         The library's `generate`, with every argument of depth and halting that `forward` takes.
 
         `draft_recurrences` turns on self-speculation: up to `draft_tokens` tokens (4 by default) are drafted with so
         few recurrences and verified together with the fixed count of the call. Greedy texts stay the same, samples
         keep their distribution. The output then holds `drafted_tokens` and `accepted_drafts` (`(rows,)`).
+
+        `depth_schedule` is a function of the ids of the text so far that says how deep each token goes: see
+        `DepthSchedule`.
 
         With `return_dict_in_generate=True` the output also holds `num_recurrences` (`(rows, new tokens)`: the
         recurrences of the position whose logits gave each new token; 0 behind the end of a beam) and
@@ -80,7 +92,11 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             speculation.check_arguments(kwargs)
         elif draft_tokens is not None:
             raise ValueError(f"draft_tokens={draft_tokens} needs draft_recurrences, the recurrences of a draft.")
-        log = _DepthLog(self, kwargs.get("streamer"), speculation)
+        schedule = None
+        if depth_schedule is not None:
+            schedule = DepthSchedule(depth_schedule)
+            schedule.check_arguments({**kwargs, "draft_recurrences": draft_recurrences})
+        log = _DepthLog(self, kwargs.get("streamer"), speculation, schedule)
         token = _DEPTH_LOG.set(log)
         try:
             output = super().generate(*args, **kwargs)
@@ -116,6 +132,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         if (log := self._depth_log()) is not None and log.speculation is not None:
             log.speculation.check_mode(generation_config, generation_mode)
+        if log is not None and log.schedule is not None:
+            log.schedule.check_mode(generation_config)
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
     def _sample(self, input_ids, *args, **kwargs):
@@ -129,7 +147,15 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         if (log := self._depth_log()) is not None:
             tokens = model_inputs["input_ids"]
             log.positions = (model_inputs["inputs_embeds"] if tokens is None else tokens).shape[1]
+            if log.schedule is not None:
+                model_inputs |= self._scheduled(log, args[0] if args else kwargs["input_ids"], model_inputs)
         return model_inputs
+
+    def _scheduled(self, log, input_ids, model_inputs):
+        criterion, cache = model_inputs.get("halting_criterion"), model_inputs.get("past_key_values")
+        criterion = self.config.halting_criterion if criterion is None else criterion
+        past = 0 if cache is None else int(cache.get_seq_length())
+        return log.schedule.arguments(input_ids, log.positions, past, halts=criterion not in (None, "none"))
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):

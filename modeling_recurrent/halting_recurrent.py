@@ -181,18 +181,20 @@ class HaltingRule:
             Given counts; 0 leaves the unit to the criterion.
         criterion (`HaltingCriterion`, *optional*), min_recurrences (`int`): The criterion and from when it is heard.
         granularity (`"sequence"` or `"token"`): What a unit is.
+        limits (`torch.LongTensor` like `counts`, *optional*): The most recurrences of each unit; `limit` if not given.
 
     Attributes:
         taken (`torch.LongTensor` like `counts`): The count of every unit that has halted, 0 for the others. Only of
             the rows still in the batch.
     """
 
-    def __init__(self, limit, counts, criterion, min_recurrences, granularity):
+    def __init__(self, limit, counts, criterion, min_recurrences, granularity, limits=None):
         self.limit = limit
         self.counts = counts
         self.criterion = criterion
         self.min_recurrences = min_recurrences
         self.granularity = granularity
+        self.limits = limits
         self.taken = torch.zeros_like(counts)
         self.previous: torch.Tensor | None = None
         self.memory: dict[str, torch.Tensor] = {}
@@ -209,7 +211,10 @@ class HaltingRule:
         `hidden` (`(*units, hidden)`) is what the criterion reads, or what `read` turns into it, `at_once` units at a
         time: the log-probabilities of all tokens of a prompt would not fit beside one another.
         """
-        verdict = torch.full_like(self.counts, recurrence >= self.limit, dtype=torch.bool)
+        if self.limits is None:
+            verdict = torch.full_like(self.counts, recurrence >= self.limit, dtype=torch.bool)
+        else:
+            verdict = self.limits <= recurrence
         if self.criterion is not None:
             opinion = self._opinion(hidden, read, at_once)
             if opinion is not None and recurrence >= self.min_recurrences:
@@ -244,6 +249,7 @@ class HaltingRule:
     def keep(self, rows: torch.Tensor) -> None:
         """Forgets all rows but `rows` (indices into those still in the batch)."""
         self.counts, self.taken = self.counts[rows], self.taken[rows]
+        self.limits = None if self.limits is None else self.limits[rows]
         self.previous = None if self.previous is None else self.previous[rows]
         self.memory = {name: value[rows] for name, value in self.memory.items()}
 
@@ -271,6 +277,9 @@ def resolve_depth(
         real (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): `False` on padding, which halts at once.
         num_recurrences (`int`, 0-d tensor, `LongTensor` of shape `(batch,)` or `(batch, sequence)`, *optional*):
             A fixed count, or counts by row or token, where 0 means that the criterion decides.
+        max_recurrences (`int` or 0-d tensor; or, for a criterion, `LongTensor` of shape `(batch,)` or `(batch,
+            sequence)`, *optional*): The most for all, or by row or token. Where a row decides as a whole, its last
+            real token's counts.
         halting_criterion (`str`, *optional*): A name, or `"none"` to switch the config's off.
         sample (callable, *optional*): Draws the count of a training step that names none.
         parameters: Parameters of the criteria by their config names.
@@ -282,9 +291,14 @@ def resolve_depth(
         `ValueError`, `TypeError`: impossible requests, with field and value.
     """
     least = _bound("min_recurrences", min_recurrences, config.min_recurrences)
-    most = _bound("max_recurrences", max_recurrences, config.max_recurrences)
-    if least > most:
-        raise ValueError(f"min_recurrences={least} is above max_recurrences={most}.")
+    limits = None
+    if isinstance(max_recurrences, torch.Tensor) and max_recurrences.ndim > 0:
+        limits = _as_count(max_recurrences, shape, device, "max_recurrences")
+        most, lowest = int(limits.max()), int(limits.min())
+    else:
+        most = lowest = _bound("max_recurrences", max_recurrences, config.max_recurrences)
+    if least > lowest:
+        raise ValueError(f"min_recurrences={least} is above max_recurrences={lowest}.")
     count = _as_count(num_recurrences, shape, device)
     if isinstance(count, int) and halting_criterion not in (None, "none"):
         raise ValueError(
@@ -320,7 +334,20 @@ def resolve_depth(
     if undecided and criterion is None:
         raise ValueError("num_recurrences holds 0 (the criterion decides), but no halting_criterion is set.")
     limit = max(int(count.max()), most if undecided else 1)
-    return HaltingRule(limit, count, criterion if undecided else None, least, granularity)
+    limits = _limits_of_units(limits, count, real) if undecided else None
+    return HaltingRule(limit, count, criterion if undecided else None, least, granularity, limits)
+
+
+def _limits_of_units(limits, count, real):
+    """`limits` in the shape of `count`."""
+    if limits is None or limits.ndim == count.ndim:
+        return limits
+    if count.ndim == 2:
+        return limits[:, None].expand_as(count)
+    if real is None:
+        return limits[:, -1]
+    last = (real * torch.arange(real.shape[1], device=real.device)).argmax(-1)
+    return limits.gather(1, last[:, None])[:, 0]
 
 
 def _bound(name, value, default):
@@ -335,20 +362,20 @@ def _bound(name, value, default):
     return value
 
 
-def _as_count(value, shape, device):
+def _as_count(value, shape, device, name="num_recurrences"):
     if value is None:
         return None
     if not isinstance(value, torch.Tensor) or value.ndim == 0:
-        return _bound("num_recurrences", value, None)
+        return _bound(name, value, None)
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"num_recurrences has dtype {value.dtype}: counts are integers.")
+        raise TypeError(f"{name} has dtype {value.dtype}: counts are integers.")
     if value.shape not in (shape[:1], shape):
         raise ValueError(
-            f"num_recurrences has shape {tuple(value.shape)}: counts are one for each row, {tuple(shape[:1])}, or one "
+            f"{name} has shape {tuple(value.shape)}: counts are one for each row, {tuple(shape[:1])}, or one "
             f"for each token, {tuple(shape)}."
         )
     if (value < 0).any():
-        raise ValueError(f"num_recurrences holds {int(value.min())}: a count cannot be negative.")
+        raise ValueError(f"{name} holds {int(value.min())}: a count cannot be negative.")
     return value.to(device=device, dtype=torch.long)
 
 

@@ -18,7 +18,7 @@ from .continuous_recurrent import keep_state, starts_from_past
 from .generation_recurrent import RecurrentDepthGenerationMixin
 from .halting_recurrent import HaltingRule, criterion_parameters, resolve_depth
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
-from .rows_recurrent import ActiveRows
+from .rows_recurrent import MASKED_ROWS, ActiveRows
 from .sampling_recurrent import sample_num_recurrences
 
 
@@ -73,6 +73,7 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    masked_rows = MASKED_ROWS
 
     def __init__(self, config: RecurrentDepthConfig, *args, **kwargs):
         # `from_pretrained(..., num_recurrences=0)` sets fields one by one, past the checks that look at several.

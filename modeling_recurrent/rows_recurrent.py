@@ -1,5 +1,6 @@
 """The rows of a batch that are still computed, and what the layers need to know of them."""
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,10 @@ from transformers.masking_utils import create_causal_mask
 from .cache_recurrent import Slots
 from .configuration_recurrent import RecurrentDepthConfig
 from .masks_recurrent import create_window_mask
+
+
+# While masks are made for fewer rows: which ones. For registered mask functions that look at more than the padding.
+MASKED_ROWS: ContextVar[torch.Tensor | None] = ContextVar("masked_rows", default=None)
 
 
 @dataclass
@@ -39,6 +44,15 @@ class ActiveRows:
             self.mask = self._make_mask(create_causal_mask)
 
     def _make_mask(self, create, rows=slice(None)):
+        if self.indices is None:
+            return self._mask_of(create, rows)
+        token = MASKED_ROWS.set(self.indices[rows])
+        try:
+            return self._mask_of(create, rows)
+        finally:
+            MASKED_ROWS.reset(token)
+
+    def _mask_of(self, create, rows):
         # Made anew for fewer rows, not sliced: a mask of flex attention cannot be.
         mask = create(
             config=self.config,
@@ -77,4 +91,4 @@ class ActiveRows:
         return values if self.indices is None else before.index_copy(0, self.indices, values)
 
 
-__all__ = ["ActiveRows"]
+__all__ = ["MASKED_ROWS", "ActiveRows"]

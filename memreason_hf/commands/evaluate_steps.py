@@ -23,6 +23,8 @@ from memreason_hf.evaluation.generation import generate_solutions
 from memreason_hf.evaluation.generation_files import SETTINGS_SUFFIX
 from memreason_hf.evaluation.step_judges import JUDGES
 from memreason_hf.metrics import metric_path
+from memreason_hf.step_attention import restore_step_attention
+from memreason_hf.step_depth import NO_KIND_YET, DepthByKind, mean_recurrences_by_kind, read_depths
 from memreason_hf.steps import KINDS
 from memreason_hf.tokenization import read_scheme
 from modeling_recurrent import RecurrentDepthConfig
@@ -44,6 +46,7 @@ examples:
   memreason evaluate-steps runs/strategy_qa --data data/strategy_qa --output_file runs/strategy_qa/test.jsonl
   memreason evaluate-steps MODEL --data FOLDER_WITH_JSON --name truthful_qa --num_items 100
   memreason evaluate-steps MODEL --data data/gsm8k --num_demonstrations 4 --max_new_tokens 300
+  memreason evaluate-steps RECURRENT_MODEL --data data/strategy_qa --depth_by_kind memory=2,reason=16
 
 --output_file X writes X (the schema: memreason_hf/evaluation/generation.py), X.settings.json (what the texts depend
 on) and X.summary.json (the figures that are printed).
@@ -84,6 +87,14 @@ class EvaluateStepsArguments:
     )
     max_recurrences: int | None = field(default=None, metadata={"help": "Recurrent-depth models: the deepest."})
     halting_criterion: str | None = field(default=None, metadata={"help": "Recurrent-depth models: who halts."})
+    depth_by_kind: str | None = field(
+        default=None,
+        metadata={
+            "help": "Recurrent-depth models: recurrences while a step of a kind is written, for example "
+            "memory=2,reason=16; where a criterion halts, at most so many. Other tokens: num_recurrences or "
+            "max_recurrences."
+        },
+    )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Folder with the extended tokenizer, where it is not beside the model."}
     )
@@ -147,6 +158,7 @@ def _evaluate(arguments):
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.model)
     scheme = read_scheme(tokenizer)
     model, depth = _load_model(arguments)
+    restore_step_attention(model, arguments.model)
 
     started = time.perf_counter()
     generations = generate_solutions(
@@ -160,10 +172,13 @@ def _evaluate(arguments):
         path=files[0] if files else None,
         settings=_settings(arguments, scheme, depth),
         progress=not arguments.no_progress,
-        **depth,
+        **_generate_arguments(model, tokenizer, depth),
     )
     seconds = time.perf_counter() - started
     results = _measure(generations, rows, scheme, arguments)
+    taken = [generation.recurrences for generation in generations if generation.recurrences is not None]
+    if taken:
+        results["mean_recurrences_by_kind"] = mean_recurrences_by_kind(taken)
     print(_report(results, generations, arguments, seconds))
     if files:
         summary = {key: value for key, value in results.items() if key != "attributions"}
@@ -212,7 +227,7 @@ def _load_model(arguments):
         raise ValueError(f"model={arguments.model!r} holds an adapter, no whole model: merge it into its base first.")
     depth = {
         name: getattr(arguments, name)
-        for name in ("num_recurrences", "max_recurrences", "halting_criterion")
+        for name in ("num_recurrences", "max_recurrences", "halting_criterion", "depth_by_kind")
         if getattr(arguments, name) is not None
     }
     config = AutoConfig.from_pretrained(arguments.model)
@@ -220,10 +235,31 @@ def _load_model(arguments):
         raise ValueError(
             f"{', '.join(depth)}: model={arguments.model!r} is a {config.model_type!r} model, without recurrences."
         )
+    if "depth_by_kind" in depth:
+        depth["depth_by_kind"] = read_depths(depth["depth_by_kind"])
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device), depth
+
+
+def _generate_arguments(model, tokenizer, depth):
+    """The arguments of `generate` for what was asked of depth."""
+    if "depth_by_kind" not in depth:
+        return depth
+    asked, fixed = depth.get("halting_criterion"), depth.get("num_recurrences")
+    criterion = asked or (model.config.halting_criterion if fixed is None else None)
+    if criterion in (None, "none"):
+        criterion, name = "none", "num_recurrences"
+    else:
+        name = "max_recurrences"
+    other = "max_recurrences" if name == "num_recurrences" else "num_recurrences"
+    if other in depth:
+        rule = "no criterion halts" if criterion == "none" else f"{criterion} halts"
+        raise ValueError(f"{other}={depth[other]}: with depth_by_kind, where {rule}, other tokens go by {name}.")
+    otherwise = depth.get(name, getattr(model.config, name))
+    schedule = DepthByKind(tokenizer, depth["depth_by_kind"], otherwise)
+    return {"depth_schedule": schedule, "halting_criterion": criterion}
 
 
 def _settings(arguments, scheme, depth):
@@ -269,6 +305,11 @@ def _report(results, generations, arguments, seconds):
         (f"first departures ({arguments.judge})", "departures_by_kind"),
     ):
         lines.append(f"{title:<28}" + "".join(f"{results[key][kind]:>9,}" for kind in KINDS))
+    if means := results.get("mean_recurrences_by_kind"):
+        shown = "".join(f"{means[kind]:>9.2f}" if kind in means else f"{'-':>9}" for kind in KINDS)
+        lines.append(f"{'mean recurrences of a token':<28}{shown}")
+        if NO_KIND_YET in means:
+            lines.append(f"before the kind of a step is told {means[NO_KIND_YET]:.2f}")
     lines += [
         f"no departure {results['num_without_departure']:,}; undecided {results['num_undecided']:,}; "
         f"no reference steps {results['num_without_reference']:,}",

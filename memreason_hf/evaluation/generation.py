@@ -14,11 +14,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memreason_hf.data.question_options import options_by_label
-from memreason_hf.steps import Step, StepScheme
+from memreason_hf.step_attention import get_step_attention
+from memreason_hf.step_depth import StepKinds, recurrences_by_kind
+from memreason_hf.steps import KINDS, Step, StepScheme
 from memreason_hf.tokenization import decode_solution, encode_prompt, padding_id, read_scheme
 
 from .answers import judge_answer
-from .generation_files import GenerationFile
+from .generation_files import FIELDS, OPTIONAL_FIELDS, GenerationFile
 
 
 CORRECT, WRONG = "correct", "wrong"
@@ -42,6 +44,8 @@ class GeneratedSolution:
         is_truncated: the text ends inside the tokens of a step.
         is_cut: the text was cut off by `max_new_tokens` or by the end of the model's context.
         num_tokens: tokens generated, the end of the text included.
+        recurrences: of a recurrent-depth model whose scheme tells kinds: `{kind: [tokens, recurrences]}`, see
+            `recurrences_by_kind`.
     """
 
     index: int
@@ -54,6 +58,7 @@ class GeneratedSolution:
     is_truncated: bool
     is_cut: bool
     num_tokens: int
+    recurrences: dict[str, list[int]] | None = None
 
     @property
     def is_correct(self) -> bool:
@@ -96,10 +101,15 @@ def generate_solutions(
 
     Raises:
         ValueError: no rows, a tokenizer without a scheme or larger than the model, prompts that leave no room in the
-            model's context, a file with other contents.
+            model's context, a file with other contents, demonstrations with attention between steps.
     """
     rows = list(rows)
     _check(model, tokenizer, rows, batch_size, max_new_tokens)
+    if demonstrations is not None and get_step_attention(model) is not None:
+        raise ValueError(
+            f"demonstrations do not go with step attention {get_step_attention(model)!r}: the question would be taken "
+            "for a part of the last demonstration. Leave them out, or set_step_attention(model, tokenizer, None)."
+        )
     scheme = read_scheme(tokenizer)
     file = None if path is None else GenerationFile(path, [row["question"] for row in rows], settings)
     known = {} if file is None else {generation.index: generation for generation in map(_from_line, file.read())}
@@ -109,12 +119,12 @@ def generate_solutions(
         if index not in known
     }
     with tqdm(total=len(rows), initial=len(known), desc="solutions", unit="text", disable=not progress) as bar:
-        for indices, ids, is_cut in _generate(
+        for indices, ids, is_cut, recurrences in _generate(
             model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, **generate_kwargs
         ):
             made = [
-                _judged(tokenizer, scheme, index, rows[index], generated, cut, match_option_text)
-                for index, generated, cut in zip(indices, ids, is_cut)
+                _judged(tokenizer, scheme, index, rows[index], generated, cut, match_option_text, taken)
+                for index, generated, cut, taken in zip(indices, ids, is_cut, recurrences)
             ]
             known.update((generation.index, generation) for generation in made)
             if file is not None:
@@ -149,8 +159,8 @@ def _check(model, tokenizer, rows, batch_size, max_new_tokens):
 
 def _generate(
     model, tokenizer, prompts, *, batch_size, max_new_tokens, **generate_kwargs
-) -> Iterator[tuple[list[int], list[list[int]], list[bool]]]:
-    """Batches of (indices, new ids, whether each was cut off), the longest prompts first."""
+) -> Iterator[tuple[list[int], list[list[int]], list[bool], list[dict | None]]]:
+    """Batches of (indices, new ids, whether each was cut off, recurrences by kind), the longest prompts first."""
     context = context_length(model)
     if context is not None:
         too_long = [index for index, ids in prompts.items() if len(ids) >= context]
@@ -174,6 +184,11 @@ def _generate(
         "eos_token_id": ends or None,
         **generate_kwargs,
     }
+    kinds = None
+    if hasattr(getattr(model, "config", None), "num_recurrences") and read_scheme(tokenizer).kind_tokens(KINDS[0]):
+        kinds = StepKinds(tokenizer)
+    if kinds is not None:
+        arguments["return_dict_in_generate"] = True
     was_training = model.training
     model.eval()
     try:
@@ -189,7 +204,11 @@ def _generate(
             )
             sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
             new = [_until_end(ids, ends) for ids in sequences[:, longest:].tolist()]
-            yield indices, new, [not ids or ids[-1] not in ends for ids in new]
+            recurrences = [None] * len(new)
+            if kinds is not None:
+                lengths = [len(ids) for ids in new]
+                recurrences = recurrences_by_kind(kinds, sequences, outputs.num_recurrences, lengths)
+            yield indices, new, [not ids or ids[-1] not in ends for ids in new], recurrences
     finally:
         model.train(was_training)
 
@@ -219,7 +238,7 @@ def _until_end(ids, ends):
     return ids[: end + 1]
 
 
-def _judged(tokenizer, scheme: StepScheme, index, row, ids, is_cut, match_option_text):
+def _judged(tokenizer, scheme: StepScheme, index, row, ids, is_cut, match_option_text, recurrences):
     # The prefix tokens that end the prompt are the first of the solution.
     prefix = tokenizer.convert_tokens_to_ids(list(scheme.prefix_tokens))
     kept = ids if is_cut else ids[:-1]
@@ -238,12 +257,14 @@ def _judged(tokenizer, scheme: StepScheme, index, row, ids, is_cut, match_option
         is_truncated=steps.truncated,
         is_cut=is_cut,
         num_tokens=len(ids),
+        recurrences=recurrences,
     )
 
 
 def _to_line(generation):
     steps = [{"kind": step.kind, "text": step.text} for step in generation.steps]
-    return {**{name: getattr(generation, name) for name in GeneratedSolution.__annotations__}, "steps": steps}
+    values = {name: getattr(generation, name) for name in (*FIELDS, *OPTIONAL_FIELDS)}
+    return {name: value for name, value in values.items() if name in FIELDS or value is not None} | {"steps": steps}
 
 
 def _from_line(line):

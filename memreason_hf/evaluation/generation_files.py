@@ -18,6 +18,8 @@ FIELDS = (
     "is_cut",
     "num_tokens",
 )
+# Not of every model.
+OPTIONAL_FIELDS = ("recurrences",)
 SETTINGS_SUFFIX = ".settings.json"
 
 
@@ -97,7 +99,7 @@ class GenerationFile:
                 f"{self.path}, line {number}: item {index} is {question[:60]!r} there, but "
                 f"{self.questions[index][:60]!r} in the data. The file was made with other data: choose another one."
             )
-        return {name: values[name] for name in FIELDS}
+        return {name: values[name] for name in (*FIELDS, *OPTIONAL_FIELDS) if name in values}
 
     def _check_settings(self):
         if self.settings is None or not self.settings_path.is_file() or not self.path.is_file():

@@ -11,6 +11,9 @@ import torch
 from small_tokenizers import byte_level, llama, recurrent
 
 from memreason_hf.commands.evaluate_steps import main, make_parser
+from memreason_hf.data.memory_reason import load_memory_reason
+from memreason_hf.evaluation.generation import generate_solutions
+from memreason_hf.step_attention import set_step_attention
 from memreason_hf.steps import StepScheme
 from memreason_hf.tokenization import extend_tokenizer
 
@@ -175,3 +178,65 @@ def test_as_a_process_on_real_questions(model, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "6 items, 6 questions" in done.stdout and "no reference steps 6" in done.stdout
     assert len((tmp_path / "texts.jsonl").read_text().splitlines()) == 6
+
+
+def test_depth_by_kind_is_reported(data, tmp_path, capsys):
+    model = save_model(tmp_path / "deep", recurrent)
+    file = tmp_path / "texts.jsonl"
+    arguments = [model, "--data", data, "--name", "strategy_qa", "--max_new_tokens", 6, "--output_file", file]
+    assert run(*arguments, "--depth_by_kind", "memory=3,reason=5", "--num_recurrences", 4) == 0
+    assert "mean recurrences of a token" in capsys.readouterr().out
+    means = json.loads((tmp_path / "texts.jsonl.summary.json").read_text())["mean_recurrences_by_kind"]
+    expected = {"none": 4, "memory": 3, "reason": 5, "answer": 4, "step": 4}
+    assert means and all(mean == expected[kind] for kind, mean in means.items())
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert all(sum(tokens for tokens, _ in line["recurrences"].values()) == line["num_tokens"] for line in lines)
+    settings = json.loads((tmp_path / "texts.jsonl.settings.json").read_text())
+    assert settings["depth_by_kind"] == {"memory": 3, "reason": 5} and settings["num_recurrences"] == 4
+    # Gone on with from the file alone.
+    assert run(*arguments, "--depth_by_kind", "memory=3,reason=5", "--num_recurrences", 4) == 0
+    again = json.loads((tmp_path / "texts.jsonl.summary.json").read_text())["mean_recurrences_by_kind"]
+    assert again == means
+    halting = ["--halting_criterion", "state_difference", "--overwrite"]
+    assert run(*arguments, "--depth_by_kind", "memory=2", "--max_recurrences", 3, *halting) == 0
+    means = json.loads((tmp_path / "texts.jsonl.summary.json").read_text())["mean_recurrences_by_kind"]
+    assert means and all(1 <= mean <= 3 for mean in means.values())
+    message = refusal(capsys, *arguments, "--depth_by_kind", "memory=2", "--num_recurrences", 3, *halting)
+    assert "num_recurrences=3: with depth_by_kind, where state_difference halts" in message
+    message = refusal(capsys, *arguments, "--depth_by_kind", "memory=2", "--max_recurrences", 3, "--overwrite")
+    assert "max_recurrences=3: with depth_by_kind, where no criterion halts" in message
+    assert "is no depth of a kind" in refusal(capsys, *arguments, "--depth_by_kind", "memory", "--overwrite")
+
+
+def test_depth_by_kind_needs_recurrences(model, data, capsys):
+    named = ["--data", data, "--name", "strategy_qa"]
+    assert "depth_by_kind: model=" in refusal(capsys, model, *named, "--depth_by_kind", "memory=2")
+
+
+def test_attention_between_steps_is_restored(data, tmp_path, capsys):
+    tokenizer = byte_level()
+    torch.manual_seed(0)
+    sparse = llama(len(tokenizer))
+    extend_tokenizer(tokenizer, StepScheme(1, 2), sparse)
+    with torch.no_grad():
+        for parameter in sparse.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    folder = tmp_path / "sparse"
+    tokenizer.save_pretrained(folder)
+    texts = {}
+    for variant in (None, "own", "tokens"):
+        set_step_attention(sparse, tokenizer, variant)
+        sparse.save_pretrained(folder)
+        file = tmp_path / f"{variant}.jsonl"
+        arguments = ["--data", data, "--name", "strategy_qa", "--max_new_tokens", 20, "--output_file", file]
+        assert run(folder, *arguments) == 0
+        texts[variant] = [json.loads(line)["text"] for line in file.read_text().splitlines()]
+        generated = generate_solutions(sparse.eval(), tokenizer, load_rows(data), max_new_tokens=20)
+        assert sorted(generation.text for generation in generated) == sorted(texts[variant])
+    assert texts["own"] != texts[None]
+    message = refusal(capsys, folder, *arguments, "--num_demonstrations", 1, "--overwrite")
+    assert "demonstrations do not go with step attention 'tokens'" in message
+
+
+def load_rows(data):
+    return list(load_memory_reason(data, "strategy_qa")["test"])
