@@ -9,6 +9,7 @@ import difflib
 import json
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,8 @@ from memreason_hf.step_attention import restore_step_attention
 from memreason_hf.step_depth import NO_KIND_YET, DepthByKind, mean_recurrences_by_kind, read_depths
 from memreason_hf.steps import KINDS
 from memreason_hf.tokenization import read_scheme
+from memreason_hf.training.adapter_checkpoints import is_adapter_folder, load_adapter, read_base_config
+from memreason_hf.training.adapter_model import AdapterModel
 from modeling_recurrent import RecurrentDepthConfig
 
 from .errors import user_errors
@@ -58,7 +61,8 @@ SUMMARY_SUFFIX = ".summary.json"
 @dataclass
 class EvaluateStepsArguments:
     model: str | None = field(
-        default=None, metadata={"help": "Folder or name on the Hub; also as the first argument, without --model."}
+        default=None,
+        metadata={"help": "Folder or name on the Hub, or an adapter's folder; also as the first argument."},
     )
     data: str | None = field(
         default=None,
@@ -97,6 +101,9 @@ class EvaluateStepsArguments:
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Folder with the extended tokenizer, where it is not beside the model."}
+    )
+    base: str | None = field(
+        default=None, metadata={"help": "An adapter's base model, where it is not the one that the adapter names."}
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Of the weights; auto: as they were saved."}
@@ -155,25 +162,25 @@ def _evaluate(arguments):
     dataset = load_memory_reason(arguments.data, arguments.name)
     rows = _rows(dataset, arguments.split, arguments.num_items)
     demonstrations = _demonstrations(dataset, arguments)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.model)
+    model, tokenizer, depth = _load_model(arguments)
     scheme = read_scheme(tokenizer)
-    model, depth = _load_model(arguments)
     restore_step_attention(model, arguments.model)
 
     started = time.perf_counter()
-    generations = generate_solutions(
-        model,
-        tokenizer,
-        rows,
-        batch_size=arguments.batch_size,
-        max_new_tokens=arguments.max_new_tokens,
-        demonstrations=demonstrations,
-        match_option_text=arguments.match_option_text,
-        path=files[0] if files else None,
-        settings=_settings(arguments, scheme, depth),
-        progress=not arguments.no_progress,
-        **_generate_arguments(model, tokenizer, depth),
-    )
+    with model.rows_in_place() if isinstance(model, AdapterModel) else nullcontext():
+        generations = generate_solutions(
+            model,
+            tokenizer,
+            rows,
+            batch_size=arguments.batch_size,
+            max_new_tokens=arguments.max_new_tokens,
+            demonstrations=demonstrations,
+            match_option_text=arguments.match_option_text,
+            path=files[0] if files else None,
+            settings=_settings(arguments, scheme, depth),
+            progress=not arguments.no_progress,
+            **_generate_arguments(model, tokenizer, depth),
+        )
     seconds = time.perf_counter() - started
     results = _measure(generations, rows, scheme, arguments)
     taken = [generation.recurrences for generation in generations if generation.recurrences is not None]
@@ -222,15 +229,22 @@ def _demonstrations(dataset, arguments):
 
 
 def _load_model(arguments):
-    """The model on its device, and what `generate` is told about its depth."""
-    if (Path(arguments.model) / "adapter_config.json").is_file():
-        raise ValueError(f"model={arguments.model!r} holds an adapter, no whole model: merge it into its base first.")
+    """The model on its device, its tokenizer, and what `generate` is told about its depth."""
     depth = {
         name: getattr(arguments, name)
         for name in ("num_recurrences", "max_recurrences", "halting_criterion", "depth_by_kind")
         if getattr(arguments, name) is not None
     }
-    config = AutoConfig.from_pretrained(arguments.model)
+    is_adapter = is_adapter_folder(arguments.model)
+    if is_adapter:
+        _check_adapter_flags(arguments)
+        config = read_base_config(arguments.model, arguments.base)
+    else:
+        if arguments.base is not None:
+            raise ValueError(f"base={arguments.base!r}: model={arguments.model!r} is no folder with an adapter.")
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.model)
+        read_scheme(tokenizer)
+        config = AutoConfig.from_pretrained(arguments.model)
     if depth and not isinstance(config, RecurrentDepthConfig):
         raise ValueError(
             f"{', '.join(depth)}: model={arguments.model!r} is a {config.model_type!r} model, without recurrences."
@@ -238,9 +252,20 @@ def _load_model(arguments):
     if "depth_by_kind" in depth:
         depth["depth_by_kind"] = read_depths(depth["depth_by_kind"])
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
+    if is_adapter:
+        model, tokenizer = load_adapter(arguments.model, base=arguments.base, dtype=dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device), depth
+    return model.to(device), tokenizer, depth
+
+
+def _check_adapter_flags(arguments):
+    if arguments.tokenizer is not None:
+        raise ValueError(
+            f"tokenizer={arguments.tokenizer!r}: model={arguments.model!r} is an adapter, which has its tokenizer "
+            "beside it. Leave --tokenizer out."
+        )
 
 
 def _generate_arguments(model, tokenizer, depth):
@@ -268,6 +293,8 @@ def _settings(arguments, scheme, depth):
     values = {name: getattr(arguments, name) for name in names}
     if arguments.num_demonstrations:
         values["seed"] = arguments.seed
+    if arguments.base is not None:
+        values["base"] = arguments.base
     return {**values, "match_option_text": arguments.match_option_text, "scheme": scheme.to_dict(), **depth}
 
 

@@ -9,6 +9,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from memreason_hf.data import load_multi_hop_tokenizer
+from memreason_hf.training.adapter_checkpoints import (
+    is_adapter_folder,
+    load_adapter,
+    read_adapter_note,
+    read_base_config,
+)
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 from .recipe import RecipeParser, RecipeSection
@@ -55,25 +61,37 @@ class ModelParser(RecipeParser):
 
 def load_model_config(model: str | None) -> RecurrentDepthConfig:
     """
-    The config of a model in a folder or on the Hub. Nothing large is read yet.
+    The config of a model in a folder or on the Hub; for an adapter that of its base, with the adapter's rows. Nothing
+    large is read yet.
 
     Raises:
-        ValueError, OSError: no model named, no such folder, not a model of this package.
+        ValueError, OSError: no model named, no such folder, not a model of this package, an adapter without its base.
     """
     if model is None:
         raise ValueError("model is not given: add --model or name it in section inputs of the recipe.")
-    _check_model_folder(model)
-    try:
-        config = AutoConfig.from_pretrained(model)
-    except OSError as error:
-        where = "the config" if Path(model).is_dir() else "no such folder, and on the Hub it"
-        raise OSError(f"model={model!r}: {where} cannot be read ({str(error).splitlines()[0]})") from error
+    config = _read_adapter_config(model) if is_adapter_folder(model) else _read_config(model)
     if not isinstance(config, RecurrentDepthConfig):
         raise ValueError(
             f"model={model!r} has model_type={config.model_type!r}: depth can only be chosen in a model of "
             f"type {RecurrentDepthConfig.model_type!r}."
         )
     return config
+
+
+def _read_adapter_config(model):
+    config = read_base_config(model)
+    # The base is extended when the adapter is loaded.
+    config.vocab_size = read_adapter_note(model)["base"]["rows"]
+    return config
+
+
+def _read_config(model):
+    _check_model_folder(model)
+    try:
+        return AutoConfig.from_pretrained(model)
+    except OSError as error:
+        where = "the config" if Path(model).is_dir() else "no such folder, and on the Hub it"
+        raise OSError(f"model={model!r}: {where} cannot be read ({str(error).splitlines()[0]})") from error
 
 
 def _check_model_folder(model):
@@ -119,12 +137,15 @@ def load_tokenizer(model: str, tokenizer: str | None, config: RecurrentDepthConf
 
 def load_model(model: str, dtype: str = "auto") -> RecurrentDepthForCausalLM:
     """
-    The model, in evaluation mode.
+    The model, in evaluation mode; an adapter is merged into its base.
 
     Raises:
-        ValueError: weights that cannot be read, are missing or do not fit. The library would go on with random ones.
+        ValueError: weights that cannot be read, are missing or do not fit (the library would go on with random ones),
+            or an adapter of another base.
     """
     dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+    if is_adapter_folder(model):
+        return load_adapter(model, dtype=dtype)[0].merge_and_unload().eval()
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True)
     except SafetensorError as error:

@@ -8,7 +8,14 @@ from pathlib import Path
 import torch
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import modeling_recurrent  # noqa: F401  (registers its model: a base can be one)
 from memreason_hf.tokenization import extend_tokenizer, read_scheme
@@ -114,16 +121,16 @@ def load_adapter(
     check_tokenizer(tokenizer, note["base"])
     config = PeftConfig.from_pretrained(folder)
     model = base
-    if not isinstance(base, PreTrainedModel):
-        name = str(base or config.base_model_name_or_path or "")
-        check_config(_base_config(name, folder), note["base"])
-        kwargs |= {} if dtype is None else {"dtype": dtype}
-        model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
-    elif kwargs or dtype is not None:
-        given = [*kwargs, *(["dtype"] if dtype is not None else [])]
-        raise ValueError(f"{', '.join(given)}: only used where the base is loaded here; it was given as a model.")
-    else:
+    if isinstance(base, PreTrainedModel):
+        if kwargs or dtype is not None:
+            given = ", ".join([*kwargs, *(["dtype"] if dtype is not None else [])])
+            raise ValueError(f"{given}: only used where the base is loaded here; it was given as a model.")
         check_config(model.config, note["base"])
+    else:
+        # Another base is recognised before its weights are read.
+        check_config(read_base_config(folder, base), note["base"])
+        name = str(base or config.base_model_name_or_path)
+        model = AutoModelForCausalLM.from_pretrained(name, **kwargs, **({} if dtype is None else {"dtype": dtype}))
     extend_tokenizer(tokenizer, scheme, model)
     check_base(model, note["base"])
     config.inference_mode = not is_trainable
@@ -132,9 +139,24 @@ def load_adapter(
     return model.train(is_trainable), tokenizer
 
 
-def _base_config(name, folder):
+def read_base_config(folder: Path | str, base: str | Path | None = None) -> PreTrainedConfig:
+    """
+    The config of an adapter's base, as it was before its tokenizer was extended.
+
+    Args:
+        base: where the base is, if not where the adapter says.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: the adapter names none, or another program wrote it.
+    """
+    read_adapter_note(folder)
+    name = str(base or PeftConfig.from_pretrained(folder).base_model_name_or_path or "")
     if not name:
-        raise ValueError(f"The adapter {folder} names no base model, as it was never saved: give it (base=).")
+        raise ValueError(
+            f"The adapter {folder} names no base model: it was trained on one that was never saved. Save that model "
+            "and say where it is (base=)."
+        )
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:

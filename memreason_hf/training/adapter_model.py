@@ -1,6 +1,8 @@
 """A base model with an adapter, which saves itself small and complete wherever it is saved."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from memreason_hf.training import checkpoints
 # Beside PEFT's adapter_config.json: the mode, and what the base must be.
 ADAPTER_FILE = "memreason_adapter.json"
 ADAPTER = "default"
+_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules", "trainable_token_indices", "token_indices")
 
 
 class AdapterModel(PeftModelForCausalLM):
@@ -72,6 +75,38 @@ class AdapterModel(PeftModelForCausalLM):
     def token_layers(self) -> list[TrainableTokensLayer]:
         """The layers that hold new rows: of the embedding, and of the head."""
         return [module for module in self.modules() if isinstance(module, TrainableTokensLayer)]
+
+    @contextmanager
+    def rows_in_place(self) -> Iterator[None]:
+        """
+        Meanwhile the new rows stand in the matrices themselves. The logits are the same; but otherwise every call
+        copies both matrices to put the rows in, which for a large vocabulary costs more than a token's layers.
+        """
+        layers = [layer for layer in self.token_layers() if not layer.merged and not layer.tied_adapter]
+        tied = [layer for layer in self.token_layers() if not layer.merged and layer.tied_adapter]
+        before = []
+        with torch.no_grad():
+            for layer in layers:
+                weight, rows = layer.get_base_layer().weight, layer.token_indices[ADAPTER]
+                before.append(weight[rows])
+                weight[rows] = layer.trainable_tokens_delta[ADAPTER].to(weight)
+        for layer in (*layers, *tied):
+            layer.merged_adapters.append(ADAPTER)
+        try:
+            yield
+        finally:
+            for layer in (*layers, *tied):
+                layer.merged_adapters.remove(ADAPTER)
+            with torch.no_grad():
+                for layer, values in zip(layers, before):
+                    layer.get_base_layer().weight[layer.token_indices[ADAPTER]] = values
+
+    def settings(self) -> dict:
+        """What decides the weights of a run beside the base, flat and JSON-like, for a run's fingerprint."""
+        config = self.peft_config[ADAPTER].to_dict()
+        named = {name: config.get(name) for name in _SETTINGS}
+        named["target_modules"] = sorted(named["target_modules"])
+        return {"adapter.mode": self.adapter_mode} | {f"adapter.{name}": value for name, value in named.items()}
 
     def stored_weights(self) -> dict[str, torch.Tensor]:
         """What is saved, by name."""

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from memreason_hf.training.adapter_model import AdapterModel
 from memreason_hf.training.batches import TokenRows
 
 
@@ -35,8 +36,8 @@ _IGNORED = ("transformers_version", "architectures", "auto_map", "dtype", "use_c
 
 def run_fingerprint(trainer) -> dict:
     """
-    What decides the weights of `trainer`'s run, flat: the model's config, the training data, the arguments that
-    matter. How often it saves, logs or evaluates does not, nor how many processes share a batch.
+    What decides the weights of `trainer`'s run, flat: the model's config and adapter, the training data, the arguments
+    that matter. How often it saves, logs or evaluates does not, nor how many processes share a batch.
     """
     config = trainer.model.config.to_dict()
     fingerprint = {
@@ -44,6 +45,8 @@ def run_fingerprint(trainer) -> dict:
         for name, value in sorted(config.items())
         if name not in _IGNORED and not name.endswith("_token_id")
     }
+    if isinstance(trainer.model, AdapterModel):
+        fingerprint |= trainer.model.settings()
     args = trainer.args
     arguments = args.to_dict()
     fingerprint |= {

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from small_adapters import adapted, as_if_trained, save_base
 from small_tokenizers import byte_level, llama, recurrent
 
 from memreason_hf.commands.evaluate_steps import main, make_parser
@@ -16,6 +18,7 @@ from memreason_hf.evaluation.generation import generate_solutions
 from memreason_hf.step_attention import set_step_attention
 from memreason_hf.steps import StepScheme
 from memreason_hf.tokenization import extend_tokenizer
+from memreason_hf.training.adapters import save_adapter
 
 
 ROOT = Path(__file__).parents[2]
@@ -143,11 +146,65 @@ def test_missing_and_foreign_inputs(model, data, tmp_path, capsys):
     named = ["--data", data, "--name", "strategy_qa"]
     assert "has no scheme of steps" in refusal(capsys, plain, *named)
     assert "they do not belong together" in refusal(capsys, plain, *named, "--tokenizer", model)
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    assert "holds an adapter" in refusal(capsys, tmp_path / "adapter", *named, "--tokenizer", model)
     (data / "StrategyQA_test_clean.json").write_text("[")
     assert "is no JSON file" in refusal(capsys, model, *named)
+
+
+def save_adapted(folder, base, mode, make=llama):
+    """An adapter in `folder` on the model saved in `base`."""
+    save_base(base, make)
+    model, tokenizer = adapted(base, mode, StepScheme(1, 2))
+    save_adapter(as_if_trained(model), tokenizer, folder)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize("mode", ["lora", "tokens", "lora+tokens"])
+def test_an_adapter_is_evaluated_on_its_base(mode, data, tmp_path, capsys):
+    model, tokenizer = save_adapted(tmp_path / "adapter", tmp_path / "base", mode)
+    file = tmp_path / "texts.jsonl"
+    named = ["--data", data, "--name", "strategy_qa", "--max_new_tokens", 6]
+    assert run(tmp_path / "adapter", *named, "--output_file", file) == 0
+    rows = list(load_memory_reason(str(data), "strategy_qa")["test"])
+    # Row by row, without the rows of new tokens put in place.
+    expected = [generate_solutions(model, tokenizer, [row], max_new_tokens=6)[0].text for row in rows]
+    assert [json.loads(line)["text"] for line in sorted(file.read_text().splitlines(), key=index_of)] == expected
+
+    shutil.move(tmp_path / "base", tmp_path / "moved")
+    adapter = tmp_path / "adapter"
+    assert "cannot be read" in refusal(capsys, adapter, *named)
+    assert run(adapter, *named, "--base", tmp_path / "moved", "--output_file", tmp_path / "again.jsonl") == 0
+    texts = [json.loads(line)["text"] for line in (tmp_path / "again.jsonl").read_text().splitlines()]
+    assert sorted(texts) == sorted(expected)
+    assert json.loads((tmp_path / "again.jsonl.settings.json").read_text())["base"] == str(tmp_path / "moved")
+
+
+def index_of(line):
+    return json.loads(line)["index"]
+
+
+def test_adapters_that_cannot_be_evaluated(model, data, tmp_path, capsys):
+    named = ["--data", data, "--name", "strategy_qa", "--max_new_tokens", 2]
+    adapter = tmp_path / "adapter"
+    save_adapted(adapter, tmp_path / "base", "lora+tokens")
+    assert "is an adapter, which has its tokenizer beside it" in refusal(capsys, adapter, *named, "--tokenizer", model)
+    assert "is no folder with an adapter" in refusal(capsys, model, *named, "--base", tmp_path / "base")
+    other = save_base(tmp_path / "other", hidden_size=32)
+    assert "width (hidden_size) is 32" in refusal(capsys, adapter, *named, "--base", other)
+    other = save_base(tmp_path / "same_shape")
+    assert "have other values" in refusal(capsys, adapter, *named, "--base", other)
+    assert "num_recurrences: model=" in refusal(capsys, adapter, *named, "--num_recurrences", 3)
+    byte_level().save_pretrained(adapter)
+    assert "has no scheme of steps" in refusal(capsys, adapter, *named)
+    (adapter / "memreason_adapter.json").unlink()
+    assert "another program wrote it" in refusal(capsys, adapter, *named)
+
+
+def test_the_depth_of_an_adapted_model(data, tmp_path, capsys):
+    adapter = tmp_path / "adapter"
+    save_adapted(adapter, tmp_path / "base", "lora+tokens", recurrent)
+    named = ["--data", data, "--name", "strategy_qa", "--max_new_tokens", 2, "--num_items", 2]
+    assert run(adapter, *named, "--num_recurrences", 3) == 0
+    assert "2 items" in capsys.readouterr().out
 
 
 def test_help_teaches(capsys):
