@@ -3,6 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, Scheduler
 from transformers.utils import logging
 
 from memreason_hf.evaluation.generation import generate_solutions
+from memreason_hf.training.adapter_model import AdapterModel
 from memreason_hf.training.arguments import ScheduledTrainingArguments
 from memreason_hf.training.collators import IGNORED
 from memreason_hf.training.scheduled import ScheduledTrainer
@@ -211,7 +213,8 @@ class FinetuneTrainer(ScheduledTrainer):
             arguments["num_recurrences"] = self.args.eval_num_recurrences
         solutions = []
         if own:
-            with self.accelerator.autocast():
+            in_place = self.model.rows_in_place() if isinstance(self.model, AdapterModel) else nullcontext()
+            with self.accelerator.autocast(), in_place:
                 solutions = generate_solutions(
                     self.model,
                     self.processing_class,

@@ -1,6 +1,6 @@
 """From a recipe to a `FinetuneTrainer`: data, tokenizer, model, scheme and adapter, checked against each other."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,8 @@ import modeling_recurrent  # noqa: F401  (registers its model: a base can be one
 from memreason_hf.data.demonstrations import Demonstrations
 from memreason_hf.data.memory_reason import NAMES, build_memory_reason, load_memory_reason, reference_solution
 from memreason_hf.evaluation.generation import context_length
+from memreason_hf.step_attention import set_step_attention
+from memreason_hf.step_masks import VARIANTS
 from memreason_hf.steps import StepScheme
 from memreason_hf.tokenization import SCHEME_KEY, extend_tokenizer, read_scheme
 from memreason_hf.training.adapters import AdapterArguments, add_adapter, is_adapter_folder
@@ -74,6 +76,13 @@ class BaseModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "For example sdpa or eager. Default: what the library chooses."}
     )
+    step_attention: Literal[("none", *VARIANTS)] = field(
+        default="none",
+        metadata={
+            "help": "Sparse attention between steps: own (ordinary tokens see their own step only) or tokens (also "
+            "the question and all earlier step tokens). For a new model, too."
+        },
+    )
 
     def __post_init__(self):
         if self.load_in_8bit and self.load_in_4bit:
@@ -113,6 +122,8 @@ def prepare_finetuning(
     else:
         tokenizer, network = _make_base(new, train)
     extend_tokenizer(tokenizer, choose_scheme(tokenizer, steps or {}), network)
+    if base.step_attention != "none":
+        set_step_attention(network, tokenizer, base.step_attention)
     max_length = min(filter(None, (questions.max_length, context_length(network))), default=None)
     rows, report = encode_solutions(
         tokenizer, train, max_length=max_length, too_long=questions.too_long, demonstrations=demonstrations
@@ -259,8 +270,9 @@ def _quantization(base, dtype):
 
 def _origin(base: BaseModelArguments, new: NewModelArguments, chosen: AdapterArguments) -> dict:
     """What decides a run's weights and is not in the config of its model."""
-    origin = {"model.path": base.path, "new_model.architecture": new.architecture}
-    values = asdict(chosen)
-    if "lora" not in chosen.mode:
-        values = {"mode": chosen.mode}
-    return origin | {f"adapter.{name}": value for name, value in values.items()}
+    return {
+        "model.path": base.path,
+        "model.bits": 8 if base.load_in_8bit else 4 if base.load_in_4bit else None,
+        "new_model.architecture": new.architecture,
+        "adapter.mode": chosen.mode,
+    }

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from memreason_hf.commands import evaluate_steps, finetune
 from memreason_hf.recipes import FINETUNE, RECIPES_FOLDER, load_recipe, recipe_names
+from memreason_hf.step_attention import get_step_attention, restore_step_attention
 from memreason_hf.steps import StepScheme
 from memreason_hf.tokenization import encode_prompt, extend_tokenizer, read_scheme
 from memreason_hf.training.adapters import AdapterArguments, load_adapter
@@ -255,6 +256,8 @@ def test_bad_data_are_one_message(recipe, tmp_path, capsys, content, message):
             ["--architecture", "llama"],
             "a new model's are random",
         ),
+        ({"model": {"step_attention": "all"}}, [], "step_attention"),
+        ({"model": {"step_attention": "own"}, "steps": {"marks": "words", "num_prefix_tokens": 0}}, [], "tokens"),
         ({"model": {"load_in_8bit": True}}, [], "weights in 8 bits cannot be trained"),
         ({"model": {"load_in_4bit": True}}, [], "weights in 4 bits cannot be trained"),
         ({"model": {"load_in_4bit": True, "load_in_8bit": True}}, [], "contradict each other"),
@@ -280,8 +283,37 @@ def test_bits_without_bitsandbytes(recipe, capsys):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_bits_with_bitsandbytes(recipe, tmp_path, bits):
     pytest.importorskip("bitsandbytes")
-    assert finetune.main([recipe(model={f"load_in_{bits}bit": True}, adapter={"mode": "lora+tokens"})]) == 0
+    tokenizer = byte_level()
+    # Its kernels for CPUs want multiples of 32.
+    llama(len(tokenizer), hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = {"path": str(tmp_path / "base"), f"load_in_{bits}bit": True}
+    assert finetune.main([recipe(model=model, adapter={"mode": "lora+tokens"})]) == 0
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("mode", ["full", "lora+tokens"])
+def test_attention_between_steps_is_trained_with_and_restored(recipe, tmp_path, mode):
+    path = recipe(model={"step_attention": "tokens"}, adapter={"mode": mode})
+    assert finetune.main([path]) == 0
+    run = tmp_path / "run"
+    if mode == "full":
+        model = AutoModelForCausalLM.from_pretrained(run)
+        assert restore_step_attention(model, run) == "tokens"
+    else:
+        model, _ = load_adapter(run)
+        assert get_step_attention(model) == "tokens"
+    ordinary = str(tmp_path / "ordinary")
+    assert finetune.main([recipe(adapter={"mode": mode}), "--output_dir", ordinary, "--step_attention", "none"]) == 0
+    losses = [
+        [
+            entry["loss"]
+            for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]
+            if "loss" in entry
+        ]
+        for folder in (run, tmp_path / "ordinary")
+    ]
+    assert losses[0] != losses[1]
 
 
 def test_a_tokenizer_with_another_scheme_or_an_adapter_as_base(recipe, tmp_path, capsys):
