@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 VERBS = {
     "quickstart": "Build a data set, train, sweep the depth, halt adaptively, save and load: minutes on a CPU.",
     "train": "Train a recurrent-depth model by a recipe; resume a run that was killed.",
+    "finetune": "Teach any causal language model to solve questions in memory and reason steps.",
     "evaluate": "Let a model decide its depth: accuracy and recurrences used, by group.",
     "sweep": "Accuracy and logit margins after every recurrence, by group, in one pass.",
     "generate": "Go on with a prompt, and show how many recurrences each token took.",

@@ -12,7 +12,7 @@ The kinds and their tokens are those of "Disentangling Memory and Reasoning Abil
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 from .step_groups import FAMILY_TOKEN, Piece, find_groups, find_lines
 
@@ -107,11 +107,11 @@ class StepScheme:
         ValueError, TypeError: for anything else, and for combinations that say nothing.
     """
 
-    num_prefix_tokens: int = 2
-    num_step_tokens: int = 4
-    marks: str = "tokens"
-    layout: str = "steps"
-    ordered: bool = False
+    num_prefix_tokens: int = field(default=2, metadata={"help": "Tokens before every step, whatever its kind."})
+    num_step_tokens: int = field(default=4, metadata={"help": "Tokens that tell the kind of a step."})
+    marks: str = field(default="tokens", metadata={"help": f"What marks a step: {', '.join(MARKS)}."})
+    layout: str = field(default="steps", metadata={"help": f"What a text consists of: {', '.join(LAYOUTS)}."})
+    ordered: bool = field(default=False, metadata={"help": "All memory steps before the others."})
 
     def __post_init__(self):
         for name in ("num_prefix_tokens", "num_step_tokens"):
@@ -307,7 +307,7 @@ class StepScheme:
         Raises:
             ValueError: for a key that is no field.
         """
-        names = [field.name for field in fields(cls)]
+        names = [item.name for item in fields(cls)]
         unknown = [name for name in values if name not in names]
         if unknown:
             raise ValueError(f"A scheme of steps has no {', '.join(map(str, unknown))}; it has {', '.join(names)}.")

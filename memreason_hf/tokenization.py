@@ -148,6 +148,19 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [unknown if token_id in special else token_id for token_id in ids]
 
 
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """
+    What shorter rows of a batch are filled up with: the padding token, or the end of text where there is none.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return token_id
+    raise ValueError("The tokenizer has neither a padding nor an end token: set tokenizer.pad_token.")
+
+
 def encode_solution(tokenizer: PreTrainedTokenizerBase, steps: Iterable[Step | Mapping]) -> list[int]:
     """The ids of a solution, as `read_scheme(tokenizer).render(steps)` writes it: only its marks are special."""
     scheme = read_scheme(tokenizer)

@@ -62,22 +62,27 @@ class RecipeParser(HfArgumentParser):
         sections: the sections that a recipe may have. Each field is a key of its section and, where a flag can
             express its type, a flag.
         recipe_required: whether the command works from flags alone.
+        recipe_prefix: what the names of the package's recipes for this command begin with; users leave it out.
         kwargs: as for `argparse.ArgumentParser`.
     """
 
-    def __init__(self, sections: list[RecipeSection], *, recipe_required: bool = True, **kwargs):
+    def __init__(
+        self, sections: list[RecipeSection], *, recipe_required: bool = True, recipe_prefix: str = "", **kwargs
+    ):
         kwargs.setdefault("usage", "%(prog)s RECIPE [--flag value ...]")
         kwargs.setdefault("formatter_class", _HelpFormatter)
         super().__init__(allow_abbrev=False, add_help=False, **kwargs)
         self.sections = {section.name: section for section in sections}
         self.recipe_required = recipe_required
+        self.recipe_prefix = recipe_prefix
+        packaged = ", ".join(name.removeprefix(recipe_prefix) for name in recipe_names(recipe_prefix))
         self._destinations: dict[str, tuple[str, str]] = {}
         self._hidden: list[argparse.Action] = []
         self.add_argument(
             "recipe",
             nargs=None if recipe_required else "?",
             metavar="RECIPE",
-            help=f"A YAML file, or the name of a recipe of the package: {', '.join(recipe_names())}.",
+            help=f"A YAML file, or the name of a recipe of the package: {packaged}.",
         )
         self.add_argument("-h", "--help", action=_HelpAction, everything=False, help="Show the usual flags and exit.")
         self.add_argument("--help_all", "--help-all", action=_HelpAction, everything=True, help="Show every flag.")
@@ -107,7 +112,7 @@ class RecipeParser(HfArgumentParser):
         values = {name: {} for name in self.sections}
         path = None
         if namespace.recipe not in (_UNSET, None):
-            path = find_recipe(namespace.recipe)
+            path = find_recipe(namespace.recipe, self.recipe_prefix)
             for name, given in load_recipe(path).items():
                 section = self._known_section(name, path)
                 values[section] = self._checked(section, given, path)

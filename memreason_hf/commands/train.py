@@ -1,19 +1,17 @@
 """`memreason train RECIPE`: trains a recurrent-depth model, or goes on with a run that was stopped."""
 
 import sys
-from pathlib import Path
 
 from memreason_hf.training import CurriculumArguments, RecurrentTrainingArguments
-from memreason_hf.training.checkpoints import checkpoint_step, list_checkpoints
 from memreason_hf.training.errors import TrainingError
 from memreason_hf.training.runs import DataArguments, ModelArguments, prepare_run
 
 from .errors import USER_ERRORS, user_errors
 from .recipe import RecipeParser, RecipeSection
+from .training_runs import output_folder_of, run_training
 
 
-INTERRUPTED = 130
-
+PROG = "memreason train"
 DESCRIPTION = """\
 Trains a recurrent-depth model by a RECIPE: a YAML file with the sections model, data, training and curriculum, or the
 name of one that comes with the package. Every key is also a flag, which wins over the recipe.
@@ -142,7 +140,7 @@ SECTIONS = [
 
 
 def make_parser() -> RecipeParser:
-    return RecipeParser(SECTIONS, prog="memreason train", description=DESCRIPTION, epilog=EPILOG)
+    return RecipeParser(SECTIONS, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -150,44 +148,20 @@ def main(argv: list[str] | None = None) -> int:
     Trains; returns the exit code: 0, or 130 after Ctrl-C. A wrong recipe and a failed training end the program with
     code 2 and one message.
     """
-    with user_errors("memreason train", *USER_ERRORS, TrainingError):
+    with user_errors(PROG, *USER_ERRORS, TrainingError):
         _, values = make_parser().parse_recipe(argv)
-        if "output_dir" not in values["training"]:
-            raise ValueError("training.output_dir is not given: where to save, --output_dir FOLDER.")
+        output_folder_of(values)
         args = RecurrentTrainingArguments(**values["training"])
         trainer = prepare_run(args, model=values["model"], data=values["data"], curriculum=values["curriculum"])
-    resume = args.resume_from_checkpoint
-    if resume is None and not args.restart and list_checkpoints(args.output_dir):
-        resume = True
-    with user_errors("memreason train", TrainingError):
-        trainer.train(resume)
-    if not trainer.interrupted:
-        trainer.save_model()
-        trainer.save_state()
-    _say(trainer, _summary(trainer))
-    trainer.end()
-    return INTERRUPTED if trainer.interrupted else 0
+    return run_training(trainer, PROG, _stages_left)
 
 
-def _summary(trainer):
-    steps, curriculum = trainer.state.global_step, trainer.curriculum
-    if trainer.interrupted:
-        saved = f"saved {trainer.last_checkpoint}" if trainer.last_checkpoint else "nothing was saved"
-        return f"Stopped after step {steps}; {saved}. The same command again goes on from there."
-    already = trainer.resumed_from is not None and checkpoint_step(trainer.resumed_from) == steps
-    lines = [
-        f"{'The run was finished already, after' if already else 'Trained for'} {steps} steps.",
-        f"The model is in {Path(trainer.args.output_dir)}.",
-    ]
-    if curriculum is not None and curriculum.passed_at is None:
-        left = ", ".join(map(str, curriculum.stages[curriculum.stage_index :]))
-        lines.append(f"max_steps={trainer.state.max_steps} ended it before these stages were passed: {left}.")
-    return " ".join(lines)
-
-
-def _say(trainer, message):
-    if trainer.is_world_process_zero():
-        print(message, flush=True)
+def _stages_left(trainer):
+    curriculum = trainer.curriculum
+    if curriculum is None or curriculum.passed_at is not None:
+        return ""
+    left = ", ".join(map(str, curriculum.stages[curriculum.stage_index :]))
+    return f"max_steps={trainer.state.max_steps} ended it before these stages were passed: {left}."
 
 
 if __name__ == "__main__":

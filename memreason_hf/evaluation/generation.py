@@ -17,7 +17,7 @@ from memreason_hf.data.question_options import options_by_label
 from memreason_hf.step_attention import get_step_attention
 from memreason_hf.step_depth import StepKinds, recurrences_by_kind
 from memreason_hf.steps import KINDS, Step, StepScheme
-from memreason_hf.tokenization import decode_solution, encode_prompt, read_scheme
+from memreason_hf.tokenization import decode_solution, encode_prompt, padding_id, read_scheme
 
 from .answers import judge_answer
 from .generation_files import FIELDS, OPTIONAL_FIELDS, GenerationFile
@@ -154,8 +154,7 @@ def _check(model, tokenizer, rows, batch_size, max_new_tokens):
             f"The tokenizer has ids up to {largest}, the model {num_rows} rows: they do not belong together. Take the "
             "tokenizer that is saved with the model, or extend both (extend_tokenizer)."
         )
-    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
-        raise ValueError("The tokenizer has neither a padding nor an end token: set tokenizer.pad_token.")
+    padding_id(tokenizer)
 
 
 def _generate(
@@ -171,7 +170,7 @@ def _generate(
                 f"{context} tokens; the first is that of item {too_long[0]}, {len(prompts[too_long[0]])} tokens. "
                 "Leave out demonstrations, or these items."
             )
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = padding_id(tokenizer)
     ends = _end_ids(model, tokenizer)
     # Plain greedy search, whatever the model's own generation config says.
     arguments = {

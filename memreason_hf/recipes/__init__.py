@@ -1,4 +1,4 @@
-"""Ready recipes: YAML files that `memreason train` and `memreason quickstart` take by name."""
+"""Ready recipes: YAML files that `memreason train`, `finetune` and `quickstart` take by name."""
 
 import difflib
 from collections.abc import Hashable
@@ -8,16 +8,20 @@ import yaml
 
 
 RECIPES_FOLDER = Path(__file__).parent
+# What the names of recipes for other commands than `train` begin with, which there may be left out.
+FINETUNE = "finetune_"
+_PREFIXES = (FINETUNE,)
 
 
-def recipe_names() -> list[str]:
-    """The names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES_FOLDER.glob("*.yaml"))
+def recipe_names(prefix: str = "") -> list[str]:
+    """The names of the package's recipes that begin with `prefix`; those for `memreason train` have none."""
+    names = sorted(path.stem for path in RECIPES_FOLDER.glob("*.yaml"))
+    return [name for name in names if (name.startswith(prefix) if prefix else not name.startswith(_PREFIXES))]
 
 
-def find_recipe(recipe: str | Path) -> Path:
+def find_recipe(recipe: str | Path, prefix: str = "") -> Path:
     """
-    The file of a recipe given by its path or, for those of the package, by its name.
+    The file of a recipe given by its path or, for those of the package, by its name, `prefix` being optional.
 
     Raises:
         FileNotFoundError: there is neither such a file nor a recipe of that name.
@@ -25,13 +29,15 @@ def find_recipe(recipe: str | Path) -> Path:
     path = Path(recipe)
     if path.is_file():
         return path
-    packaged = RECIPES_FOLDER / f"{recipe}.yaml"
-    if packaged.parent == RECIPES_FOLDER and packaged.is_file():
-        return packaged
-    close = difflib.get_close_matches(str(recipe), recipe_names(), n=1)
+    for name in (f"{prefix}{recipe}", str(recipe)):
+        packaged = RECIPES_FOLDER / f"{name}.yaml"
+        if packaged.parent == RECIPES_FOLDER and packaged.is_file():
+            return packaged
+    names = [name.removeprefix(prefix) for name in recipe_names(prefix)]
+    close = difflib.get_close_matches(str(recipe).removeprefix(prefix), names, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
     raise FileNotFoundError(
-        f"No recipe {str(recipe)!r}: neither a file nor one of the package's ({', '.join(recipe_names())}).{hint}"
+        f"No recipe {str(recipe)!r}: neither a file nor one of the package's ({', '.join(names)}).{hint}"
     )
 
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import modeling_recurrent  # noqa: F401  (registers its model: a base can be one)
+from memreason_hf.step_attention import restore_step_attention
 from memreason_hf.tokenization import extend_tokenizer, read_scheme
 from memreason_hf.training import checkpoints, output_folder
 from memreason_hf.training.adapter_base import check_base, check_config, check_tokenizer
@@ -96,7 +97,8 @@ def load_adapter(
     **kwargs,
 ) -> tuple[AdapterModel, PreTrainedTokenizerBase]:
     """
-    An adapter on its base, which is extended first, and the tokenizer.
+    An adapter on its base, which is extended first, and the tokenizer; with the attention between steps that it was
+    trained with.
 
     Args:
         folder: what `save_adapter` or a Trainer wrote.
@@ -136,6 +138,7 @@ def load_adapter(
     config.inference_mode = not is_trainable
     model = AdapterModel(model, config, mode=note["mode"], base=note["base"])
     model.load_adapter(folder, ADAPTER, is_trainable=is_trainable)
+    restore_step_attention(model, folder)
     return model.train(is_trainable), tokenizer
 
 

@@ -12,6 +12,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from memreason_hf.step_attention import save_step_attention
 from memreason_hf.training import checkpoints
 
 
@@ -53,6 +54,7 @@ class AdapterModel(PeftModelForCausalLM):
         if kwargs.get("is_main_process", True):
             note = {"mode": self.adapter_mode, "base": self.adapter_base}
             checkpoints.write_json(Path(save_directory) / ADAPTER_FILE, note)
+            save_step_attention(self, save_directory)
 
     def load_adapter(self, model_id, adapter_name=ADAPTER, **kwargs):
         """

@@ -1,4 +1,4 @@
-"""Arguments of `RecurrentTrainer`, beside those of transformers."""
+"""Arguments of the trainers of this package, beside those of transformers."""
 
 from dataclasses import dataclass, field
 
@@ -11,14 +11,14 @@ from memreason_hf.training.losses import RECURRENCE_LOSSES
 
 
 @dataclass
-class RecurrentTrainingArguments(TrainingArguments):
+class ScheduledTrainingArguments(TrainingArguments):
     """
-    `TrainingArguments` for recurrent-depth models.
+    `TrainingArguments` of a `ScheduledTrainer`, whose steps follow from their number.
 
-    How deep a step runs is not set here but in the model's config (`recurrence_sampling`, `num_recurrences`,
-    `recurrence_min`, `recurrence_max`); it is drawn from (`seed`, global step).
+    How deep a step of a recurrent-depth model runs is not set here but in the model's config (`recurrence_sampling`,
+    `num_recurrences`, `recurrence_min`, `recurrence_max`); it is drawn from (`seed`, global step).
 
-    > Loss
+    > Recurrent-depth models
 
     Args:
         recurrence_loss (`str`, defaults to `"last"`):
@@ -27,9 +27,8 @@ class RecurrentTrainingArguments(TrainingArguments):
         recurrence_loss_decay (`float`, defaults to 0.5):
             `"geometric"`: the weight of recurrence t of R is proportional to `recurrence_loss_decay ** (R - t)`. Below
             1 the last recurrence weighs most, above 1 the first.
-        supervision (`str`, defaults to `"answer"`):
-            `"answer"`: a label at the last position only. `"prefix"`: one after every relation, the entity reached so
-            far.
+        eval_num_recurrences (`int`, *optional*):
+            Recurrences in evaluation, the criterion off. `None`: as the model's config says.
 
     > Batches
 
@@ -37,13 +36,6 @@ class RecurrentTrainingArguments(TrainingArguments):
         length_pool (`int`, defaults to 32):
             Rows of so many global batches are sorted by length together, then cut into batches, then shuffled, so that
             a batch is padded little. 1: batches of mixed length, each padded to its own longest row.
-        group_column (`str`, defaults to `"hops"`): The column that names the group of a row.
-
-    > Evaluation
-
-    Args:
-        eval_num_recurrences (`int`, *optional*):
-            Recurrences in evaluation, the criterion off. `None`: as the model's config says.
 
     > Runs
 
@@ -51,12 +43,13 @@ class RecurrentTrainingArguments(TrainingArguments):
         expected_world_size (`int`, *optional*): Processes that must have been started; another number is an error.
         restart (`bool`, defaults to `False`): Begin anew in an `output_dir` that holds a run; the old one is removed.
 
-    Defaults that differ from the parent's: `learning_rate` 1e-4, `weight_decay` 0.01, `lr_scheduler_type`
-    `"constant_with_warmup"`, `per_device_train_batch_size` 128, `per_device_eval_batch_size` 512, `save_total_limit`
-    2, `logging_nan_inf_filter` False (a loss that is not finite ends the run), `remove_unused_columns` False,
-    `ignore_data_skip` True (batches are computed from the step, none is skipped), `metric_for_best_model` `"accuracy"`
-    with `load_best_model_at_end`. With `bf16` and no accelerator `use_cpu` is set.
+    Defaults that differ from the parent's: `save_total_limit` 2, `logging_nan_inf_filter` False (a loss that is not
+    finite ends the run), `remove_unused_columns` False, `ignore_data_skip` True (batches are computed from the step,
+    none is skipped). With `bf16` and no accelerator `use_cpu` is set.
     """
+
+    # Whether 'epoch' may be said where the library wants to know when.
+    counts_epochs = False
 
     recurrence_loss: str = field(
         default="last",
@@ -65,16 +58,11 @@ class RecurrentTrainingArguments(TrainingArguments):
     recurrence_loss_decay: float = field(
         default=0.5, metadata={"help": "Geometric weights: decay ** (recurrences after this one)."}
     )
-    supervision: str = field(
-        default="answer",
-        metadata={"help": "Labels: the 'answer' only, or ('prefix') the entity reached after every relation."},
+    eval_num_recurrences: int | None = field(
+        default=None, metadata={"help": "Recurrences in evaluation; otherwise what the model's config says."}
     )
     length_pool: int = field(
         default=32, metadata={"help": "Global batches whose rows are sorted by length together; 1: no sorting."}
-    )
-    group_column: str = field(default="hops", metadata={"help": "The column that names the group of a row."})
-    eval_num_recurrences: int | None = field(
-        default=None, metadata={"help": "Recurrences in evaluation; otherwise what the model's config says."}
     )
     expected_world_size: int | None = field(
         default=None, metadata={"help": "Processes that must have been started; another number is an error."}
@@ -90,14 +78,6 @@ class RecurrentTrainingArguments(TrainingArguments):
     max_steps: int = field(
         default=-1, metadata={"help": "Steps; if not given, num_train_epochs passes over the data."}
     )
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Rows of a step on each device."})
-    per_device_eval_batch_size: int = field(default=512, metadata={"help": "Rows of a forward call in evaluation."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "The (highest) learning rate."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay, not on biases and norms."})
-    lr_scheduler_type: SchedulerType | str = field(
-        default="constant_with_warmup",
-        metadata={"help": "The learning rate schedule. Where the optimiser starts anew it does, too."},
-    )
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints that are kept: the newest, and the best one."}
     )
@@ -108,17 +88,14 @@ class RecurrentTrainingArguments(TrainingArguments):
     ignore_data_skip: bool = field(default=True, metadata={"help": "Always true: batches are computed, none skipped."})
 
     def __post_init__(self):
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
-            self.metric_for_best_model = "accuracy"
         if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
         self.ignore_data_skip = True
-        self._validate_recurrent()
+        self._validate_scheduled()
 
-    def _validate_recurrent(self):
-        _one_of("recurrence_loss", self.recurrence_loss, RECURRENCE_LOSSES)
-        _one_of("supervision", self.supervision, SUPERVISIONS)
+    def _validate_scheduled(self):
+        one_of("recurrence_loss", self.recurrence_loss, RECURRENCE_LOSSES)
         for name in ("length_pool", "per_device_train_batch_size", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -134,9 +111,7 @@ class RecurrentTrainingArguments(TrainingArguments):
             )
         # Settings of the stock Trainer that would be ignored, or would break that batches follow from the step.
         if self.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor} is not supported: the model computes its loss."
-            )
+            raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor} is not supported.")
         if self.auto_find_batch_size:
             raise ValueError("auto_find_batch_size is not supported: the batch of a step must not depend on memory.")
         if self.train_sampling_strategy != "random":
@@ -148,7 +123,7 @@ class RecurrentTrainingArguments(TrainingArguments):
             ("eval_strategy", IntervalStrategy),
             ("save_strategy", SaveStrategy),
         ):
-            if getattr(self, name) == strategies.EPOCH:
+            if getattr(self, name) == strategies.EPOCH and not self.counts_epochs:
                 raise ValueError(f"{name}='epoch' is not supported: training counts steps. Use 'steps'.")
         if self.save_strategy == SaveStrategy.BEST:
             raise ValueError(
@@ -157,6 +132,45 @@ class RecurrentTrainingArguments(TrainingArguments):
             )
 
 
-def _one_of(name, value, known):
+@dataclass
+class RecurrentTrainingArguments(ScheduledTrainingArguments):
+    """
+    Arguments of `RecurrentTrainer`: those of `ScheduledTrainingArguments`, and
+
+    Args:
+        supervision (`str`, defaults to `"answer"`):
+            `"answer"`: a label at the last position only. `"prefix"`: one after every relation, the entity reached so
+            far.
+        group_column (`str`, defaults to `"hops"`): The column that names the group of a row.
+
+    Defaults that differ from the parent's: `learning_rate` 1e-4, `weight_decay` 0.01, `lr_scheduler_type`
+    `"constant_with_warmup"`, `per_device_train_batch_size` 128, `per_device_eval_batch_size` 512,
+    `metric_for_best_model` `"accuracy"` with `load_best_model_at_end`.
+    """
+
+    supervision: str = field(
+        default="answer",
+        metadata={"help": "Labels: the 'answer' only, or ('prefix') the entity reached after every relation."},
+    )
+    group_column: str = field(default="hops", metadata={"help": "The column that names the group of a row."})
+
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Rows of a step on each device."})
+    per_device_eval_batch_size: int = field(default=512, metadata={"help": "Rows of a forward call in evaluation."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "The (highest) learning rate."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay, not on biases and norms."})
+    lr_scheduler_type: SchedulerType | str = field(
+        default="constant_with_warmup",
+        metadata={"help": "The learning rate schedule. Where the optimiser starts anew it does, too."},
+    )
+
+    def __post_init__(self):
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "accuracy"
+        super().__post_init__()
+        one_of("supervision", self.supervision, SUPERVISIONS)
+
+
+def one_of(name: str, value, known):
+    """Raises ValueError if the value of a field is not among the known ones."""
     if value not in known:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}.")

@@ -43,13 +43,13 @@ class TokenRows:
 
     Args:
         dataset (`datasets.Dataset`): needs `input_ids`; all other columns of integer lists are kept, too.
-        group_column: a column of integers, kept as `groups` (`None` if there is no such column).
+        group_column: a column of integers, kept as `groups` (`None` if there is no such column); `None`: no groups.
 
     Raises:
         ValueError: no rows, or no column `input_ids` of integer lists.
     """
 
-    def __init__(self, dataset, group_column: str = "hops"):
+    def __init__(self, dataset, group_column: str | None = "hops"):
         if len(dataset) == 0:
             raise ValueError("The training data set is empty: there is nothing to train on.")
         table = dataset.with_format("arrow")[:]

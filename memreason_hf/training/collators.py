@@ -37,24 +37,41 @@ class ChainCollator:
         self.supervision = supervision
 
     def __call__(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
-        if len(rows) == 0:
-            raise ValueError("A batch needs at least one row, got none.")
-        lengths = [len(row["input_ids"]) for row in rows]
-        width, shortest = max(lengths), min(lengths)
-        if shortest == 0:
-            raise ValueError(f"Row {lengths.index(0)} of a batch has no tokens.")
-        input_ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
-        labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
-        for index, (row, length) in enumerate(zip(rows, lengths)):
-            if len(row["label_ids"]) != length:
-                raise ValueError(f"A row has {length} input_ids and {len(row['label_ids'])} label_ids.")
-            input_ids[index, width - length :] = row["input_ids"]
-            if self.supervision == "prefix":
-                labels[index, width - length :] = row["label_ids"]
-            else:
-                labels[index, -1] = row["label_ids"][-1]
-        batch = {"input_ids": torch.from_numpy(input_ids), "shift_labels": torch.from_numpy(labels)}
-        if shortest < width:
-            first = width - np.asarray(lengths)[:, None]
-            batch["attention_mask"] = torch.from_numpy((np.arange(width) >= first).astype(np.int64))
+        batch = pad_rows(rows, self.pad_token_id, side="left")
+        if self.supervision == "answer":
+            batch["shift_labels"][:, :-1] = IGNORED
         return batch
+
+
+def pad_rows(rows: Sequence[Mapping], pad_token_id: int, *, side: str) -> dict[str, torch.Tensor]:
+    """
+    Rows of `input_ids` and `label_ids` (the label at a position) as a batch.
+
+    Args:
+        side: `"left"` or `"right"`, where shorter rows are filled up.
+
+    Returns:
+        Int64 tensors of shape `(batch, longest row)`: `input_ids`, `shift_labels` and, where a row was padded,
+        `attention_mask`.
+
+    Raises:
+        ValueError: no rows, a row without tokens, or labels that are fewer or more than the tokens.
+    """
+    if len(rows) == 0:
+        raise ValueError("A batch needs at least one row, got none.")
+    lengths = [len(row["input_ids"]) for row in rows]
+    width, shortest = max(lengths), min(lengths)
+    if shortest == 0:
+        raise ValueError(f"Row {lengths.index(0)} of a batch has no tokens.")
+    input_ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
+    labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for index, (row, length) in enumerate(zip(rows, lengths)):
+        if len(row["label_ids"]) != length:
+            raise ValueError(f"A row has {length} input_ids and {len(row['label_ids'])} label_ids.")
+        filled = slice(width - length, width) if side == "left" else slice(length)
+        input_ids[index, filled], labels[index, filled], mask[index, filled] = row["input_ids"], row["label_ids"], 1
+    batch = {"input_ids": torch.from_numpy(input_ids), "shift_labels": torch.from_numpy(labels)}
+    if shortest < width:
+        batch["attention_mask"] = torch.from_numpy(mask)
+    return batch

@@ -37,7 +37,7 @@ _IGNORED = ("transformers_version", "architectures", "auto_map", "dtype", "use_c
 def run_fingerprint(trainer) -> dict:
     """
     What decides the weights of `trainer`'s run, flat: the model's config and adapter, the training data, the arguments
-    that matter, the curriculum. How often it saves, logs or evaluates does not, nor how many processes share a batch.
+    that matter. How often it saves, logs or evaluates does not, nor how many processes share a batch.
     """
     config = trainer.model.config.to_dict()
     fingerprint = {
@@ -49,16 +49,26 @@ def run_fingerprint(trainer) -> dict:
         fingerprint |= trainer.model.settings()
     args = trainer.args
     arguments = args.to_dict()
-    fingerprint |= {f"training.{name}": arguments.get(name, getattr(args, name, None)) for name in _ARGUMENTS}
+    fingerprint |= {
+        f"training.{name}": arguments.get(name, getattr(args, name, None))
+        for name in _ARGUMENTS
+        if hasattr(args, name)
+    }
     fingerprint["training.global_batch_size"] = trainer.schedule.batch_size
     if arguments["lr_scheduler_type"] not in _OPEN_ENDED or 0 < args.warmup_steps < 1:
         fingerprint |= {f"training.{name}": arguments[name] for name in ("max_steps", "num_train_epochs")}
     fingerprint["data.train"] = trainer.train_rows.fingerprint()
+    return fingerprint
+
+
+def curriculum_fingerprint(trainer) -> dict:
+    """What the curriculum of `trainer` adds to that, `{}` without one."""
     curriculum = trainer.curriculum
-    if curriculum is not None:
-        chosen = asdict(curriculum.arguments)
-        fingerprint["curriculum.stages"] = curriculum.stages
-        fingerprint |= {f"curriculum.{name}": chosen[name] for name in _CURRICULUM}
-        if curriculum.arguments.gate == "heldout":
-            fingerprint["data.heldout"] = TokenRows(curriculum.heldout, args.group_column).fingerprint()
+    if curriculum is None:
+        return {}
+    chosen = asdict(curriculum.arguments)
+    fingerprint = {"curriculum.stages": curriculum.stages}
+    fingerprint |= {f"curriculum.{name}": chosen[name] for name in _CURRICULUM}
+    if curriculum.arguments.gate == "heldout":
+        fingerprint["data.heldout"] = TokenRows(curriculum.heldout, trainer.args.group_column).fingerprint()
     return fingerprint

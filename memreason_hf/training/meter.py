@@ -40,10 +40,10 @@ class TrainingMeter:
         self._clear()
         self.set_gate_counts(0, 0)
 
-    def start_step(self, num_recurrences: int):
-        """A step begins, before its batch is made."""
+    def start_step(self, num_recurrences: int | None = None):
+        """A step begins, before its batch is made; of a model without recurrences nothing is said of them."""
         self._started = time.perf_counter()
-        self._recurrences += num_recurrences
+        self._recurrences += num_recurrences or 0
 
     def end_step(self, tokens: int):
         """It ends, before evaluation and saving; `tokens`: real ones, of all ranks."""
@@ -66,7 +66,7 @@ class TrainingMeter:
         """
         right, rows = self._sum_ranks(self._right, self._rows)
         steps, seconds = max(self._steps, 1), max(self._seconds, 1e-9)
-        logs = {"num_recurrences": self._recurrences / steps}
+        logs = {"num_recurrences": self._recurrences / steps} if self._recurrences else {}
         if rows:
             logs["accuracy"] = right / rows
         logs["tokens_per_second"] = round(self._tokens / seconds, 1)

@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 
 class ResumableTrainer(Trainer):
     """
-    The part of `RecurrentTrainer` that begins, stops and resumes runs.
+    The part of this package's trainers that begins, stops and resumes runs.
 
     - A checkpoint is there whole or not at all; old ones go only after that. Damaged ones are noticed before anything
       is loaded.

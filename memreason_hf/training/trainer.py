@@ -5,44 +5,25 @@ import numpy as np
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from datasets import Dataset
-from transformers import TrainerCallback
 from transformers.utils import logging
 
 from memreason_hf.evaluation.predictions import AnswerPredictions, predict_answers
 from memreason_hf.metrics import metric_path
 from memreason_hf.training.arguments import RecurrentTrainingArguments
-from memreason_hf.training.attention_kernel import short_attention
-from memreason_hf.training.batches import ROW_INFO, BatchSchedule, Position, RowInfo, TokenRows, TrainBatches
+from memreason_hf.training.batches import Position, TokenRows
 from memreason_hf.training.curriculum import CurriculumCallback
 from memreason_hf.training.errors import StageNotLearnedError
-from memreason_hf.training.fingerprint import run_fingerprint
-from memreason_hf.training.launch import check_launch
-from memreason_hf.training.losses import recurrence_loss_weights
-from memreason_hf.training.meter import TrainingMeter, answers_right
-from memreason_hf.training.resumable import ResumableTrainer
-from modeling_recurrent.sampling_recurrent import sample_num_recurrences
+from memreason_hf.training.fingerprint import curriculum_fingerprint
+from memreason_hf.training.meter import answers_right
+from memreason_hf.training.scheduled import ScheduledTrainer
 
 
 logger = logging.get_logger(__name__)
 
 
-def may_leave_out_parameters(config) -> bool:
-    """Whether a training step may use only some of the parameters, which DDP must search for then, at a price."""
-    least = config.recurrence_min or 1
-    if config.recurrence_sampling == "fixed":
-        least = max(least, min(config.num_recurrences, config.recurrence_max or config.num_recurrences))
-    # What stands between recurrences is left out of a step of one.
-    between = config.state_norm != "none" or config.input_injection == "concat"
-    return config.backprop_recurrences is not None or (between and least < 2)
-
-
-class RecurrentTrainer(ResumableTrainer):
+class RecurrentTrainer(ScheduledTrainer):
     """
-    Trains a `RecurrentDepthForCausalLM` on encoded chains.
-
-    A step follows from its number: the depth from (seed, step), the rows from (seed, step, stage history), dropout
-    from (seed, step, rank). A run that was killed and resumed ends with the weights of an undisturbed one, bit for
-    bit; on several ranks the gradients are those of one process with the same global batch.
+    Trains a `RecurrentDepthForCausalLM` on encoded chains, each step as `ScheduledTrainer` says.
 
     Beside what `Trainer` takes:
         args (`RecurrentTrainingArguments`).
@@ -56,28 +37,15 @@ class RecurrentTrainer(ResumableTrainer):
         LaunchError: accelerate set up something else than what was asked for.
     """
 
+    arguments_class = RecurrentTrainingArguments
+    usual_collator = "for chains ChainCollator(pad_token_id, args.supervision)"
+
     def __init__(self, model=None, args: RecurrentTrainingArguments | None = None, **kwargs):
-        if not isinstance(args, RecurrentTrainingArguments):
-            raise ValueError(f"args must be RecurrentTrainingArguments, not {type(args).__name__}.")
-        if kwargs.get("data_collator") is None:
-            raise ValueError("data_collator is needed: for chains ChainCollator(pad_token_id, args.supervision).")
-        if args.ddp_find_unused_parameters is None and model is not None:
-            args.ddp_find_unused_parameters = may_leave_out_parameters(model.config)
-        config_use_cache = getattr(getattr(model, "config", None), "use_cache", None)
-        super().__init__(model=model, args=args, **kwargs)
-        check_launch(args, self.accelerator)
-        if config_use_cache is not None:
-            # The parent writes `args.use_cache` into a config that is saved; training passes use_cache=False instead.
-            self.model.config.use_cache = config_use_cache
+        super().__init__(model, args, **kwargs)
         # The model divides by num_items_in_batch.
         self.model_accepts_loss_kwargs = True
-        self.meter = TrainingMeter(args.device, lambda tensor: self.accelerator.reduce(tensor, "sum"))
-        self._tokens_of_step = 0
-        self._micro_batch = 0
         self._stage_of_step: int | None = None
         self._metric = None
-        self._prepare_data()
-        self.add_callback(_MeterCallback(self))
 
     @property
     def curriculum(self) -> CurriculumCallback | None:
@@ -107,7 +75,7 @@ class RecurrentTrainer(ResumableTrainer):
     # ---- What makes up a run ----
 
     def run_fingerprint(self) -> dict:
-        return run_fingerprint(self)
+        return super().run_fingerprint() | curriculum_fingerprint(self)
 
     def begin_anew(self):
         self.clear_gate_counts()
@@ -125,125 +93,37 @@ class RecurrentTrainer(ResumableTrainer):
             main = self.args.process_index == 0
             self.meter.set_gate_counts(*((self.curriculum.seen_right, self.curriculum.seen_rows) if main else (0, 0)))
 
-    # ---- Data ----
+    # ---- Data and steps ----
 
     def _prepare_data(self):
-        self.train_rows, self.schedule = None, None
-        if self.train_dataset is None:
-            return
-        self.train_rows = TokenRows(self.train_dataset, self.args.group_column)
-        vocab_size = self.model.config.vocab_size
-        if self.train_rows.largest_id >= vocab_size:
-            raise ValueError(
-                f"The training data hold the token id {self.train_rows.largest_id}, but the model's vocab_size is "
-                f"{vocab_size}: the vocabulary does not match. Encode the data with the model's tokenizer."
-            )
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self.schedule = BatchSchedule(
-            self.train_rows.lengths,
-            self.train_rows.groups,
-            self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
-            self.args.length_pool,
-            seed,
-        )
-        if self.curriculum is not None:
+        super()._prepare_data()
+        if self.train_rows is not None and self.curriculum is not None:
             if self.args.max_steps <= 0:
                 raise ValueError("A curriculum needs max_steps: the most steps that all of its stages may take.")
             self.curriculum.attach(self, self.train_rows.groups)
 
     def position(self) -> Position:
         """Where training is."""
-        if self.curriculum is not None:
-            return self.curriculum.position(self.state.global_step)
-        return Position(0, None, self.state.global_step)
-
-    def get_train_dataloader(self) -> TrainBatches:
-        """
-        Micro-batches of this rank for the step that is due. Not prepared by accelerate, which would fetch one ahead:
-        it would still be of the old stage.
-        """
-        if self.train_rows is None:
-            raise ValueError("Trainer: training requires a train_dataset.")
-        return TrainBatches(
-            self.train_rows,
-            self.schedule,
-            self.data_collator,
-            self.position,
-            per_device_batch_size=self.args.train_batch_size,
-            gradient_accumulation_steps=self.args.gradient_accumulation_steps,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
-        )
-
-    def set_initial_training_values(self, args, dataloader):
-        """One "epoch" of all steps, whatever the number of passes over the data: see `TrainBatches`."""
-        batch_size = self.schedule.batch_size
-        max_steps = args.max_steps
-        if max_steps <= 0:
-            max_steps = int(np.ceil(args.num_train_epochs * len(self.train_rows) / batch_size))
-        micro_batches = max_steps * args.gradient_accumulation_steps
-        return 1, max_steps, len(self.train_rows), max_steps * batch_size, batch_size, micro_batches, max_steps
+        return super().position() if self.curriculum is None else self.curriculum.position(self.state.global_step)
 
     def passes_over_data(self) -> float:
         """Passes over the data so far, those over each stage's rows added up."""
         if self.curriculum is None:
-            return self.state.global_step * self.schedule.batch_size / len(self.train_rows)
+            return super().passes_over_data()
         ends = [*self.curriculum.stage_starts[1:], self.state.global_step]
         steps = [end - start for start, end in zip(self.curriculum.stage_starts, ends)]
         sizes = [np.count_nonzero(self.train_rows.groups <= stage) for stage in self.curriculum.stages]
         return sum(count * self.schedule.batch_size / size for count, size in zip(steps, sizes))
 
-    # ---- A step ----
-
-    def step_recurrences(self) -> int:
-        """The recurrences of the step that is due, the same on every rank and for every micro-batch."""
-        return sample_num_recurrences(self.model.config, self.args.seed, self.state.global_step)
-
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        self.meter.start_step(self.step_recurrences())
-        self._micro_batch = 0
         self._stage_of_step = self.position().limit
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
-    def _get_num_items_in_batch(self, batch_samples, device):
-        """Labels of all micro-batches of a step; over all ranks with `average_tokens_across_devices`."""
-        count = sum(batch["shift_labels"].ne(-100).sum() for batch in batch_samples).to(device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            count = self.accelerator.reduce(count, "sum")
-        return count
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        # Dropout: the same whenever and wherever this micro-batch of this step is computed.
-        entropy = [self.args.seed % 2**63, self.state.global_step, self.args.process_index, self._micro_batch]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
-        self._micro_batch += 1
-        with short_attention(inputs["input_ids"]):
-            return super().training_step(model, inputs, num_items_in_batch)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = dict(inputs)
-        info: RowInfo | None = inputs.pop(ROW_INFO, None)
-        if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        recurrences = self.step_recurrences()
-        weights = recurrence_loss_weights(self.args.recurrence_loss, recurrences, self.args.recurrence_loss_decay)
-        if weights is not None:
-            inputs["recurrence_loss_weights"] = weights.to(self.args.device)
-        if self.model.config.state_init == "normal":
-            # Left to itself each rank and micro-batch would start from noise of its own.
-            inputs["state_seed"] = self.args.seed + self.state.global_step
-        inputs |= {"num_recurrences": recurrences, "labelled_logits_only": True, "use_cache": False}
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if info is not None:
-            self._tokens_of_step = info.tokens_of_step
-            self._count_answers(outputs.logits.detach(), inputs["shift_labels"], info)
-        return (loss, outputs) if return_outputs else loss
-
-    def _count_answers(self, logits, labels, info):
+    def look_at_outputs(self, outputs, labels, info):
         of_stage = None
         if self.curriculum is not None and self.curriculum.arguments.gate == "train":
             of_stage = torch.from_numpy(info.groups == self.curriculum.stage)
-        self.meter.add_answers(answers_right(logits, labels), of_stage)
+        self.meter.add_answers(answers_right(outputs.logits.detach(), labels), of_stage)
 
     # ---- Optimiser and schedule ----
 
@@ -276,11 +156,9 @@ class RecurrentTrainer(ResumableTrainer):
     # ---- Logs and evaluation ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs = logs | self.meter.take()
-            if self.curriculum is not None:
-                # That of the steps which are logged: the curriculum may have moved on at the last of them.
-                logs["stage"] = self._stage_of_step
+        if "loss" in logs and self.curriculum is not None:
+            # That of the steps which are logged: the curriculum may have moved on at the last of them.
+            logs = logs | {"stage": self._stage_of_step}
         super().log(logs, start_time)
 
     def predict_answers(self, dataset: Dataset, **forward_kwargs) -> AnswerPredictions:
@@ -349,13 +227,3 @@ class RecurrentTrainer(ResumableTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class _MeterCallback(TrainerCallback):
-    """Ends the measured time of a step before anything is evaluated or saved."""
-
-    def __init__(self, trainer: RecurrentTrainer):
-        self.trainer = trainer
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.meter.end_step(self.trainer._tokens_of_step)

@@ -3,7 +3,7 @@ import torch
 from small_runs import small_model
 
 from memreason_hf.training.meter import TrainingMeter, answers_right
-from memreason_hf.training.trainer import may_leave_out_parameters
+from memreason_hf.training.scheduled import may_leave_out_parameters
 
 
 def test_answers_are_the_last_labels_of_rows():

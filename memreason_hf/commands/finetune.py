@@ -1,0 +1,140 @@
+"""`memreason finetune RECIPE`: teaches a causal language model to solve questions in memory and reason steps."""
+
+import sys
+
+from memreason_hf.recipes import FINETUNE
+from memreason_hf.steps import StepScheme
+from memreason_hf.training.adapters import AdapterArguments
+from memreason_hf.training.errors import TrainingError
+from memreason_hf.training.finetune_trainer import FinetuneArguments
+from memreason_hf.training.finetuning import BaseModelArguments, QuestionArguments, prepare_finetuning
+from memreason_hf.training.new_models import NewModelArguments
+
+from .errors import USER_ERRORS, user_errors
+from .recipe import RecipeParser, RecipeSection
+from .training_runs import output_folder_of, run_training, say
+
+
+PROG = "memreason finetune"
+DESCRIPTION = """\
+Teaches a causal language model (Llama, Qwen, GPT-2, recurrent-depth ...) to solve annotated questions step by step,
+each step marked as memory or reason. RECIPE is a YAML file with the sections data, model, new_model, steps, adapter
+and training, or the name of one that comes with the package. Every key is also a flag, which wins over the recipe.
+
+The tokenizer gets the tokens of the scheme (section steps), the model rows for them. Trained are all weights (mode
+full), low-rank updates (lora), the new rows alone (tokens), or both (lora+tokens); the loss is on the solution only.
+After every epoch the model solves num_test questions, greedily: eval_acc. The best epoch is what --output_dir holds
+in the end, with the tokenizer and its scheme: for memreason evaluate-steps, or for your own code.
+
+The same command again resumes a run that was killed, from the newest complete checkpoint, and ends with the same
+weights; of a finished run it returns at once. Ctrl-C saves and stops.
+"""
+EPILOG = """\
+examples:
+  memreason finetune tiny --data data/memory_reason              # a new small model: minutes on a CPU
+  memreason finetune tiny --data data/memory_reason --architecture recurrent --output_dir runs/tiny_recurrent
+  memreason finetune strategyqa_llama2 --output_dir runs/strategy_qa
+  memreason finetune my_recipe.yaml --mode lora --lora_targets all --learning_rate 1e-4
+  accelerate launch --config_file cpu_2.yaml -m memreason_hf.commands.finetune my_recipe.yaml --expected_world_size 2
+
+a recipe:
+  data:
+    path: data/memory_reason      # the study's JSON files, or a folder of data_scripts/build_memory_reason.py
+    name: strategy_qa             # which data set of the JSON files
+    max_length: 700
+    too_long: drop                # longer items are left out and counted; no answer is ever cut off
+  model:
+    path: Qwen/Qwen2.5-0.5B
+  steps:
+    num_prefix_tokens: 2
+    num_step_tokens: 4
+  adapter:
+    mode: lora+tokens
+    lora_r: 16
+    lora_targets: mlp             # or attention, or all
+  training:
+    output_dir: runs/strategy_qa
+    num_train_epochs: 10
+    per_device_train_batch_size: 1
+    gradient_accumulation_steps: 16
+    learning_rate: 2e-4
+    warmup_steps: 100
+    num_test: 200
+"""
+
+SECTIONS = [
+    RecipeSection("data", QuestionArguments, "data (section data)", flags={"path": "data", "name": "data_name"}),
+    RecipeSection("model", BaseModelArguments, "model (section model)", flags={"path": "model"}),
+    RecipeSection(
+        "new_model",
+        NewModelArguments,
+        "a new small model instead, with a tokenizer learned from the training texts (section new_model)",
+    ),
+    RecipeSection("steps", StepScheme, "marks of steps (section steps)"),
+    RecipeSection("adapter", AdapterArguments, "what is trained (section adapter)"),
+    RecipeSection(
+        "training",
+        FinetuneArguments,
+        "training (section training; all of transformers' TrainingArguments with --help_all)",
+        shown=(
+            "output_dir",
+            "restart",
+            "resume_from_checkpoint",
+            "num_train_epochs",
+            "max_steps",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "learning_rate",
+            "lr_scheduler_type",
+            "warmup_steps",
+            "weight_decay",
+            "max_grad_norm",
+            "bf16",
+            "seed",
+            "length_pool",
+            "num_test",
+            "max_new_tokens",
+            "per_device_eval_batch_size",
+            "eval_strategy",
+            "save_strategy",
+            "save_total_limit",
+            "load_best_model_at_end",
+            "logging_steps",
+            "recurrence_loss",
+            "recurrence_loss_decay",
+            "eval_num_recurrences",
+            "use_cpu",
+            "expected_world_size",
+        ),
+    ),
+]
+
+
+def make_parser() -> RecipeParser:
+    return RecipeParser(SECTIONS, recipe_prefix=FINETUNE, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Trains; returns the exit code: 0, or 130 after Ctrl-C. A wrong recipe, bad data and a failed training end the
+    program with code 2 and one message.
+    """
+    with user_errors(PROG, *USER_ERRORS, TrainingError, ImportError):
+        _, values = make_parser().parse_recipe(argv)
+        output_folder_of(values)
+        args = FinetuneArguments(**values.pop("training"))
+        trainer, report = prepare_finetuning(args, **values)
+    say(trainer, report.describe())
+    return run_training(trainer, PROG, _best)
+
+
+def _best(trainer):
+    state = trainer.state
+    if state.best_metric is None:
+        return ""
+    epoch = state.best_global_step / trainer.steps_per_epoch
+    return f"Its eval_acc is {state.best_metric:.1%}, the best, after epoch {epoch:g} (step {state.best_global_step})."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""A small model and its tokenizer, made on the spot: what a recipe can be tried with before a large one is loaded."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
+
+
+_SPECIAL = {"eos_token": "</s>", "pad_token": "<pad>"}
+_NUM_BYTES = 256
+
+
+@dataclass
+class NewModelArguments:
+    """A model to begin with, in place of a pretrained one, and the size of the vocabulary made for it."""
+
+    architecture: Literal["llama", "recurrent"] | None = field(
+        default=None,
+        metadata={"help": "Begin with a new small model: an ordinary Llama, or one of recurrent depth."},
+    )
+    vocab_size: int = field(
+        default=2000, metadata={"help": "Tokens that are learned from the training texts, by byte-pair encoding."}
+    )
+    hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
+    num_layers: int = field(
+        default=4,
+        metadata={"help": "Layers; of a recurrent model the first, the last, and those between in the loop."},
+    )
+    num_attention_heads: int = field(default=4, metadata={"help": "Attention heads."})
+    max_position_embeddings: int = field(default=1024, metadata={"help": "Tokens of the context."})
+    num_recurrences: int = field(
+        default=4,
+        metadata={"help": "Recurrent: applications of the loop; in training half to one and a half as many."},
+    )
+
+    def __post_init__(self):
+        least = {"vocab_size": _NUM_BYTES + len(_SPECIAL), "num_layers": 3 if self.architecture == "recurrent" else 1}
+        for name in ("hidden_size", "num_attention_heads", "max_position_embeddings", "num_recurrences"):
+            least[name] = 1
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"new_model.{name}={getattr(self, name)} must be at least {bound}.")
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"new_model.hidden_size={self.hidden_size} must be a multiple of twice "
+                f"num_attention_heads={self.num_attention_heads}."
+            )
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """
+    A byte-level byte-pair tokenizer, learned from `texts`: no character is unknown to it.
+
+    Args:
+        vocab_size: at most so many tokens, of which the bytes, the end of text and padding are 258.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(_SPECIAL.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **_SPECIAL)
+
+
+def build_new_model(arguments: NewModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A model with random weights for the tokenizer, before it is extended for a scheme."""
+    common = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": arguments.hidden_size,
+        "intermediate_size": 3 * arguments.hidden_size,
+        "num_attention_heads": arguments.num_attention_heads,
+        "max_position_embeddings": arguments.max_position_embeddings,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if arguments.architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(num_hidden_layers=arguments.num_layers, **common))
+    recurrences = arguments.num_recurrences
+    config = RecurrentDepthConfig.llama_style(
+        num_prelude_layers=1,
+        num_recurrent_layers=arguments.num_layers - 2,
+        num_coda_layers=1,
+        input_injection="add",
+        state_norm="rmsnorm",
+        num_recurrences=recurrences,
+        recurrence_sampling="uniform",
+        recurrence_min=max(1, recurrences // 2),
+        recurrence_max=recurrences + recurrences // 2,
+        **common,
+    )
+    return RecurrentDepthForCausalLM(config)
