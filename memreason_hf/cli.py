@@ -15,6 +15,7 @@ VERBS = {
     "sweep": "Accuracy and logit margins after every recurrence, by group, in one pass.",
     "generate": "Go on with a prompt, and show how many recurrences each token took.",
     "evaluate-steps": "Let a model solve annotated questions in memory and reason steps; keep every solution.",
+    "testbed": "Train four small models on one world whose truth is known: where do errors come from?",
 }
 
 

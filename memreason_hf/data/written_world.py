@@ -1,14 +1,15 @@
 """
 The multi-hop world written out: questions over chains of facts, and solutions in memory and reason steps.
 
-    question = WrittenQuestion(start=3, relations=(1, 0), names=(5, 6))     # <e_3> <r_1:x_5> <r_0:x_6>
+    question = WrittenQuestion(start=3, relations=(1, 0), names=(5, 6))     # <e_3> <x_5> <r_1> <x_6> <r_0>
     steps = write_solution(facts, question, 1, np.random.default_rng(0), num_names=16)
 
-A question gives an entity and relations, each with a name for the entity that it leads to, as a puzzle says "let x_5
+A question gives an entity and relations, before each a name for the entity that it leads to, as a puzzle says "let x_5
 be the mother of Ann". Names follow each other in a circle, from a random one on: those of long chains are known from
-short ones. A step states a fact under its name: `<e_3> <r_1:x_5> <e_7>`. Memory steps recall the facts that are needed
-and some that are not, under names that the question does not give, shuffled; reason steps select the fact of each hop
-and go on from the entity that it reaches; last comes the answer. A question does not hold the facts: they are learned.
+short ones. A step states a fact under its name: `<e_3> <x_5> <r_1> <e_7>`. Memory steps recall the facts that are
+needed and some that are not, under names that the question does not give, shuffled; reason steps select the fact of
+each hop and go on from the entity that it reaches; last comes the answer. A question does not hold the facts: they are
+learned.
 """
 
 import re
@@ -23,16 +24,17 @@ from transformers import PreTrainedTokenizerFast
 from memreason_hf.steps import ANSWER_MARKER, QUESTION_MARKER, Step, StepScheme, answer_step
 from memreason_hf.tokenization import extend_tokenizer
 
-from .multi_hop_tokenizer import END_OF_ANSWER, build_tokenizer, build_vocabulary, entity_token
+from .multi_hop_tokenizer import END_OF_ANSWER, build_tokenizer, build_vocabulary, entity_token, relation_token
 from .multi_hop_world import MultiHopWorld
 
 
 SCHEME = StepScheme(num_prefix_tokens=0, num_step_tokens=1, ordered=True)
 Facts = Mapping[tuple[int, int], int]
 
-_STEP = re.compile(r"<e_(\d+)>\s*<r_(\d+):x_(\d+)>\s*<e_(\d+)>")
+_STEP = re.compile(r"<e_(\d+)>\s*<x_(\d+)>\s*<r_(\d+)>\s*<e_(\d+)>")
 _START = re.compile(r"\s*<e_(\d+)>\s*")
-_HOP = re.compile(r"<r_(\d+):x_(\d+)>\s*")
+_CHAIN = re.compile(r"<e_(\d+)>((?:<r_\d+>)+)")
+_HOP = re.compile(r"<x_(\d+)>\s*<r_(\d+)>\s*")
 
 
 class Fact(NamedTuple):
@@ -75,8 +77,8 @@ class WrittenQuestion:
 
     @property
     def text(self) -> str:
-        """`<e_3> <r_1:x_5> <r_0:x_6>`."""
-        return " ".join([entity_token(self.start), *map(hop_token, self.relations, self.names)])
+        """`<e_3> <x_5> <r_1> <x_6> <r_0>`."""
+        return " ".join([entity_token(self.start), *map(_hop_text, self.names, self.relations)])
 
     @classmethod
     def parse(cls, text: str) -> "WrittenQuestion":
@@ -90,7 +92,7 @@ class WrittenQuestion:
             position = hop.end()
         if not hops or position < len(rest):
             raise ValueError(f"{text[:80]!r} is no question about a chain: an entity, then relations with names.")
-        return cls(int(start[1]), tuple(int(hop[1]) for hop in hops), tuple(int(hop[2]) for hop in hops))
+        return cls(int(start[1]), tuple(int(hop[2]) for hop in hops), tuple(int(hop[1]) for hop in hops))
 
     def hops(self, facts: Facts) -> list[NamedFact]:
         """The facts that answer it, in order. Raises KeyError where the world lacks one."""
@@ -102,9 +104,16 @@ class WrittenQuestion:
         return found
 
 
-def hop_token(relation: int, name: int) -> str:
-    """A relation, and what the entity that it leads to is called."""
-    return f"<r_{relation}:x_{name}>"
+def read_chain(text: str) -> tuple[int, list[int]]:
+    """The start and the relations of a chain, `<e_3><r_1><r_0>`. Raises ValueError for anything else."""
+    match = _CHAIN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text[:80]!r} is no chain: an entity and relations, glued.")
+    return int(match[1]), [int(relation) for relation in re.findall(r"\d+", match[2])]
+
+
+def name_token(index: int) -> str:
+    return f"<x_{index}>"
 
 
 def world_facts(world: MultiHopWorld) -> dict[tuple[int, int], int]:
@@ -117,9 +126,9 @@ def world_facts(world: MultiHopWorld) -> dict[tuple[int, int], int]:
 
 
 def step_text(said: NamedFact) -> str:
-    """`<e_3> <r_1:x_5> <e_7>`."""
+    """`<e_3> <x_5> <r_1> <e_7>`."""
     (head, relation, tail), name = said
-    return f"{entity_token(head)} {hop_token(relation, name)} {entity_token(tail)}"
+    return f"{entity_token(head)} {_hop_text(name, relation)} {entity_token(tail)}"
 
 
 def read_step(text: str) -> NamedFact | None:
@@ -127,7 +136,7 @@ def read_step(text: str) -> NamedFact | None:
     match = _STEP.fullmatch(text.strip())
     if match is None:
         return None
-    head, relation, name, tail = map(int, match.groups())
+    head, name, relation, tail = map(int, match.groups())
     return NamedFact(Fact(head, relation, tail), name)
 
 
@@ -174,14 +183,18 @@ def build_written_tokenizer(num_entities: int, num_relations: int, num_names: in
     Its first words are those of the chains (`build_vocabulary`). Decoding puts a space between words, by which steps
     are told apart; the end of a text is `</a>`.
     """
-    hops = [hop_token(relation, name) for relation in range(num_relations) for name in range(num_names)]
-    tokenizer = build_tokenizer(build_vocabulary(num_entities, num_relations) + hops)
+    words = build_vocabulary(num_entities, num_relations) + [name_token(index) for index in range(num_names)]
+    tokenizer = build_tokenizer(words)
     tokenizer.add_tokens([QUESTION_MARKER.strip(), ANSWER_MARKER])
     tokenizer.eos_token = END_OF_ANSWER
     # Joins words with spaces; no word here begins with its prefix.
     tokenizer.backend_tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     extend_tokenizer(tokenizer, SCHEME)
     return tokenizer
+
+
+def _hop_text(name, relation):
+    return f"{name_token(name)} {relation_token(relation)}"
 
 
 def _distractors(facts, question, hops, num_distractors, generator, num_names):

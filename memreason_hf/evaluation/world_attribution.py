@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from memreason_hf.data.written_variants import RIGHT, WRONG, Change
-from memreason_hf.data.written_world import Facts, NamedFact, WrittenQuestion, read_step
+from memreason_hf.data.written_world import Fact, Facts, NamedFact, WrittenQuestion, read_step
 from memreason_hf.steps import Step
 
 from .attribution import NO_DEPARTURE, attribute
@@ -151,13 +151,17 @@ def attribute_errors(
     }
 
 
+def recalled_facts(steps: Sequence[Step]) -> set[Fact]:
+    """What the memory steps among `steps` state, true or not."""
+    return {said.fact for step in steps if step.kind == "memory" and (said := read_step(step.text)) is not None}
+
+
 def _support(facts, question, steps, index):
     said = read_step(steps[index].text)
     needed: Mapping[int, NamedFact] = {hop.name: hop for hop in question.hops(facts)}
     if said is None or said.name not in needed:
         return "no hop"
-    recalled = {found.fact for step in steps[:index] if step.kind == "memory" and (found := read_step(step.text))}
-    return "recalled" if needed[said.name].fact in recalled else "not recalled"
+    return "recalled" if needed[said.name].fact in recalled_facts(steps[:index]) else "not recalled"
 
 
 @lru_cache(maxsize=1 << 14)

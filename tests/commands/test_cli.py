@@ -13,7 +13,7 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         text = capsys.readouterr().out
         for verb, help_line in cli.VERBS.items():
             assert f"{verb} " in text and help_line in text
-    assert set(cli.VERBS) == {"quickstart", "train", "evaluate", "sweep", "generate", "evaluate-steps"}
+    assert set(cli.VERBS) == {"quickstart", "train", "evaluate", "sweep", "generate", "evaluate-steps", "testbed"}
 
 
 def test_help_does_not_wait_for_torch():
