@@ -20,7 +20,7 @@ from memreason_hf.steps import Step
 from .encoding import ENCODED_SCHEMA, IGNORED_LABEL
 from .multi_hop_tokenizer import entity_token
 from .question_options import options_column
-from .written_world import SCHEME, Facts, WrittenQuestion, draw_question, read_chain, write_solution
+from .written_world import SCHEME, Facts, WrittenQuestion, draw_question, read_chain, read_step, write_solution
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class WrittenRows:
         num_rows: solutions, as many of every hop count; chains that are few come again, written anew.
         num_names: names that there are; at least as many as hops and distractors together.
         max_distractors: the most facts that are recalled without need; how many is drawn for each solution.
+        disorder: how many places a needed fact may come late among the memory steps; None: any order.
         seed: decides names, distractors and order.
 
     Raises:
@@ -41,9 +42,12 @@ class WrittenRows:
     num_rows: int = 30_000
     num_names: int = 16
     max_distractors: int = 2
+    disorder: float | None = None
     seed: int = 0
 
     def __post_init__(self):
+        if self.disorder is not None and self.disorder < 0:
+            raise ValueError(f"disorder={self.disorder} must be at least 0, or not given.")
         for name, least in (("num_rows", 1), ("num_names", 1), ("max_distractors", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
@@ -54,7 +58,8 @@ def encode_written(
 ) -> Dataset:
     """
     Written solutions as token ids, with the columns of `encode_chains`: the label at a position is the token that
-    comes next, -100 within the question.
+    comes next, -100 within the question. Which fact is recalled without need is chance: its head, name and relation
+    have no labels; where the relation leads is knowledge, and has.
 
     Args:
         facts: those of the world.
@@ -65,14 +70,13 @@ def encode_written(
     Raises:
         ValueError: no chains, or more hops and distractors than names.
     """
-    texts, starts, hops = [], [], []
-    for question, steps in write_solutions(facts, chains, settings):
-        texts.append(SCHEME.question_text(question.text) + SCHEME.render(steps) + tokenizer.eos_token)
-        hops.append(len(question.relations))
-        # The marker and the start, then a name and a relation for each hop.
-        starts.append(2 + 2 * len(question.relations))
+    written = write_solutions(facts, chains, settings)
+    texts = [
+        SCHEME.question_text(question.text) + SCHEME.render(steps) + tokenizer.eos_token for question, steps in written
+    ]
     input_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    labels = [[IGNORED_LABEL] * (start - 1) + ids[start:] + [IGNORED_LABEL] for ids, start in zip(input_ids, starts)]
+    labels = [_labels(ids, question, steps) for ids, (question, steps) in zip(input_ids, written)]
+    hops = [len(question.relations) for question, _ in written]
     columns = {"input_ids": input_ids, "label_ids": labels, "hops": hops, "type": ["written"] * len(hops)}
     return Dataset(InMemoryTable(pa.table(columns, schema=ENCODED_SCHEMA)))
 
@@ -123,8 +127,21 @@ def written_questions(facts: Facts, chains: Dataset, settings: WrittenRows) -> l
     return rows
 
 
+def _labels(ids, question, steps):
+    # The marker and the start, then a name and a relation for each hop; a step is its mark and four words.
+    start = 2 + 2 * len(question.relations)
+    labels = [IGNORED_LABEL] * (start - 1) + ids[start:] + [IGNORED_LABEL]
+    for index, step in enumerate(steps):
+        if step.kind == "memory" and read_step(step.text).name not in question.names:
+            mark = start + 5 * index
+            labels[mark : mark + 3] = [IGNORED_LABEL] * 3
+    return labels
+
+
 def _write(facts, start, relations, settings, generator):
     question = draw_question(start, relations, generator, num_names=settings.num_names)
     num_distractors = int(generator.integers(settings.max_distractors + 1))
-    steps = write_solution(facts, question, num_distractors, generator, num_names=settings.num_names)
+    steps = write_solution(
+        facts, question, num_distractors, generator, num_names=settings.num_names, disorder=settings.disorder
+    )
     return question, steps

@@ -147,7 +147,13 @@ def compose(memory: Sequence[NamedFact], reason: Sequence[NamedFact], answer: in
 
 
 def write_solution(
-    facts: Facts, question: WrittenQuestion, num_distractors: int, generator: np.random.Generator, *, num_names: int
+    facts: Facts,
+    question: WrittenQuestion,
+    num_distractors: int,
+    generator: np.random.Generator,
+    *,
+    num_names: int,
+    disorder: float | None = None,
 ) -> list[Step]:
     """
     A right solution of a question.
@@ -156,13 +162,19 @@ def write_solution(
         facts: those of the world.
         num_distractors: facts among the memory steps that no hop needs; drawn from `generator`, as is their order.
         num_names: names there are; distractors bear some that the question does not give.
+        disorder: how many places a needed fact may come late among the others; None: any order. Distractors come
+            anywhere.
 
     Raises:
         ValueError: too few facts or names for so many distractors.
     """
     hops = question.hops(facts)
     memory = [*hops, *_distractors(facts, question, hops, num_distractors, generator, num_names)]
-    return compose([memory[index] for index in generator.permutation(len(memory))], hops, hops[-1].fact.tail)
+    places = generator.random(len(memory))
+    if disorder is not None:
+        places[: len(hops)] = np.arange(len(hops)) + disorder * places[: len(hops)]
+        places[len(hops) :] *= len(hops) - 1 + disorder
+    return compose([memory[index] for index in np.argsort(places)], hops, hops[-1].fact.tail)
 
 
 def draw_question(

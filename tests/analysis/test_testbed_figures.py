@@ -9,7 +9,7 @@ def test_a_line_for_each_model_and_what_lies_beyond_training():
     (axes,) = figure.axes
     lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
     assert set(lines) == set(accuracy)
-    assert lines["other"].get_xdata() == [1, 2, 3] and lines["other"].get_ydata() == [0.9, 0.4, 0.1]
+    assert list(lines["other"].get_xdata()) == [1, 2, 3] and list(lines["other"].get_ydata()) == [0.9, 0.4, 0.1]
     assert (
         len({line.get_color() for line in lines.values()}) == len({line.get_marker() for line in lines.values()}) == 2
     )

@@ -27,7 +27,7 @@ def refusal(capsys, *arguments):
         (["--max_steps", "0"], "max_steps=0 must be at least 1"),
         (["--num_judged", "0"], "num_judged=0 must be at least 1"),
         (["--fixed_seconds", "0"], "fixed_seconds=0.0 must be above 0"),
-        (["--steps", "3"], "unknown argument --steps 3"),
+        (["--steps", "3"], "unknown argument '--steps 3'"),
     ],
 )
 def test_wrong_flags(arguments, message, capsys, tmp_path):

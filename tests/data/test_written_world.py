@@ -99,7 +99,6 @@ def test_what_is_no_question_or_step_is_refused():
 
 
 def test_a_solution_recalls_what_is_needed_and_some_more(facts):
-    orders = set()
     for seed in range(40):
         question, generator = draw(facts, seed, max_hops=5)
         num_distractors = seed % 4
@@ -115,15 +114,28 @@ def test_a_solution_recalls_what_is_needed_and_some_more(facts):
         assert not {said.name for said in others} & set(question.names)
         assert not {said.fact for said in others} & {said.fact for said in hops}
         assert steps[-1] == answer_step(f"<e_{hops[-1].fact.tail}>")
-        orders.add(tuple(hops.index(said) for said in memory if said in hops))
     # Every order of the three facts of a chain comes up.
-    question = WrittenQuestion(0, (1, 0, 2), (3, 4, 5))
+    question, orders = WrittenQuestion(0, (1, 0, 2), (3, 4, 5)), set()
     for seed in range(60):
         steps = write_solution(facts, question, 0, np.random.default_rng(seed), num_names=NUM_NAMES)
         orders.add(tuple(read_step(step.text).name for step in steps[:3]))
-    assert {order for order in orders if sorted(order) == [3, 4, 5]} == set(itertools.permutations((3, 4, 5)))
-    with pytest.raises(ValueError, match="num_distractors=15 is too many"):
+    assert orders == set(itertools.permutations((3, 4, 5)))
+    with pytest.raises(ValueError, match="num_distractors=16 is too many"):
         write_solution(facts, WrittenQuestion(0, (1,), (3,)), 16, np.random.default_rng(0), num_names=NUM_NAMES)
+
+
+def test_disorder_is_how_late_a_fact_may_come(facts):
+    late = set()
+    for seed in range(60):
+        question, generator = draw(facts, seed, max_hops=9)
+        steps = write_solution(facts, question, seed % 3, generator, num_names=NUM_NAMES, disorder=2.0)
+        hops = question.hops(facts)
+        order = [hops.index(said) for step in steps if (said := read_step(step.text)) in hops][: len(hops)]
+        assert sorted(order) == list(range(len(hops)))
+        late |= {hop - min(order[place:]) for place, hop in enumerate(order)}
+        straight = write_solution(facts, question, 0, generator, num_names=NUM_NAMES, disorder=0.0)
+        assert [read_step(step.text) for step in straight[: len(hops)]] == hops
+    assert late == {0, 1}
 
 
 def test_the_tokenizer_reads_and_writes_solutions(facts, tmp_path):
@@ -153,7 +165,14 @@ def test_encoded_rows_are_the_rendered_texts(data, facts):
         prompt = encode_prompt(tokenizer, question.text)
         solution = [*encode_solution(tokenizer, steps), tokenizer.eos_token_id]
         assert row["input_ids"] == prompt + solution
-        assert row["label_ids"] == [-100] * (len(prompt) - 1) + [*solution, -100]
+        assert len(row["label_ids"]) == len(row["input_ids"])
+        labels = list(row["label_ids"])
+        for index, step in enumerate(steps):
+            if step.kind == "memory" and read_step(step.text).name not in question.names:
+                first = len(prompt) + 5 * index
+                assert labels[first : first + 3] == [-100] * 3
+                labels[first : first + 3] = row["input_ids"][first + 1 : first + 4]
+        assert labels == [-100] * (len(prompt) - 1) + [*solution, -100]
     again = encode_written(facts, data["train"], tokenizer, settings)
     assert again["input_ids"] == rows["input_ids"]
     other = encode_written(facts, data["train"], tokenizer, WrittenRows(num_rows=50, seed=4))
@@ -176,7 +195,7 @@ def test_questions_to_solve(data, facts):
     assert written_questions(facts, test.select(range(3)), WrittenRows(seed=5)) == rows[:3]
     with pytest.raises(ValueError, match="num_entities=27"):
         written_questions({(head, 0): 0 for head in range(27)}, test, WrittenRows())
-    for fields in ({"num_rows": 0}, {"num_names": 0}, {"max_distractors": -1}):
+    for fields in ({"num_rows": 0}, {"num_names": 0}, {"max_distractors": -1}, {"disorder": -0.5}):
         with pytest.raises(ValueError, match="must be at least"):
             WrittenRows(**fields)
 
