@@ -26,7 +26,7 @@ from memreason_hf.evaluation.world_attribution import WorldJudge, measure_judge
 from memreason_hf.training.testbed_models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
 
 from .errors import user_errors
-from .testbed_model import LOG_FILE, claim_folder, open_world, read_results, test_chains, write_json
+from .testbed_model import LOG_FILE, claim_folder, open_world, read_results, references, test_chains, write_json
 
 
 PROG = "memreason testbed"
@@ -144,7 +144,7 @@ def _testbed(arguments, names):
         cap_to_available=True,
         seed=arguments.seed,
     )
-    rows = WrittenRows(num_rows=arguments.num_rows, seed=arguments.seed)
+    rows = WrittenRows(num_rows=arguments.num_rows, max_distractors=6, disorder=2.5, seed=arguments.seed)
     tasks = {name: _task(name, folder, config, rows, arguments) for name in names}
     for name in names:
         claim_folder(folder / name, tasks[name]["settings"], restart=arguments.restart)
@@ -245,7 +245,7 @@ def _end(name, task, code):
 
 def _judge(world, rows, arguments):
     """What the judge that knows the world, and one that compares with a reference, find of errors put in."""
-    asked = WrittenRows(**{**asdict(rows), "num_rows": arguments.num_judged, "seed": arguments.seed + 2})
+    asked = references(rows, seed=arguments.seed + 2, num_rows=arguments.num_judged)
     solutions = write_solutions(world.facts, test_chains(world), asked)
     judges = {"known truth": WorldJudge(world.facts), "exact comparison": ExactJudge()}
     return {

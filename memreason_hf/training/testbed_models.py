@@ -54,16 +54,19 @@ class TestbedModel:
         return "recurrence_sampling" in self.model
 
 
-# Facts are looked up by content anywhere before: full attention with rotary positions. Weights that begin at 0.02
-# leave a layer of this width without effect for hundreds of steps; 0.1 is near 1 / sqrt(64).
+# A layer that sees four tokens tells neighbours apart at once; those behind it look up facts and names by content,
+# anywhere before. Weights that begin at 0.02 leave layers of this width without effect for hundreds of steps; 0.1 is
+# near 1 / sqrt(64).
 _LAYERS = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_attention_heads": 4,
     "position_embedding_type": "rope",
     "initializer_range": 0.1,
+    "num_recurrent_layers": 1,
+    "sliding_window": 4,
 }
-_FIXED = {**_LAYERS, "num_recurrent_layers": 4, "num_recurrences": 1}
+_FIXED = {**_LAYERS, "num_coda_layers": 3, "num_recurrences": 1}
 _TRAINING = {"learning_rate": 3e-3, "lr_scheduler_type": "cosine", "warmup_steps": 50, "weight_decay": 0.0}
 
 MODELS = {
@@ -113,8 +116,7 @@ MODELS = {
         writes_steps=True,
         seconds=FIXED_SECONDS,
         model=_FIXED,
-        training={**_TRAINING, "max_steps": 800, "per_device_train_batch_size": 64},
-        stage_steps=75,
+        training={**_TRAINING, "max_steps": 1000, "per_device_train_batch_size": 32, "adam_beta2": 0.99},
     ),
     "steps_recurrent": TestbedModel(
         title="memory and reason steps, recurrent depth",
@@ -122,26 +124,21 @@ MODELS = {
         seconds=RECURRENT_SECONDS,
         model={
             **_LAYERS,
-            "num_recurrent_layers": 2,
+            "num_coda_layers": 2,
             "input_injection": "add",
             "state_norm": "layernorm",
-            "num_recurrences": 3,
+            "num_recurrences": 4,
             "recurrence_sampling": "uniform",
             "recurrence_min": 2,
-            "recurrence_max": 4,
-            # Which fact is recalled next is open: the distribution must settle, it need not be sharp.
-            "halting_criterion": "kl",
+            "recurrence_max": 6,
+            # A logit would look at tokens that are provisional in the layers behind the loop: the state is asked.
+            "halting_criterion": "state_difference",
             "halting_granularity": "token",
-            "kl_threshold": 0.01,
-            "max_recurrences": 8,
+            "state_difference_threshold": 0.1,
+            "min_recurrences": 2,
+            "max_recurrences": 12,
         },
-        training={
-            **_TRAINING,
-            "max_steps": 1000,
-            "per_device_train_batch_size": 64,
-            "recurrence_loss": "uniform",
-        },
-        stage_steps=75,
+        training={**_TRAINING, "max_steps": 1500, "per_device_train_batch_size": 32, "adam_beta2": 0.99},
     ),
 }
 
