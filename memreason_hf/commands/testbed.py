@@ -144,7 +144,7 @@ def _testbed(arguments, names):
         cap_to_available=True,
         seed=arguments.seed,
     )
-    rows = WrittenRows(num_rows=arguments.num_rows, max_distractors=6, disorder=2.5, seed=arguments.seed)
+    rows = WrittenRows(num_rows=arguments.num_rows, max_distractors=4, disorder=2.5, seed=arguments.seed)
     tasks = {name: _task(name, folder, config, rows, arguments) for name in names}
     for name in names:
         claim_folder(folder / name, tasks[name]["settings"], restart=arguments.restart)

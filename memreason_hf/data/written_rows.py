@@ -58,8 +58,8 @@ def encode_written(
 ) -> Dataset:
     """
     Written solutions as token ids, with the columns of `encode_chains`: the label at a position is the token that
-    comes next, -100 within the question. Which fact is recalled without need is chance: its head, name and relation
-    have no labels; where the relation leads is knowledge, and has.
+    comes next, -100 within the question. That a fact is recalled without need, and which, is chance: its mark, head,
+    name and relation have no labels; where the relation leads is knowledge, and has.
 
     Args:
         facts: those of the world.
@@ -134,7 +134,8 @@ def _labels(ids, question, steps):
     for index, step in enumerate(steps):
         if step.kind == "memory" and read_step(step.text).name not in question.names:
             mark = start + 5 * index
-            labels[mark : mark + 3] = [IGNORED_LABEL] * 3
+            # A label stands before its token: those of the mark, the head, the name and the relation.
+            labels[mark - 1 : mark + 3] = [IGNORED_LABEL] * 4
     return labels
 
 

@@ -169,9 +169,9 @@ def test_encoded_rows_are_the_rendered_texts(data, facts):
         labels = list(row["label_ids"])
         for index, step in enumerate(steps):
             if step.kind == "memory" and read_step(step.text).name not in question.names:
-                first = len(prompt) + 5 * index
-                assert labels[first : first + 3] == [-100] * 3
-                labels[first : first + 3] = row["input_ids"][first + 1 : first + 4]
+                first = len(prompt) + 5 * index - 1
+                assert labels[first : first + 4] == [-100] * 4
+                labels[first : first + 4] = row["input_ids"][first + 1 : first + 5]
         assert labels == [-100] * (len(prompt) - 1) + [*solution, -100]
     again = encode_written(facts, data["train"], tokenizer, settings)
     assert again["input_ids"] == rows["input_ids"]
