@@ -17,6 +17,7 @@ VERBS = {
     "generate": "Go on with a prompt, and show how many recurrences each token took.",
     "evaluate-steps": "Let a model solve annotated questions in memory and reason steps; keep every solution.",
     "attention": "Where a model looks while it writes a solution: maps over its steps, shares between kinds.",
+    "testbed": "Train four small models on one world whose truth is known: where do errors come from?",
 }
 
 

@@ -13,8 +13,8 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         text = capsys.readouterr().out
         for verb, help_line in cli.VERBS.items():
             assert f"{verb} " in text and help_line in text
-    verbs = ["quickstart", "train", "finetune", "evaluate", "sweep", "generate", "evaluate-steps", "attention"]
-    assert list(cli.VERBS) == verbs
+    before = ["quickstart", "train", "finetune", "evaluate", "sweep", "generate", "evaluate-steps", "attention"]
+    assert list(cli.VERBS) == [*before, "testbed"]
 
 
 def test_help_does_not_wait_for_torch():

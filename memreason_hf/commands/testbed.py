@@ -1,0 +1,364 @@
+"""
+`memreason testbed`: does it show where errors come from, to tell memory from reasoning? Four small models, one world.
+
+    memreason testbed
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from transformers import HfArgumentParser
+
+from memreason_hf.analysis.depth_figures import save_figure
+from memreason_hf.analysis.testbed_figures import hops_figure
+from memreason_hf.data.multi_hop import MultiHopConfig, prepare_multi_hop
+from memreason_hf.data.written_rows import WrittenRows, write_solutions
+from memreason_hf.evaluation.results import describe_environment
+from memreason_hf.evaluation.step_judges import ExactJudge
+from memreason_hf.evaluation.tables import format_table
+from memreason_hf.evaluation.world_attribution import WorldJudge, measure_judge
+from memreason_hf.training.testbed_models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
+
+from .errors import user_errors
+from .testbed_model import LOG_FILE, claim_folder, open_world, read_results, references, test_chains, write_json
+
+
+PROG = "memreason testbed"
+DESCRIPTION = """\
+Builds a world of 20 entities and 4 relations, and trains four small models on the same chains of 1 to 6 hops: they
+answer at once or write memory and reason steps first, at a fixed or at a recurrent depth. Then it asks them about
+chains of up to 12 hops that were in no training, and prints accuracy by hops, the tokens they generate, the
+recurrences they take by kind of step, and at which kind of step their wrong solutions go wrong first. The truth of
+every step is known: the judge that says so is tried on errors put into right solutions, and on changes that are no
+errors.
+
+Two models are trained at a time, one thread each: some 7 minutes on 2 CPU cores. The same command again keeps what is
+done.
+"""
+EPILOG = """\
+examples:
+  memreason testbed
+  memreason testbed --output_dir runs/testbed_seed_1 --seed 1
+  memreason testbed --output_dir runs/glimpse --max_steps 100 --num_test_chains 10      # a glimpse; learns little
+  memreason testbed --models steps_fixed,steps_recurrent --output_dir runs/written_only
+
+a question:   Question: <e_3> <x_5> <r_1> <x_6> <r_0>      let x_5 be the r_1 of e_3, x_6 the r_0 of that
+a solution:   <memory> <e_7> <x_6> <r_0> <e_2>             what is recalled, needed or not, in any order
+              <memory> <e_3> <x_5> <r_1> <e_7>
+              <reason> <e_3> <x_5> <r_1> <e_7>             the fact that is used, and the entity reached
+              <reason> <e_7> <x_6> <r_0> <e_2>
+              <answer> The answer is: <e_2>
+
+OUTPUT_DIR holds data/, a folder for each model (the model, its log, results.json, and solutions.jsonl with every
+text), testbed.json with all figures, and testbed.png.
+"""
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class TestbedArguments:
+    __test__ = False
+
+    output_dir: str = field(default="runs/testbed", metadata={"help": "Everything goes here."})
+    seed: int = field(default=42, metadata={"help": "Of the world, the chains, the weights and the batches."})
+    models: str = field(default=",".join(MODELS), metadata={"help": "Which of the four."})
+    num_test_chains: int = field(default=100, metadata={"help": "Test chains of each hop count."})
+    num_judged: int = field(
+        default=300, metadata={"help": "Right solutions into which every kind of error and change is put."}
+    )
+    fixed_seconds: float = field(
+        default=FIXED_SECONDS, metadata={"help": "The most that training at fixed depth takes, each model."}
+    )
+    recurrent_seconds: float = field(
+        default=RECURRENT_SECONDS, metadata={"help": "The most that training at recurrent depth takes, each model."}
+    )
+    max_steps: int | None = field(default=None, metadata={"help": "Training steps of every model. Default: its own."})
+    batch_size: int | None = field(default=None, metadata={"help": "Rows of a step. Default: the model's own."})
+    num_rows: int = field(default=30_000, metadata={"help": "Written solutions to train on."})
+    at_once: int = field(default=2, metadata={"help": "Models trained at the same time, one thread each."})
+    restart: bool = field(default=False, metadata={"help": "Begin anew in a folder that holds another test bed."})
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def make_parser() -> HfArgumentParser:
+    return HfArgumentParser(
+        TestbedArguments,
+        prog=PROG,
+        usage="%(prog)s [--flag value ...]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the test bed; returns the exit code. A wrong flag ends the program with code 2 and one message."""
+    with user_errors(PROG):
+        arguments, unknown = make_parser().parse_args_into_dataclasses(
+            list(sys.argv[1:] if argv is None else argv), return_remaining_strings=True, look_for_args_file=False
+        )
+        if unknown:
+            raise ValueError(f"unknown argument {' '.join(unknown)!r}. --help lists all flags.")
+        return _testbed(arguments, _check(arguments))
+
+
+def _check(arguments):
+    """The names of the models that are asked for."""
+    names = [name.strip() for name in arguments.models.split(",") if name.strip()]
+    unknown = [name for name in names if name not in MODELS]
+    if unknown or not names:
+        raise ValueError(f"models={arguments.models!r}: there are {', '.join(MODELS)}.")
+    for name in ("num_test_chains", "num_judged", "at_once", "num_rows"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1.")
+    for name in ("max_steps", "batch_size"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1.")
+    for name in ("fixed_seconds", "recurrent_seconds"):
+        if getattr(arguments, name) <= 0:
+            raise ValueError(f"{name}={getattr(arguments, name)} must be above 0.")
+    return names
+
+
+def _testbed(arguments, names):
+    started = time.perf_counter()
+    folder = Path(arguments.output_dir)
+    config = MultiHopConfig(
+        num_entities=20,
+        num_relations=4,
+        train_hops="2-6",
+        test_hops="1-12",
+        num_test_chains=arguments.num_test_chains,
+        num_atomic_probes=arguments.num_test_chains,
+        cap_to_available=True,
+        seed=arguments.seed,
+    )
+    rows = WrittenRows(num_rows=arguments.num_rows, max_distractors=4, disorder=2.5, seed=arguments.seed)
+    tasks = {name: _task(name, folder, config, rows, arguments) for name in names}
+    for name in names:
+        claim_folder(folder / name, tasks[name]["settings"], restart=arguments.restart)
+    prepare_multi_hop(config, folder / "data", overwrite=arguments.restart)
+    _run_all(tasks, arguments.at_once)
+    world = open_world(folder / "data", config, rows)
+    judged = _judge(world, rows, arguments)
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "testbed",
+        "data": asdict(config),
+        "settings": {name: getattr(arguments, name) for name in ("seed", "num_judged", "at_once")},
+        "models": {name: read_results(folder / name) for name in names},
+        "judges": judged,
+        "environment": describe_environment("cpu"),
+        "seconds": time.perf_counter() - started,
+    }
+    write_json(folder / "testbed.json", results)
+    accuracy = {
+        model["title"]: {int(hops): group["accuracy"] for hops, group in model["hops"].items()}
+        for model in results["models"].values()
+    }
+    trained_hops = config.train_hop_counts[-1]
+    figure = hops_figure(accuracy, trained_hops=trained_hops, chance=1 / config.num_entities)
+    save_figure(figure, [folder / "testbed.png"], overwrite=True)
+    print(testbed_report(results))
+    print(f"\nAll of it took {results['seconds']:.0f} s. Every text is in {folder}/*/solutions.jsonl;")
+    print(f"the picture is {folder / 'testbed.png'}.")
+    return 0
+
+
+def _task(name, folder, config, rows, arguments):
+    seconds = arguments.recurrent_seconds if MODELS[name].is_recurrent else arguments.fixed_seconds
+    settings = {
+        "model": name,
+        "seed": arguments.seed,
+        "seconds": seconds,
+        "max_steps": arguments.max_steps,
+        "batch_size": arguments.batch_size,
+        "num_rows": arguments.num_rows,
+        "num_test_chains": arguments.num_test_chains,
+    }
+    return {
+        "folder": str(folder / name),
+        "data": str(folder / "data"),
+        "config": asdict(config),
+        "rows": asdict(rows),
+        "settings": settings,
+    }
+
+
+def _run_all(tasks, at_once):
+    """Processes for the models that have no results yet, the longest first; prints what each of them ended with."""
+    waiting = [name for name in tasks if read_results(Path(tasks[name]["folder"])) is None]
+    waiting.sort(key=lambda name: -tasks[name]["settings"]["seconds"])
+    for name in tasks:
+        if name not in waiting:
+            print(f"{name}: kept, as {tasks[name]['folder']} holds it.", flush=True)
+    running: dict[str, subprocess.Popen] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                name = waiting.pop(0)
+                print(f"{name}: training, at most {tasks[name]['settings']['seconds']:.0f} s …", flush=True)
+                running[name] = _start(name, tasks[name])
+            time.sleep(0.2)
+            for name in [name for name, process in running.items() if process.poll() is not None]:
+                _end(name, tasks[name], running.pop(name).returncode)
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.wait()
+
+
+def _start(name, task):
+    folder = Path(task["folder"])
+    write_json(folder / "task.json", task)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", "memreason_hf.commands.testbed_model", name, str(folder / "task.json")]
+    with open(folder / LOG_FILE, "w", encoding="utf-8") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def _end(name, task, code):
+    folder = Path(task["folder"])
+    results = read_results(folder)
+    if code or results is None:
+        log = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+        raise ValueError(f"{name} ended with code {code}: {' '.join(log[-3:])[-600:]} All of it: {folder / LOG_FILE}.")
+    trained = results["training"]
+    why = "its time was up" if trained["ended_by"] == "time" else "all its steps"
+    print(
+        f"{name}: {trained['steps']:,} of {trained['max_steps']:,} steps in {trained['seconds']:.0f} s ({why}), "
+        f"asked in {results['seconds']:.0f} s.",
+        flush=True,
+    )
+
+
+def _judge(world, rows, arguments):
+    """What the judge that knows the world, and one that compares with a reference, find of errors put in."""
+    asked = references(rows, seed=arguments.seed + 2, num_rows=arguments.num_judged)
+    solutions = write_solutions(world.facts, test_chains(world), asked)
+    judges = {"known truth": WorldJudge(world.facts), "exact comparison": ExactJudge()}
+    return {
+        name: measure_judge(judge, world.facts, solutions, seed=arguments.seed).to_dict()
+        for name, judge in judges.items()
+    }
+
+
+def testbed_report(results: dict) -> str:
+    """The tables that the command prints, of what `testbed.json` holds."""
+    models = results["models"]
+    parts = [_title("Right answers in %, by hops (6 is the most in training; 1 hop: the facts themselves)")]
+    hops = sorted({int(hop) for model in models.values() for hop in model["hops"]})
+    parts.append(
+        format_table(
+            ["model", *hops],
+            [[m["title"], *(_percent(m["hops"][_key(m, hop)]["accuracy"]) for hop in hops)] for m in models.values()],
+        )
+    )
+    parts.append(_title("Tokens generated, and mean recurrences a token, by hops"))
+    parts.append(
+        format_table(
+            ["model", *hops],
+            [
+                [f"{m['title']}: {what}", *(f"{m['hops'][_key(m, hop)][what]:.1f}" for hop in hops)]
+                for m in models.values()
+                for what in ("tokens", "recurrences")
+            ],
+        )
+    )
+    parts += _depths(models) + _attributions(models) + _judges(results["judges"])
+    return "\n".join(parts)
+
+
+def _key(model, hop):
+    # JSON knows no numbers as keys.
+    return hop if hop in model["hops"] else str(hop)
+
+
+def _depths(models):
+    rows = [
+        [m["title"], *(_number(m["recurrences_by_kind"].get(kind)) for kind in ("memory", "reason", "answer"))]
+        for m in models.values()
+    ]
+    parts = [_title("Mean recurrences by kind of step"), format_table(["model", "memory", "reason", "answer"], rows)]
+    for model in models.values():
+        by_word = model.get("recurrences_by_word", {})
+        if len({round(depth, 3) for depth in by_word.values()}) > 1:
+            words = ", ".join(f"{word} {depth:.2f}" for word, depth in by_word.items())
+            parts.append(f"{model['title']}, by word: {words}")
+    return parts
+
+
+def _attributions(models):
+    kinds = ("memory", "reason", "answer", "step", "none")
+    parts, lines = [], []
+    for model in models.values():
+        if "attribution" not in model:
+            continue
+        found = model["attribution"]
+        for verdict in ("wrong_answers", "right_answers"):
+            counts = found[verdict]
+            label = f"{model['title']}: {verdict.replace('_', ' ')}"
+            lines.append([label, sum(counts.values()), *(counts[kind] for kind in kinds)])
+        support = found["reason_errors"]
+        parts.append(
+            f"{model['title']}: all needed facts recalled in {_percent(model['all_needed_recalled'])} % of the "
+            f"solutions; of {sum(support.values())} wrong answers that first go wrong at a reason step, the fact of "
+            f"that hop was recalled in {support['recalled']}, not in {support['not recalled']}; no such hop in "
+            f"{support['no hop']}."
+        )
+    if not lines:
+        return []
+    table = format_table(["the models' own solutions", "all", *kinds], lines)
+    return [_title("The kind of the first wrong step, by the known truth"), table, *parts]
+
+
+def _judges(judges):
+    parts = [_title("Judges on errors that were put in (found: the right step and kind) and on right solutions")]
+    names = list(judges)
+    first = judges[names[0]]
+    lines = [
+        [f"error: {change}", found["count"], *(_percent(_share(judges[n]["errors"][change], "found")) for n in names)]
+        for change, found in first["errors"].items()
+    ]
+    lines.append(["all errors found, %", "", *(_percent(judges[name]["hit_rate"]) for name in names)])
+    lines += [
+        [
+            f"no error: {change}",
+            found["count"],
+            *(_percent(_share(judges[n]["right"][change], "false_alarms")) for n in names),
+        ]
+        for change, found in first["right"].items()
+    ]
+    lines.append(["false alarms, %", "", *(_percent(judges[name]["false_alarm_rate"]) for name in names)])
+    return [*parts, format_table(["put in", "solutions", *names], lines)]
+
+
+def _share(entry, name):
+    return entry[name] / entry["count"]
+
+
+def _title(text):
+    return f"\n{text}\n"
+
+
+def _percent(share):
+    return f"{100 * share:.1f}"
+
+
+def _number(value):
+    return "-" if value is None or not np.isfinite(value) else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

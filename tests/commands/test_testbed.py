@@ -1,0 +1,88 @@
+"""memreason testbed from end to end, with models that learn nothing in a few steps."""
+
+import json
+
+import pytest
+
+from memreason_hf.commands import testbed
+from memreason_hf.commands.testbed_model import claim_folder
+from memreason_hf.training.testbed_models import MODELS
+
+
+FEW = ["--max_steps", "2", "--batch_size", "4", "--num_test_chains", "2", "--num_judged", "5", "--num_rows", "60"]
+
+
+def refusal(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        testbed.main(list(arguments))
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "steps_fixed,steps"], "models='steps_fixed,steps': there are answer_fixed"),
+        (["--models", ""], "models='': there are"),
+        (["--max_steps", "0"], "max_steps=0 must be at least 1"),
+        (["--num_judged", "0"], "num_judged=0 must be at least 1"),
+        (["--fixed_seconds", "0"], "fixed_seconds=0.0 must be above 0"),
+        (["--steps", "3"], "unknown argument '--steps 3'"),
+    ],
+)
+def test_wrong_flags(arguments, message, capsys, tmp_path):
+    assert message in refusal(capsys, *arguments, "--output_dir", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        testbed.main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "<reason> <e_3> <x_5> <r_1> <e_7>" in text and "default: None" not in text
+    examples = [line.split("#")[0].split()[2:] for line in text.splitlines() if line.startswith("  memreason testbed")]
+    assert len(examples) == 4
+    for example in examples:
+        (arguments,) = testbed.make_parser().parse_args_into_dataclasses(example, look_for_args_file=False)
+        assert testbed._check(arguments)
+
+
+def test_a_folder_of_another_run(tmp_path):
+    claim_folder(tmp_path, {"seed": 1, "model": "x"}, restart=False)
+    claim_folder(tmp_path, {"seed": 1, "model": "x"}, restart=False)
+    with pytest.raises(ValueError, match="seed=1 there, now 2"):
+        claim_folder(tmp_path, {"seed": 2, "model": "x"}, restart=False)
+    (tmp_path / "results.json").write_text("{}")
+    claim_folder(tmp_path, {"seed": 2, "model": "x"}, restart=True)
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_all_of_it_and_the_same_again(tmp_path, capsys):
+    arguments = ["--output_dir", str(tmp_path), *FEW]
+    assert testbed.main(arguments) == 0
+    text = capsys.readouterr().out
+    for name, model in MODELS.items():
+        assert f"{name}: 2 of 2 steps" in text and model.title in text
+    assert "false alarms, %" in text and "Mean recurrences by kind of step" in text
+    results = json.loads((tmp_path / "testbed.json").read_text())
+    assert results["judges"]["known truth"]["hit_rate"] == 1.0
+    assert results["judges"]["known truth"]["false_alarm_rate"] == 0.0
+    for name, model in results["models"].items():
+        assert set(model["hops"]) == {str(hops) for hops in range(1, 13)}
+        assert model["training"]["steps"] == 2 and (tmp_path / name / "model.safetensors").is_file()
+        assert ("attribution" in model) == MODELS[name].writes_steps
+        count = sum(group["count"] for group in model["hops"].values())
+        if MODELS[name].writes_steps:
+            assert len((tmp_path / name / "solutions.jsonl").read_text().splitlines()) == count
+            assert sum(sum(found.values()) for key, found in model["attribution"].items() if "answers" in key) == count
+    assert (tmp_path / "testbed.png").read_bytes()[:4] == b"\x89PNG"
+
+    assert testbed.main(arguments) == 0
+    again = capsys.readouterr().out
+    assert "kept" in again and "training" not in again.split("Right answers")[0]
+    assert (
+        again.split("Right answers")[1].split("All of it")[0] == text.split("Right answers")[1].split("All of it")[0]
+    )
+    assert "seed=42 there, now 1" in refusal(capsys, *arguments, "--seed", "1")
