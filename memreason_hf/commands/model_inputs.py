@@ -134,16 +134,16 @@ def load_tokenizer(model: str, tokenizer: str | None, config: PreTrainedConfig) 
     return loaded
 
 
-def load_model(model: str, dtype: str = "auto", **kwargs) -> PreTrainedModel:
+def load_model(model: str, dtype: str = "auto") -> PreTrainedModel:
     """
-    The model, in evaluation mode; `kwargs` are for `from_pretrained`.
+    The model, in evaluation mode.
 
     Raises:
         ValueError: weights that cannot be read, are missing or do not fit. The library would go on with random ones.
     """
     dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True, **kwargs)
+        loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True)
     except SafetensorError as error:
         raise ValueError(f"model={model!r}: the weights cannot be read, the file may be cut off ({error}).") from error
     problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
