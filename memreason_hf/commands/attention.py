@@ -42,8 +42,8 @@ By default everything is the mean over all layers and heads; --layer and --head 
 (the library's attentions[0][:, 0] is layer 1, head 1). Of a recurrent-depth model there is one map a recurrence, the
 mean over the layers in its loop; layers are counted through prelude, loop and coda.
 
-Any causal language model will do whose tokenizer was saved with a scheme of steps. Attention weights need eager
-attention, which the model is loaded with: they take layers x recurrences x heads x tokens x tokens numbers.
+Any causal language model will do whose tokenizer was saved with a scheme of steps. Weights that can be read
+need eager attention, which the model is switched to; they are layers x recurrences x heads x tokens x tokens numbers.
 """
 EPILOG = """\
 examples:
@@ -231,7 +231,7 @@ def _note_demonstrations(path):
 
 def load_text_model(inputs: AttentionInputs, choice: AttentionChoice):
     """
-    The model, with eager attention, and its tokenizer.
+    The model and its tokenizer.
 
     Raises:
         ValueError, OSError: what is missing, damaged or does not match.
@@ -245,6 +245,7 @@ def load_text_model(inputs: AttentionInputs, choice: AttentionChoice):
                     f"{name}={value}: model={inputs.model!r} is a {config.model_type!r} model, without recurrences."
                 )
     tokenizer = load_tokenizer(inputs.model, inputs.tokenizer, config)
+    # Attention between steps is set on what the model is loaded with, and `read_attention` leaves it alone then.
     return load_model(inputs.model, inputs.dtype, attn_implementation="eager"), tokenizer
 
 

@@ -193,6 +193,24 @@ def test_a_loaded_model_is_switched_and_put_back(name):
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "recurrent"])
+def test_a_model_with_an_adapter(name):
+    peft = pytest.importorskip("peft")
+    model = larger_weights(MODELS[name](VOCAB))
+    ids = random_ids()
+    plain = read_attention(model, ids).select()[0].weights
+    embedding = next(key for key, module in model.named_modules() if module is model.get_input_embeddings())
+    targets = ["c_attn"] if name == "gpt2" else ["q_proj"]
+    settings = {"trainable_token_indices": {embedding: [4, 5]}, "fan_in_fan_out": name == "gpt2"}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, **settings))
+    np.testing.assert_allclose(read_attention(adapted, ids).select()[0].weights, plain, atol=1e-6)
+    with torch.no_grad():
+        for key, parameter in adapted.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_()
+    assert np.abs(read_attention(adapted, ids).select()[0].weights - plain).max() > 1e-3
+
+
 def test_means_over_layers_and_heads():
     attention = read_attention(larger_weights(llama(VOCAB, num_hidden_layers=3)), random_ids())
     by_head = np.stack([layer.by_head() for layer in attention.layers])
