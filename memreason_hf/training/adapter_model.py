@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from memreason_hf.training import checkpoints
+from memreason_hf.training.adapter_rows import TrainedRowsLayer
 
 
 # Beside PEFT's adapter_config.json: the mode, and what the base must be.
@@ -43,6 +44,8 @@ class AdapterModel(PeftModelForCausalLM):
             super().__init__(model, config, ADAPTER)
         self.adapter_mode = mode
         self.adapter_base = base
+        for layer in self.token_layers():
+            TrainedRowsLayer.take_over(layer)
         self._freeze_rows()
 
     def save_pretrained(self, save_directory, safe_serialization=True, **kwargs):
@@ -71,6 +74,17 @@ class AdapterModel(PeftModelForCausalLM):
     def set_adapter(self, *args, **kwargs):
         super().set_adapter(*args, **kwargs)
         self._freeze_rows()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if mode:
+            for module in self.modules():
+                quant_state = getattr(module._parameters.get("weight"), "quant_state", None)
+                if getattr(quant_state, "packing_format_for_cpu", False):
+                    # On some CPUs bitsandbytes packs 4-bit weights for evaluation, and then goes on without gradients
+                    # for their inputs. Asking for the state unpacks them.
+                    module.state_dict()
+        return self
 
     def token_layers(self) -> list[TrainableTokensLayer]:
         """The layers that hold new rows: of the embedding, and of the head."""
