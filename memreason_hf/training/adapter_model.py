@@ -44,6 +44,7 @@ class AdapterModel(PeftModelForCausalLM):
             super().__init__(model, config, ADAPTER)
         self.adapter_mode = mode
         self.adapter_base = base
+        _keep_unpacked(model)
         for layer in self.token_layers():
             TrainedRowsLayer.take_over(layer)
         self._freeze_rows()
@@ -74,17 +75,6 @@ class AdapterModel(PeftModelForCausalLM):
     def set_adapter(self, *args, **kwargs):
         super().set_adapter(*args, **kwargs)
         self._freeze_rows()
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if mode:
-            for module in self.modules():
-                quant_state = getattr(module._parameters.get("weight"), "quant_state", None)
-                if getattr(quant_state, "packing_format_for_cpu", False):
-                    # On some CPUs bitsandbytes packs 4-bit weights for evaluation, and then goes on without gradients
-                    # for their inputs. Asking for the state unpacks them.
-                    module.state_dict()
-        return self
 
     def token_layers(self) -> list[TrainableTokensLayer]:
         """The layers that hold new rows: of the embedding, and of the head."""
@@ -142,6 +132,21 @@ class AdapterModel(PeftModelForCausalLM):
         if self.adapter_mode == "lora":
             for layer in self.token_layers():
                 layer.trainable_tokens_delta.requires_grad_(False)
+
+
+def _keep_unpacked(model):
+    """
+    Keeps 4-bit weights of bitsandbytes in the form that has gradients.
+
+    On some CPUs it packs them when they are first evaluated: their scales are rounded to bfloat16, and training that
+    goes on after an evaluation gets no gradients through them, silently.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                # Asking for the state unpacks it.
+                module.state_dict()
 
 
 def check_stored_weights(model: AdapterModel, folder: Path | str) -> None:

@@ -70,12 +70,16 @@ def test_trained_saved_and_loaded(mode, bits, make, tmp_path):
         load_adapter(tmp_path / "adapter", base=other, quantization_config=CONFIGS[bits], device_map="cpu")
 
 
+@pytest.mark.parametrize("evaluated", ["before", "after"])
 @pytest.mark.parametrize("bits", CONFIGS)
-def test_gradients_are_the_same_after_an_evaluation(bits, tmp_path):
-    """On some CPUs evaluation packs 4-bit weights into a form without gradients."""
+def test_an_evaluation_changes_no_gradient(bits, evaluated, tmp_path):
+    """On some CPUs it packs 4-bit weights into a form with rounded scales and without gradients."""
     model, tokenizer = load(save_base(tmp_path / "base", wide_recurrent, tied=True, **WIDE), bits)
-    model = as_if_trained(add_adapter(model, tokenizer, AdapterArguments(lora_targets="all", lora_dropout=0.0)))
     ids = some_ids(tokenizer)
+    if evaluated == "before":
+        with torch.no_grad():
+            model.eval()(input_ids=ids)
+    model = as_if_trained(add_adapter(model, tokenizer, AdapterArguments(lora_targets="all", lora_dropout=0.0)))
 
     def gradients():
         model.train()
@@ -84,7 +88,9 @@ def test_gradients_are_the_same_after_an_evaluation(bits, tmp_path):
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
     before = gradients()
+    # The recurrence carries gradients back through every layer.
+    assert all(gradient.any() for gradient in before.values())
     with torch.no_grad():
         model.eval()(input_ids=ids)
     for name, gradient in gradients().items():
-        torch.testing.assert_close(gradient, before[name], rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(gradient, before[name], msg=name)
