@@ -21,7 +21,7 @@ setup(
         "accelerate>=1.10",
         "datasets>=4.0",
         "evaluate>=0.4.6",
-        "peft>=0.18",
+        "peft>=0.21",
         "safetensors>=0.6",
         "huggingface-hub>=1.0",
         "matplotlib>=3.8",

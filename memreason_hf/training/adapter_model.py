@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from memreason_hf.step_attention import save_step_attention
 from memreason_hf.training import checkpoints
+from memreason_hf.training.adapter_rows import TrainedRowsLayer
 
 
 # Beside PEFT's adapter_config.json: the mode, and what the base must be.
@@ -44,6 +45,9 @@ class AdapterModel(PeftModelForCausalLM):
             super().__init__(model, config, ADAPTER)
         self.adapter_mode = mode
         self.adapter_base = base
+        _keep_unpacked(model)
+        for layer in self.token_layers():
+            TrainedRowsLayer.take_over(layer)
         self._freeze_rows()
 
     def save_pretrained(self, save_directory, safe_serialization=True, **kwargs):
@@ -130,6 +134,21 @@ class AdapterModel(PeftModelForCausalLM):
         if self.adapter_mode == "lora":
             for layer in self.token_layers():
                 layer.trainable_tokens_delta.requires_grad_(False)
+
+
+def _keep_unpacked(model):
+    """
+    Keeps 4-bit weights of bitsandbytes in the form that has gradients.
+
+    On some CPUs it packs them when they are first evaluated: their scales are rounded to bfloat16, and training that
+    goes on after an evaluation gets no gradients through them, silently.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                # Asking for the state unpacks it.
+                module.state_dict()
 
 
 def check_stored_weights(model: AdapterModel, folder: Path | str) -> None:

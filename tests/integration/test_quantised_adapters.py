@@ -45,6 +45,7 @@ def test_trained_saved_and_loaded(mode, bits, make, tmp_path):
     assert any(isinstance(module, LAYERS[bits]) for module in model.modules())
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
+    model.train()
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0)
     for _ in range(2):
         ids = some_ids(tokenizer)
@@ -67,3 +68,29 @@ def test_trained_saved_and_loaded(mode, bits, make, tmp_path):
     other = save_base(tmp_path / "other", make, tied=make is wide_recurrent, **WIDE)
     with pytest.raises(ValueError, match="have other values"):
         load_adapter(tmp_path / "adapter", base=other, quantization_config=CONFIGS[bits], device_map="cpu")
+
+
+@pytest.mark.parametrize("evaluated", ["before", "after"])
+@pytest.mark.parametrize("bits", CONFIGS)
+def test_an_evaluation_changes_no_gradient(bits, evaluated, tmp_path):
+    """On some CPUs it packs 4-bit weights into a form with rounded scales and without gradients."""
+    model, tokenizer = load(save_base(tmp_path / "base", wide_recurrent, tied=True, **WIDE), bits)
+    ids = some_ids(tokenizer)
+    if evaluated == "before":
+        with torch.no_grad():
+            model.eval()(input_ids=ids)
+    model = as_if_trained(add_adapter(model, tokenizer, AdapterArguments(lora_targets="all", lora_dropout=0.0)))
+
+    def gradients():
+        model.train()
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    before = gradients()
+    # The recurrence carries gradients back through every layer.
+    assert all(gradient.any() for gradient in before.values())
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, before[name], msg=name)

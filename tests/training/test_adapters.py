@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from small_adapters import SCHEME, adapted, as_if_trained, extended, save_base, some_ids
 from small_tokenizers import MODELS, byte_level, gpt2, llama, recurrent
 from transformers import (
@@ -237,6 +238,40 @@ def test_frozen_rows_stay_frozen_whatever_switches_adapters_on():
     model.set_adapter("default")
     assert not any(p.requires_grad for n, p in model.named_parameters() if "tokens" in n)
     assert any(p.requires_grad for n, p in model.named_parameters() if "lora_A" in n)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("mode", ADAPTERS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "deep"])
+def test_gradients_are_those_of_peft(family, mode, tied, autocast):
+    """Its own layers take a gradient of the whole matrix; ours of the rows."""
+    tokenizer = byte_level()
+    model = FAMILIES[family](len(tokenizer) + 30, tied=tied)
+    extend_tokenizer(tokenizer, SCHEME, model)
+    model = add_adapter(model, tokenizer, AdapterArguments(mode, lora_targets="all", lora_dropout=0.0))
+    as_if_trained(model)
+    ids = some_ids(tokenizer)
+
+    def gradients():
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            outputs = model(input_ids=ids, labels=ids)
+        outputs.loss.backward()
+        return outputs.logits, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    logits, ours = gradients()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert torch.equal(model(input_ids=ids).logits, logits)
+    for layer in model.token_layers():
+        layer.__class__ = TrainableTokensLayer
+    expected_logits, expected = gradients()
+    assert torch.equal(logits, expected_logits)
+    assert ours.keys() == expected.keys() and len(ours) > 0
+    for name, gradient in ours.items():
+        assert gradient.dtype == expected[name].dtype == torch.float32
+        error = (gradient - expected[name]).norm() / expected[name].norm()
+        assert error < (2e-2 if autocast else 1e-5), name
 
 
 @torch.no_grad()

@@ -1,0 +1,47 @@
+"""PEFT's layer for single rows of an embedding or a head, with gradients for those rows alone."""
+
+import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from torch import nn
+from torch.nn import functional
+
+
+class TrainedRowsLayer(TrainableTokensLayer):
+    """
+    Computes what `TrainableTokensLayer` does, bit for bit, and the same gradients up to rounding.
+
+    PEFT copies the matrix, puts the rows in and differentiates through the copy: a gradient of the whole matrix, of
+    which all but some rows are thrown away. For the head of a large vocabulary that is a third of its work, and as
+    much memory again. Here the copy takes no gradient, and the rows get theirs from a term that is zero.
+    """
+
+    @classmethod
+    def take_over(cls, layer: TrainableTokensLayer):
+        """Turns PEFT's layer into one of these, in place."""
+        layer.__class__ = cls
+
+    def forward_adapters(self, x: torch.Tensor, active_adapters, *args, **kwargs) -> torch.Tensor:
+        trained = [name for name in active_adapters or () if self.trainable_tokens_delta[name].requires_grad]
+        if self.disable_adapters or self.merged or not trained or not torch.is_grad_enabled():
+            return super().forward_adapters(x, active_adapters, *args, **kwargs)
+        base = self.base_layer
+        if len(active_adapters) > 1 or not isinstance(base, nn.Embedding | nn.Linear):
+            return super().forward_adapters(x, active_adapters, *args, **kwargs)
+        with torch.no_grad():
+            matrix = self.get_merged_weights(active_adapters)
+        ids = torch.tensor(self.token_indices[trained[0]], device=matrix.device)
+        rows = self.trainable_tokens_delta[trained[0]].to(matrix)
+        if isinstance(base, nn.Linear):
+            # The term is added in place: for a long text and a large vocabulary nothing else is as large.
+            return functional.linear(x, matrix).index_add_(-1, ids, _zero(functional.linear(x.detach(), rows)))
+        options = {"max_norm": base.max_norm, "norm_type": base.norm_type}
+        result = functional.embedding(x, matrix, padding_idx=base.padding_idx, **options)
+        place = torch.full((len(matrix),), -1, device=ids.device).index_copy(0, ids, torch.arange(len(ids)).to(ids))[x]
+        result = result + _zero(functional.embedding(place.clamp(min=0), rows)) * (place >= 0).unsqueeze(-1)
+        scale = self._get_embed_scale()
+        return result if scale is None else result * scale.to(result.dtype)
+
+
+def _zero(values):
+    """Zeros whose gradient is that of the values."""
+    return values - values.detach()
