@@ -7,12 +7,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from small_tokenizers import byte_level
 from step_texts import FAMILIES, as_mask, extended, padded, random_text, sees
-from transformers import DynamicCache
+from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from memreason_hf.step_attention import get_step_attention, set_step_attention
 from memreason_hf.steps import StepScheme
-from memreason_hf.tokenization import step_token_ids
+from memreason_hf.tokenization import extend_tokenizer, step_token_ids
 
 
 VARIANTS = ("own", "tokens")
@@ -272,6 +273,37 @@ def halting_call(model, ids, real, criterion):
         scores = [(new - old).norm(dim=-1) / new.norm(dim=-1) for old, new in pairwise(states)]
     threshold = torch.stack(scores)[:, real.bool()].quantile(0.3).item()
     return {"halting_criterion": criterion, f"{criterion}_threshold": threshold, "max_recurrences": 7}
+
+
+@each_variant
+@torch.no_grad()
+def test_caches_that_forget_what_left_the_window(variant):
+    tokenizer = byte_level()
+    config = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0, "pad_token_id": 2}
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    plain = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, **sizes, **config)).eval()
+    extend_tokenizer(tokenizer, StepScheme(1, 2), plain)
+    for parameter in plain.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.3)
+    sparse = copy.deepcopy(plain)
+    set_step_attention(sparse, tokenizer, variant)
+    rows = [random_text(tokenizer) for _ in range(3)]
+    ids, real = padded(rows)
+    made = sparse.generate(
+        input_ids=ids,
+        attention_mask=real,
+        do_sample=False,
+        max_new_tokens=9,
+        eos_token_id=None,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    assert any(made.past_key_values.is_sliding)
+    for index, row in enumerate(rows):
+        text = row + made.sequences[index, ids.shape[1] :].tolist()
+        mask = as_mask(sees(text, step_token_ids(tokenizer), variant).triu(-3))
+        expected = plain(input_ids=torch.tensor([text]), attention_mask=mask, use_cache=False).logits[0, -10:-1]
+        torch.testing.assert_close(torch.stack(made.logits, dim=1)[index], expected, **CLOSE)
 
 
 @pytest.mark.parametrize(
