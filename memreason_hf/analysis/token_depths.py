@@ -48,7 +48,7 @@ SCHEMA_VERSION = 1
 _INCOMPLETE = "\ufffd"
 # A character has four bytes at most, and two may share a token: what is still none then will never be one.
 _MOST_WAITING = 8
-_MOST_LEGEND_DEPTHS = 12
+_MOST_LEGEND_DEPTHS = 16
 
 
 @dataclass(frozen=True)

@@ -182,9 +182,10 @@ class TestScale:
     def test_legends(self):
         assert DepthScale(3, 9).legend() == list(range(3, 10))
         assert DepthScale(4, 4).legend() == [4]
+        assert DepthScale(1, 16).legend() == list(range(1, 17))  # as many as a model takes by default
         for most in (20, 64, 500):
             legend = DepthScale(1, most).legend()
-            assert legend[0] == 1 and legend[-1] == most and legend == sorted(set(legend)) and len(legend) <= 12
+            assert legend[0] == 1 and legend[-1] == most and legend == sorted(set(legend)) and len(legend) <= 16
 
     def test_from_least_to_most(self):
         assert DepthScale.over([sample_text()]) == DepthScale(1, 16)

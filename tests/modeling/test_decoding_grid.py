@@ -29,8 +29,8 @@ CACHES = {
     "last": {"cache_recurrences": "last"},
     "static": {"cache_implementation": "static"},
 }
-# Recurrences amplify rounding; what is wrong by a token or a recurrence is wrong by more than a tenth.
-TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.1}
+# In bfloat16 about 0.01 is seen; a key of the wrong recurrence is wrong by more than a tenth.
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-5, torch.bfloat16: 0.1}
 
 
 def exists(case):
@@ -89,7 +89,8 @@ def make_model(case):
         sliding_window=case["window"],
         num_key_value_heads=2 if case["style"] == "llama" else None,
         max_recurrences=MOST,
-        initializer_range=0.2,
+        # Larger weights make livelier models, and amplify rounding more.
+        initializer_range=0.12 if case["dtype"] == torch.bfloat16 else 0.2,
     ).to(case["dtype"])
 
 

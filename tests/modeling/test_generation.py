@@ -223,13 +223,24 @@ BAD = [
     ({"cache_implementation": "quantized"}, "cache_implementation=.quantized."),
     ({"cache_recurrences": "first"}, "cache_recurrences='first'"),
     ({"num_recurrences": -1}, "num_recurrences=-1"),
+    ({"num_recurrences": torch.tensor([-3])}, "num_recurrences holds -3"),
+    ({"num_recurrences": torch.tensor([[2, 0, -2, 1]])}, "num_recurrences holds -2"),
+    ({"halting_criterion": "kl", "num_coda_layers": 1}, "num_coda_layers=1: a logit would look at tokens"),
+    ({"halting_criterion": "confidence", "num_coda_layers": 1, "use_cache": False}, "num_coda_layers=1: a logit"),
+    (
+        {"halting_criterion": "kl", "halting_granularity": "sequence", "use_cache": False, "num_coda_layers": 1},
+        "use_cache=False with num_coda_layers=1",
+    ),
+    ({"halting_criterion": "kl", "halting_granularity": "sequence", "draft_recurrences": 2}, "int num_recurrences"),
 ]
 
 
 @pytest.mark.parametrize(("call", "message"), BAD, ids=[message for _, message in BAD])
 def test_what_generate_cannot_do_is_refused(call, message):
+    call = dict(call)
+    model = tiny_model(num_coda_layers=call.pop("num_coda_layers", 0))
     with pytest.raises(ValueError, match=message):
-        tiny_model().generate(random_ids(1, 4), max_new_tokens=2, **call)
+        model.generate(random_ids(1, 4), max_new_tokens=2, **call)
 
 
 def test_caches_of_others_are_refused():
@@ -241,9 +252,17 @@ def test_caches_of_others_are_refused():
         model(ids, past_key_values=DynamicCache())
     with pytest.raises(TypeError, match="DynamicCache"):
         model.generate(ids, past_key_values=DynamicCache(), max_new_tokens=2)
-    other = RecurrentDepthCache(tiny_model(num_recurrent_layers=1).config)
-    with pytest.raises(ValueError, match="this one has"):
-        model(ids, past_key_values=other)
+    # Fewer layers; as many, but one of them outside of the loop; other heads.
+    for extra in (
+        {"num_recurrent_layers": 1},
+        {"num_recurrent_layers": 1, "num_prelude_layers": 1},
+        {"num_recurrent_layers": 1, "num_coda_layers": 1},
+        {"num_attention_heads": 2},
+    ):
+        other = RecurrentDepthCache(tiny_model(**extra).config)
+        for call in (model, lambda ids, **kwargs: model.generate(ids, max_new_tokens=2, **kwargs)):
+            with pytest.raises(ValueError, match="this one has"):
+                call(ids, past_key_values=other)
     cache = RecurrentDepthCache(model.config)
     model(ids, past_key_values=cache)
     with pytest.raises(ValueError, match="holds 2 rows, the input has 3"):

@@ -80,6 +80,29 @@ def test_every_recurrence_can_be_read_in_one_pass():
     assert active == [None, [0, 2], [0]]
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_every_recurrence_can_be_read_where_tokens_halt(use_cache):
+    """Behind a coda of two layers, whose second one looks at tokens that have halted."""
+    model = tiny_model("llama", num_coda_layers=2, num_prelude_layers=1, initializer_range=0.25).double()
+    ids, mask = pad([random_ids(6), random_ids(3), random_ids(5)], "left")
+    counts = torch.randint(1, 7, ids.shape).masked_fill(mask == 0, 0)
+    counts[0, -1] = 7
+    seen = {}
+    model(
+        ids,
+        attention_mask=mask,
+        num_recurrences=counts,
+        use_cache=use_cache,
+        on_recurrence=lambda recurrence, rows, logits: seen.setdefault(recurrence, (rows, logits)),
+    )
+    assert len(seen) == 7
+    for t, (rows, logits) in seen.items():
+        expected = model(ids, attention_mask=mask, num_recurrences=counts.clamp(max=t)).logits
+        rows = torch.arange(3) if rows is None else rows
+        real = mask[rows].bool()
+        assert relative_error(logits[real], expected[rows][real]) < 1e-10
+
+
 def test_tuple_output_and_embeddings_as_input():
     model = tiny_model()
     ids = random_ids(2, 5)

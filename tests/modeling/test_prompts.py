@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from recurrent_models import VOCAB, depth_calls, pad, random_ids, relative_error, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -133,6 +135,8 @@ def test_a_conversation_of_right_padded_turns():
 @pytest.mark.parametrize("whole", [True, False], ids=["the whole text", "new ids alone"])
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_counts_of_tokens_behind_a_live_cache(whole, chunk):
+    if chunk is not None and version.parse(transformers.__version__) < version.parse("5.23"):
+        pytest.skip("this transformers reads chunks from the start of a text, whatever a cache holds")
     model = lively_model()
     text = random_ids(2, 9)
     counts = torch.randint(1, 7, (2, 9))
@@ -160,7 +164,7 @@ def test_counts_of_tokens_in_every_way_of_decoding(style, extra):
     model = lively_model(style, extra)
     ids, mask = pad([random_ids(n) for n in LENGTHS], "left")
     counts = torch.randint(0, 6, ids.shape).masked_fill(mask == 0, 0)
-    assert (counts[mask.bool()] == 0).any()
+    counts[::2, -1] = 0
     for call in (by_token(), {}):
         call = {"num_recurrences": counts if call else counts.clamp_min(1), **call}
         expected = generate(model, ids, mask, **call)

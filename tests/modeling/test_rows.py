@@ -114,3 +114,5 @@ def test_a_prepared_mask_is_used_as_it_is():
     counts = torch.tensor([2, 5])
     expected = model(ids, num_recurrences=counts).logits
     assert relative_error(model(ids, attention_mask=square, num_recurrences=counts).logits, expected) < 1e-5
+    # One mask for all rows.
+    assert relative_error(model(ids, attention_mask=square[:1], num_recurrences=counts).logits, expected) < 1e-5

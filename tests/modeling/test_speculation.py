@@ -102,6 +102,18 @@ def test_holes_and_packed_rows(attention, share, monkeypatch, poisoned_memory):
     assert bool(packed) == (share == 1.0)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="on a CPU torch cannot compile flex attention with holes")
+@pytest.mark.parametrize("window", [None, 5])
+def test_flex_attention_sees_the_same_holes(window):
+    model = lively_model(extra={"hidden_size": 64, "head_dim": 16, "sliding_window": window}).float().to("cuda")
+    ids, mask = (values.to("cuda") for values in prompts())
+    expected, _ = both(model, ids, mask, draft_recurrences=3, draft_tokens=5)
+    model.set_attn_implementation("flex_attention")
+    actual = generate(model, ids, mask, draft_recurrences=3, draft_tokens=5)
+    assert_equal(expected, actual)
+
+
 def test_closing_holes():
     model = lively_model(extra={"num_prelude_layers": 1})
     text, garbage, step = random_ids(2, 5), random_ids(2, 1), random_ids(2, 1)

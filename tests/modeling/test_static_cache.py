@@ -4,7 +4,7 @@ import pytest
 import torch
 from recurrent_models import depth_calls, pad, random_ids, relative_error, tiny_model
 
-from modeling_recurrent import RecurrentDepthStaticCache
+from modeling_recurrent import RecurrentDepthCache, RecurrentDepthStaticCache
 
 
 GRID = [
@@ -27,7 +27,8 @@ def test_same_tokens_and_depths(style, extra, attention):
     model = tiny_model(style, **extra).double()
     model.set_attn_implementation(attention)
     ids, mask = pad([random_ids(n) for n in (5, 3, 7)], "left")
-    for call in ({"num_recurrences": 4}, {"num_recurrences": 4, "num_beams": 2}, {}):
+    calls = {"num_recurrences": 4}, {"num_recurrences": 4, "num_beams": 2}, {}, {"cache_recurrences": "last"}
+    for call in (*calls, {"num_recurrences": 4, "prefill_chunk_size": 3}):
         plain = generate(model, ids, mask, **call)
         static = generate(model, ids, mask, cache_implementation="static", **call)
         for name in ("sequences", "num_recurrences", "prompt_recurrences"):
@@ -95,6 +96,40 @@ def test_shallower_and_again():
             assert int(cache.get_seq_length()) == 4
             assert relative_error(model(step, past_key_values=cache, num_recurrences=5).logits, expected) < 1e-10
             cache.reset()
+
+
+def test_the_last_slot_alone():
+    model = tiny_model("llama", input_injection="add", num_prelude_layers=1).double()
+    ids = random_ids(2, 5)
+    expected, actual = (
+        generate(model, ids, None, cache_recurrences="last", output_logits=True, **call)
+        for call in ({}, {"cache_implementation": "static"})
+    )
+    assert relative_error(torch.stack(actual.logits), torch.stack(expected.logits)) < 1e-6
+    assert actual.past_key_values.layers[1].keys.shape[0] == 1
+    exact = generate(model, ids, None, output_logits=True)
+    assert relative_error(torch.stack(actual.logits[1:]), torch.stack(exact.logits[1:])) > 1e-3
+    # One slot serves any depth.
+    with torch.no_grad():
+        cache = RecurrentDepthStaticCache(
+            model.config, 2, 8, num_recurrences=1, dtype=torch.double, cache_recurrences="last"
+        )
+        assert relative_error(model(ids, past_key_values=cache).logits, model(ids).logits) < 1e-10
+
+
+def test_depths_of_a_live_cache():
+    model = tiny_model("llama", input_injection="add").double()
+    ids = random_ids(2, 7)
+    static = RecurrentDepthStaticCache(model.config, 2, 16, num_recurrences=5, dtype=torch.float64)
+    caches = RecurrentDepthCache(model.config), static
+    with torch.no_grad():
+        for cache in caches:
+            model(ids[:, :3], past_key_values=cache, num_recurrences=2)
+            model(ids[:, 3:5], past_key_values=cache, num_recurrences=4)
+    expected, actual = (generate(model, ids, None, past_key_values=cache, num_recurrences=5) for cache in caches)
+    for name in ("sequences", "num_recurrences", "prompt_recurrences"):
+        assert torch.equal(expected[name], actual[name]), name
+    assert actual.prompt_recurrences.tolist() == [[2, 2, 2, 4, 4, 5, 5]] * 2
 
 
 def test_what_changes_sizes_is_refused():
