@@ -15,15 +15,16 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.trainer_utils import IntervalStrategy
 
 import modeling_recurrent  # noqa: F401  (registers its model: a base can be one)
 from memreason_hf.data.demonstrations import Demonstrations
 from memreason_hf.data.memory_reason import NAMES, build_memory_reason, load_memory_reason, reference_solution
-from memreason_hf.evaluation.generation import context_length
+from memreason_hf.evaluation.generation import check_prompts, context_length
 from memreason_hf.step_attention import set_step_attention
 from memreason_hf.step_masks import VARIANTS
 from memreason_hf.steps import StepScheme
-from memreason_hf.tokenization import SCHEME_KEY, extend_tokenizer, read_scheme
+from memreason_hf.tokenization import SCHEME_KEY, encode_prompt, extend_tokenizer, read_scheme
 from memreason_hf.training.adapters import AdapterArguments, add_adapter, is_adapter_folder
 from memreason_hf.training.finetune_trainer import FinetuneArguments, FinetuneTrainer
 from memreason_hf.training.new_models import NewModelArguments, build_new_model, train_tokenizer
@@ -128,6 +129,12 @@ def prepare_finetuning(
     rows, report = encode_solutions(
         tokenizer, train, max_length=max_length, too_long=questions.too_long, demonstrations=demonstrations
     )
+    if args.eval_strategy != IntervalStrategy.NO:
+        # Now, and not after an epoch of training.
+        solved = test.select(range(min(args.num_test, len(test))))["question"]
+        shown = [demonstrations(question) if demonstrations else () for question in solved]
+        prompts = [encode_prompt(tokenizer, question, pairs) for question, pairs in zip(solved, shown)]
+        check_prompts(network, dict(enumerate(prompts)))
     # The first random numbers that the adapter and dropout see do not depend on how the base was made.
     set_seed(args.seed)
     trainer = FinetuneTrainer(
