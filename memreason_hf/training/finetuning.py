@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -192,7 +193,10 @@ def open_base(base: BaseModelArguments, mode: str) -> tuple[PreTrainedTokenizerB
     if base.attn_implementation is not None:
         arguments["attn_implementation"] = base.attn_implementation
     if base.load_in_8bit or base.load_in_4bit:
-        arguments |= _quantization(base, arguments["dtype"])
+        arguments["quantization_config"] = _quantization(base, arguments["dtype"])
+        # Each process keeps all of the model on its own device.
+        device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else "cpu"
+        arguments["device_map"] = {"": device}
     return tokenizer, AutoModelForCausalLM.from_pretrained(base.path, **arguments)
 
 
@@ -265,14 +269,15 @@ def _quantization(base, dtype):
     if find_spec("bitsandbytes") is None:
         bits = "load_in_8bit" if base.load_in_8bit else "load_in_4bit"
         raise ImportError(f"model.{bits} needs bitsandbytes, which is not installed: pip install bitsandbytes.")
-    # bitsandbytes computes in the dtype of the inputs; "auto" would leave 4 bits with float32.
-    compute = {} if dtype == "auto" else {"bnb_4bit_compute_dtype": dtype}
-    config = BitsAndBytesConfig(
-        load_in_8bit=base.load_in_8bit, load_in_4bit=base.load_in_4bit, bnb_4bit_quant_type="nf4", **compute
+    if dtype == "auto":
+        # bitsandbytes itself would compute in float32 then.
+        dtype = AutoConfig.from_pretrained(base.path).dtype or torch.float32
+    return BitsAndBytesConfig(
+        load_in_8bit=base.load_in_8bit,
+        load_in_4bit=base.load_in_4bit,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
     )
-    # Each process keeps all of the model on its own device.
-    device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else "cpu"
-    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _origin(base: BaseModelArguments, new: NewModelArguments, chosen: AdapterArguments) -> dict:
