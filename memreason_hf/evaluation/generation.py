@@ -141,6 +141,24 @@ def context_length(model: PreTrainedModel) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
+def check_prompts(model: PreTrainedModel, prompts: Mapping[int, Sequence[int]]) -> None:
+    """
+    Args:
+        prompts: the ids of prompts by the index of their item.
+
+    Raises:
+        ValueError: prompts that leave no room for a solution in the model's context.
+    """
+    context = context_length(model)
+    too_long = [index for index, ids in prompts.items() if context is not None and len(ids) >= context]
+    if too_long:
+        raise ValueError(
+            f"{len(too_long)} of {len(prompts)} prompts have no room for a solution in the model's context of "
+            f"{context} tokens; the first is that of item {too_long[0]}, {len(prompts[too_long[0]])} tokens. "
+            "Leave out demonstrations, or these items."
+        )
+
+
 def _check(model, tokenizer, rows, batch_size, max_new_tokens):
     if not rows:
         raise ValueError("There are no rows to generate solutions for. Check the split and the filters.")
@@ -162,14 +180,7 @@ def _generate(
 ) -> Iterator[tuple[list[int], list[list[int]], list[bool], list[dict | None]]]:
     """Batches of (indices, new ids, whether each was cut off, recurrences by kind), the longest prompts first."""
     context = context_length(model)
-    if context is not None:
-        too_long = [index for index, ids in prompts.items() if len(ids) >= context]
-        if too_long:
-            raise ValueError(
-                f"{len(too_long)} of {len(prompts)} prompts have no room for a solution in the model's context of "
-                f"{context} tokens; the first is that of item {too_long[0]}, {len(prompts[too_long[0]])} tokens. "
-                "Leave out demonstrations, or these items."
-            )
+    check_prompts(model, prompts)
     pad = padding_id(tokenizer)
     ends = _end_ids(model, tokenizer)
     # Plain greedy search, whatever the model's own generation config says.

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -15,15 +16,16 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.trainer_utils import IntervalStrategy
 
 import modeling_recurrent  # noqa: F401  (registers its model: a base can be one)
 from memreason_hf.data.demonstrations import Demonstrations
 from memreason_hf.data.memory_reason import NAMES, build_memory_reason, load_memory_reason, reference_solution
-from memreason_hf.evaluation.generation import context_length
+from memreason_hf.evaluation.generation import check_prompts, context_length
 from memreason_hf.step_attention import set_step_attention
 from memreason_hf.step_masks import VARIANTS
 from memreason_hf.steps import StepScheme
-from memreason_hf.tokenization import SCHEME_KEY, extend_tokenizer, read_scheme
+from memreason_hf.tokenization import SCHEME_KEY, encode_prompt, extend_tokenizer, read_scheme
 from memreason_hf.training.adapters import AdapterArguments, add_adapter, is_adapter_folder
 from memreason_hf.training.finetune_trainer import FinetuneArguments, FinetuneTrainer
 from memreason_hf.training.new_models import NewModelArguments, build_new_model, train_tokenizer
@@ -128,6 +130,12 @@ def prepare_finetuning(
     rows, report = encode_solutions(
         tokenizer, train, max_length=max_length, too_long=questions.too_long, demonstrations=demonstrations
     )
+    if args.eval_strategy != IntervalStrategy.NO:
+        # Now, and not after an epoch of training.
+        solved = test.select(range(min(args.num_test, len(test))))["question"]
+        shown = [demonstrations(question) if demonstrations else () for question in solved]
+        prompts = [encode_prompt(tokenizer, question, pairs) for question, pairs in zip(solved, shown)]
+        check_prompts(network, dict(enumerate(prompts)))
     # The first random numbers that the adapter and dropout see do not depend on how the base was made.
     set_seed(args.seed)
     trainer = FinetuneTrainer(
@@ -185,7 +193,10 @@ def open_base(base: BaseModelArguments, mode: str) -> tuple[PreTrainedTokenizerB
     if base.attn_implementation is not None:
         arguments["attn_implementation"] = base.attn_implementation
     if base.load_in_8bit or base.load_in_4bit:
-        arguments |= _quantization(base, arguments["dtype"])
+        arguments["quantization_config"] = _quantization(base, arguments["dtype"])
+        # Each process keeps all of the model on its own device.
+        device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else "cpu"
+        arguments["device_map"] = {"": device}
     return tokenizer, AutoModelForCausalLM.from_pretrained(base.path, **arguments)
 
 
@@ -258,14 +269,15 @@ def _quantization(base, dtype):
     if find_spec("bitsandbytes") is None:
         bits = "load_in_8bit" if base.load_in_8bit else "load_in_4bit"
         raise ImportError(f"model.{bits} needs bitsandbytes, which is not installed: pip install bitsandbytes.")
-    # bitsandbytes computes in the dtype of the inputs; "auto" would leave 4 bits with float32.
-    compute = {} if dtype == "auto" else {"bnb_4bit_compute_dtype": dtype}
-    config = BitsAndBytesConfig(
-        load_in_8bit=base.load_in_8bit, load_in_4bit=base.load_in_4bit, bnb_4bit_quant_type="nf4", **compute
+    if dtype == "auto":
+        # bitsandbytes itself would compute in float32 then.
+        dtype = AutoConfig.from_pretrained(base.path).dtype or torch.float32
+    return BitsAndBytesConfig(
+        load_in_8bit=base.load_in_8bit,
+        load_in_4bit=base.load_in_4bit,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
     )
-    # Each process keeps all of the model on its own device.
-    device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else "cpu"
-    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _origin(base: BaseModelArguments, new: NewModelArguments, chosen: AdapterArguments) -> dict:

@@ -234,6 +234,14 @@ def test_bad_data_are_one_message(recipe, tmp_path, capsys, content, message):
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
 
 
+def test_a_question_that_leaves_no_room_is_refused_before_training(recipe, tmp_path, capsys):
+    path = recipe()
+    write_questions(tmp_path / "data", test=[TEST[0], {**TEST[1], "question": "Is it " + "long and " * 100 + "long?"}])
+    message = refused(capsys, path)
+    assert "1 of 2 prompts have no room" in message and "context of 256 tokens; the first is that of item 1" in message
+    assert finetune.main([path, "--num_test", "1", "--max_steps", "1"]) == 0
+
+
 @pytest.mark.parametrize(
     "changes, flags, message",
     [
@@ -433,23 +441,27 @@ def test_the_tiny_recipe_on_the_real_questions(tmp_path, capsys, architecture):
 
 @pytest.mark.slow
 def test_two_processes_started_by_accelerate(recipe, tmp_path):
-    path = recipe(
-        adapter={"mode": "lora+tokens"}, training={"per_device_train_batch_size": 2, "expected_world_size": 2}
-    )
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            str(RECIPES_FOLDER / "accelerate" / "cpu_2.yaml"),
-        ),
-        *("-m", "memreason_hf.commands.finetune", path),
-    ]
+    """With plain gradient descent they end where one process with the same global batch does."""
+    training = {"optim": "sgd", "learning_rate": 0.1, "per_device_train_batch_size": 2, "expected_world_size": 2}
+    path = recipe(training=training)
+    config = RECIPES_FOLDER / "accelerate" / "cpu_2.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["-m", "memreason_hf.commands.finetune", path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Trained for 4 steps.") == 1
-    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
-    assert {entry["eval_num_test"] for entry in state["log_history"] if "eval_acc" in entry} == {3}
-    # The gradients are those of one process with the same global batch; lora_dropout is drawn for each rank.
-    assert load_adapter(tmp_path / "run")[0].stored_weights()
+    one = tmp_path / "one"
+    flags = ["--per_device_train_batch_size", "4", "--expected_world_size", "1", "--output_dir", str(one)]
+    assert finetune.main([path, *flags]) == 0
+    logs = [
+        json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (tmp_path / "run", one)
+    ]
+    for name, tolerance in (("loss", 1e-4), ("eval_acc", 0), ("eval_num_test", 0)):
+        two, single = ([entry[name] for entry in entries if name in entry] for entries in logs)
+        assert two == pytest.approx(single, rel=tolerance) and two
+    two, single = (
+        AutoModelForCausalLM.from_pretrained(folder / "checkpoint-4").state_dict()
+        for folder in (tmp_path / "run", one)
+    )
+    for name, value in single.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
