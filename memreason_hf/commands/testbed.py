@@ -9,15 +9,18 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from datasets import disable_progress_bars
 from transformers import HfArgumentParser
 
 from memreason_hf.analysis.depth_figures import save_figure
 from memreason_hf.analysis.testbed_figures import hops_figure
 from memreason_hf.data.multi_hop import MultiHopConfig, prepare_multi_hop
+from memreason_hf.data.multi_hop_config import parse_hop_counts
 from memreason_hf.data.written_rows import WrittenRows, write_solutions
 from memreason_hf.evaluation.results import describe_environment
 from memreason_hf.evaluation.step_judges import ExactJudge
@@ -59,6 +62,8 @@ OUTPUT_DIR holds data/, a folder for each model (the model, its log, results.jso
 text), testbed.json with all figures, and testbed.png.
 """
 SCHEMA_VERSION = 1
+# What `attribute_errors` tells apart.
+_OUTCOMES = ("memory", "reason", "answer", "step", "none")
 
 
 @dataclass
@@ -148,6 +153,7 @@ def _testbed(arguments, names):
     tasks = {name: _task(name, folder, config, rows, arguments) for name in names}
     for name in names:
         claim_folder(folder / name, tasks[name]["settings"], restart=arguments.restart)
+    disable_progress_bars()
     prepare_multi_hop(config, folder / "data", overwrite=arguments.restart)
     _run_all(tasks, arguments.at_once)
     world = open_world(folder / "data", config, rows)
@@ -276,7 +282,8 @@ def testbed_report(results: dict) -> str:
             ],
         )
     )
-    parts += _depths(models) + _attributions(models) + _judges(results["judges"])
+    trained_hops = parse_hop_counts(results["data"]["train_hops"])[-1]
+    parts += _depths(models) + _attributions(models, trained_hops) + _judges(results["judges"])
     return "\n".join(parts)
 
 
@@ -299,28 +306,46 @@ def _depths(models):
     return parts
 
 
-def _attributions(models):
-    kinds = ("memory", "reason", "answer", "step", "none")
-    parts, lines = [], []
+def _attributions(models, trained_hops):
+    lines, parts = [], []
     for model in models.values():
-        if "attribution" not in model:
+        if "false_memories" not in model:
             continue
-        found = model["attribution"]
-        for verdict in ("wrong_answers", "right_answers"):
-            counts = found[verdict]
-            label = f"{model['title']}: {verdict.replace('_', ' ')}"
-            lines.append([label, sum(counts.values()), *(counts[kind] for kind in kinds)])
-        support = found["reason_errors"]
+        for label, chosen in (
+            (f"1-{trained_hops} hops", [g for hops, g in model["hops"].items() if int(hops) <= trained_hops]),
+            (f"more than {trained_hops} hops", [g for hops, g in model["hops"].items() if int(hops) > trained_hops]),
+        ):
+            recalled = _percent(np.mean([group["recalled"] for group in chosen]))
+            for verdict in ("right_answers", "wrong_answers"):
+                counts = _sum(group["attribution"][verdict] for group in chosen)
+                name = f"{model['title']}, {label}: {verdict.replace('_', ' ')}"
+                lines.append([name, sum(counts.values()), *(counts[kind] for kind in _OUTCOMES)])
+            support = _sum(group["attribution"]["reason_errors"] for group in chosen)
+            parts.append(
+                f"{model['title']}, {label}: every needed fact is recalled in {recalled} % of the solutions. Of "
+                f"{sum(support.values())} wrong answers that first go wrong at a reason step, {support['recalled']} "
+                f"had recalled the fact of that hop, {support['not recalled']} had not; {support['no hop']} are about "
+                "no hop of the question."
+            )
+        told = model["false_memories"]
+        count = sum(told.values()) - told["carried_on"]
         parts.append(
-            f"{model['title']}: all needed facts recalled in {_percent(model['all_needed_recalled'])} % of the "
-            f"solutions; of {sum(support.values())} wrong answers that first go wrong at a reason step, the fact of "
-            f"that hop was recalled in {support['recalled']}, not in {support['not recalled']}; no such hop in "
-            f"{support['no hop']}."
+            f"{model['title']}: told a false memory of a needed fact, it reasons from it as recalled in "
+            f"{_percent(told['as recalled'] / count)} % of {count} solutions, from the truth in its weights in "
+            f"{_percent(told['the truth'] / count)} %; {_percent(told['carried_on'] / count)} % answer what follows "
+            "from the false memory."
         )
     if not lines:
         return []
-    table = format_table(["the models' own solutions", "all", *kinds], lines)
-    return [_title("The kind of the first wrong step, by the known truth"), table, *parts]
+    table = format_table(["the models' own solutions", "all", *_OUTCOMES], lines)
+    return [_title("The kind of the first wrong step, by the known truth (none: no step is wrong)"), table, "", *parts]
+
+
+def _sum(counts):
+    total: Counter = Counter()
+    for entry in counts:
+        total.update(entry)
+    return total
 
 
 def _judges(judges):

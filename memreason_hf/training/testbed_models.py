@@ -136,7 +136,7 @@ MODELS = {
             "halting_granularity": "token",
             "state_difference_threshold": 0.1,
             "min_recurrences": 2,
-            "max_recurrences": 8,
+            "max_recurrences": 5,
         },
         training={**_TRAINING, "max_steps": 1500, "per_device_train_batch_size": 32, "adam_beta2": 0.99},
     ),

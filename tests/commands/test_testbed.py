@@ -72,11 +72,13 @@ def test_all_of_it_and_the_same_again(tmp_path, capsys):
     for name, model in results["models"].items():
         assert set(model["hops"]) == {str(hops) for hops in range(1, 13)}
         assert model["training"]["steps"] == 2 and (tmp_path / name / "model.safetensors").is_file()
-        assert ("attribution" in model) == MODELS[name].writes_steps
+        assert ("false_memories" in model) == MODELS[name].writes_steps
         count = sum(group["count"] for group in model["hops"].values())
         if MODELS[name].writes_steps:
             assert len((tmp_path / name / "solutions.jsonl").read_text().splitlines()) == count
-            assert sum(sum(found.values()) for key, found in model["attribution"].items() if "answers" in key) == count
+            found = [group["attribution"] for group in model["hops"].values()]
+            judged = [sum(part[key].values()) for part in found for key in ("right_answers", "wrong_answers")]
+            assert sum(judged) == count
     assert (tmp_path / "testbed.png").read_bytes()[:4] == b"\x89PNG"
 
     assert testbed.main(arguments) == 0
