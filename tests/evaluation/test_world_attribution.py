@@ -1,13 +1,22 @@
+import evaluate
 import numpy as np
 import pytest
 
 from memreason_hf.data.multi_hop_config import MultiHopConfig
 from memreason_hf.data.multi_hop_world import build_world
 from memreason_hf.data.written_variants import RIGHT, WRONG
-from memreason_hf.data.written_world import WrittenQuestion, draw_question, read_step, world_facts, write_solution
+from memreason_hf.data.written_world import (
+    SCHEME,
+    WrittenQuestion,
+    draw_question,
+    read_step,
+    world_facts,
+    write_solution,
+)
 from memreason_hf.evaluation.attribution import Attribution, attribute
 from memreason_hf.evaluation.step_judges import ExactJudge
 from memreason_hf.evaluation.world_attribution import WorldJudge, attribute_errors, measure_judge, recalled_facts
+from memreason_hf.metrics import metric_path
 from memreason_hf.steps import Step, answer_step
 
 
@@ -101,6 +110,22 @@ def test_a_judge_that_knows_less_finds_less():
     assert blind.hit_rate == blind.false_alarm_rate == 0.0
     with pytest.raises(ValueError, match="There are no solutions"):
         measure_judge(ExactJudge(), facts, [])
+
+
+def test_the_metric_takes_the_judge(tmp_path):
+    facts, solutions = worlds(2)
+    metric = evaluate.load(metric_path("step_attribution"), keep_in_memory=True, cache_dir=str(tmp_path))
+    generator = np.random.default_rng(0)
+    variants = [WRONG["memory, carried on"](facts, *solution, generator) for solution in solutions]
+    results = metric.compute(
+        predictions=[SCHEME.render(variant.steps) for variant in variants] + [SCHEME.render(s) for _, s in solutions],
+        references=[SCHEME.render(steps) for _, steps in solutions] * 2,
+        questions=[question.text for question, _ in solutions] * 2,
+        scheme=SCHEME,
+        judge=WorldJudge(facts),
+    )
+    found = [(a["outcome"], a["step"]) for a in results["attributions"]]
+    assert found == [("memory", variant.index) for variant in variants] + [("none", None)] * len(solutions)
 
 
 def test_errors_of_a_models_own():
