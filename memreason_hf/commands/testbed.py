@@ -9,27 +9,24 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 from datasets import disable_progress_bars
 from transformers import HfArgumentParser
 
 from memreason_hf.analysis.depth_figures import save_figure
 from memreason_hf.analysis.testbed_figures import hops_figure
 from memreason_hf.data.multi_hop import MultiHopConfig, prepare_multi_hop
-from memreason_hf.data.multi_hop_config import parse_hop_counts
 from memreason_hf.data.written_rows import WrittenRows, write_solutions
 from memreason_hf.evaluation.results import describe_environment
 from memreason_hf.evaluation.step_judges import ExactJudge
-from memreason_hf.evaluation.tables import format_table
 from memreason_hf.evaluation.world_attribution import WorldJudge, measure_judge
 from memreason_hf.training.testbed_models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
 
 from .errors import user_errors
 from .testbed_model import LOG_FILE, claim_folder, open_world, read_results, references, test_chains, write_json
+from .testbed_report import report
 
 
 PROG = "memreason testbed"
@@ -62,8 +59,6 @@ OUTPUT_DIR holds data/, a folder for each model (the model, its log, results.jso
 text), testbed.json with all figures, and testbed.png.
 """
 SCHEMA_VERSION = 1
-# What `attribute_errors` tells apart.
-_OUTCOMES = ("memory", "reason", "answer", "step", "none")
 
 
 @dataclass
@@ -176,7 +171,7 @@ def _testbed(arguments, names):
     trained_hops = config.train_hop_counts[-1]
     figure = hops_figure(accuracy, trained_hops=trained_hops, chance=1 / config.num_entities)
     save_figure(figure, [folder / "testbed.png"], overwrite=True)
-    print(testbed_report(results))
+    print(report(results))
     print(f"\nAll of it took {results['seconds']:.0f} s. Every text is in {folder}/*/solutions.jsonl;")
     print(f"the picture is {folder / 'testbed.png'}.")
     return 0
@@ -258,131 +253,6 @@ def _judge(world, rows, arguments):
         name: measure_judge(judge, world.facts, solutions, seed=arguments.seed).to_dict()
         for name, judge in judges.items()
     }
-
-
-def testbed_report(results: dict) -> str:
-    """The tables that the command prints, of what `testbed.json` holds."""
-    models = results["models"]
-    parts = [_title("Right answers in %, by hops (6 is the most in training; 1 hop: the facts themselves)")]
-    hops = sorted({int(hop) for model in models.values() for hop in model["hops"]})
-    parts.append(
-        format_table(
-            ["model", *hops],
-            [[m["title"], *(_percent(m["hops"][_key(m, hop)]["accuracy"]) for hop in hops)] for m in models.values()],
-        )
-    )
-    parts.append(_title("Tokens generated, and mean recurrences a token, by hops"))
-    parts.append(
-        format_table(
-            ["model", *hops],
-            [
-                [f"{m['title']}: {what}", *(f"{m['hops'][_key(m, hop)][what]:.1f}" for hop in hops)]
-                for m in models.values()
-                for what in ("tokens", "recurrences")
-            ],
-        )
-    )
-    trained_hops = parse_hop_counts(results["data"]["train_hops"])[-1]
-    parts += _depths(models) + _attributions(models, trained_hops) + _judges(results["judges"])
-    return "\n".join(parts)
-
-
-def _key(model, hop):
-    # JSON knows no numbers as keys.
-    return hop if hop in model["hops"] else str(hop)
-
-
-def _depths(models):
-    rows = [
-        [m["title"], *(_number(m["recurrences_by_kind"].get(kind)) for kind in ("memory", "reason", "answer"))]
-        for m in models.values()
-    ]
-    parts = [_title("Mean recurrences by kind of step"), format_table(["model", "memory", "reason", "answer"], rows)]
-    for model in models.values():
-        by_word = model.get("recurrences_by_word", {})
-        if len({round(depth, 3) for depth in by_word.values()}) > 1:
-            words = ", ".join(f"{word} {depth:.2f}" for word, depth in by_word.items())
-            parts.append(f"{model['title']}, by word: {words}")
-    return parts
-
-
-def _attributions(models, trained_hops):
-    lines, parts = [], []
-    for model in models.values():
-        if "false_memories" not in model:
-            continue
-        for label, chosen in (
-            (f"1-{trained_hops} hops", [g for hops, g in model["hops"].items() if int(hops) <= trained_hops]),
-            (f"more than {trained_hops} hops", [g for hops, g in model["hops"].items() if int(hops) > trained_hops]),
-        ):
-            recalled = _percent(np.mean([group["recalled"] for group in chosen]))
-            for verdict in ("right_answers", "wrong_answers"):
-                counts = _sum(group["attribution"][verdict] for group in chosen)
-                name = f"{model['title']}, {label}: {verdict.replace('_', ' ')}"
-                lines.append([name, sum(counts.values()), *(counts[kind] for kind in _OUTCOMES)])
-            support = _sum(group["attribution"]["reason_errors"] for group in chosen)
-            parts.append(
-                f"{model['title']}, {label}: every needed fact is recalled in {recalled} % of the solutions. Of "
-                f"{sum(support.values())} wrong answers that first go wrong at a reason step, {support['recalled']} "
-                f"had recalled the fact of that hop, {support['not recalled']} had not; {support['no hop']} are about "
-                "no hop of the question."
-            )
-        told = model["false_memories"]
-        count = sum(told.values()) - told["carried_on"]
-        parts.append(
-            f"{model['title']}: told a false memory of a needed fact, it reasons from it as recalled in "
-            f"{_percent(told['as recalled'] / count)} % of {count} solutions, from the truth in its weights in "
-            f"{_percent(told['the truth'] / count)} %; {_percent(told['carried_on'] / count)} % answer what follows "
-            "from the false memory."
-        )
-    if not lines:
-        return []
-    table = format_table(["the models' own solutions", "all", *_OUTCOMES], lines)
-    return [_title("The kind of the first wrong step, by the known truth (none: no step is wrong)"), table, "", *parts]
-
-
-def _sum(counts):
-    total: Counter = Counter()
-    for entry in counts:
-        total.update(entry)
-    return total
-
-
-def _judges(judges):
-    parts = [_title("Judges on errors that were put in (found: the right step and kind) and on right solutions")]
-    names = list(judges)
-    first = judges[names[0]]
-    lines = [
-        [f"error: {change}", found["count"], *(_percent(_share(judges[n]["errors"][change], "found")) for n in names)]
-        for change, found in first["errors"].items()
-    ]
-    lines.append(["all errors found, %", "", *(_percent(judges[name]["hit_rate"]) for name in names)])
-    lines += [
-        [
-            f"no error: {change}",
-            found["count"],
-            *(_percent(_share(judges[n]["right"][change], "false_alarms")) for n in names),
-        ]
-        for change, found in first["right"].items()
-    ]
-    lines.append(["false alarms, %", "", *(_percent(judges[name]["false_alarm_rate"]) for name in names)])
-    return [*parts, format_table(["put in", "solutions", *names], lines)]
-
-
-def _share(entry, name):
-    return entry[name] / entry["count"]
-
-
-def _title(text):
-    return f"\n{text}\n"
-
-
-def _percent(share):
-    return f"{100 * share:.1f}"
-
-
-def _number(value):
-    return "-" if value is None or not np.isfinite(value) else f"{value:.2f}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One model of the test bed: trained, asked, and its results kept. `memreason testbed` starts a process for each."""
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -85,19 +86,18 @@ def run_model(name: str, folder: Path, world: WrittenWorld, settings: dict) -> d
 
 def claim_folder(folder: Path, settings: dict, *, restart: bool):
     """
-    Makes `folder` that of a model with these settings.
+    Makes `folder` that of a model with these settings. `restart` removes the test bed's model that is there.
 
     Raises:
         ValueError: it holds one with others, and `restart` is false.
     """
+    if restart and (folder / SETTINGS_FILE).is_file():
+        shutil.rmtree(folder)
     there = _read(folder / SETTINGS_FILE)
-    if there is not None and there != json.loads(json.dumps(settings)) and not restart:
+    if there is not None and there != json.loads(json.dumps(settings)):
         differing = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
         shown = ", ".join(f"{name}={there.get(name)!r} there, now {settings.get(name)!r}" for name in differing[:5])
         raise ValueError(f"{folder} holds another run ({shown}). Choose another --output_dir, or give --restart.")
-    if restart:
-        for name in (TRAINING_FILE, RESULTS_FILE, SOLUTIONS_FILE, f"{SOLUTIONS_FILE}.settings.json", "run.json"):
-            (folder / name).unlink(missing_ok=True)
     write_json(folder / SETTINGS_FILE, settings)
 
 

@@ -53,9 +53,21 @@ def test_a_folder_of_another_run(tmp_path):
     claim_folder(tmp_path, {"seed": 1, "model": "x"}, restart=False)
     with pytest.raises(ValueError, match="seed=1 there, now 2"):
         claim_folder(tmp_path, {"seed": 2, "model": "x"}, restart=False)
-    (tmp_path / "results.json").write_text("{}")
+    for name in ("results.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    claim_folder(tmp_path, {"seed": 1, "model": "x"}, restart=False)
+    assert len(list(tmp_path.iterdir())) == 3
     claim_folder(tmp_path, {"seed": 2, "model": "x"}, restart=True)
-    assert not (tmp_path / "results.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+    # What another program left is not removed.
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "model.safetensors").write_text("{}")
+    claim_folder(stranger, {"seed": 2, "model": "x"}, restart=True)
+    assert (stranger / "model.safetensors").exists()
+    (stranger / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"settings.json is damaged .* give --restart"):
+        claim_folder(stranger, {"seed": 2, "model": "x"}, restart=False)
 
 
 @pytest.mark.slow
