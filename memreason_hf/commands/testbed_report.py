@@ -73,11 +73,13 @@ def _attributions(models, trained_hops):
                 name = f"{model['title']}, {label}: {verdict.replace('_', ' ')}"
                 lines.append([name, sum(counts.values()), *(counts[kind] for kind in _OUTCOMES)])
             support = _sum(group["attribution"]["reason_errors"] for group in chosen)
+            ended = _sum(group["attribution"]["answer_errors"] for group in chosen)
             parts.append(
                 f"{model['title']}, {label}: every needed fact is recalled in {recalled} % of the solutions. Of "
                 f"{sum(support.values())} wrong answers that first go wrong at a reason step, {support['recalled']} "
                 f"had recalled the fact of that hop, {support['not recalled']} had not; {support['no hop']} are about "
-                "no hop of the question."
+                f"no hop of the question. Of {sum(ended.values())} that first go wrong at the answer, "
+                f"{ended['stopped early']} give the entity reached by their last reason step: hops are missing."
             )
         told = model["false_memories"]
         count = sum(told.values()) - told["carried_on"]
