@@ -38,7 +38,7 @@ recurrences they take by kind of step, and at which kind of step their wrong sol
 every step is known: the judge that says so is tried on errors put into right solutions, and on changes that are no
 errors.
 
-Two models are trained at a time, one thread each: some 7 minutes on 2 CPU cores. The same command again keeps what is
+Two models are trained at a time, one thread each: some 6 minutes on 2 CPU cores. The same command again keeps what is
 done.
 """
 EPILOG = """\
