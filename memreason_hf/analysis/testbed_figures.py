@@ -41,7 +41,7 @@ def hops_figure(
     last = max(max(by_hops) for by_hops in accuracy.values())
     if trained_hops is not None and trained_hops < last:
         axes.axvspan(trained_hops + 0.5, last + 0.5, color="0.93", zorder=0)
-        axes.text(trained_hops + 0.6, 0.02, "longer than in training", fontsize="small", color="0.35")
+        axes.text(trained_hops + 0.7, 0.9, "longer than in training", fontsize="small", color="0.35")
     if chance is not None:
         axes.axhline(chance, color="0.6", linewidth=1, linestyle=(0, (2, 3)), zorder=1)
     for (label, by_hops), (colour, marker) in zip(accuracy.items(), _STYLES):

@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
+from datasets import disable_progress_bars
 from transformers import HfArgumentParser
 
 from memreason_hf.analysis.depth_figures import save_figure
@@ -21,12 +21,12 @@ from memreason_hf.data.multi_hop import MultiHopConfig, prepare_multi_hop
 from memreason_hf.data.written_rows import WrittenRows, write_solutions
 from memreason_hf.evaluation.results import describe_environment
 from memreason_hf.evaluation.step_judges import ExactJudge
-from memreason_hf.evaluation.tables import format_table
 from memreason_hf.evaluation.world_attribution import WorldJudge, measure_judge
 from memreason_hf.training.testbed_models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
 
 from .errors import user_errors
 from .testbed_model import LOG_FILE, claim_folder, open_world, read_results, references, test_chains, write_json
+from .testbed_report import report
 
 
 PROG = "memreason testbed"
@@ -38,7 +38,7 @@ recurrences they take by kind of step, and at which kind of step their wrong sol
 every step is known: the judge that says so is tried on errors put into right solutions, and on changes that are no
 errors.
 
-Two models are trained at a time, one thread each: some 7 minutes on 2 CPU cores. The same command again keeps what is
+Two models are trained at a time, one thread each: some 6 minutes on 2 CPU cores. The same command again keeps what is
 done.
 """
 EPILOG = """\
@@ -148,6 +148,7 @@ def _testbed(arguments, names):
     tasks = {name: _task(name, folder, config, rows, arguments) for name in names}
     for name in names:
         claim_folder(folder / name, tasks[name]["settings"], restart=arguments.restart)
+    disable_progress_bars()
     prepare_multi_hop(config, folder / "data", overwrite=arguments.restart)
     _run_all(tasks, arguments.at_once)
     world = open_world(folder / "data", config, rows)
@@ -170,7 +171,7 @@ def _testbed(arguments, names):
     trained_hops = config.train_hop_counts[-1]
     figure = hops_figure(accuracy, trained_hops=trained_hops, chance=1 / config.num_entities)
     save_figure(figure, [folder / "testbed.png"], overwrite=True)
-    print(testbed_report(results))
+    print(report(results))
     print(f"\nAll of it took {results['seconds']:.0f} s. Every text is in {folder}/*/solutions.jsonl;")
     print(f"the picture is {folder / 'testbed.png'}.")
     return 0
@@ -252,112 +253,6 @@ def _judge(world, rows, arguments):
         name: measure_judge(judge, world.facts, solutions, seed=arguments.seed).to_dict()
         for name, judge in judges.items()
     }
-
-
-def testbed_report(results: dict) -> str:
-    """The tables that the command prints, of what `testbed.json` holds."""
-    models = results["models"]
-    parts = [_title("Right answers in %, by hops (6 is the most in training; 1 hop: the facts themselves)")]
-    hops = sorted({int(hop) for model in models.values() for hop in model["hops"]})
-    parts.append(
-        format_table(
-            ["model", *hops],
-            [[m["title"], *(_percent(m["hops"][_key(m, hop)]["accuracy"]) for hop in hops)] for m in models.values()],
-        )
-    )
-    parts.append(_title("Tokens generated, and mean recurrences a token, by hops"))
-    parts.append(
-        format_table(
-            ["model", *hops],
-            [
-                [f"{m['title']}: {what}", *(f"{m['hops'][_key(m, hop)][what]:.1f}" for hop in hops)]
-                for m in models.values()
-                for what in ("tokens", "recurrences")
-            ],
-        )
-    )
-    parts += _depths(models) + _attributions(models) + _judges(results["judges"])
-    return "\n".join(parts)
-
-
-def _key(model, hop):
-    # JSON knows no numbers as keys.
-    return hop if hop in model["hops"] else str(hop)
-
-
-def _depths(models):
-    rows = [
-        [m["title"], *(_number(m["recurrences_by_kind"].get(kind)) for kind in ("memory", "reason", "answer"))]
-        for m in models.values()
-    ]
-    parts = [_title("Mean recurrences by kind of step"), format_table(["model", "memory", "reason", "answer"], rows)]
-    for model in models.values():
-        by_word = model.get("recurrences_by_word", {})
-        if len({round(depth, 3) for depth in by_word.values()}) > 1:
-            words = ", ".join(f"{word} {depth:.2f}" for word, depth in by_word.items())
-            parts.append(f"{model['title']}, by word: {words}")
-    return parts
-
-
-def _attributions(models):
-    kinds = ("memory", "reason", "answer", "step", "none")
-    parts, lines = [], []
-    for model in models.values():
-        if "attribution" not in model:
-            continue
-        found = model["attribution"]
-        for verdict in ("wrong_answers", "right_answers"):
-            counts = found[verdict]
-            label = f"{model['title']}: {verdict.replace('_', ' ')}"
-            lines.append([label, sum(counts.values()), *(counts[kind] for kind in kinds)])
-        support = found["reason_errors"]
-        parts.append(
-            f"{model['title']}: all needed facts recalled in {_percent(model['all_needed_recalled'])} % of the "
-            f"solutions; of {sum(support.values())} wrong answers that first go wrong at a reason step, the fact of "
-            f"that hop was recalled in {support['recalled']}, not in {support['not recalled']}; no such hop in "
-            f"{support['no hop']}."
-        )
-    if not lines:
-        return []
-    table = format_table(["the models' own solutions", "all", *kinds], lines)
-    return [_title("The kind of the first wrong step, by the known truth"), table, *parts]
-
-
-def _judges(judges):
-    parts = [_title("Judges on errors that were put in (found: the right step and kind) and on right solutions")]
-    names = list(judges)
-    first = judges[names[0]]
-    lines = [
-        [f"error: {change}", found["count"], *(_percent(_share(judges[n]["errors"][change], "found")) for n in names)]
-        for change, found in first["errors"].items()
-    ]
-    lines.append(["all errors found, %", "", *(_percent(judges[name]["hit_rate"]) for name in names)])
-    lines += [
-        [
-            f"no error: {change}",
-            found["count"],
-            *(_percent(_share(judges[n]["right"][change], "false_alarms")) for n in names),
-        ]
-        for change, found in first["right"].items()
-    ]
-    lines.append(["false alarms, %", "", *(_percent(judges[name]["false_alarm_rate"]) for name in names)])
-    return [*parts, format_table(["put in", "solutions", *names], lines)]
-
-
-def _share(entry, name):
-    return entry[name] / entry["count"]
-
-
-def _title(text):
-    return f"\n{text}\n"
-
-
-def _percent(share):
-    return f"{100 * share:.1f}"
-
-
-def _number(value):
-    return "-" if value is None or not np.isfinite(value) else f"{value:.2f}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One model of the test bed: trained, asked, and its results kept. `memreason testbed` starts a process for each."""
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -15,7 +16,7 @@ import modeling_recurrent  # noqa: F401 - registers the architecture with the Au
 from memreason_hf.data.multi_hop import MultiHopConfig, load_multi_hop, select_chains
 from memreason_hf.data.written_rows import WrittenRows, written_questions
 from memreason_hf.evaluation.files import whole_file
-from memreason_hf.evaluation.testbed_evaluation import evaluate_answers, evaluate_solutions
+from memreason_hf.evaluation.testbed_evaluation import evaluate_answers, evaluate_solutions, false_memories
 from memreason_hf.training.collators import ChainCollator
 from memreason_hf.training.testbed_models import MODELS, TimeLimit, WrittenWorld, prepare_testbed_run
 
@@ -55,46 +56,48 @@ def run_model(name: str, folder: Path, world: WrittenWorld, settings: dict) -> d
         What `results.json` holds: the training's figures and the evaluation's.
     """
     made = MODELS[name]
-    trained = _read(folder / TRAINING_FILE)
-    if trained is None:
-        trained = _train(name, folder, world, settings)
+    training = _read(folder / TRAINING_FILE)
+    if training is None:
+        training = _train(name, folder, world, settings)
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     started = time.perf_counter()
     chains = test_chains(world)
     if made.writes_steps:
         asked = references(world.rows, seed=world.rows.seed + 1)
+        questions = written_questions(world.facts, chains, asked)
         found = evaluate_solutions(
             model,
             tokenizer,
             world.facts,
-            written_questions(world.facts, chains, asked),
+            questions,
             path=str(folder / SOLUTIONS_FILE),
             settings=settings,
         )
+        trained = [row for row in questions if row["hops"] <= world.config.train_hop_counts[-1]]
+        found["false_memories"] = false_memories(model, tokenizer, world.facts, trained)
     else:
         collator = ChainCollator(tokenizer.pad_token_id, "prefix")
         found = evaluate_answers(model, tokenizer, chains, collator)
-    results = {"title": made.title, "training": trained, **found, "seconds": time.perf_counter() - started}
+    results = {"title": made.title, "training": training, **found, "seconds": time.perf_counter() - started}
     write_json(folder / RESULTS_FILE, results)
     return results
 
 
 def claim_folder(folder: Path, settings: dict, *, restart: bool):
     """
-    Makes `folder` that of a model with these settings.
+    Makes `folder` that of a model with these settings. `restart` removes the test bed's model that is there.
 
     Raises:
         ValueError: it holds one with others, and `restart` is false.
     """
+    if restart and (folder / SETTINGS_FILE).is_file():
+        shutil.rmtree(folder)
     there = _read(folder / SETTINGS_FILE)
-    if there is not None and there != json.loads(json.dumps(settings)) and not restart:
+    if there is not None and there != json.loads(json.dumps(settings)):
         differing = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
         shown = ", ".join(f"{name}={there.get(name)!r} there, now {settings.get(name)!r}" for name in differing[:5])
         raise ValueError(f"{folder} holds another run ({shown}). Choose another --output_dir, or give --restart.")
-    if restart:
-        for name in (TRAINING_FILE, RESULTS_FILE, SOLUTIONS_FILE, f"{SOLUTIONS_FILE}.settings.json", "run.json"):
-            (folder / name).unlink(missing_ok=True)
     write_json(folder / SETTINGS_FILE, settings)
 
 

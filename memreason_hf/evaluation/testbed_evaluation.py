@@ -3,9 +3,10 @@ What the models of the test bed are asked after training: accuracy by hops, toke
 
     answers = evaluate_answers(model, tokenizer, chains)              # models that answer at once
     solutions = evaluate_solutions(model, tokenizer, facts, rows)     # models that write steps
+    told = false_memories(model, tokenizer, facts, rows)              # do they reason from what they recalled?
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,8 +15,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memreason_hf.data.encoding import encode_chains
-from memreason_hf.data.written_world import Facts, WrittenQuestion
-from memreason_hf.tokenization import encode_prompt, read_scheme
+from memreason_hf.data.written_variants import wrong_memory
+from memreason_hf.data.written_world import Facts, WrittenQuestion, read_step
+from memreason_hf.tokenization import decode_solution, encode_prompt, encode_solution, read_scheme
 
 from .generation import GeneratedSolution, generate_solutions
 from .predictions import evaluation_mode, predict_answers
@@ -77,9 +79,9 @@ def evaluate_solutions(
 
     Returns:
         `hops`: for every hop count `count`, `accuracy`, `tokens` (generated, the end included), `recurrences` (their
-        mean over tokens) and `is_cut` (solutions without an end); `recurrences_by_kind`, `recurrences_by_word` (a mean
-        by kind and by word of a step); `steps_by_kind`, a mean a solution; `all_needed_recalled`, the share of
-        solutions whose memory steps hold every fact of the chain; `attribution`, see `attribute_errors`.
+        mean over tokens), `is_cut` (solutions without an end), `recalled` (the share whose memory steps hold every
+        fact of the chain) and `attribution`, see `attribute_errors`; `recurrences_by_kind` and `recurrences_by_word`
+        (a mean by kind, and by word of a step); `steps_by_kind`, a mean a solution.
     """
     generations = generate_solutions(
         model,
@@ -102,16 +104,22 @@ def evaluate_solutions(
             "tokens": float(np.mean([generations[index].num_tokens for index in chosen])),
             "recurrences": float(np.mean(np.concatenate([[d for *_, d in depths[index]] for index in chosen]))),
             "is_cut": int(sum(generations[index].is_cut for index in chosen)),
+            "recalled": float(
+                np.mean([_recalls_all(facts, questions[index], generations[index].steps) for index in chosen])
+            ),
+            "attribution": attribute_errors(
+                facts,
+                [
+                    (questions[index], generations[index].steps, rows[index]["steps"], generations[index].is_correct)
+                    for index in chosen
+                ],
+            ),
         }
     by_kind, by_word = defaultdict(list), defaultdict(list)
     for text in depths:
         for kind, word, depth in text:
             by_kind[kind].append(depth)
             by_word[f"{kind}: {word}"].append(depth)
-    solved = [
-        (question, generation.steps, row["steps"], generation.is_correct)
-        for question, generation, row in zip(questions, generations, rows)
-    ]
     kinds = ("memory", "reason", "answer", "step")
     return {
         "hops": hops,
@@ -120,11 +128,47 @@ def evaluate_solutions(
         "steps_by_kind": {
             kind: float(np.mean([sum(step.kind == kind for step in g.steps) for g in generations])) for kind in kinds
         },
-        "all_needed_recalled": float(
-            np.mean([_recalls_all(facts, question, g.steps) for question, g in zip(questions, generations)])
-        ),
-        "attribution": attribute_errors(facts, solved),
     }
+
+
+def false_memories(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Facts,
+    rows: Sequence[Mapping],
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> dict:
+    """
+    What a model makes of a false memory: right memory steps, but one needed fact recalled with another tail, are put
+    into its mouth, and it goes on from there.
+
+    Returns:
+        Counts of what the reason step of that hop says: `"as recalled"`, `"the truth"` (known from elsewhere, the
+        weights), `"another fact"` or `"no such step"`; and `carried_on`: of the first, those whose answer is where the
+        false fact leads.
+    """
+    scheme = read_scheme(tokenizer)
+    prompts, expected = {}, {}
+    for index, row in enumerate(rows):
+        question = WrittenQuestion.parse(row["question"])
+        generator = np.random.default_rng([seed, index])
+        told = wrong_memory(facts, question, row["steps"], generator)
+        memory = [step for step in told.steps if step.kind == "memory"]
+        prompts[index] = encode_prompt(tokenizer, row["question"]) + encode_solution(tokenizer, memory)
+        expected[index] = (question, read_step(told.steps[told.index].text), told.steps[-1])
+    found: Counter = Counter(dict.fromkeys(("as recalled", "the truth", "another fact", "no such step"), 0))
+    carried_on = 0
+    most = 5 * max(row["hops"] for row in rows) + 20
+    for index, text in _continue(model, tokenizer, prompts, batch_size, most):
+        question, false, answer = expected[index]
+        said = [read_step(step.text) for step in scheme.parse(text) if step.kind == "reason"]
+        said = next((step for step in said if step is not None and step.name == false.name), None)
+        hop = question.hops(facts)[question.names.index(false.name)]
+        found[_what(said, false, hop)] += 1
+        carried_on += said == false and answer in scheme.parse(text)
+    return {**found, "carried_on": carried_on}
 
 
 def token_recurrences(
@@ -169,6 +213,30 @@ def token_recurrences(
                 behind = counts[place, width - len(whole) + prompt - 1 : width - 1].tolist()
                 found[row] = _label(whole[prompt:], behind, marks)
     return found
+
+
+def _what(said, false, hop):
+    if said is None:
+        return "no such step"
+    return {false: "as recalled", hop: "the truth"}.get(said, "another fact")
+
+
+def _continue(model, tokenizer, prompts, batch_size, max_new_tokens):
+    """(index, text) of greedy texts behind left-padded prompts."""
+    order = sorted(prompts, key=lambda index: len(prompts[index]))
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        batch = tokenizer.pad({"input_ids": [prompts[row] for row in rows]}, padding_side="left", return_tensors="pt")
+        with evaluation_mode(model):
+            made = model.generate(
+                **batch.to(model.device),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        for row, ids in zip(rows, made[:, batch["input_ids"].shape[1] :]):
+            yield row, decode_solution(tokenizer, ids)
 
 
 def _ids(tokenizer, generation):

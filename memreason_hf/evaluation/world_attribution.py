@@ -15,9 +15,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from memreason_hf.data.multi_hop_tokenizer import entity_token
 from memreason_hf.data.written_variants import RIGHT, WRONG, Change
 from memreason_hf.data.written_world import Fact, Facts, NamedFact, WrittenQuestion, read_step
-from memreason_hf.steps import Step
+from memreason_hf.steps import Step, answer_step
 
 from .attribution import NO_DEPARTURE, attribute
 from .step_judges import AGREES, DEPARTS, StepJudge
@@ -133,22 +134,33 @@ def attribute_errors(
         `wrong_answers` and `right_answers`: the number of solutions by the kind of the step that departs first (or
         `"none"`); `reason_errors`: of the wrong answers that depart at a reason step, those where the fact that this
         hop needs was recalled before it (`"recalled"`), was not (`"not recalled"`), and those of no hop of the
-        question (`"no hop"`).
+        question (`"no hop"`); `answer_errors`: of the wrong answers that depart at the answer, those that give the
+        entity which the last reason step reaches, so that hops are missing (`"stopped early"`), and `"another"`.
     """
     judge = WorldJudge(facts)
     outcomes: dict[bool, Counter] = {True: Counter(), False: Counter()}
     reasons: Counter = Counter()
+    answers: Counter = Counter()
     for question, steps, references, is_right in solved:
         seen = attribute(steps, references, judge, question=question.text)
         outcomes[is_right][seen.outcome] += 1
         if not is_right and seen.outcome == "reason":
             reasons[_support(facts, question, steps, seen.step)] += 1
+        if not is_right and seen.outcome == "answer":
+            answers[_last_word(steps, seen.step)] += 1
     kinds = ("memory", "reason", "answer", "step", NO_DEPARTURE)
     return {
         "wrong_answers": {kind: outcomes[False][kind] for kind in kinds},
         "right_answers": {kind: outcomes[True][kind] for kind in kinds},
         "reason_errors": {name: reasons[name] for name in ("recalled", "not recalled", "no hop")},
+        "answer_errors": {name: answers[name] for name in ("stopped early", "another")},
     }
+
+
+def _last_word(steps, index):
+    reached = [said.fact.tail for step in steps[:index] if step.kind == "reason" and (said := read_step(step.text))]
+    is_reached = bool(reached) and steps[index] == answer_step(entity_token(reached[-1]))
+    return "stopped early" if is_reached else "another"
 
 
 def recalled_facts(steps: Sequence[Step]) -> set[Fact]:

@@ -131,12 +131,13 @@ MODELS = {
             "recurrence_sampling": "uniform",
             "recurrence_min": 2,
             "recurrence_max": 5,
-            # A logit would look at tokens that are provisional in the layers behind the loop: the state is asked.
+            # A logit would look at tokens that are provisional in the layers behind the loop: the state is asked. Not
+            # deeper than in training, where those layers have never seen the state.
             "halting_criterion": "state_difference",
             "halting_granularity": "token",
-            "state_difference_threshold": 0.1,
+            "state_difference_threshold": 0.2,
             "min_recurrences": 2,
-            "max_recurrences": 8,
+            "max_recurrences": 5,
         },
         training={**_TRAINING, "max_steps": 1500, "per_device_train_batch_size": 32, "adam_beta2": 0.99},
     ),

@@ -53,9 +53,21 @@ def test_a_folder_of_another_run(tmp_path):
     claim_folder(tmp_path, {"seed": 1, "model": "x"}, restart=False)
     with pytest.raises(ValueError, match="seed=1 there, now 2"):
         claim_folder(tmp_path, {"seed": 2, "model": "x"}, restart=False)
-    (tmp_path / "results.json").write_text("{}")
+    for name in ("results.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    claim_folder(tmp_path, {"seed": 1, "model": "x"}, restart=False)
+    assert len(list(tmp_path.iterdir())) == 3
     claim_folder(tmp_path, {"seed": 2, "model": "x"}, restart=True)
-    assert not (tmp_path / "results.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+    # What another program left is not removed.
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "model.safetensors").write_text("{}")
+    claim_folder(stranger, {"seed": 2, "model": "x"}, restart=True)
+    assert (stranger / "model.safetensors").exists()
+    (stranger / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"settings.json is damaged .* give --restart"):
+        claim_folder(stranger, {"seed": 2, "model": "x"}, restart=False)
 
 
 @pytest.mark.slow
@@ -72,11 +84,13 @@ def test_all_of_it_and_the_same_again(tmp_path, capsys):
     for name, model in results["models"].items():
         assert set(model["hops"]) == {str(hops) for hops in range(1, 13)}
         assert model["training"]["steps"] == 2 and (tmp_path / name / "model.safetensors").is_file()
-        assert ("attribution" in model) == MODELS[name].writes_steps
+        assert ("false_memories" in model) == MODELS[name].writes_steps
         count = sum(group["count"] for group in model["hops"].values())
         if MODELS[name].writes_steps:
             assert len((tmp_path / name / "solutions.jsonl").read_text().splitlines()) == count
-            assert sum(sum(found.values()) for key, found in model["attribution"].items() if "answers" in key) == count
+            found = [group["attribution"] for group in model["hops"].values()]
+            judged = [sum(part[key].values()) for part in found for key in ("right_answers", "wrong_answers")]
+            assert sum(judged) == count
     assert (tmp_path / "testbed.png").read_bytes()[:4] == b"\x89PNG"
 
     assert testbed.main(arguments) == 0

@@ -1,13 +1,22 @@
+import evaluate
 import numpy as np
 import pytest
 
 from memreason_hf.data.multi_hop_config import MultiHopConfig
 from memreason_hf.data.multi_hop_world import build_world
 from memreason_hf.data.written_variants import RIGHT, WRONG
-from memreason_hf.data.written_world import WrittenQuestion, draw_question, read_step, world_facts, write_solution
+from memreason_hf.data.written_world import (
+    SCHEME,
+    WrittenQuestion,
+    draw_question,
+    read_step,
+    world_facts,
+    write_solution,
+)
 from memreason_hf.evaluation.attribution import Attribution, attribute
 from memreason_hf.evaluation.step_judges import ExactJudge
 from memreason_hf.evaluation.world_attribution import WorldJudge, attribute_errors, measure_judge, recalled_facts
+from memreason_hf.metrics import metric_path
 from memreason_hf.steps import Step, answer_step
 
 
@@ -103,6 +112,22 @@ def test_a_judge_that_knows_less_finds_less():
         measure_judge(ExactJudge(), facts, [])
 
 
+def test_the_metric_takes_the_judge(tmp_path):
+    facts, solutions = worlds(2)
+    metric = evaluate.load(metric_path("step_attribution"), keep_in_memory=True, cache_dir=str(tmp_path))
+    generator = np.random.default_rng(0)
+    variants = [WRONG["memory, carried on"](facts, *solution, generator) for solution in solutions]
+    results = metric.compute(
+        predictions=[SCHEME.render(variant.steps) for variant in variants] + [SCHEME.render(s) for _, s in solutions],
+        references=[SCHEME.render(steps) for _, steps in solutions] * 2,
+        questions=[question.text for question, _ in solutions] * 2,
+        scheme=SCHEME,
+        judge=WorldJudge(facts),
+    )
+    found = [(a["outcome"], a["step"]) for a in results["attributions"]]
+    assert found == [("memory", variant.index) for variant in variants] + [("none", None)] * len(solutions)
+
+
 def test_errors_of_a_models_own():
     def changed(*changes):
         steps = list(RIGHT_STEPS)
@@ -122,9 +147,11 @@ def test_errors_of_a_models_own():
         (changed((4, "reason", "no fact")), False),
         (changed((7, "answer", "The answer is: <e_0>")), False),
         (RIGHT_STEPS[:-1], False),
+        ([*RIGHT_STEPS[:6], answer_step("<e_2>")], False),
     ]
     found = attribute_errors(FACTS, [(QUESTION, steps, RIGHT_STEPS, is_right) for steps, is_right in solved])
     assert found["right_answers"] == {"memory": 1, "reason": 0, "answer": 0, "step": 0, "none": 1}
-    assert found["wrong_answers"] == {"memory": 1, "reason": 4, "answer": 1, "step": 0, "none": 1}
+    assert found["wrong_answers"] == {"memory": 1, "reason": 4, "answer": 2, "step": 0, "none": 1}
     assert found["reason_errors"] == {"recalled": 1, "not recalled": 1, "no hop": 2}
+    assert found["answer_errors"] == {"stopped early": 1, "another": 1}
     assert recalled_facts(RIGHT_STEPS) == {read_step(text).fact for text in MEMORY}
