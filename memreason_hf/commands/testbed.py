@@ -92,9 +92,7 @@ class TestbedArguments:
     num_rows: int = field(default=30_000, metadata={"help": "Written solutions to train on."})
     disorder: float = field(
         default=2.5,
-        metadata={
-            "help": "Places that a needed fact comes late among memory steps, in training; 1000: any order."
-        },
+        metadata={"help": "Places that a needed fact comes late among memory steps, in training; 1000: any order."},
     )
     at_once: int = field(default=2, metadata={"help": "Models trained at the same time, one thread each."})
     restart: bool = field(default=False, metadata={"help": "Begin anew in a folder that holds another test bed."})
