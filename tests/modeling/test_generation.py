@@ -211,6 +211,9 @@ def test_a_streamer_receives_depths():
     output = generate(model, row, None, streamer=streamer, **call)
     assert torch.equal(torch.cat(streamer.depths, dim=1), output.num_recurrences)
     assert streamer.ended and len(streamer.tokens) == 1 + NEW
+    by_place = Streamer()
+    model.generate(row, *[None] * 6, by_place, max_new_tokens=NEW, do_sample=False, **call)
+    assert torch.equal(torch.cat(by_place.depths, dim=1), output.num_recurrences)
 
 
 BAD = [
@@ -342,6 +345,19 @@ def test_gradients_through_new_tokens_behind_a_cache():
     attention = model.model.recurrent_layers[0].self_attn
     keys = attention.qkv_proj.weight.grad.split([heads * attention.head_dim for heads in attention.heads])[1]
     assert keys.abs().max() > 0
+
+
+def test_gradient_checkpointing_behind_a_cache_is_refused():
+    model = tiny_model("llama")
+    model.gradient_checkpointing_enable()
+    ids = random_ids(2, 4)
+    with torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+    model.train()
+    for call in ({"past_key_values": cache}, {"use_cache": True}):
+        with pytest.raises(ValueError, match="Gradient checkpointing runs layers again"):
+            model(ids, **call)
+    model(ids).logits.sum().backward()
 
 
 def test_vocabulary_is_read_in_slices(monkeypatch):
