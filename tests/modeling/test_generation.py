@@ -4,7 +4,7 @@ import pytest
 import torch
 from recurrent_models import VOCAB, depth_calls, pad, random_ids, reference_logits, relative_error, tiny_model
 
-from modeling_recurrent import RecurrentDepthCache
+from modeling_recurrent import RecurrentDepthCache, RecurrentDepthStaticCache
 
 
 LENGTHS = (5, 2, 7, 4)
@@ -168,6 +168,10 @@ def test_last_slot_only_is_exact_where_there_is_no_past():
         assert not torch.allclose(near, model(step, past_key_values=every.past_key_values, num_recurrences=6).logits)
     output = model.generate(ids, max_new_tokens=3, num_recurrences=4, cache_recurrences="last")
     assert output.shape == (3, 9)
+    model.config.cache_recurrences = "last"
+    for made in (RecurrentDepthCache(model.config), RecurrentDepthStaticCache(model.config, 1, 4)):
+        assert made.cache_recurrences == "last"
+    assert RecurrentDepthCache(model.config, "all").cache_recurrences == "all"
 
 
 def test_sampling_repeats_with_the_seed():
