@@ -123,7 +123,9 @@ def test_a_conversation_of_right_padded_turns():
     second = generate(model, text, mask, past_key_values=cache, **by_token())
     for i, row in enumerate(rows):
         said = turn[i, :1] if i == 2 else turn[i]
-        alone = generate(model, torch.cat((row, first.sequences[i, -NEW:], said))[None], **by_token())
+        whole = torch.cat((row, first.sequences[i, -NEW:], said))[None]
+        # With a mask: without one, a generated token that happens to be the one for padding would be taken for it.
+        alone = generate(model, whole, torch.ones_like(whole), **by_token())
         assert torch.equal(alone.sequences[0, -NEW:], second.sequences[i, -NEW:])
         assert torch.equal(alone.num_recurrences[0], second.num_recurrences[i])
     mask = torch.cat((mask, mask.new_ones(4, NEW), mask.new_tensor([[1], [0], [1], [1]])), dim=1)

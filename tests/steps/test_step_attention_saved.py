@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,14 +146,16 @@ def test_a_damaged_file(content, message, tmp_path):
 def own_modules(tmp_path, monkeypatch):
     """Code that is loaded from checkpoints goes into a folder of the test, and leaves no modules."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in list(sys.modules):  # of another test: that package lies in another folder
-        if name.startswith(dynamic_module_utils.TRANSFORMERS_DYNAMIC_MODULE_NAME):
+    package = dynamic_module_utils.TRANSFORMERS_DYNAMIC_MODULE_NAME
+    # Other tests may have loaded that package from the usual folder, or put this folder in front.
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not (Path(entry) / package).is_dir()])
+    for name in list(sys.modules):
+        if name.startswith(package):
             monkeypatch.delitem(sys.modules, name)
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name.startswith(dynamic_module_utils.TRANSFORMERS_DYNAMIC_MODULE_NAME):
+        if name.startswith(package):
             del sys.modules[name]
 
 
