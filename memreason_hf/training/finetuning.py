@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from datasets import Dataset, DatasetDict
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -116,6 +117,7 @@ def prepare_finetuning(
     questions, base = QuestionArguments(**data), BaseModelArguments(**(model or {}))
     new, chosen = NewModelArguments(**(new_model or {})), AdapterArguments(**(adapter or {}))
     _check_choices(base, new, chosen)
+    _check_questions(questions, base)
     with args.main_process_first(desc="opening the data set"):
         train, test, demonstrations = open_questions(questions, args.seed)
     set_seed(args.seed)
@@ -146,7 +148,7 @@ def prepare_finetuning(
         data_collator=StepCollator(tokenizer),
         processing_class=tokenizer,
         demonstrations=demonstrations,
-        origin=_origin(base, new, chosen),
+        origin=_origin(base, new, chosen) | {"model.dtype": str(network.dtype).removeprefix("torch.")},
     )
     return trainer, report
 
@@ -185,7 +187,9 @@ def open_base(base: BaseModelArguments, mode: str) -> tuple[PreTrainedTokenizerB
         raise ValueError(
             f"model.path={base.path!r} holds an adapter, no whole model: name the base, or merge the adapter into it."
         )
-    if not Path(base.path).is_dir() and base.path.count("/") != 1:
+    folder = Path(base.path)
+    # What is left, NAME/NAME, is looked for on the Hub.
+    if not folder.is_dir() and (base.path.count("/") != 1 or base.path.startswith(".") or folder.parent.exists()):
         raise FileNotFoundError(f"model.path={base.path!r}: no such folder. Give one, or a name on the Hub.")
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     dtype = base.dtype or ("float32" if mode == "full" else "auto")
@@ -197,7 +201,19 @@ def open_base(base: BaseModelArguments, mode: str) -> tuple[PreTrainedTokenizerB
         # Each process keeps all of the model on its own device.
         device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else "cpu"
         arguments["device_map"] = {"": device}
-    return tokenizer, AutoModelForCausalLM.from_pretrained(base.path, **arguments)
+    try:
+        network, info = AutoModelForCausalLM.from_pretrained(base.path, output_loading_info=True, **arguments)
+    except SafetensorError as error:
+        raise ValueError(
+            f"model.path={base.path!r}: the weights cannot be read, the file may be cut off ({error})."
+        ) from error
+    # The library goes on with random ones.
+    if missing := sorted(map(str, info["missing_keys"])):
+        raise ValueError(
+            f"model.path={base.path!r} lacks {len(missing)} weights of a {type(network).__name__}: "
+            f"{', '.join(missing[:3])}{', ...' * (len(missing) > 3)}. Give a whole model with its head."
+        )
+    return tokenizer, network
 
 
 def choose_scheme(tokenizer: PreTrainedTokenizerBase, steps: dict) -> StepScheme:
@@ -242,6 +258,17 @@ def _check_choices(base, new, chosen):
         )
     if bits and new.architecture is not None:
         raise ValueError(f"model.{bits} is for pretrained models, not for a new one.")
+
+
+def _check_questions(questions, base):
+    if questions.max_length is not None and questions.max_length < 1:
+        raise ValueError(f"data.max_length={questions.max_length} must be at least 1; leave it out for no limit.")
+    if questions.num_demonstrations and base.step_attention != "none":
+        raise ValueError(
+            f"data.num_demonstrations={questions.num_demonstrations} does not go with model.step_attention="
+            f"{base.step_attention!r}: the question would be taken for a part of the last demonstration. Leave one "
+            "of them out."
+        )
 
 
 def _load_questions(questions) -> DatasetDict:
