@@ -64,7 +64,10 @@ _SUFFIXES = (".json", ".npz", ".png", ".pdf")
 class AttentionInputs:
     """The model and the text."""
 
-    model: str | None = field(default=None, metadata={"help": "Folder written by save_pretrained, or a Hub name."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Folder written by training or save_pretrained, also an adapter's; or a name on the Hub."},
+    )
     generations: str | None = field(
         default=None,
         metadata={"help": "File of solutions: JSON lines of memreason evaluate-steps, or the study's JSON lists."},
@@ -76,6 +79,9 @@ class AttentionInputs:
     text_file: str | None = field(default=None, metadata={"help": "File with such a text."})
     tokenizer: str | None = field(
         default=None, metadata={"help": "Folder with the extended tokenizer, where it is not beside the model."}
+    )
+    base: str | None = field(
+        default=None, metadata={"help": "An adapter's base model, where it is not the one that the adapter names."}
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Of the weights; auto: as they were saved."}
@@ -236,7 +242,7 @@ def load_text_model(inputs: AttentionInputs, choice: AttentionChoice):
     Raises:
         ValueError, OSError: what is missing, damaged or does not match.
     """
-    config = load_any_config(inputs.model)
+    config = load_any_config(inputs.model, inputs.base)
     if not isinstance(config, RecurrentDepthConfig):
         given = {name: getattr(choice, name) for name in ("num_recurrences", "recurrence")}
         for name, value in given.items():
@@ -246,7 +252,7 @@ def load_text_model(inputs: AttentionInputs, choice: AttentionChoice):
                 )
     tokenizer = load_tokenizer(inputs.model, inputs.tokenizer, config)
     # Attention between steps is set on what the model is loaded with, and `read_attention` leaves it alone then.
-    return load_model(inputs.model, inputs.dtype, attn_implementation="eager"), tokenizer
+    return load_model(inputs.model, inputs.dtype, base=inputs.base, attn_implementation="eager"), tokenizer
 
 
 def _describe(attention, choice):
