@@ -44,7 +44,7 @@ def set_step_attention(
     """
     Sets the attention between the steps of a text; set again it replaces what was set before.
 
-    It is noted in the model's config, and saved with it (`restore_step_attention`).
+    It is noted in the model's config, and saved with it (`restore_step_attention`); also that it was taken off again.
 
     Args:
         model: a causal language model, or the PEFT model around one.
@@ -60,7 +60,11 @@ def set_step_attention(
         raise ValueError(f"variant={variant!r} of attention between steps is unknown: {', '.join(VARIANTS)}, or None.")
     model = _inner_model(model)
     if variant is None:
+        noted = getattr(model.config, STEP_ATTENTION_KEY, None)
         _remove(model)
+        if isinstance(noted, Mapping):
+            # Still to be told: the base of an adapter can have been saved with an attention that this model lacks.
+            setattr(model.config, STEP_ATTENTION_KEY, {**noted, "variant": None})
         return
     groups = step_token_ids(tokens) if isinstance(tokens, PreTrainedTokenizerBase) else tokens
     step_tokens = StepTokens(groups)

@@ -23,7 +23,7 @@ import modeling_recurrent  # noqa: F401  (registers its model: a base can be one
 from memreason_hf.data.demonstrations import Demonstrations
 from memreason_hf.data.memory_reason import NAMES, build_memory_reason, load_memory_reason, reference_solution
 from memreason_hf.evaluation.generation import check_prompts, context_length
-from memreason_hf.step_attention import set_step_attention
+from memreason_hf.step_attention import get_step_attention, restore_step_attention, set_step_attention
 from memreason_hf.step_masks import VARIANTS
 from memreason_hf.steps import StepScheme
 from memreason_hf.tokenization import SCHEME_KEY, encode_prompt, extend_tokenizer, read_scheme
@@ -79,11 +79,12 @@ class BaseModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "For example sdpa or eager. Default: what the library chooses."}
     )
-    step_attention: Literal[("none", *VARIANTS)] = field(
-        default="none",
+    step_attention: Literal[("none", *VARIANTS)] | None = field(
+        default=None,
         metadata={
             "help": "Sparse attention between steps: own (ordinary tokens see their own step only) or tokens (also "
-            "the question and all earlier step tokens). For a new model, too."
+            "the question and all earlier step tokens). For a new model, too. Default: what the model was saved with, "
+            "as a rule none."
         },
     )
 
@@ -117,7 +118,8 @@ def prepare_finetuning(
     questions, base = QuestionArguments(**data), BaseModelArguments(**(model or {}))
     new, chosen = NewModelArguments(**(new_model or {})), AdapterArguments(**(adapter or {}))
     _check_choices(base, new, chosen)
-    _check_questions(questions, base)
+    if questions.max_length is not None and questions.max_length < 1:
+        raise ValueError(f"data.max_length={questions.max_length} must be at least 1; leave it out for no limit.")
     with args.main_process_first(desc="opening the data set"):
         train, test, demonstrations = open_questions(questions, args.seed)
     set_seed(args.seed)
@@ -126,8 +128,16 @@ def prepare_finetuning(
     else:
         tokenizer, network = _make_base(new, train)
     extend_tokenizer(tokenizer, choose_scheme(tokenizer, steps or {}), network)
-    if base.step_attention != "none":
-        set_step_attention(network, tokenizer, base.step_attention)
+    if base.step_attention is None:
+        restore_step_attention(network)
+    else:
+        set_step_attention(network, tokenizer, None if base.step_attention == "none" else base.step_attention)
+    if questions.num_demonstrations and get_step_attention(network) is not None:
+        raise ValueError(
+            f"data.num_demonstrations={questions.num_demonstrations} does not go with model.step_attention="
+            f"{get_step_attention(network)!r}: the question would be taken for a part of the last demonstration. "
+            "Leave one of them out."
+        )
     max_length = min(filter(None, (questions.max_length, context_length(network))), default=None)
     rows, report = encode_solutions(
         tokenizer, train, max_length=max_length, too_long=questions.too_long, demonstrations=demonstrations
@@ -258,17 +268,6 @@ def _check_choices(base, new, chosen):
         )
     if bits and new.architecture is not None:
         raise ValueError(f"model.{bits} is for pretrained models, not for a new one.")
-
-
-def _check_questions(questions, base):
-    if questions.max_length is not None and questions.max_length < 1:
-        raise ValueError(f"data.max_length={questions.max_length} must be at least 1; leave it out for no limit.")
-    if questions.num_demonstrations and base.step_attention != "none":
-        raise ValueError(
-            f"data.num_demonstrations={questions.num_demonstrations} does not go with model.step_attention="
-            f"{base.step_attention!r}: the question would be taken for a part of the last demonstration. Leave one "
-            "of them out."
-        )
 
 
 def _load_questions(questions) -> DatasetDict:

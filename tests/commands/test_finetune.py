@@ -341,6 +341,24 @@ def test_attention_between_steps_is_trained_with_and_restored(recipe, tmp_path, 
     assert losses[0] != losses[1]
 
 
+@pytest.mark.parametrize("mode", ["full", "lora+tokens"])
+def test_the_attention_of_a_base_is_that_of_its_further_training(recipe, tmp_path, mode):
+    assert finetune.main([recipe(model={"step_attention": "own"}), "--max_steps", "1"]) == 0
+    losses = {}
+    for given in (None, "own", "none"):
+        out = tmp_path / str(given)
+        path = recipe(model={"path": str(tmp_path / "run"), "step_attention": given}, adapter={"mode": mode})
+        assert finetune.main([path, "--max_steps", "1", "--output_dir", str(out)]) == 0
+        losses[given] = json.loads((out / "trainer_state.json").read_text())["log_history"][0]["loss"]
+        if mode == "full":
+            model = AutoModelForCausalLM.from_pretrained(out)
+            restore_step_attention(model)
+        else:
+            model, _ = load_adapter(out)
+        assert get_step_attention(model) == (None if given == "none" else "own")
+    assert losses[None] == losses["own"] != losses["none"]
+
+
 def test_a_tokenizer_with_another_scheme_or_an_adapter_as_base(recipe, tmp_path, capsys):
     folder, tokenizer = tmp_path / "extended", byte_level()
     model = gpt2(len(tokenizer))
