@@ -165,6 +165,10 @@ def _evaluate(arguments):
     demonstrations = _demonstrations(dataset, arguments)
     model, tokenizer, depth = _load_model(arguments)
     scheme = read_scheme(tokenizer)
+    if arguments.overwrite:
+        # Not before it is known that there is something to run.
+        for file in files:
+            file.unlink(missing_ok=True)
 
     started = time.perf_counter()
     with model.rows_in_place() if isinstance(model, AdapterModel) else nullcontext():
@@ -200,11 +204,7 @@ def _output_files(arguments):
     path = Path(arguments.output_file)
     if path.is_dir():
         raise ValueError(f"output_file={path} is a folder; give a file.")
-    files = [path, *(path.with_name(path.name + suffix) for suffix in (SETTINGS_SUFFIX, SUMMARY_SUFFIX))]
-    if arguments.overwrite:
-        for file in files:
-            file.unlink(missing_ok=True)
-    return files
+    return [path, *(path.with_name(path.name + suffix) for suffix in (SETTINGS_SUFFIX, SUMMARY_SUFFIX))]
 
 
 def _rows(dataset, split, num_items):

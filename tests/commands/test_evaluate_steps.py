@@ -105,6 +105,8 @@ def test_a_run_and_the_same_again(model, data, tmp_path, capsys):
     assert file.read_bytes() == before
     message = refusal(capsys, *arguments, "--max_new_tokens", 7)
     assert "was made with max_new_tokens=6, now it is 7" in message
+    assert "no such folder" in refusal(capsys, *arguments, "--overwrite", "--model", tmp_path / "nowhere")
+    assert file.read_bytes() == before
     assert run(*arguments, "--max_new_tokens", 7, "--overwrite") == 0
     assert json.loads(file.read_text().splitlines()[0])["num_tokens"] <= 7
 
