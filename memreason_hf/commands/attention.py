@@ -5,6 +5,7 @@
 """
 
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ map as PNG and PDF: attention, or attention_recurrence_1 and so on.
 """
 STEM = "attention"
 _SUFFIXES = (".json", ".npz", ".png", ".pdf")
+_PICTURE = re.compile(rf"{STEM}(_recurrence_\d+)?\.(png|pdf)")
 
 
 @dataclass
@@ -174,6 +176,10 @@ def _attention(inputs, choice, output):
         environment=describe_environment(device),
     )
     _write(folder, solution, maps, document, f"{name}\n{shown}", output.overwrite)
+    # Pictures of other recurrences that were there before are not of this text.
+    for path in set(there) - set(_picture_files(folder, maps)):
+        if _PICTURE.fullmatch(path.name):
+            path.unlink()
     return 0
 
 
@@ -278,15 +284,19 @@ def _refuse(paths, overwrite):
         raise FileExistsError(f"{error} (--output_dir, --overwrite)") from None
 
 
+def _picture_files(folder, maps):
+    stems = [STEM if shown.recurrence is None else f"{STEM}_recurrence_{shown.recurrence}" for shown in maps]
+    return [folder / f"{stem}{suffix}" for stem in stems for suffix in (".png", ".pdf")]
+
+
 def _write(folder, solution, maps, document, title, overwrite):
     """The pictures, the maps, then the document: where it is, all are."""
     written = []
     for shown in maps:
-        stem, line = STEM, title
+        line = title
         if shown.recurrence is not None:
-            stem = f"{STEM}_recurrence_{shown.recurrence}"
             line = f"{title}, recurrence {shown.recurrence} of {document['settings']['num_recurrences']}"
-        paths = [folder / f"{stem}.png", folder / f"{stem}.pdf"]
+        paths = _picture_files(folder, [shown])
         save_figure(attention_figure(solution, shown, title=line), paths, overwrite=overwrite)
         written += paths
     written += [folder / f"{STEM}_weights.npz", folder / f"{STEM}.json"]

@@ -171,6 +171,11 @@ def test_one_map_a_recurrence(deep, tmp_path, capsys):
         "num_recurrences": 3,
         "marks_apart": False,
     }
+    # Of fewer recurrences there are fewer pictures; those of before would be taken for this text's.
+    (tmp_path / "out" / "attention_notes.png").write_bytes(b"mine")
+    assert run(*flags, "--num_recurrences", 2, "--overwrite") == 0
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {name for name in names if "_3." not in name} | {"attention_notes.png"}
 
 
 def test_choices_of_a_deep_model(deep, capsys):
