@@ -442,3 +442,19 @@ def test_a_cache_of_another_kind_is_refused():
     cache = plain(input_ids=row, past_key_values=DynamicCache(config=plain.config)).past_key_values
     with pytest.raises(ValueError, match="of which only 0 were read"):
         sparse(input_ids=row, past_key_values=cache)
+
+
+@each_family
+def test_a_mask_for_pairs_of_tokens_is_refused(family):
+    plain, sparse, tokenizer = pair(family, "own")
+    row = torch.tensor([random_text(tokenizer)])
+    mask = torch.zeros(1, 1, row.shape[1], row.shape[1]).masked_fill(~causal(row.shape[1]), -1e9)
+    plain(input_ids=row, attention_mask=mask)
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 1, .*makes the mask of who sees whom itself"):
+        sparse(input_ids=row, attention_mask=mask)
+    with pytest.raises(ValueError, match="attention_mask is a dict"):
+        sparse(input_ids=row, attention_mask={"full_attention": mask})
+
+
+def causal(length):
+    return torch.ones(length, length).tril().bool()
