@@ -151,13 +151,14 @@ class RecurrentDepthCache(Cache):
 
     Args:
         config (`RecurrentDepthConfig`): Of the model.
-        cache_recurrences (`"all"` or `"last"`):
+        cache_recurrences (`"all"` or `"last"`, *optional*): As the config says if not given.
             `"all"` keeps the keys and values of every recurrence: what a token attends to is what the others computed
             at the same recurrence. `"last"` keeps those of each token's last recurrence only: memory does not grow
             with depth, at the price of an approximation wherever there is a past.
     """
 
-    def __init__(self, config, cache_recurrences: str = "all"):
+    def __init__(self, config, cache_recurrences: str | None = None):
+        cache_recurrences = config.cache_recurrences if cache_recurrences is None else cache_recurrences
         if cache_recurrences not in ("all", "last"):
             raise ValueError(f"cache_recurrences={cache_recurrences!r} is neither 'all' nor 'last'.")
         loop = range(config.num_prelude_layers, config.num_prelude_layers + config.num_recurrent_layers)

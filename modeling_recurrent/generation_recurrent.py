@@ -1,5 +1,6 @@
 """`generate` at depth: the right cache, counts carried from call to call, and a depth for every token."""
 
+import inspect
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -139,7 +140,9 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         if depth_schedule is not None:
             schedule = DepthSchedule(depth_schedule)
             schedule.check_arguments({**kwargs, "draft_recurrences": draft_recurrences})
-        log = _DepthLog(self, kwargs.get("streamer"), speculation, schedule)
+        # It may be given by its place, too.
+        streamer = inspect.signature(super().generate).bind_partial(*args, **kwargs).arguments.get("streamer")
+        log = _DepthLog(self, streamer, speculation, schedule)
         token = _DEPTH_LOG.set(log)
         try:
             output = super().generate(*args, **kwargs)
@@ -241,12 +244,13 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         # Padding on the right: logits are those of each row's last real token, and positions go on from there.
         log, cache = self._depth_log(), model_kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
-        last = ((mask != 0) * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
-        if (last < past).any():
+        empty = (mask[:, past:] == 0).all(-1)
+        if empty.any():
             raise ValueError(
-                f"attention_mask shows row {int(last.argmin())} no real token behind the {past} of past_key_values: "
-                "every row needs one to go on from."
+                f"attention_mask shows row {int(empty.nonzero()[0])} no real token behind the {past} of "
+                "past_key_values: every row needs one to go on from."
             )
+        last = ((mask != 0) * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
         places, of_row = (last - past).unique(return_inverse=True)
         outputs = super()._prefill(
             input_ids, generation_config, {**model_kwargs, "logits_to_keep": places}, *args, **kwargs
@@ -357,6 +361,12 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     def _refuse_for_inputs(self, generation_config, generation_mode, model_kwargs):
         assisted = generation_mode == GenerationMode.ASSISTED_GENERATION
         chunk, mask = generation_config.prefill_chunk_size, model_kwargs.get("attention_mask")
+        for name in _OF_THIS_MODEL:
+            if getattr(generation_config, name, None) is not None:
+                raise ValueError(
+                    f"generation_config holds {name}={getattr(generation_config, name)!r}, which would not be heard: "
+                    "give it to generate itself, or set it in the model's config."
+                )
         if generation_config.assistant_early_exit is not None:
             raise ValueError(
                 f"assistant_early_exit={generation_config.assistant_early_exit}: the layers here are looped. Use "

@@ -184,6 +184,11 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
                 )
         elif use_cache:
             cache = RecurrentDepthCache(self.config, cache_recurrences or self.config.cache_recurrences)
+        if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "Gradient checkpointing runs layers again, which would write into the cache again: call "
+                "model.gradient_checkpointing_disable(), or leave out past_key_values and use_cache=True."
+            )
         past = 0 if cache is None else cache.get_seq_length()
         real = None
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:

@@ -69,7 +69,7 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
         max_batch_size (`int`), max_cache_len (`int`): Rows and tokens that there is room for.
         num_recurrences (`int`, *optional*): The most that will be asked for; `config.max_recurrences` if not given.
         dtype, device: Of keys and values.
-        cache_recurrences (`"all"` or `"last"`): As in `RecurrentDepthCache`.
+        cache_recurrences (`"all"` or `"last"`, *optional*): As in `RecurrentDepthCache`.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
         num_recurrences=None,
         dtype=torch.float32,
         device="cpu",
-        cache_recurrences="all",
+        cache_recurrences=None,
     ):
         super().__init__(config, cache_recurrences)
         slots = config.max_recurrences if num_recurrences is None else num_recurrences

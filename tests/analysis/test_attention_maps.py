@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_tokenizers import MODELS, gpt2, llama
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from unfused import llama_weights
 
 from memreason_hf.analysis.attention_maps import eager_attention, kind_shares, read_attention, uniform_attention
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
@@ -115,7 +116,7 @@ def unrolled(model, num_recurrences):
     weights = {"model.embed_tokens.weight": inner.embed_tokens.weight, "model.norm.weight": inner.norm.weight}
     weights["lm_head.weight"] = model.lm_head.weight
     for index, block in enumerate(blocks):
-        weights |= {f"model.layers.{index}.{name}": value for name, value in block.state_dict().items()}
+        weights |= {f"model.layers.{index}.{name}": value for name, value in llama_weights(block).items()}
     twin.load_state_dict(weights, strict=True)
     return twin.eval()
 
@@ -200,7 +201,7 @@ def test_a_model_with_an_adapter(name):
     ids = random_ids()
     plain = read_attention(model, ids).select()[0].weights
     embedding = next(key for key, module in model.named_modules() if module is model.get_input_embeddings())
-    targets = ["c_attn"] if name == "gpt2" else ["q_proj"]
+    targets = [{"gpt2": "c_attn", "llama": "q_proj", "recurrent": "qkv_proj"}[name]]
     settings = {"trainable_token_indices": {embedding: [4, 5]}, "fan_in_fan_out": name == "gpt2"}
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, **settings))
     np.testing.assert_allclose(read_attention(adapted, ids).select()[0].weights, plain, atol=1e-6)

@@ -26,6 +26,7 @@ def refusal(capsys, *arguments):
         (["--models", ""], "models='': there are"),
         (["--max_steps", "0"], "max_steps=0 must be at least 1"),
         (["--num_judged", "0"], "num_judged=0 must be at least 1"),
+        (["--disorder", "-1"], "disorder=-1.0 must be at least 0"),
         (["--fixed_seconds", "0"], "fixed_seconds=0.0 must be above 0"),
         (["--steps", "3"], "unknown argument '--steps 3'"),
     ],

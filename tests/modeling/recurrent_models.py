@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import torch
+from unfused import projections
 
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
@@ -89,14 +90,6 @@ def depth_calls(model):
     if not model.config.num_coda_layers:
         calls["token-kl"] = {"halting_criterion": "kl", "kl_threshold": thresholds["kl"], "min_recurrences": 2}
     return calls
-
-
-def projections(attention):
-    """Weights and biases of the queries, keys and values, which the model computes with one product: 3 pairs."""
-    sizes = [heads * attention.head_dim for heads in attention.heads]
-    product = attention.qkv_proj
-    biases = [None] * 3 if product.bias is None else product.bias.split(sizes)
-    return list(zip(product.weight.split(sizes), biases))
 
 
 def _project(attention, which, hidden):

@@ -7,6 +7,7 @@ model's.
 """
 
 import torch
+from unfused import projections
 
 
 def _angles(config, length):
@@ -41,8 +42,8 @@ def _layer(block, x, angles, window, old=None, halted=None):
     """One block over all tokens; `halted` tokens show the others the `old` keys and values. Returns those shown."""
     attention, normed, length = block.self_attn, block.input_layernorm(x), len(x)
     query, key, value = (
-        project(normed).view(length, -1, attention.head_dim)
-        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        torch.nn.functional.linear(normed, weight, bias).view(length, -1, attention.head_dim)
+        for weight, bias in projections(attention)
     )
     query, key = _turn(query, angles), _turn(key, angles)
     if old is not None:

@@ -89,7 +89,39 @@ def test_rows_stand_alone(style, extra):
             alone = generate(model, row[None], **call)
             assert torch.equal(alone.sequences[0, len(row) :], batch.sequences[i, ids.shape[1] :])
             assert torch.equal(alone.num_recurrences[0], batch.num_recurrences[i])
-    assert generate(model, ids, mask, num_beams=3, num_recurrences=4).sequences.shape[0] == 4
+
+
+@pytest.mark.parametrize(("style", "extra"), GRID)
+@pytest.mark.parametrize(
+    "how", [{"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "num_return_sequences": 2}]
+)
+def test_beams_and_samples_are_what_their_tokens_say(style, extra, how):
+    """Each text that is returned, read again token by token: the same depths, and the score that it was given."""
+    model = lively_model(style, extra)
+    ids, mask = pad([random_ids(n) for n in LENGTHS], "left")
+    end = int(generate(model, ids, mask, num_recurrences=4).sequences[0, -3])
+    for call in CALLS[:2]:
+        output = generate(
+            model, ids, mask, output_scores=True, length_penalty=0.0, top_k=0, eos_token_id=end, **how, **call
+        )
+        width = ids.shape[1]
+        for i, sequence in enumerate(output.sequences):
+            row = ids[i // 2][mask[i // 2].bool()]
+            ends = (sequence[width:] == end).nonzero().flatten()
+            new = sequence[width:][: int(ends[0]) + 1 if len(ends) else None]
+            cache = RecurrentDepthCache(model.config)
+            score, counts, tokens = 0, [], row[None]
+            with torch.no_grad():
+                for token in new:
+                    step = model(tokens, past_key_values=cache, **CONTINUED, **call)
+                    score += step.logits[0, -1].log_softmax(-1)[token].item()
+                    counts.append(int(cache.counts[0, -1]))
+                    tokens = token[None, None]
+            assert output.num_recurrences[i, : len(new)].tolist() == counts
+            assert torch.equal(output.prompt_recurrences[i][mask[i // 2].bool()], cache.counts[0, : len(row)])
+            if "num_beams" in how:
+                assert (output.num_recurrences[i, len(new) :] == 0).all()
+                assert abs(output.sequences_scores[i].item() - score) < 1e-4
 
 
 def test_the_state_moves_with_its_row_and_skips_padding():

@@ -36,7 +36,7 @@ def lively_model(style, extra, **kwargs):
 def prompts():
     """Left-padded rows that end at different depths."""
     rows = [random_ids(n) for n in (5, 2, 7, 4)]
-    for row, last in zip(rows, (3, 9, 12, 20)):
+    for row, last in zip(rows, (3, 9, 12, 15)):
         row[-1] = last
     return rows, *pad(rows, "left")
 

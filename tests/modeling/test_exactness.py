@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from recurrent_models import VOCAB, projections, random_ids, relative_error, tiny_model
+from recurrent_models import VOCAB, random_ids, relative_error, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from unfused import llama_weights
 
 
 def gpt2_twin(model, recurrences):
@@ -66,13 +67,7 @@ def llama_twin(model, recurrences):
     }
     for index in range(twin.config.num_hidden_layers):
         block = model.model.recurrent_layers[index % config.num_recurrent_layers]
-        weights = block.state_dict()
-        queries, keys, values = (weight for weight, _ in projections(block.self_attn))
-        gate, up = weights.pop("mlp.gate_up_proj.weight").chunk(2)
-        del weights["self_attn.qkv_proj.weight"]
-        weights |= {f"self_attn.{name}_proj.weight": w for name, w in zip("qkv", (queries, keys, values))}
-        weights |= {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up}
-        theirs |= {f"model.layers.{index}.{name}": value for name, value in weights.items()}
+        theirs |= {f"model.layers.{index}.{name}": value for name, value in llama_weights(block).items()}
     twin.load_state_dict(theirs, strict=True)
     return twin
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from recurrent_models import VOCAB, depth_calls, pad, random_ids, reference_logits, relative_error, tiny_model
 
-from modeling_recurrent import RecurrentDepthCache
+from modeling_recurrent import RecurrentDepthCache, RecurrentDepthStaticCache
 
 
 LENGTHS = (5, 2, 7, 4)
@@ -168,6 +168,10 @@ def test_last_slot_only_is_exact_where_there_is_no_past():
         assert not torch.allclose(near, model(step, past_key_values=every.past_key_values, num_recurrences=6).logits)
     output = model.generate(ids, max_new_tokens=3, num_recurrences=4, cache_recurrences="last")
     assert output.shape == (3, 9)
+    model.config.cache_recurrences = "last"
+    for made in (RecurrentDepthCache(model.config), RecurrentDepthStaticCache(model.config, 1, 4)):
+        assert made.cache_recurrences == "last"
+    assert RecurrentDepthCache(model.config, "all").cache_recurrences == "all"
 
 
 def test_sampling_repeats_with_the_seed():
@@ -211,6 +215,9 @@ def test_a_streamer_receives_depths():
     output = generate(model, row, None, streamer=streamer, **call)
     assert torch.equal(torch.cat(streamer.depths, dim=1), output.num_recurrences)
     assert streamer.ended and len(streamer.tokens) == 1 + NEW
+    by_place = Streamer()
+    model.generate(row, *[None] * 6, by_place, max_new_tokens=NEW, do_sample=False, **call)
+    assert torch.equal(torch.cat(by_place.depths, dim=1), output.num_recurrences)
 
 
 BAD = [
@@ -342,6 +349,19 @@ def test_gradients_through_new_tokens_behind_a_cache():
     attention = model.model.recurrent_layers[0].self_attn
     keys = attention.qkv_proj.weight.grad.split([heads * attention.head_dim for heads in attention.heads])[1]
     assert keys.abs().max() > 0
+
+
+def test_gradient_checkpointing_behind_a_cache_is_refused():
+    model = tiny_model("llama")
+    model.gradient_checkpointing_enable()
+    ids = random_ids(2, 4)
+    with torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+    model.train()
+    for call in ({"past_key_values": cache}, {"use_cache": True}):
+        with pytest.raises(ValueError, match="Gradient checkpointing runs layers again"):
+            model(ids, **call)
+    model(ids).logits.sum().backward()
 
 
 def test_vocabulary_is_read_in_slices(monkeypatch):

@@ -7,7 +7,7 @@ import torch
 import transformers
 from packaging import version
 from recurrent_models import VOCAB, depth_calls, pad, random_ids, relative_error, tiny_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from modeling_recurrent import RecurrentDepthCache
 
@@ -270,6 +270,9 @@ class TestAssistants:
     ("call", "message"),
     [
         ({"use_cache": False, "past_key_values": "live"}, "use_cache=False with past_key_values"),
+        ({"generation_config": GenerationConfig(num_recurrences=7)}, "generation_config holds num_recurrences=7"),
+        ({"generation_config": GenerationConfig(kl_threshold=0.1)}, "generation_config holds kl_threshold=0.1"),
+        ({"attention_mask": torch.tensor([[0, 0, 0, 0]])}, "shows row 0 no real token behind the 0"),
         ({"assistant_early_exit": 1}, "assistant_early_exit=1: the layers here are looped"),
         ({"inputs_embeds": torch.zeros(1, 4, 32).double(), "prefill_chunk_size": 2}, "inputs_embeds does not go with"),
         ({"inputs_embeds": torch.zeros(1, 4, 32).double(), "prompt_lookup_num_tokens": 2}, "inputs_embeds does not"),

@@ -150,6 +150,9 @@ def own_modules(tmp_path, monkeypatch):
     """Code that is loaded from checkpoints goes into a folder of the test, and leaves no modules."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in list(sys.modules):  # of another test: that package lies in another folder
+        if name.startswith(dynamic_module_utils.TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            monkeypatch.delitem(sys.modules, name)
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:

@@ -66,19 +66,20 @@ def neox(vocab_size, tied=False):
 FAMILIES = {**MODELS, "deep": deep, "opt": opt, "neox": neox}
 LLAMA_MLP = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
 LLAMA_ATTENTION = [f"self_attn.{name}_proj" for name in "qkvo"]
+OUR_ATTENTION = ["self_attn.qkv_proj", "self_attn.o_proj"]
 # Decoder layers, and inside them the layers of the feed-forward network and of the attention.
 EXPECTED = {
     "llama": (["model.layers.0"], LLAMA_MLP, LLAMA_ATTENTION),
     "qwen2": (["model.layers.0"], LLAMA_MLP, LLAMA_ATTENTION),
     "gpt2": (["transformer.h.0"], ["mlp.c_fc", "mlp.c_proj"], ["attn.c_attn", "attn.c_proj"]),
-    "recurrent": (["model.recurrent_layers.0"], ["mlp.up_proj", "mlp.down_proj"], LLAMA_ATTENTION),
+    "recurrent": (["model.recurrent_layers.0"], ["mlp.up_proj", "mlp.down_proj"], OUR_ATTENTION),
     "deep": (
         [
             f"model.{name}"
             for name in ("prelude_layers.0", "recurrent_layers.0", "recurrent_layers.1", "coda_layers.0")
         ],
-        LLAMA_MLP,
-        LLAMA_ATTENTION,
+        ["mlp.gate_up_proj", "mlp.down_proj"],
+        OUR_ATTENTION,
     ),
     "opt": (["model.decoder.layers.0"], ["fc1", "fc2"], [f"self_attn.{n}_proj" for n in ("q", "k", "v", "out")]),
     "neox": (
