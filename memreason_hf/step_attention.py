@@ -44,7 +44,7 @@ def set_step_attention(
     """
     Sets the attention between the steps of a text; set again it replaces what was set before.
 
-    It is noted in the model's config, and saved with it (`restore_step_attention`).
+    It is noted in the model's config, and saved with it (`restore_step_attention`); also that it was taken off again.
 
     Args:
         model: a causal language model, or the PEFT model around one.
@@ -54,13 +54,18 @@ def set_step_attention(
     Raises:
         ValueError: an unknown variant; a scheme without tokens; ids beyond the model's rows; an attention
             implementation other than eager and SDPA. Later calls refuse what cannot be right: beam search, a static
-            cache, packed sequences, `inputs_embeds` without ids, a cache that was filled in another way.
+            cache, packed sequences, a mask for pairs of tokens, `inputs_embeds` without ids, a cache that was filled
+            in another way.
     """
     if variant is not None and variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} of attention between steps is unknown: {', '.join(VARIANTS)}, or None.")
     model = _inner_model(model)
     if variant is None:
+        noted = getattr(model.config, STEP_ATTENTION_KEY, None)
         _remove(model)
+        if isinstance(noted, Mapping):
+            # Still to be told: the base of an adapter can have been saved with an attention that this model lacks.
+            setattr(model.config, STEP_ATTENTION_KEY, {**noted, "variant": None})
         return
     groups = step_token_ids(tokens) if isinstance(tokens, PreTrainedTokenizerBase) else tokens
     step_tokens = StepTokens(groups)
@@ -261,6 +266,14 @@ class _StepAttention:
             raise ValueError(
                 f"past_key_values is a {type(cache).__name__}: attention between steps does not go with a static "
                 "cache. Use a DynamicCache, or the model's own."
+            )
+        mask = given.get("attention_mask")
+        if mask is not None and getattr(mask, "ndim", None) != 2:
+            # The library would take it as it is, for the only one.
+            shown = f"has shape {tuple(mask.shape)}" if hasattr(mask, "shape") else f"is a {type(mask).__name__}"
+            raise ValueError(
+                f"attention_mask {shown}: attention between steps makes the mask of who sees whom itself. Give one "
+                "of shape (batch, tokens), 0 on padding; or remove it: set_step_attention(model, tokenizer, None)."
             )
         positions = given.get("position_ids")
         alone = cache is None and given.get("attention_mask") is None and positions is not None

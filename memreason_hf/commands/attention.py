@@ -5,6 +5,7 @@
 """
 
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -58,13 +59,17 @@ map as PNG and PDF: attention, or attention_recurrence_1 and so on.
 """
 STEM = "attention"
 _SUFFIXES = (".json", ".npz", ".png", ".pdf")
+_PICTURE = re.compile(rf"{STEM}(_recurrence_\d+)?\.(png|pdf)")
 
 
 @dataclass
 class AttentionInputs:
     """The model and the text."""
 
-    model: str | None = field(default=None, metadata={"help": "Folder written by save_pretrained, or a Hub name."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Folder written by training or save_pretrained, also an adapter's; or a name on the Hub."},
+    )
     generations: str | None = field(
         default=None,
         metadata={"help": "File of solutions: JSON lines of memreason evaluate-steps, or the study's JSON lists."},
@@ -76,6 +81,9 @@ class AttentionInputs:
     text_file: str | None = field(default=None, metadata={"help": "File with such a text."})
     tokenizer: str | None = field(
         default=None, metadata={"help": "Folder with the extended tokenizer, where it is not beside the model."}
+    )
+    base: str | None = field(
+        default=None, metadata={"help": "An adapter's base model, where it is not the one that the adapter names."}
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Of the weights; auto: as they were saved."}
@@ -168,6 +176,10 @@ def _attention(inputs, choice, output):
         environment=describe_environment(device),
     )
     _write(folder, solution, maps, document, f"{name}\n{shown}", output.overwrite)
+    # Pictures of other recurrences that were there before are not of this text.
+    for path in set(there) - set(_picture_files(folder, maps)):
+        if _PICTURE.fullmatch(path.name):
+            path.unlink()
     return 0
 
 
@@ -236,7 +248,7 @@ def load_text_model(inputs: AttentionInputs, choice: AttentionChoice):
     Raises:
         ValueError, OSError: what is missing, damaged or does not match.
     """
-    config = load_any_config(inputs.model)
+    config = load_any_config(inputs.model, inputs.base)
     if not isinstance(config, RecurrentDepthConfig):
         given = {name: getattr(choice, name) for name in ("num_recurrences", "recurrence")}
         for name, value in given.items():
@@ -246,7 +258,7 @@ def load_text_model(inputs: AttentionInputs, choice: AttentionChoice):
                 )
     tokenizer = load_tokenizer(inputs.model, inputs.tokenizer, config)
     # Attention between steps is set on what the model is loaded with, and `read_attention` leaves it alone then.
-    return load_model(inputs.model, inputs.dtype, attn_implementation="eager"), tokenizer
+    return load_model(inputs.model, inputs.dtype, base=inputs.base, attn_implementation="eager"), tokenizer
 
 
 def _describe(attention, choice):
@@ -272,15 +284,19 @@ def _refuse(paths, overwrite):
         raise FileExistsError(f"{error} (--output_dir, --overwrite)") from None
 
 
+def _picture_files(folder, maps):
+    stems = [STEM if shown.recurrence is None else f"{STEM}_recurrence_{shown.recurrence}" for shown in maps]
+    return [folder / f"{stem}{suffix}" for stem in stems for suffix in (".png", ".pdf")]
+
+
 def _write(folder, solution, maps, document, title, overwrite):
     """The pictures, the maps, then the document: where it is, all are."""
     written = []
     for shown in maps:
-        stem, line = STEM, title
+        line = title
         if shown.recurrence is not None:
-            stem = f"{STEM}_recurrence_{shown.recurrence}"
             line = f"{title}, recurrence {shown.recurrence} of {document['settings']['num_recurrences']}"
-        paths = [folder / f"{stem}.png", folder / f"{stem}.pdf"]
+        paths = _picture_files(folder, [shown])
         save_figure(attention_figure(solution, shown, title=line), paths, overwrite=overwrite)
         written += paths
     written += [folder / f"{STEM}_weights.npz", folder / f"{STEM}.json"]

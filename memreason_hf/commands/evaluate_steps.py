@@ -16,7 +16,7 @@ from typing import Literal
 
 import evaluate
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import HfArgumentParser
 
 from memreason_hf.data.demonstrations import Demonstrations
 from memreason_hf.data.memory_reason import NAMES, load_memory_reason, reference_solution
@@ -24,15 +24,16 @@ from memreason_hf.evaluation.generation import generate_solutions
 from memreason_hf.evaluation.generation_files import SETTINGS_SUFFIX
 from memreason_hf.evaluation.step_judges import JUDGES
 from memreason_hf.metrics import metric_path
-from memreason_hf.step_attention import restore_step_attention
 from memreason_hf.step_depth import NO_KIND_YET, DepthByKind, mean_recurrences_by_kind, read_depths
 from memreason_hf.steps import KINDS
 from memreason_hf.tokenization import read_scheme
-from memreason_hf.training.adapter_checkpoints import is_adapter_folder, load_adapter, read_base_config
+from memreason_hf.training.adapter_base import weights_digest
+from memreason_hf.training.adapter_checkpoints import is_adapter_folder, load_adapter
 from memreason_hf.training.adapter_model import AdapterModel
 from modeling_recurrent import RecurrentDepthConfig
 
 from .errors import user_errors
+from .model_inputs import choose_device, load_any_config, load_model, load_tokenizer
 
 
 PROG = "memreason evaluate-steps"
@@ -164,6 +165,10 @@ def _evaluate(arguments):
     demonstrations = _demonstrations(dataset, arguments)
     model, tokenizer, depth = _load_model(arguments)
     scheme = read_scheme(tokenizer)
+    if arguments.overwrite:
+        # Not before it is known that there is something to run.
+        for file in files:
+            file.unlink(missing_ok=True)
 
     started = time.perf_counter()
     with model.rows_in_place() if isinstance(model, AdapterModel) else nullcontext():
@@ -176,7 +181,7 @@ def _evaluate(arguments):
             demonstrations=demonstrations,
             match_option_text=arguments.match_option_text,
             path=files[0] if files else None,
-            settings=_settings(arguments, scheme, depth),
+            settings=_settings(arguments, scheme, depth, model),
             progress=not arguments.no_progress,
             **_generate_arguments(model, tokenizer, depth),
         )
@@ -199,11 +204,7 @@ def _output_files(arguments):
     path = Path(arguments.output_file)
     if path.is_dir():
         raise ValueError(f"output_file={path} is a folder; give a file.")
-    files = [path, *(path.with_name(path.name + suffix) for suffix in (SETTINGS_SUFFIX, SUMMARY_SUFFIX))]
-    if arguments.overwrite:
-        for file in files:
-            file.unlink(missing_ok=True)
-    return files
+    return [path, *(path.with_name(path.name + suffix) for suffix in (SETTINGS_SUFFIX, SUMMARY_SUFFIX))]
 
 
 def _rows(dataset, split, num_items):
@@ -237,26 +238,22 @@ def _load_model(arguments):
     is_adapter = is_adapter_folder(arguments.model)
     if is_adapter:
         _check_adapter_flags(arguments)
-        config = read_base_config(arguments.model, arguments.base)
-    else:
-        if arguments.base is not None:
-            raise ValueError(f"base={arguments.base!r}: model={arguments.model!r} is no folder with an adapter.")
-        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.model)
-        read_scheme(tokenizer)
-        config = AutoConfig.from_pretrained(arguments.model)
+    config = load_any_config(arguments.model, arguments.base)
     if depth and not isinstance(config, RecurrentDepthConfig):
         raise ValueError(
             f"{', '.join(depth)}: model={arguments.model!r} is a {config.model_type!r} model, without recurrences."
         )
     if "depth_by_kind" in depth:
         depth["depth_by_kind"] = read_depths(depth["depth_by_kind"])
-    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    device = choose_device(arguments.device)
     if is_adapter:
+        # Not merged into its base, which would round it.
+        dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
         model, tokenizer = load_adapter(arguments.model, base=arguments.base, dtype=dtype)
     else:
-        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
-        restore_step_attention(model)
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        tokenizer = load_tokenizer(arguments.model, arguments.tokenizer, config)
+        read_scheme(tokenizer)
+        model = load_model(arguments.model, arguments.dtype)
     return model.to(device), tokenizer, depth
 
 
@@ -287,7 +284,7 @@ def _generate_arguments(model, tokenizer, depth):
     return {"depth_schedule": schedule, "halting_criterion": criterion}
 
 
-def _settings(arguments, scheme, depth):
+def _settings(arguments, scheme, depth, model):
     """What the texts depend on beside the questions."""
     names = ("model", "tokenizer", "data", "name", "split", "max_new_tokens", "num_demonstrations", "dtype")
     values = {name: getattr(arguments, name) for name in names}
@@ -295,6 +292,8 @@ def _settings(arguments, scheme, depth):
         values["seed"] = arguments.seed
     if arguments.base is not None:
         values["base"] = arguments.base
+    # A folder can hold another model than before: of a run that was begun anew, or went on.
+    values["weights"] = weights_digest(model)
     return {**values, "match_option_text": arguments.match_option_text, "scheme": scheme.to_dict(), **depth}
 
 

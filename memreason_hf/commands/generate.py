@@ -75,6 +75,9 @@ class GenerationInputs:
     batch_size: int = field(
         default=8, metadata={"help": "Prompts at once. Changes the speed; texts only where they are drawn at random."}
     )
+    base: str | None = field(
+        default=None, metadata={"help": "An adapter's base model, where it is not the one that the adapter names."}
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Of the weights; auto: as they were saved."}
     )
@@ -152,14 +155,14 @@ def main(argv: list[str] | None = None) -> int:
 def _generate(inputs, depth, sampling, output):
     refuse_existing([path for path in (output.html, output.json) if path is not None], overwrite=output.overwrite)
     _check(inputs, depth, sampling)
-    config = load_model_config(inputs.model)
+    config = load_model_config(inputs.model, inputs.base)
     settings, arguments = depth_settings(config, depth)
     device = choose_device(inputs.device)
     prompts = read_prompts(inputs)
     tokenizer = load_tokenizer(inputs.model, inputs.tokenizer, config)
     rows = encode_prompts(tokenizer, prompts)
     _check_positions(config, rows, sampling.max_new_tokens)
-    model = load_model(inputs.model, inputs.dtype).to(device)
+    model = load_model(inputs.model, inputs.dtype, base=inputs.base).to(device)
 
     settings |= {"cache_recurrences": depth.cache_recurrences or config.cache_recurrences}
     for name in ("cache_recurrences", "draft_recurrences"):

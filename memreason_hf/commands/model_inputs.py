@@ -67,18 +67,23 @@ class ModelParser(RecipeParser):
         return [section.fields_of(**values[name]) for name, section in self.sections.items()]
 
 
-def load_any_config(model: str | None) -> PreTrainedConfig:
+def load_any_config(model: str | None, base: str | None = None) -> PreTrainedConfig:
     """
     The config of a model of any kind in a folder or on the Hub; for an adapter that of its base, with the adapter's
     rows. Nothing large is read yet.
 
+    Args:
+        base: where an adapter's base is, if not where the adapter says.
+
     Raises:
-        ValueError, OSError: no model named, no such folder, an adapter without its base.
+        ValueError, OSError: no model named, no such folder, an adapter without its base, a base for what is none.
     """
     if model is None:
         raise ValueError("model is not given: add --model or name it in section inputs of the recipe.")
     if is_adapter_folder(model):
-        return _read_adapter_config(model)
+        return _read_adapter_config(model, base)
+    if base is not None:
+        raise ValueError(f"base={base!r}: model={model!r} is no folder with an adapter.")
     _check_model_folder(model)
     try:
         return AutoConfig.from_pretrained(model)
@@ -87,14 +92,14 @@ def load_any_config(model: str | None) -> PreTrainedConfig:
         raise OSError(f"model={model!r}: {where} cannot be read ({str(error).splitlines()[0]})") from error
 
 
-def load_model_config(model: str | None) -> RecurrentDepthConfig:
+def load_model_config(model: str | None, base: str | None = None) -> RecurrentDepthConfig:
     """
     The config of a recurrent-depth model, as `load_any_config` reads it.
 
     Raises:
         ValueError, OSError: as there; not a model of this package.
     """
-    config = load_any_config(model)
+    config = load_any_config(model, base)
     if not isinstance(config, RecurrentDepthConfig):
         raise ValueError(
             f"model={model!r} has model_type={config.model_type!r}: depth can only be chosen in a model of "
@@ -103,8 +108,8 @@ def load_model_config(model: str | None) -> RecurrentDepthConfig:
     return config
 
 
-def _read_adapter_config(model):
-    config = read_base_config(model)
+def _read_adapter_config(model, base):
+    config = read_base_config(model, base)
     # The base is extended when the adapter is loaded.
     config.vocab_size = read_adapter_note(model)["base"]["rows"]
     return config
@@ -151,10 +156,13 @@ def load_tokenizer(model: str, tokenizer: str | None, config: PreTrainedConfig) 
     return loaded
 
 
-def load_model(model: str, dtype: str = "auto", **kwargs) -> PreTrainedModel:
+def load_model(model: str, dtype: str = "auto", *, base: str | None = None, **kwargs) -> PreTrainedModel:
     """
     The model, in evaluation mode, with the attention between steps that it was saved with; an adapter is merged into
     its base. `kwargs` are for `from_pretrained`.
+
+    Args:
+        base: where an adapter's base is, if not where the adapter says.
 
     Raises:
         ValueError: weights that cannot be read, are missing or do not fit (the library would go on with random ones),
@@ -162,7 +170,7 @@ def load_model(model: str, dtype: str = "auto", **kwargs) -> PreTrainedModel:
     """
     dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     if is_adapter_folder(model):
-        return load_adapter(model, dtype=dtype, **kwargs)[0].merge_and_unload().eval()
+        return load_adapter(model, base=base, dtype=dtype, **kwargs)[0].merge_and_unload().eval()
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True, **kwargs)
     except SafetensorError as error:

@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from memreason_hf.tokenization import SCHEME_KEY, new_rows
@@ -54,6 +55,21 @@ def describe_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         "tokenizer": tokenizer_digest(tokenizer),
         "samples": samples,
     }
+
+
+def weights_digest(model: nn.Module) -> str:
+    """
+    Of values sampled from all floating-point weights: cheap, and another one after the model was trained further.
+
+    Args:
+        model: of any kind, with an adapter or without.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.named_parameters()):
+        if _can_be_sampled(tensor):
+            digest.update(name.encode())
+            digest.update(_sample(tensor, _MOST_PER_TENSOR).float().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

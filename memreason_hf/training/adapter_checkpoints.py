@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME
+from transformers import CONFIG_NAME as MODEL_CONFIG_NAME
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 import modeling_recurrent  # noqa: F401  (registers its model: a base can be one)
-from memreason_hf.step_attention import restore_step_attention
+from memreason_hf.step_attention import STEP_ATTENTION_FILE, restore_step_attention
 from memreason_hf.tokenization import extend_tokenizer, read_scheme
 from memreason_hf.training import checkpoints, output_folder
 from memreason_hf.training.adapter_base import check_base, check_config, check_tokenizer
@@ -41,12 +42,17 @@ def save_adapter(
 
     Raises:
         ValueError: a tokenizer without the scheme's tokens.
-        OSError: `folder` cannot be written.
+        OSError: `folder` cannot be written, or holds an adapter and this is a whole model, or the other way round.
     """
     read_scheme(tokenizer)
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, not a folder.")
+    # Of two, only the adapter would be found again.
+    is_adapter = isinstance(model, AdapterModel)
+    if (folder / (MODEL_CONFIG_NAME if is_adapter else CONFIG_NAME)).is_file():
+        kinds = ("a whole model", "an adapter") if is_adapter else ("an adapter", "a whole model")
+        raise FileExistsError(f"{folder} holds {kinds[0]}, beside which {kinds[1]} cannot be saved: choose another.")
     is_new = not folder.exists()
     staged = checkpoints.staging_folder(folder if is_new else folder / "adapter")
     shutil.rmtree(staged, ignore_errors=True)
@@ -60,6 +66,9 @@ def save_adapter(
             os.rename(staged, folder)
             checkpoints.sync(folder.parent)
         else:
+            if not (staged / STEP_ATTENTION_FILE).exists():
+                # Of an adapter that was saved there before.
+                (folder / STEP_ATTENTION_FILE).unlink(missing_ok=True)
             output_folder.move_in(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)

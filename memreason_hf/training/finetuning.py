@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from datasets import Dataset, DatasetDict
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,7 +23,7 @@ import modeling_recurrent  # noqa: F401  (registers its model: a base can be one
 from memreason_hf.data.demonstrations import Demonstrations
 from memreason_hf.data.memory_reason import NAMES, build_memory_reason, load_memory_reason, reference_solution
 from memreason_hf.evaluation.generation import check_prompts, context_length
-from memreason_hf.step_attention import set_step_attention
+from memreason_hf.step_attention import get_step_attention, restore_step_attention, set_step_attention
 from memreason_hf.step_masks import VARIANTS
 from memreason_hf.steps import StepScheme
 from memreason_hf.tokenization import SCHEME_KEY, encode_prompt, extend_tokenizer, read_scheme
@@ -78,11 +79,12 @@ class BaseModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "For example sdpa or eager. Default: what the library chooses."}
     )
-    step_attention: Literal[("none", *VARIANTS)] = field(
-        default="none",
+    step_attention: Literal[("none", *VARIANTS)] | None = field(
+        default=None,
         metadata={
             "help": "Sparse attention between steps: own (ordinary tokens see their own step only) or tokens (also "
-            "the question and all earlier step tokens). For a new model, too."
+            "the question and all earlier step tokens). For a new model, too. Default: what the model was saved with, "
+            "as a rule none."
         },
     )
 
@@ -116,6 +118,8 @@ def prepare_finetuning(
     questions, base = QuestionArguments(**data), BaseModelArguments(**(model or {}))
     new, chosen = NewModelArguments(**(new_model or {})), AdapterArguments(**(adapter or {}))
     _check_choices(base, new, chosen)
+    if questions.max_length is not None and questions.max_length < 1:
+        raise ValueError(f"data.max_length={questions.max_length} must be at least 1; leave it out for no limit.")
     with args.main_process_first(desc="opening the data set"):
         train, test, demonstrations = open_questions(questions, args.seed)
     set_seed(args.seed)
@@ -124,8 +128,16 @@ def prepare_finetuning(
     else:
         tokenizer, network = _make_base(new, train)
     extend_tokenizer(tokenizer, choose_scheme(tokenizer, steps or {}), network)
-    if base.step_attention != "none":
-        set_step_attention(network, tokenizer, base.step_attention)
+    if base.step_attention is None:
+        restore_step_attention(network)
+    else:
+        set_step_attention(network, tokenizer, None if base.step_attention == "none" else base.step_attention)
+    if questions.num_demonstrations and get_step_attention(network) is not None:
+        raise ValueError(
+            f"data.num_demonstrations={questions.num_demonstrations} does not go with model.step_attention="
+            f"{get_step_attention(network)!r}: the question would be taken for a part of the last demonstration. "
+            "Leave one of them out."
+        )
     max_length = min(filter(None, (questions.max_length, context_length(network))), default=None)
     rows, report = encode_solutions(
         tokenizer, train, max_length=max_length, too_long=questions.too_long, demonstrations=demonstrations
@@ -146,7 +158,7 @@ def prepare_finetuning(
         data_collator=StepCollator(tokenizer),
         processing_class=tokenizer,
         demonstrations=demonstrations,
-        origin=_origin(base, new, chosen),
+        origin=_origin(base, new, chosen) | {"model.dtype": str(network.dtype).removeprefix("torch.")},
     )
     return trainer, report
 
@@ -185,7 +197,9 @@ def open_base(base: BaseModelArguments, mode: str) -> tuple[PreTrainedTokenizerB
         raise ValueError(
             f"model.path={base.path!r} holds an adapter, no whole model: name the base, or merge the adapter into it."
         )
-    if not Path(base.path).is_dir() and base.path.count("/") != 1:
+    folder = Path(base.path)
+    # What is left, NAME/NAME, is looked for on the Hub.
+    if not folder.is_dir() and (base.path.count("/") != 1 or base.path.startswith(".") or folder.parent.exists()):
         raise FileNotFoundError(f"model.path={base.path!r}: no such folder. Give one, or a name on the Hub.")
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     dtype = base.dtype or ("float32" if mode == "full" else "auto")
@@ -197,7 +211,19 @@ def open_base(base: BaseModelArguments, mode: str) -> tuple[PreTrainedTokenizerB
         # Each process keeps all of the model on its own device.
         device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else "cpu"
         arguments["device_map"] = {"": device}
-    return tokenizer, AutoModelForCausalLM.from_pretrained(base.path, **arguments)
+    try:
+        network, info = AutoModelForCausalLM.from_pretrained(base.path, output_loading_info=True, **arguments)
+    except SafetensorError as error:
+        raise ValueError(
+            f"model.path={base.path!r}: the weights cannot be read, the file may be cut off ({error})."
+        ) from error
+    # The library goes on with random ones.
+    if missing := sorted(map(str, info["missing_keys"])):
+        raise ValueError(
+            f"model.path={base.path!r} lacks {len(missing)} weights of a {type(network).__name__}: "
+            f"{', '.join(missing[:3])}{', ...' * (len(missing) > 3)}. Give a whole model with its head."
+        )
+    return tokenizer, network
 
 
 def choose_scheme(tokenizer: PreTrainedTokenizerBase, steps: dict) -> StepScheme:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from small_adapters import adapted, as_if_trained, save_base
 from small_tokenizers import byte_level, gpt2, llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,6 +19,7 @@ from memreason_hf.commands.attention import main, make_parser
 from memreason_hf.evaluation.generation import generate_solutions
 from memreason_hf.steps import Step, StepScheme, answer_step
 from memreason_hf.tokenization import encode_prompt, encode_solution, extend_tokenizer
+from memreason_hf.training.adapters import save_adapter
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
@@ -169,6 +171,11 @@ def test_one_map_a_recurrence(deep, tmp_path, capsys):
         "num_recurrences": 3,
         "marks_apart": False,
     }
+    # Of fewer recurrences there are fewer pictures; those of before would be taken for this text's.
+    (tmp_path / "out" / "attention_notes.png").write_bytes(b"mine")
+    assert run(*flags, "--num_recurrences", 2, "--overwrite") == 0
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {name for name in names if "_3." not in name} | {"attention_notes.png"}
 
 
 def test_choices_of_a_deep_model(deep, capsys):
@@ -278,6 +285,19 @@ def test_damaged_and_foreign_inputs(model, tmp_path, capsys):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     assert "another program wrote it" in refusal(capsys, tmp_path / "adapter", "--text", TEXT)
+
+
+def test_an_adapter_whose_base_was_moved(tmp_path, capsys):
+    save_base(tmp_path / "base")
+    model, tokenizer = adapted(tmp_path / "base", "lora+tokens", StepScheme(1, 2))
+    save_adapter(as_if_trained(model), tokenizer, tmp_path / "adapter")
+    assert run(tmp_path / "adapter", "--text", TEXT) == 0
+    table = capsys.readouterr().out
+    (tmp_path / "base").rename(tmp_path / "moved")
+    assert "Say where it is (base=)" in refusal(capsys, tmp_path / "adapter", "--text", TEXT)
+    assert run(tmp_path / "adapter", "--text", TEXT, "--base", tmp_path / "moved") == 0
+    assert capsys.readouterr().out == table
+    assert "is no folder with an adapter" in refusal(capsys, tmp_path / "moved", "--text", TEXT, "--base", "elsewhere")
 
 
 def test_results_are_not_lost(model, tmp_path, capsys):

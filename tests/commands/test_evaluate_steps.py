@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_adapters import adapted, as_if_trained, save_base
 from small_tokenizers import byte_level, llama, recurrent
 
@@ -104,6 +105,8 @@ def test_a_run_and_the_same_again(model, data, tmp_path, capsys):
     assert file.read_bytes() == before
     message = refusal(capsys, *arguments, "--max_new_tokens", 7)
     assert "was made with max_new_tokens=6, now it is 7" in message
+    assert "no such folder" in refusal(capsys, *arguments, "--overwrite", "--model", tmp_path / "nowhere")
+    assert file.read_bytes() == before
     assert run(*arguments, "--max_new_tokens", 7, "--overwrite") == 0
     assert json.loads(file.read_text().splitlines()[0])["num_tokens"] <= 7
 
@@ -128,6 +131,7 @@ def test_demonstrations_and_depth(data, tmp_path, capsys):
         (["--name", "squad"], "name='squad' is no data set"),
         (["--output_fil", "x"], "unknown argument '--output_fil x'. Did you mean --output_file?"),
         (["--judge", "me"], "invalid choice: 'me'"),
+        (["--device", "foo"], "device='foo' is no device"),
         (["--output_file", "."], "is a folder; give a file"),
     ],
 )
@@ -145,9 +149,38 @@ def test_missing_and_foreign_inputs(model, data, tmp_path, capsys):
     tokenizer.save_pretrained(plain)
     named = ["--data", data, "--name", "strategy_qa"]
     assert "has no scheme of steps" in refusal(capsys, plain, *named)
-    assert "they do not belong together" in refusal(capsys, plain, *named, "--tokenizer", model)
+    assert "The vocabulary does not match" in refusal(capsys, plain, *named, "--tokenizer", model)
     (data / "StrategyQA_test_clean.json").write_text("[")
     assert "is no JSON file" in refusal(capsys, model, *named)
+
+
+def test_damaged_models(model, data, tmp_path, capsys):
+    named = ["--data", data, "--name", "strategy_qa", "--max_new_tokens", 2]
+    assert "no such folder" in refusal(capsys, tmp_path / "nowhere", *named)
+    weights = load_file(f"{model}/model.safetensors")
+    (name,) = (name for name in weights if name.endswith("layers.0.mlp.down_proj.weight"))
+    rest = {other: value for other, value in weights.items() if other != name}
+    save_file(rest, f"{model}/model.safetensors", metadata={"format": "pt"})
+    # The library would go on with random ones.
+    assert f"do not belong to the config (missing_keys: {name})" in refusal(capsys, model, *named)
+    (Path(model) / "model.safetensors").write_bytes(b"\0" * 100)
+    assert "the weights cannot be read" in refusal(capsys, model, *named)
+
+
+@pytest.mark.parametrize("mode", ["full", "tokens"])
+def test_texts_of_a_model_that_was_trained_further_are_not_taken_for_its_own(mode, data, tmp_path, capsys):
+    folder, file = tmp_path / "model", tmp_path / "texts.jsonl"
+    save_base(tmp_path / "base")
+    model, tokenizer = adapted(tmp_path / "base", mode, StepScheme(1, 2))
+    arguments = [folder, "--data", data, "--name", "strategy_qa", "--max_new_tokens", 2, "--output_file", file]
+    save_adapter(model, tokenizer, folder)
+    assert run(*arguments) == 0
+    before = file.read_bytes()
+    assert run(*arguments, "--batch_size", 3) == 0
+    assert file.read_bytes() == before
+    save_adapter(as_if_trained(model), tokenizer, folder)
+    assert "was made with weights=" in refusal(capsys, *arguments)
+    assert run(*arguments, "--overwrite") == 0
 
 
 def save_adapted(folder, base, mode, make=llama):

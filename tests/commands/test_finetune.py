@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,6 +205,8 @@ def test_another_run_in_the_folder(recipe, tmp_path, capsys):
     assert "training.seed: 42 there, 7 asked for" in refused(capsys, recipe(), "--seed", "7")
     assert "adapter.mode: 'full' there, 'tokens' asked for" in refused(capsys, recipe(), "--mode", "tokens")
     assert "model.step_scheme" in refused(capsys, recipe(), "--layout", "plan_first")
+    message = refused(capsys, recipe(), "--dtype", "bfloat16")
+    assert "model.dtype: 'float32' there, 'bfloat16' asked for" in message
     assert finetune.main([recipe(), "--seed", "7", "--restart", "--max_steps", "1"]) == 0
 
 
@@ -256,6 +259,9 @@ def test_a_question_that_leaves_no_room_is_refused_before_training(recipe, tmp_p
         ({"data": {"eval_split": "dev"}}, [], "no split 'dev'"),
         ({"data": {"num_train_items": 0}}, [], "num_train_items=0"),
         ({"data": {"num_demonstrations": 99}}, [], "num_demonstrations=99"),
+        ({"data": {"max_length": 0}}, [], "max_length=0 must be at least 1"),
+        ({"data": {"num_demonstrations": 1}, "model": {"step_attention": "own"}}, [], "of the last demonstration"),
+        ({"model": {"path": "./model"}}, [], "model.path='./model': no such folder"),
         ({"model": {"path": "no/such/model"}}, [], "model.path='no/such/model': no such folder"),
         ({"model": {"path": None}}, [], "model.path is not given"),
         ({}, ["--architecture", "llama"], "contradict each other"),
@@ -279,6 +285,17 @@ def test_a_question_that_leaves_no_room_is_refused_before_training(recipe, tmp_p
 def test_bad_input_is_one_message_and_leaves_nothing(recipe, tmp_path, capsys, changes, flags, message):
     assert message in refused(capsys, recipe(**changes), *flags)
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
+def test_a_base_that_is_not_whole_is_refused(recipe, tmp_path, base_folder, capsys):
+    folder = tmp_path / "base"
+    shutil.copytree(base_folder, folder)
+    LlamaForCausalLM.from_pretrained(base_folder).model.save_pretrained(folder)
+    path = recipe(model={"path": str(folder)}, adapter={"mode": "lora"})
+    # The library would make a random head.
+    assert "lacks 1 weights of a LlamaForCausalLM: lm_head.weight" in refused(capsys, path)
+    (folder / "model.safetensors").write_bytes(b"\0" * 100)
+    assert "the weights cannot be read" in refused(capsys, path)
 
 
 def test_bits_without_bitsandbytes(recipe, capsys):
@@ -322,6 +339,24 @@ def test_attention_between_steps_is_trained_with_and_restored(recipe, tmp_path, 
         for folder in (run, tmp_path / "ordinary")
     ]
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("mode", ["full", "lora+tokens"])
+def test_the_attention_of_a_base_is_that_of_its_further_training(recipe, tmp_path, mode):
+    assert finetune.main([recipe(model={"step_attention": "own"}), "--max_steps", "1"]) == 0
+    losses = {}
+    for given in (None, "own", "none"):
+        out = tmp_path / str(given)
+        path = recipe(model={"path": str(tmp_path / "run"), "step_attention": given}, adapter={"mode": mode})
+        assert finetune.main([path, "--max_steps", "1", "--output_dir", str(out)]) == 0
+        losses[given] = json.loads((out / "trainer_state.json").read_text())["log_history"][0]["loss"]
+        if mode == "full":
+            model = AutoModelForCausalLM.from_pretrained(out)
+            restore_step_attention(model)
+        else:
+            model, _ = load_adapter(out)
+        assert get_step_attention(model) == (None if given == "none" else "own")
+    assert losses[None] == losses["own"] != losses["none"]
 
 
 def test_a_tokenizer_with_another_scheme_or_an_adapter_as_base(recipe, tmp_path, capsys):

@@ -226,16 +226,21 @@ def test_an_adapter_writes_as_it_does_unmerged(mode, text_model_folder, tmp_path
     adapter = str(tmp_path / "adapter")
     save_adapter(model, tokenizer, adapter)
     argv = [adapter, "--device", "cpu", "--max_new_tokens", "6", "--prompt", PROMPTS[0], "<memory_0> the cat"]
-    assert main([*argv, "--num_recurrences", "4", "--json", str(tmp_path / "depths.json")]) == 0
+    argv += ["--num_recurrences", "4", "--json", str(tmp_path / "depths.json")]
+    assert main(argv) == 0
     for prompt, output in zip((PROMPTS[0], "<memory_0> the cat"), document(tmp_path)["outputs"], strict=True):
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         expected = model.generate(**inputs, max_new_tokens=6, num_recurrences=4, do_sample=False)
         width = inputs["input_ids"].shape[1]
         assert [token["id"] for token in output["tokens"]] == expected[0, width:].tolist()
 
-    shutil.rmtree(text_model_folder)
+    first = document(tmp_path)["outputs"]
+    shutil.move(text_model_folder, tmp_path / "moved")
     capsys.readouterr()
+    (tmp_path / "depths.json").unlink()
     assert f"The base model '{text_model_folder}' of the adapter" in refused(capsys, argv)
+    assert main([*argv, "--base", str(tmp_path / "moved")]) == 0
+    assert document(tmp_path)["outputs"] == first
 
 
 def test_drawn_texts_repeat_with_their_seed(flags, tmp_path):

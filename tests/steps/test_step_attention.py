@@ -11,7 +11,7 @@ from small_tokenizers import byte_level
 from step_texts import FAMILIES, as_mask, extended, padded, random_text, sees
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
-from memreason_hf.step_attention import get_step_attention, set_step_attention
+from memreason_hf.step_attention import STEP_ATTENTION_KEY, get_step_attention, set_step_attention
 from memreason_hf.steps import StepScheme
 from memreason_hf.tokenization import extend_tokenizer, step_token_ids
 
@@ -405,7 +405,7 @@ def test_gradients_are_those_of_the_mask_by_hand(family, variant):
 
 @each_family
 @torch.no_grad()
-def test_removed_it_leaves_nothing(family):
+def test_removed_it_leaves_nothing_but_a_note(family):
     plain, sparse, tokenizer = pair(family, "own")
     row = torch.tensor([random_text(tokenizer)])
     before = plain(input_ids=row).logits
@@ -414,7 +414,9 @@ def test_removed_it_leaves_nothing(family):
     set_step_attention(sparse, tokenizer, None)
     assert get_step_attention(sparse) is None
     torch.testing.assert_close(sparse(input_ids=row).logits, before, rtol=0, atol=0)
-    assert sparse.config.to_dict() == plain.config.to_dict()
+    noted = sparse.config.to_dict().pop(STEP_ATTENTION_KEY)
+    assert noted["variant"] is None
+    assert sparse.config.to_dict() == {**plain.config.to_dict(), STEP_ATTENTION_KEY: noted}
     assert sparse.config._attn_implementation == plain.config._attn_implementation
     assert vars(sparse).keys() == vars(plain).keys()
     assert vars(sparse.base_model).keys() == vars(plain.base_model).keys()
@@ -444,3 +446,19 @@ def test_a_cache_of_another_kind_is_refused():
     cache = plain(input_ids=row, past_key_values=DynamicCache(config=plain.config)).past_key_values
     with pytest.raises(ValueError, match="of which only 0 were read"):
         sparse(input_ids=row, past_key_values=cache)
+
+
+@each_family
+def test_a_mask_for_pairs_of_tokens_is_refused(family):
+    plain, sparse, tokenizer = pair(family, "own")
+    row = torch.tensor([random_text(tokenizer)])
+    mask = torch.zeros(1, 1, row.shape[1], row.shape[1]).masked_fill(~causal(row.shape[1]), -1e9)
+    plain(input_ids=row, attention_mask=mask)
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 1, .*makes the mask of who sees whom itself"):
+        sparse(input_ids=row, attention_mask=mask)
+    with pytest.raises(ValueError, match="attention_mask is a dict"):
+        sparse(input_ids=row, attention_mask={"full_attention": mask})
+
+
+def causal(length):
+    return torch.ones(length, length).tril().bool()

@@ -127,9 +127,13 @@ def test_the_folder_of_an_adapter_wins_over_its_base(tmp_path):
     save_step_attention(model, adapter)
     model = loaded()
     assert restore_step_attention(model, adapter) == "tokens"
-    # Nothing to say: an older file goes.
+    # Taken off again, before training.
     set_step_attention(model, tokenizer, None)
     save_step_attention(model, adapter)
+    model = loaded()
+    assert restore_step_attention(model, adapter) is None and get_step_attention(model) is None
+    # Nothing to say: an older file goes.
+    save_step_attention(extended("llama")[0], adapter)
     assert not (adapter / STEP_ATTENTION_FILE).exists()
     assert restore_step_attention(loaded(), adapter) == "own"
 

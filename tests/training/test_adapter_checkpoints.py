@@ -17,6 +17,7 @@ from small_adapters import SCHEME, adapted, as_if_trained, extended, save_base, 
 from small_tokenizers import MODELS, byte_level, llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from memreason_hf.step_attention import get_step_attention, set_step_attention
 from memreason_hf.steps import StepScheme
 from memreason_hf.tokenization import extend_tokenizer, read_scheme
 from memreason_hf.training.adapter_base import describe_base
@@ -439,3 +440,28 @@ def test_an_adapter_on_a_model_that_was_never_saved(tmp_path):
     with pytest.raises(ValueError, match="names no base model: it was trained on one that was never saved"):
         load_adapter(tmp_path / "adapter")
     load_adapter(tmp_path / "adapter", base=tmp_path / "base")
+
+
+def test_an_adapter_and_a_whole_model_are_not_saved_into_one_folder(tmp_path):
+    base = save_base(tmp_path / "base")
+    model, tokenizer = adapted(base, "lora+tokens")
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    with pytest.raises(FileExistsError, match="base holds a whole model, beside which an adapter"):
+        save_adapter(model, tokenizer, base)
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+    save_adapter(model, tokenizer, tmp_path / "adapter")
+    whole, tokenizer = adapted(base, "full")
+    with pytest.raises(FileExistsError, match="adapter holds an adapter, beside which a whole model"):
+        save_adapter(whole, tokenizer, tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "config.json").exists()
+
+
+def test_the_attention_of_an_adapter_saved_before_is_gone(tmp_path):
+    base, folder = save_base(tmp_path / "base"), tmp_path / "adapter"
+    model, tokenizer = adapted(base, "tokens")
+    set_step_attention(model, tokenizer, "own")
+    save_adapter(model, tokenizer, folder)
+    assert get_step_attention(load_adapter(folder)[0]) == "own"
+    model, tokenizer = adapted(base, "tokens")
+    save_adapter(model, tokenizer, folder)
+    assert get_step_attention(load_adapter(folder)[0]) is None
