@@ -84,7 +84,11 @@ def main():
     print(machine())
     models = {name: model.eval().to(device) for name, model in make_models().items()}
     for name, model in models.items():
-        print(f"{name}: {sum(p.numel() for p in model.parameters()) * 4 / 2**20:.0f} MiB of float32 weights")
+        whole = sum(p.numel() for p in model.parameters()) * 4 / 2**20
+        # What looping cannot share: embedding and head.
+        ends = {*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters()}
+        layers = whole - sum(p.numel() for p in ends) * 4 / 2**20
+        print(f"{name}: {whole:.0f} MiB of float32 weights, {layers:.0f} MiB without embedding and head")
     print(f"{'dtype':>9} {'batch':>5} {'prompt':>6}  " + "  ".join(f"{n:>9}" for n in models) + "  to hrm  to llama")
     for dtype in args.dtype:
         models = {name: model.to(getattr(torch, dtype)) for name, model in models.items()}
