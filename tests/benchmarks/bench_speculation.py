@@ -1,7 +1,7 @@
 """
 Self-speculation against plain decoding, on a model that this script trains on small stories first.
 
-    python tests/benchmarks/bench_speculation.py [--draft 1 2 4] [--tokens 2 4 8] [--batch 1 8] [--steps 300]
+    python tests/benchmarks/bench_speculation.py [--draft 1 2 4] [--tokens 2 4 8] [--batch 1 8] [--steps 700]
 
 A story names people, where they are and what they carry, in a grammar of 789 words; what comes next follows from the
 word before, from the person of the sentence, or from chance. The loss is taken at every recurrence with equal weights,
@@ -85,7 +85,7 @@ def main():
     parser.add_argument("--recurrences", type=int, default=16)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=300, help="of the training")
+    parser.add_argument("--steps", type=int, default=700, help="of the training")
     parser.add_argument("--new", type=int, default=128, help="tokens to generate")
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
