@@ -4,8 +4,6 @@
     memreason evaluate-steps runs/strategy_qa --data data/strategy_qa --output_file runs/strategy_qa/generations.jsonl
 """
 
-import argparse
-import difflib
 import json
 import sys
 import time
@@ -33,6 +31,7 @@ from memreason_hf.training.adapter_model import AdapterModel
 from modeling_recurrent import RecurrentDepthConfig
 
 from .errors import user_errors
+from .flags import flag_parser, parse_flags
 from .model_inputs import choose_device, load_any_config, load_model, load_tokenizer
 
 
@@ -115,23 +114,9 @@ class EvaluateStepsArguments:
     no_progress: bool = field(default=False, metadata={"help": "Show no progress bar."})
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside the flags that have one; description and examples as they were written."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
-
-
 def make_parser() -> HfArgumentParser:
-    return HfArgumentParser(
-        EvaluateStepsArguments,
-        prog=PROG,
-        usage="%(prog)s MODEL --data FOLDER [--flag value ...]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "%(prog)s MODEL --data FOLDER [--flag value ...]"
+    return flag_parser(EvaluateStepsArguments, prog=PROG, usage=usage, description=DESCRIPTION, epilog=EPILOG)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -141,17 +126,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv):
-    parser = make_parser()
     if argv and not argv[0].startswith("-"):
         argv = ["--model", *argv]
-    arguments, unknown = parser.parse_args_into_dataclasses(
-        argv, return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-        hint = f" Did you mean {close[0]}?" if close else " --help lists all flags."
-        raise ValueError(f"unknown argument {' '.join(unknown)!r}.{hint}")
+    arguments = parse_flags(make_parser(), argv)
     for name in ("model", "data"):
         if getattr(arguments, name) is None:
             raise ValueError(f"{name} is not given: {PROG} MODEL --data FOLDER.")

@@ -1,6 +1,5 @@
 """What the commands that run a trained model share: its flags, config, tokenizer and weights."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -25,14 +24,8 @@ from memreason_hf.training.adapter_checkpoints import (
 )
 from modeling_recurrent import RecurrentDepthConfig
 
+from .flags import HelpFormatter
 from .recipe import RecipeParser, RecipeSection
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside the flags that have one; description and epilog as they were written."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 class ModelParser(RecipeParser):
@@ -43,7 +36,7 @@ class ModelParser(RecipeParser):
             sections,
             recipe_required=False,
             usage="%(prog)s [RECIPE.yaml] [MODEL] [--flag value ...]",
-            formatter_class=_HelpFormatter,
+            formatter_class=HelpFormatter,
             **kwargs,
         )
         positional = next(action for action in self._actions if action.dest == "recipe")

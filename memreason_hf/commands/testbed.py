@@ -4,7 +4,6 @@
     memreason testbed
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from memreason_hf.evaluation.world_attribution import WorldJudge, measure_judge
 from memreason_hf.training.testbed_models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
 
 from .errors import user_errors
+from .flags import flag_parser, parse_flags
 from .testbed_model import (
     LOG_FILE,
     TRAINING_FILE,
@@ -98,31 +98,15 @@ class TestbedArguments:
     restart: bool = field(default=False, metadata={"help": "Begin anew in a folder that holds another test bed."})
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
-
-
 def make_parser() -> HfArgumentParser:
-    return HfArgumentParser(
-        TestbedArguments,
-        prog=PROG,
-        usage="%(prog)s [--flag value ...]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "%(prog)s [--flag value ...]"
+    return flag_parser(TestbedArguments, prog=PROG, usage=usage, description=DESCRIPTION, epilog=EPILOG)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the test bed; returns the exit code. A wrong flag ends the program with code 2 and one message."""
     with user_errors(PROG):
-        arguments, unknown = make_parser().parse_args_into_dataclasses(
-            list(sys.argv[1:] if argv is None else argv), return_remaining_strings=True, look_for_args_file=False
-        )
-        if unknown:
-            raise ValueError(f"unknown argument {' '.join(unknown)!r}. --help lists all flags.")
+        arguments = parse_flags(make_parser(), list(sys.argv[1:] if argv is None else argv))
         return _testbed(arguments, _check(arguments))
 
 
