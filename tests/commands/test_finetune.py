@@ -457,6 +457,7 @@ def test_help_teaches(capsys):
 def test_the_tiny_recipe_on_the_real_questions(tmp_path, capsys, architecture):
     """Shortened: a fourth of the items, once."""
     flags = ["--num_train_items", "400", "--num_train_epochs", "1", "--num_test", "8", "--max_new_tokens", "60"]
+    flags += ["--logging_steps", "10"]
     run = [
         "--output_dir",
         str(tmp_path),
