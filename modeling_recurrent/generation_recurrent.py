@@ -10,7 +10,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
 from .cache_recurrent import RecurrentDepthCache
-from .halting_recurrent import criterion_parameters
+from .halting_recurrent import criterion_parameters, last_real
 from .masks_recurrent import create_window_mask
 from .schedule_recurrent import DepthSchedule
 from .speculation_recurrent import Speculation, decode
@@ -228,14 +228,9 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             log.positions = (model_inputs["inputs_embeds"] if tokens is None else tokens).shape[1]
             model_inputs["num_recurrences"] = _counts_of(model_inputs.get("num_recurrences"), past, log)
             if log.schedule is not None:
-                model_inputs |= self._scheduled(log, input_ids, model_inputs)
+                halts = self._criterion(model_inputs) is not None
+                model_inputs |= log.schedule.arguments(input_ids, log.positions, int(past), halts)
         return model_inputs
-
-    def _scheduled(self, log, input_ids, model_inputs):
-        criterion, cache = model_inputs.get("halting_criterion"), model_inputs.get("past_key_values")
-        criterion = self.config.halting_criterion if criterion is None else criterion
-        past = 0 if cache is None else int(cache.get_seq_length())
-        return log.schedule.arguments(input_ids, log.positions, past, halts=criterion not in (None, "none"))
 
     def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
         mask = model_kwargs.get("attention_mask")
@@ -250,7 +245,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 f"attention_mask shows row {int(empty.nonzero()[0])} no real token behind the {past} of "
                 "past_key_values: every row needs one to go on from."
             )
-        last = ((mask != 0) * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
+        last = last_real(mask != 0)
         places, of_row = (last - past).unique(return_inverse=True)
         outputs = super()._prefill(
             input_ids, generation_config, {**model_kwargs, "logits_to_keep": places}, *args, **kwargs
@@ -320,7 +315,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             return
         if generation_config.use_cache is False:
             return
-        kept = model_kwargs.get("cache_recurrences") or self.config.cache_recurrences
+        kept = model_kwargs.get("cache_recurrences")
         if generation_config.cache_implementation == "static":
             depth = model_kwargs.get("num_recurrences")
             depth = self.config.num_recurrences if depth is None else depth

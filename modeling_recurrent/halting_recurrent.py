@@ -338,6 +338,11 @@ def resolve_depth(
     return HaltingRule(limit, count, criterion if undecided else None, least, granularity, limits)
 
 
+def last_real(real: torch.Tensor) -> torch.LongTensor:
+    """`(batch,)`: the place of each row's last real token, 0 where it has none; `real` is `(batch, tokens)`, bool."""
+    return (real * torch.arange(real.shape[1], device=real.device)).argmax(-1)
+
+
 def _limits_of_units(limits, count, real):
     """`limits` in the shape of `count`."""
     if limits is None or limits.ndim == count.ndim:
@@ -346,8 +351,7 @@ def _limits_of_units(limits, count, real):
         return limits[:, None].expand_as(count)
     if real is None:
         return limits[:, -1]
-    last = (real * torch.arange(real.shape[1], device=real.device)).argmax(-1)
-    return limits.gather(1, last[:, None])[:, 0]
+    return limits.gather(1, last_real(real)[:, None])[:, 0]
 
 
 def _bound(name, value, default):
@@ -391,4 +395,11 @@ def _make_criterion(name, config, parameters):
     return HALTING_CRITERIA[name](**values)
 
 
-__all__ = ["HALTING_CRITERIA", "HaltingCriterion", "HaltingRule", "criterion_parameters", "resolve_depth"]
+__all__ = [
+    "HALTING_CRITERIA",
+    "HaltingCriterion",
+    "HaltingRule",
+    "criterion_parameters",
+    "last_real",
+    "resolve_depth",
+]

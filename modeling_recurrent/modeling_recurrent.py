@@ -16,7 +16,7 @@ from .cache_recurrent import RecurrentDepthCache, Slots
 from .configuration_recurrent import RecurrentDepthConfig
 from .continuous_recurrent import keep_state, starts_from_past
 from .generation_recurrent import RecurrentDepthGenerationMixin
-from .halting_recurrent import HaltingRule, criterion_parameters, resolve_depth
+from .halting_recurrent import HaltingRule, criterion_parameters, last_real, resolve_depth
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
 from .rows_recurrent import MASKED_ROWS, ActiveRows
 from .sampling_recurrent import sample_num_recurrences
@@ -183,7 +183,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
                     "RecurrentDepthCache or None."
                 )
         elif use_cache:
-            cache = RecurrentDepthCache(self.config, cache_recurrences or self.config.cache_recurrences)
+            cache = RecurrentDepthCache(self.config, cache_recurrences)
         if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             raise ValueError(
                 "Gradient checkpointing runs layers again, which would write into the cache again: call "
@@ -228,7 +228,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             angles = tuple(angle.unsqueeze(1) for angle in self.rotary_emb(hidden_states, position_ids))
         last = torch.full((batch,), length - 1, device=inputs_embeds.device)
         if real is not None and length > 1:
-            last = (real * torch.arange(length, device=real.device)).argmax(-1)
+            last = last_real(real)
         if cache is None and isinstance(depth, HaltingRule) and depth.granularity == "token":
             # Others go on looking at a token that has halted: one scratch slot a layer, which is not returned.
             cache = RecurrentDepthCache(self.config, cache_recurrences="last")
