@@ -7,13 +7,11 @@
 import json
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import evaluate
-import torch
 from transformers import HfArgumentParser
 
 from memreason_hf.data.demonstrations import Demonstrations
@@ -27,7 +25,8 @@ from memreason_hf.steps import KINDS
 from memreason_hf.tokenization import read_scheme
 from memreason_hf.training.adapter_base import weights_digest
 from memreason_hf.training.adapter_checkpoints import is_adapter_folder, load_adapter
-from memreason_hf.training.adapter_model import AdapterModel
+from memreason_hf.training.adapter_model import rows_in_place
+from memreason_hf.training.pretrained import torch_dtype
 from modeling_recurrent import RecurrentDepthConfig
 
 from .errors import user_errors
@@ -148,7 +147,7 @@ def _evaluate(arguments):
             file.unlink(missing_ok=True)
 
     started = time.perf_counter()
-    with model.rows_in_place() if isinstance(model, AdapterModel) else nullcontext():
+    with rows_in_place(model):
         generations = generate_solutions(
             model,
             tokenizer,
@@ -158,7 +157,7 @@ def _evaluate(arguments):
             demonstrations=demonstrations,
             match_option_text=arguments.match_option_text,
             path=files[0] if files else None,
-            settings=_settings(arguments, scheme, depth, model),
+            settings=_settings(arguments, scheme, depth, model) if files else None,
             progress=not arguments.no_progress,
             **_generate_arguments(model, tokenizer, depth),
         )
@@ -225,8 +224,7 @@ def _load_model(arguments):
     device = choose_device(arguments.device)
     if is_adapter:
         # Not merged into its base, which would round it.
-        dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-        model, tokenizer = load_adapter(arguments.model, base=arguments.base, dtype=dtype)
+        model, tokenizer = load_adapter(arguments.model, base=arguments.base, dtype=torch_dtype(arguments.dtype))
     else:
         tokenizer = load_tokenizer(arguments.model, arguments.tokenizer, config)
         read_scheme(tokenizer)

@@ -4,10 +4,8 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -15,6 +13,7 @@ from transformers import (
 )
 
 from memreason_hf.data import load_multi_hop_tokenizer
+from memreason_hf.data.messages import first_few
 from memreason_hf.step_attention import restore_step_attention
 from memreason_hf.training.adapter_checkpoints import (
     is_adapter_folder,
@@ -22,6 +21,7 @@ from memreason_hf.training.adapter_checkpoints import (
     read_adapter_note,
     read_base_config,
 )
+from memreason_hf.training.pretrained import check_source, read_model, torch_dtype
 from modeling_recurrent import RecurrentDepthConfig
 
 from .flags import HelpFormatter
@@ -110,14 +110,11 @@ def _read_adapter_config(model, base):
 
 def _check_model_folder(model):
     folder = Path(model)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            checkpoints = sorted(folder.glob("checkpoint-*/config.json"), key=lambda path: path.stat().st_mtime)
-            hint = f" Did you mean {checkpoints[-1].parent}?" if checkpoints else ""
-            raise FileNotFoundError(f"model={model!r}: the folder holds no config.json, so no model is there.{hint}")
-    elif model.count("/") != 1 or model.startswith((".", "~", "/")) or folder.parent.exists():
-        # What is left, NAME/NAME, is looked for on the Hub.
-        raise FileNotFoundError(f"model={model!r}: no such folder. Give one, or a name on the Hub (owner/name).")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        checkpoints = sorted(folder.glob("checkpoint-*/config.json"), key=lambda path: path.stat().st_mtime)
+        hint = f" Did you mean {checkpoints[-1].parent}?" if checkpoints else ""
+        raise FileNotFoundError(f"model={model!r}: the folder holds no config.json, so no model is there.{hint}")
+    check_source(model, "model")
 
 
 def load_tokenizer(model: str, tokenizer: str | None, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
@@ -161,18 +158,11 @@ def load_model(model: str, dtype: str = "auto", *, base: str | None = None, **kw
         ValueError: weights that cannot be read, are missing or do not fit (the library would go on with random ones),
             or an adapter of another base.
     """
-    dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     if is_adapter_folder(model):
-        return load_adapter(model, base=base, dtype=dtype, **kwargs)[0].merge_and_unload().eval()
-    try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True, **kwargs)
-    except SafetensorError as error:
-        raise ValueError(f"model={model!r}: the weights cannot be read, the file may be cut off ({error}).") from error
-    problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+        return load_adapter(model, base=base, dtype=torch_dtype(dtype), **kwargs)[0].merge_and_unload().eval()
+    loaded, problems = read_model(model, "model", dtype=torch_dtype(dtype), **kwargs)
     if problems:
-        shown = "; ".join(
-            f"{kind}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for kind, names in problems.items()
-        )
+        shown = "; ".join(f"{kind}: {first_few(names, 3)}" for kind, names in problems.items())
         raise ValueError(f"model={model!r}: the weights do not belong to the config ({shown}).")
     restore_step_attention(loaded)
     return loaded.eval()

@@ -1,4 +1,4 @@
-"""What the error messages of this folder share."""
+"""What error messages share."""
 
 from collections.abc import Sequence
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -134,6 +134,11 @@ class AdapterModel(PeftModelForCausalLM):
         if self.adapter_mode == "lora":
             for layer in self.token_layers():
                 layer.trainable_tokens_delta.requires_grad_(False)
+
+
+def rows_in_place(model: PreTrainedModel | AdapterModel) -> AbstractContextManager:
+    """`AdapterModel.rows_in_place`, for a model that may have no adapter."""
+    return model.rows_in_place() if isinstance(model, AdapterModel) else nullcontext()
 
 
 def _keep_unpacked(model):

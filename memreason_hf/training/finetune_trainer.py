@@ -3,7 +3,6 @@
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +13,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, Scheduler
 from transformers.utils import logging
 
 from memreason_hf.evaluation.generation import generate_solutions
-from memreason_hf.training.adapter_model import AdapterModel
+from memreason_hf.training.adapter_model import rows_in_place
 from memreason_hf.training.arguments import ScheduledTrainingArguments
 from memreason_hf.training.collators import IGNORED
 from memreason_hf.training.scheduled import ScheduledTrainer
@@ -213,8 +212,7 @@ class FinetuneTrainer(ScheduledTrainer):
             arguments["num_recurrences"] = self.args.eval_num_recurrences
         solutions = []
         if own:
-            in_place = self.model.rows_in_place() if isinstance(self.model, AdapterModel) else nullcontext()
-            with self.accelerator.autocast(), in_place:
+            with self.accelerator.autocast(), rows_in_place(self.model):
                 solutions = generate_solutions(
                     self.model,
                     self.processing_class,

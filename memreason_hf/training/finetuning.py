@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal
 
 import torch
 from datasets import Dataset, DatasetDict
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -22,6 +19,7 @@ from transformers.trainer_utils import IntervalStrategy
 import modeling_recurrent  # noqa: F401  (registers its model: a base can be one)
 from memreason_hf.data.demonstrations import Demonstrations
 from memreason_hf.data.memory_reason import NAMES, build_memory_reason, load_memory_reason, reference_solution
+from memreason_hf.data.messages import first_few
 from memreason_hf.evaluation.generation import check_prompts, context_length
 from memreason_hf.step_attention import get_step_attention, restore_step_attention, set_step_attention
 from memreason_hf.step_masks import VARIANTS
@@ -30,6 +28,7 @@ from memreason_hf.tokenization import SCHEME_KEY, encode_prompt, extend_tokenize
 from memreason_hf.training.adapters import AdapterArguments, add_adapter, is_adapter_folder
 from memreason_hf.training.finetune_trainer import FinetuneArguments, FinetuneTrainer
 from memreason_hf.training.new_models import NewModelArguments, build_new_model, train_tokenizer
+from memreason_hf.training.pretrained import check_source, read_model, torch_dtype
 from memreason_hf.training.step_collators import TOO_LONG, EncodingReport, StepCollator, encode_solutions
 
 
@@ -197,13 +196,9 @@ def open_base(base: BaseModelArguments, mode: str) -> tuple[PreTrainedTokenizerB
         raise ValueError(
             f"model.path={base.path!r} holds an adapter, no whole model: name the base, or merge the adapter into it."
         )
-    folder = Path(base.path)
-    # What is left, NAME/NAME, is looked for on the Hub.
-    if not folder.is_dir() and (base.path.count("/") != 1 or base.path.startswith(".") or folder.parent.exists()):
-        raise FileNotFoundError(f"model.path={base.path!r}: no such folder. Give one, or a name on the Hub.")
+    check_source(base.path, "model.path")
     tokenizer = AutoTokenizer.from_pretrained(base.path)
-    dtype = base.dtype or ("float32" if mode == "full" else "auto")
-    arguments = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    arguments = {"dtype": torch_dtype(base.dtype or ("float32" if mode == "full" else "auto"))}
     if base.attn_implementation is not None:
         arguments["attn_implementation"] = base.attn_implementation
     if base.load_in_8bit or base.load_in_4bit:
@@ -211,17 +206,11 @@ def open_base(base: BaseModelArguments, mode: str) -> tuple[PreTrainedTokenizerB
         # Each process keeps all of the model on its own device.
         device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else "cpu"
         arguments["device_map"] = {"": device}
-    try:
-        network, info = AutoModelForCausalLM.from_pretrained(base.path, output_loading_info=True, **arguments)
-    except SafetensorError as error:
-        raise ValueError(
-            f"model.path={base.path!r}: the weights cannot be read, the file may be cut off ({error})."
-        ) from error
-    # The library goes on with random ones.
-    if missing := sorted(map(str, info["missing_keys"])):
+    network, problems = read_model(base.path, "model.path", **arguments)
+    if missing := problems.get("missing_keys"):
         raise ValueError(
             f"model.path={base.path!r} lacks {len(missing)} weights of a {type(network).__name__}: "
-            f"{', '.join(missing[:3])}{', ...' * (len(missing) > 3)}. Give a whole model with its head."
+            f"{first_few(missing, 3)}. Give a whole model with its head."
         )
     return tokenizer, network
 
