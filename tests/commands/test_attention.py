@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from refusals import refused
 from small_adapters import adapted, as_if_trained, save_base
 from small_tokenizers import byte_level, gpt2, llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,10 +74,7 @@ def run(*arguments):
 
 
 def refusal(capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        run(*arguments)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+    return refused(capsys, run, *arguments)
 
 
 def shares_by_hand(weights, lengths):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from small_adapters import adapted, as_if_trained, save_base
 from small_tokenizers import byte_level, llama, recurrent
@@ -73,10 +74,7 @@ def run(*arguments):
 
 
 def refusal(capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        run(*arguments)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+    return refused(capsys, run, *arguments)
 
 
 def test_a_run_and_the_same_again(model, data, tmp_path, capsys):

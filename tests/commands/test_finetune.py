@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from refusals import refused
 from small_tokenizers import byte_level, gpt2, llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -94,11 +95,8 @@ def recipe(tmp_path, base_folder):
     return write
 
 
-def refused(capsys, *argv):
-    with pytest.raises(SystemExit) as stop:
-        finetune.main(list(argv))
-    assert stop.value.code == 2
-    message = capsys.readouterr().err.strip().splitlines()[-1]
+def refusal(capsys, *argv):
+    message = refused(capsys, finetune.main, list(argv))
     assert message.startswith("memreason finetune: error: ")
     return message
 
@@ -202,10 +200,10 @@ def test_demonstrations_and_dropped_items_are_counted(recipe, tmp_path, capsys):
 
 def test_another_run_in_the_folder(recipe, tmp_path, capsys):
     assert finetune.main([recipe(), "--max_steps", "1"]) == 0
-    assert "training.seed: 42 there, 7 asked for" in refused(capsys, recipe(), "--seed", "7")
-    assert "adapter.mode: 'full' there, 'tokens' asked for" in refused(capsys, recipe(), "--mode", "tokens")
-    assert "model.step_scheme" in refused(capsys, recipe(), "--layout", "plan_first")
-    message = refused(capsys, recipe(), "--dtype", "bfloat16")
+    assert "training.seed: 42 there, 7 asked for" in refusal(capsys, recipe(), "--seed", "7")
+    assert "adapter.mode: 'full' there, 'tokens' asked for" in refusal(capsys, recipe(), "--mode", "tokens")
+    assert "model.step_scheme" in refusal(capsys, recipe(), "--layout", "plan_first")
+    message = refusal(capsys, recipe(), "--dtype", "bfloat16")
     assert "model.dtype: 'float32' there, 'bfloat16' asked for" in message
     assert finetune.main([recipe(), "--seed", "7", "--restart", "--max_steps", "1"]) == 0
 
@@ -233,14 +231,14 @@ def broken(folder, content):
 def test_bad_data_are_one_message(recipe, tmp_path, capsys, content, message):
     path = recipe()
     broken(tmp_path / "data", content)
-    assert re.search(message, refused(capsys, path))
+    assert re.search(message, refusal(capsys, path))
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
 
 
 def test_a_question_that_leaves_no_room_is_refused_before_training(recipe, tmp_path, capsys):
     path = recipe()
     write_questions(tmp_path / "data", test=[TEST[0], {**TEST[1], "question": "Is it " + "long and " * 100 + "long?"}])
-    message = refused(capsys, path)
+    message = refusal(capsys, path)
     assert "1 of 2 prompts have no room" in message and "context of 256 tokens; the first is that of item 1" in message
     assert finetune.main([path, "--num_test", "1", "--max_steps", "1"]) == 0
 
@@ -283,7 +281,7 @@ def test_a_question_that_leaves_no_room_is_refused_before_training(recipe, tmp_p
     ids=str,
 )
 def test_bad_input_is_one_message_and_leaves_nothing(recipe, tmp_path, capsys, changes, flags, message):
-    assert message in refused(capsys, recipe(**changes), *flags)
+    assert message in refusal(capsys, recipe(**changes), *flags)
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
 
 
@@ -293,16 +291,16 @@ def test_a_base_that_is_not_whole_is_refused(recipe, tmp_path, base_folder, caps
     LlamaForCausalLM.from_pretrained(base_folder).model.save_pretrained(folder)
     path = recipe(model={"path": str(folder)}, adapter={"mode": "lora"})
     # The library would make a random head.
-    assert "lacks 1 weights of a LlamaForCausalLM: lm_head.weight" in refused(capsys, path)
+    assert "lacks 1 weights of a LlamaForCausalLM: lm_head.weight" in refusal(capsys, path)
     (folder / "model.safetensors").write_bytes(b"\0" * 100)
-    assert "the weights cannot be read" in refused(capsys, path)
+    assert "the weights cannot be read" in refusal(capsys, path)
 
 
 def test_bits_without_bitsandbytes(recipe, capsys):
     if find_spec("bitsandbytes") is not None:
         pytest.skip("bitsandbytes is installed")
     path = recipe(model={"load_in_8bit": True}, adapter={"mode": "lora"})
-    assert "model.load_in_8bit needs bitsandbytes, which is not installed" in refused(capsys, path)
+    assert "model.load_in_8bit needs bitsandbytes, which is not installed" in refusal(capsys, path)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -365,13 +363,13 @@ def test_a_tokenizer_with_another_scheme_or_an_adapter_as_base(recipe, tmp_path,
     extend_tokenizer(tokenizer, StepScheme(1, 1), model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    message = refused(capsys, recipe(model={"path": str(folder)}))
+    message = refusal(capsys, recipe(model={"path": str(folder)}))
     assert "was extended with StepScheme(num_prefix_tokens=1, num_step_tokens=1" in message
     path = recipe(
         model={"path": str(folder)}, steps={"num_prefix_tokens": 1, "num_step_tokens": 1}, adapter={"mode": "tokens"}
     )
     assert finetune.main([path, "--max_steps", "1"]) == 0
-    message = refused(capsys, recipe(model={"path": str(tmp_path / "run")}), "--output_dir", str(tmp_path / "b"))
+    message = refusal(capsys, recipe(model={"path": str(tmp_path / "run")}), "--output_dir", str(tmp_path / "b"))
     assert "holds an adapter, no whole model" in message
 
 

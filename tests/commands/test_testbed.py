@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from refusals import refused
 
 from memreason_hf.commands import testbed
 from memreason_hf.commands.testbed_model import claim_folder
@@ -13,10 +14,7 @@ FEW = ["--max_steps", "2", "--batch_size", "4", "--num_test_chains", "2", "--num
 
 
 def refusal(capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        testbed.main(list(arguments))
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+    return refused(capsys, testbed.main, list(arguments))
 
 
 @pytest.mark.parametrize(

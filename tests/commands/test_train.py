@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from refusals import refused
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memreason_hf.commands import train
@@ -60,11 +61,8 @@ def recipe(tmp_path):
     return write
 
 
-def refused(capsys, *argv):
-    with pytest.raises(SystemExit) as stop:
-        train.main(list(argv))
-    assert stop.value.code == 2
-    message = capsys.readouterr().err.strip().splitlines()[-1]
+def refusal(capsys, *argv):
+    message = refused(capsys, train.main, list(argv))
     assert message.startswith("memreason train: error: ")
     return message
 
@@ -109,18 +107,18 @@ def test_a_curriculum_from_the_recipe_and_flags(recipe, tmp_path, capsys):
 
 def test_another_run_in_the_folder(recipe, tmp_path, capsys):
     assert train.main([recipe(), "--max_steps", "3"]) == 0
-    assert "training.seed: 42 there, 7 asked for" in refused(capsys, recipe(), "--seed", "7")
-    assert "model.hidden_size: 16 there, 32" in refused(capsys, recipe(model={"hidden_size": 32}))
+    assert "training.seed: 42 there, 7 asked for" in refusal(capsys, recipe(), "--seed", "7")
+    assert "model.hidden_size: 16 there, 32" in refusal(capsys, recipe(model={"hidden_size": 32}))
     assert train.main([recipe(), "--seed", "7", "--restart", "--max_steps", "3"]) == 0
 
 
 def test_a_damaged_checkpoint(recipe, tmp_path, capsys):
     assert train.main([recipe()]) == 0
     (tmp_path / "run" / "checkpoint-6" / "optimizer.pt").write_bytes(b"cut")
-    message = refused(capsys, recipe(), "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-6"))
+    message = refusal(capsys, recipe(), "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-6"))
     assert "optimizer.pt has 3 bytes instead of" in message
     shutil.rmtree(tmp_path / "run" / "checkpoint-3")
-    assert "All checkpoints" in refused(capsys, recipe())
+    assert "All checkpoints" in refusal(capsys, recipe())
 
 
 @pytest.mark.parametrize(
@@ -147,20 +145,20 @@ def test_a_damaged_checkpoint(recipe, tmp_path, capsys):
     ids=str,
 )
 def test_bad_input_is_one_message_and_leaves_nothing(recipe, tmp_path, capsys, changes, flags, message):
-    assert message in refused(capsys, recipe(**changes), *flags)
+    assert message in refusal(capsys, recipe(**changes), *flags)
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
 
 
 def test_losses_that_are_no_numbers(recipe, tmp_path, capsys):
     flags = ["--learning_rate", "1e30", "--max_grad_norm", "0", "--max_steps", "40"]
-    message = refused(capsys, recipe(), *flags)
+    message = refusal(capsys, recipe(), *flags)
     assert "Step " in message
     assert "the loss is" in message
 
 
 def test_a_data_folder_with_other_sizes(recipe, tmp_path, capsys):
     assert train.main([recipe()]) == 0
-    message = refused(capsys, recipe(data={"num_entities": 7}), "--output_dir", str(tmp_path / "b"))
+    message = refusal(capsys, recipe(data={"num_entities": 7}), "--output_dir", str(tmp_path / "b"))
     assert "num_entities=6 there, 7 asked for" in message
 
 

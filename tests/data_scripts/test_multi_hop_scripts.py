@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
+from refusals import refused
 from transformers import AutoTokenizer
 
 from memreason_hf.data import MultiHopConfig, build_multi_hop
@@ -40,10 +41,7 @@ def convert():
 
 
 def refusal(main, arguments, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+    return refused(capsys, main, [str(argument) for argument in arguments])
 
 
 def test_the_command_of_the_readme_from_another_folder(tmp_path):

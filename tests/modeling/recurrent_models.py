@@ -9,6 +9,15 @@ from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
 VOCAB = 61
+# Models that decode in every way: positions, injections, norms, windows, prelude and coda.
+DECODING_GRID = [
+    ("gpt2", {"position_embedding_type": "learned", "input_injection": "add", "state_norm": "layernorm"}),
+    ("gpt2", {"position_embedding_type": "none", "sliding_window": 3, "input_injection": "concat"}),
+    ("gpt2", {"position_embedding_type": "sinusoidal", "num_prelude_layers": 1}),
+    ("llama", {"num_key_value_heads": 2, "input_injection": "add", "state_norm": "rmsnorm"}),
+    ("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "sliding_window": 4, "input_injection": "add"}),
+    ("llama", {"num_coda_layers": 1, "state_init": "zeros", "input_injection": "concat", "state_norm": "rmsnorm"}),
+]
 
 
 def tiny_config(style="gpt2", **kwargs):
@@ -39,6 +48,24 @@ def tiny_model(style="gpt2", seed=None, **kwargs):
             if name.endswith("bias") or "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+def lively_model(style, extra, **kwargs):
+    """Double precision and large weights: counts differ from token to token, rounding decides nothing."""
+    return tiny_model(style, initializer_range=0.25, max_recurrences=9, **extra, **kwargs).double()
+
+
+def grid_ids(grid):
+    """A name for each (style, fields) of a grid."""
+    return ["-".join([style, *(f"{name}={value}" for name, value in extra.items())]) for style, extra in grid]
+
+
+def same_decoding(left, right):
+    """Whether two outputs of `generate` hold the same texts and depths."""
+    return all(
+        torch.equal(getattr(left, name), getattr(right, name))
+        for name in ("sequences", "num_recurrences", "prompt_recurrences")
+    )
 
 
 def random_ids(*shape):

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from recurrent_models import depth_calls, pad, random_ids, reference_logits, relative_error, tiny_model
+from recurrent_models import (
+    depth_calls,
+    grid_ids,
+    lively_model,
+    pad,
+    random_ids,
+    reference_logits,
+    relative_error,
+    same_decoding,
+)
 
 
 NEW = 5
@@ -11,7 +20,7 @@ GRID = [
     ("gpt2", {"position_embedding_type": "none", "sliding_window": 3, "input_injection": "concat"}),
     ("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "add", "state_norm": "rmsnorm"}),
 ]
-IDS = ["-".join([style, *(f"{k}={v}" for k, v in extra.items())]) for style, extra in GRID]
+IDS = grid_ids(GRID)
 each_model = pytest.mark.parametrize(("style", "extra"), GRID, ids=IDS)
 
 
@@ -27,10 +36,6 @@ def depth_of(row):
 
 def schedule(input_ids):
     return torch.tensor([depth_of(row) for row in input_ids.tolist()], device=input_ids.device)
-
-
-def lively_model(style, extra, **kwargs):
-    return tiny_model(style, initializer_range=0.25, max_recurrences=9, **extra, **kwargs).double()
 
 
 def prompts():
@@ -50,13 +55,6 @@ def generate(model, ids, mask, **kwargs):
         output_logits=True,
         depth_schedule=schedule,
         **{"max_new_tokens": NEW, **kwargs},
-    )
-
-
-def equal(left, right):
-    return all(
-        torch.equal(getattr(left, name), getattr(right, name))
-        for name in ("sequences", "num_recurrences", "prompt_recurrences")
     )
 
 
@@ -95,18 +93,18 @@ def test_every_way_of_decoding_agrees(style, extra):
             continue
         plain = generate(model, ids, mask, **call)
         if name != "sequence-kl" or not model.config.num_coda_layers:
-            assert equal(plain, generate(model, ids, mask, use_cache=False, **call)), name
+            assert same_decoding(plain, generate(model, ids, mask, use_cache=False, **call)), name
         for i, row in enumerate(rows):
             alone = generate(model, row[None], torch.ones(1, len(row), dtype=torch.long), **call)
             assert torch.equal(alone.sequences[0, len(row) :], plain.sequences[i, ids.shape[1] :])
             assert torch.equal(alone.num_recurrences[0], plain.num_recurrences[i])
             if name != "sequence-kl":
-                assert equal(alone, generate(model, row[None], None, prompt_lookup_num_tokens=3, **call)), name
+                assert same_decoding(alone, generate(model, row[None], None, prompt_lookup_num_tokens=3, **call)), name
         if name == "sequence-kl":
             continue
         beams = generate(model, ids, mask, num_beams=3, num_return_sequences=2, **call)
         again = generate(model, ids, mask, num_beams=3, num_return_sequences=2, use_cache=False, **call)
-        assert equal(beams, again), name
+        assert same_decoding(beams, again), name
 
 
 @each_model

@@ -2,27 +2,26 @@
 
 import pytest
 import torch
-from recurrent_models import VOCAB, depth_calls, pad, random_ids, reference_logits, relative_error, tiny_model
+from recurrent_models import (
+    DECODING_GRID,
+    VOCAB,
+    depth_calls,
+    grid_ids,
+    lively_model,
+    pad,
+    random_ids,
+    reference_logits,
+    relative_error,
+    same_decoding,
+    tiny_model,
+)
 
 from modeling_recurrent import RecurrentDepthCache, RecurrentDepthStaticCache
 
 
 LENGTHS = (5, 2, 7, 4)
 NEW = 5
-GRID = [
-    ("gpt2", {"position_embedding_type": "learned", "input_injection": "add", "state_norm": "layernorm"}),
-    ("gpt2", {"position_embedding_type": "none", "sliding_window": 3, "input_injection": "concat"}),
-    ("gpt2", {"position_embedding_type": "sinusoidal", "num_prelude_layers": 1}),
-    ("llama", {"num_key_value_heads": 2, "input_injection": "add", "state_norm": "rmsnorm"}),
-    ("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "sliding_window": 4, "input_injection": "add"}),
-    ("llama", {"num_coda_layers": 1, "state_init": "zeros", "input_injection": "concat", "state_norm": "rmsnorm"}),
-]
-IDS = ["-".join([style, *(f"{k}={v}" for k, v in extra.items())]) for style, extra in GRID]
-
-
-def lively_model(style, extra):
-    """Double precision and large weights: counts differ from token to token, rounding decides nothing."""
-    return tiny_model(style, initializer_range=0.25, max_recurrences=9, **extra).double()
+IDS = grid_ids(DECODING_GRID)
 
 
 def generate(model, ids, mask, **kwargs):
@@ -37,14 +36,7 @@ def generate(model, ids, mask, **kwargs):
     )
 
 
-def equal(left, right):
-    return all(
-        torch.equal(getattr(left, name), getattr(right, name))
-        for name in ("sequences", "num_recurrences", "prompt_recurrences")
-    )
-
-
-@pytest.mark.parametrize(("style", "extra"), GRID, ids=IDS)
+@pytest.mark.parametrize(("style", "extra"), DECODING_GRID, ids=IDS)
 def test_decoding_against_a_reference_that_starts_from_scratch(style, extra, poisoned_memory):
     model = lively_model(style, extra)
     rows = [random_ids(n) for n in LENGTHS]
@@ -66,7 +58,7 @@ def test_decoding_against_a_reference_that_starts_from_scratch(style, extra, poi
     assert len(different) >= 4
 
 
-@pytest.mark.parametrize(("style", "extra"), GRID, ids=IDS)
+@pytest.mark.parametrize(("style", "extra"), DECODING_GRID, ids=IDS)
 def test_every_way_of_decoding_agrees(style, extra):
     model = lively_model(style, extra)
     rows = [random_ids(n) for n in LENGTHS]
@@ -77,7 +69,7 @@ def test_every_way_of_decoding_agrees(style, extra):
             with pytest.raises(ValueError, match="use_cache=False with num_coda_layers"):
                 generate(model, ids, mask, use_cache=False, **call)
         else:
-            assert equal(plain, generate(model, ids, mask, use_cache=False, **call)), name
+            assert same_decoding(plain, generate(model, ids, mask, use_cache=False, **call)), name
         for i, row in enumerate(rows):
             own = {k: v[i : i + 1] if isinstance(v, torch.Tensor) else v for k, v in call.items()}
             alone = generate(model, row[None], torch.ones(1, len(row), dtype=torch.long), **own)
@@ -85,17 +77,17 @@ def test_every_way_of_decoding_agrees(style, extra):
             assert torch.equal(alone.num_recurrences[0], plain.num_recurrences[i])
             if name != "sequence-kl":
                 lookup = generate(model, row[None], None, prompt_lookup_num_tokens=3, **own)
-                assert equal(lookup, alone), name
+                assert same_decoding(lookup, alone), name
         if name == "sequence-kl":
             continue
-        assert equal(plain, generate(model, ids, mask, prefill_chunk_size=3, **call)), name
+        assert same_decoding(plain, generate(model, ids, mask, prefill_chunk_size=3, **call)), name
         beams = generate(model, ids, mask, num_beams=3, num_return_sequences=2, **call)
         again = generate(model, ids, mask, num_beams=3, num_return_sequences=2, use_cache=False, **call)
-        assert equal(beams, again), name
+        assert same_decoding(beams, again), name
         assert beams.num_recurrences.shape == (8, beams.sequences.shape[1] - ids.shape[1])
 
 
-@pytest.mark.parametrize(("style", "extra"), GRID[:4], ids=IDS[:4])
+@pytest.mark.parametrize(("style", "extra"), DECODING_GRID[:4], ids=IDS[:4])
 def test_beams_report_the_depths_of_what_they_return(style, extra):
     model = lively_model(style, extra)
     ids, mask = pad([random_ids(n) for n in LENGTHS], "left")
@@ -109,7 +101,7 @@ def test_beams_report_the_depths_of_what_they_return(style, extra):
         assert torch.equal(counts[:start], output.prompt_recurrences[i][mask[i].bool()])
 
 
-@pytest.mark.parametrize(("style", "extra"), GRID, ids=IDS)
+@pytest.mark.parametrize(("style", "extra"), DECODING_GRID, ids=IDS)
 def test_a_live_cache_goes_on(style, extra):
     model = lively_model(style, extra)
     ids, mask = pad([random_ids(n) for n in LENGTHS], "left")
@@ -192,7 +184,7 @@ def test_assisted_generation_by_a_shallower_copy():
     plain = generate(model, row, None, num_recurrences=5)
     assistant = tiny_model("llama")
     helped = generate(model, row, None, num_recurrences=5, assistant_model=assistant.double())
-    assert equal(plain, helped)
+    assert same_decoding(plain, helped)
 
 
 def test_a_streamer_receives_depths():

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from packaging import version
-from recurrent_models import VOCAB, depth_calls, pad, random_ids, relative_error, tiny_model
+from recurrent_models import VOCAB, depth_calls, grid_ids, pad, random_ids, relative_error, tiny_model
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from modeling_recurrent import RecurrentDepthCache
@@ -20,7 +20,7 @@ GRID = [
     ("llama", {"num_key_value_heads": 2, "input_injection": "add", "state_norm": "rmsnorm"}),
     ("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "sliding_window": 3, "input_injection": "add"}),
 ]
-IDS = ["-".join([style, *(f"{k}={v}" for k, v in extra.items())]) for style, extra in GRID]
+IDS = grid_ids(GRID)
 
 
 def lively_model(style="llama", extra=None, seed=None):

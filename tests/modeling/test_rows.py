@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recurrent_models import pad, random_ids, reference_logits, relative_error, tiny_model
+from recurrent_models import grid_ids, pad, random_ids, reference_logits, relative_error, tiny_model
 
 
 GRID = [
@@ -16,7 +16,7 @@ GRID = [
     ("llama", {"num_coda_layers": 2, "input_injection": "add", "sliding_window": 4, "attention_bias": True}),
     ("llama", {"state_init": "zeros", "input_injection": "concat", "head_dim": 6, "num_prelude_layers": 1}),
 ]
-IDS = ["-".join([style, *(f"{k}={v}" for k, v in extra.items())]) for style, extra in GRID]
+IDS = grid_ids(GRID)
 LENGTHS = (7, 3, 9, 1, 5)
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from recurrent_models import VOCAB, pad, random_ids, relative_error, tiny_model
+from recurrent_models import DECODING_GRID, VOCAB, grid_ids, pad, random_ids, relative_error, tiny_model
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import modeling_recurrent.speculation_recurrent as speculation
@@ -17,15 +17,10 @@ NEW = 18
 FULL = 6
 # Small first weights of the looped blocks: states move slowly, so that some drafts agree with the full depth.
 GRID = [
-    ("gpt2", {"position_embedding_type": "learned", "input_injection": "add", "state_norm": "layernorm"}),
-    ("gpt2", {"position_embedding_type": "none", "sliding_window": 3, "input_injection": "concat"}),
-    ("gpt2", {"position_embedding_type": "sinusoidal", "num_prelude_layers": 1}),
-    ("llama", {"num_key_value_heads": 2, "input_injection": "add", "state_norm": "rmsnorm"}),
-    ("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "sliding_window": 4, "input_injection": "add"}),
-    ("llama", {"num_coda_layers": 1, "state_init": "zeros", "input_injection": "concat", "state_norm": "rmsnorm"}),
+    *DECODING_GRID,
     ("llama", {"state_init": "normal", "input_injection": "add", "state_norm": "rmsnorm", "sliding_window": 5}),
 ]
-IDS = ["-".join([style, *(f"{k}={v}" for k, v in extra.items())]) for style, extra in GRID]
+IDS = grid_ids(GRID)
 
 
 def lively_model(style="llama", extra=None, seed=0):
