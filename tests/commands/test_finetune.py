@@ -193,7 +193,7 @@ def test_demonstrations_and_dropped_items_are_counted(recipe, tmp_path, capsys):
     assert finetune.main([recipe(), *flags, "--num_train_epochs", "1"]) == 0
     said = capsys.readouterr().out
     assert "of 8 training items" in said and f"dropped, longer than {plain - 1} with their solution" in said
-    assert "training items are longer than" in refused(
+    assert "training items are longer than" in refusal(
         capsys, recipe(), "--max_length", str(plain - 1), "--output_dir", str(tmp_path / "c")
     )
 
