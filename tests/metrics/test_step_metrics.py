@@ -209,13 +209,14 @@ def test_judges_can_be_exchanged(attribution):
 @pytest.mark.parametrize("scheme", [StepScheme(marks="none"), StepScheme(2, 0, layout="front"), StepScheme()], ids=str)
 def test_solutions_without_marks_have_their_answer_last(attribution, scheme):
     reference = "Iron is heavy.\nThe answer is: True"
+    changes = [("", ""), ("True", "False"), ("Iron", "Lead"), ("The answer", "the ANSWER")]
     results = attribution(
-        predictions=[reference, reference.replace("True", "False"), reference.replace("Iron", "Lead")],
-        references=[reference] * 3,
+        predictions=[reference.replace(*change) for change in changes],
+        references=[reference] * len(changes),
         scheme=scheme,
         judge="exact",
     )
-    assert [found["outcome"] for found in results["attributions"]] == ["none", "answer", "step"]
+    assert [found["outcome"] for found in results["attributions"]] == ["none", "answer", "step", "none"]
 
 
 def test_together(load, tmp_path):
