@@ -142,6 +142,8 @@ def _options_like(reference):
 
 
 def _labels_to_texts(options):
+    if options is None:
+        raise ValueError("options holds None: give an empty list for a row whose answer is a number.")
     if isinstance(options, Mapping):
         return dict(options)
     options = list(options)

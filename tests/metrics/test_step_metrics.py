@@ -132,6 +132,7 @@ def test_bad_input_of_all(load, name, columns, message):
         ({"references": ["E"], "options": ["A", "B"]}, "Item 0: The reference 'E' gives no answer: .* one of A, B"),
         ({"references": ["a\nb"], "options": []}, "Item 0: .* must give a number"),
         ({"references": ["A"], "options": [["A"], ["B"]]}, "options has 2 entries for 1 references"),
+        ({"references": ["A"], "options": [None]}, "options holds None"),
         ({"references": ["A"], "bootstrap_samples": -1}, "bootstrap_samples=-1"),
         ({"references": ["A"], "confidence": 95}, "confidence=95"),
     ],
