@@ -53,9 +53,9 @@ def set_step_attention(
 
     Raises:
         ValueError: an unknown variant; a scheme without tokens; ids beyond the model's rows; an attention
-            implementation other than eager and SDPA. Later calls refuse what cannot be right: beam search, a static
-            cache, packed sequences, a mask for pairs of tokens, `inputs_embeds` without ids, a cache that was filled
-            in another way.
+            implementation other than eager and SDPA; a model with recurrent layers, such as Mamba. Later calls refuse
+            what cannot be right: beam search, a static cache, packed sequences, a mask for pairs of tokens,
+            `inputs_embeds` without ids, a cache that was filled in another way.
     """
     if variant is not None and variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} of attention between steps is unknown: {', '.join(VARIANTS)}, or None.")
@@ -75,6 +75,11 @@ def set_step_attention(
             f"The step tokens have ids up to {int(step_tokens.ids[-1])}, the model {rows} rows: extend both, "
             "extend_tokenizer(tokenizer, scheme, model)."
         )
+    if model._is_stateful:
+        raise ValueError(
+            f"{type(model).__name__} has layers that carry a state from token to token, which no mask holds back: "
+            "attention between steps needs a model that has attention alone."
+        )
     names = {name: kernel for kernel, name in IMPLEMENTATIONS.items()}
     kernel = names.get(model.config._attn_implementation, model.config._attn_implementation)
     if kernel not in IMPLEMENTATIONS:
@@ -88,7 +93,7 @@ def set_step_attention(
         raise ValueError(
             f"{type(model).__name__} does not take its attention from the library's registered functions."
         )
-    decoder = model.base_model
+    decoder = model.get_decoder()
     setattr(decoder, _ATTRIBUTE, _StepAttention(decoder, step_tokens, variant))
     if model.can_generate():
         model._validate_generation_mode = _NoBeams(model)
@@ -98,7 +103,7 @@ def set_step_attention(
 def get_step_attention(model: torch.nn.Module) -> str | None:
     """The variant that is set: `"own"`, `"tokens"`, or None."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    attention = getattr(getattr(inner, "base_model", None), _ATTRIBUTE, None)
+    attention = getattr(inner.get_decoder(), _ATTRIBUTE, None) if isinstance(inner, PreTrainedModel) else None
     return None if attention is None else attention.variant
 
 
@@ -166,10 +171,11 @@ def _inner_model(model) -> PreTrainedModel:
 
 
 def _remove(model):
-    attention = getattr(model.base_model, _ATTRIBUTE, None)
+    decoder = model.get_decoder()
+    attention = getattr(decoder, _ATTRIBUTE, None)
     if attention is not None:
         attention.remove()
-        delattr(model.base_model, _ATTRIBUTE)
+        delattr(decoder, _ATTRIBUTE)
         kernels = {name: kernel for kernel, name in IMPLEMENTATIONS.items()}
         if model.config._attn_implementation in kernels:
             model.set_attn_implementation(kernels[model.config._attn_implementation])

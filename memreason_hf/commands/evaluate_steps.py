@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 from memreason_hf.data.demonstrations import Demonstrations
 from memreason_hf.data.memory_reason import NAMES, load_memory_reason, reference_solution
 from memreason_hf.evaluation.generation import generate_solutions
-from memreason_hf.evaluation.generation_files import SETTINGS_SUFFIX
+from memreason_hf.evaluation.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
 from memreason_hf.evaluation.step_judges import JUDGES
 from memreason_hf.metrics import metric_path
 from memreason_hf.step_depth import NO_KIND_YET, DepthByKind, mean_recurrences_by_kind, read_depths
@@ -54,7 +54,6 @@ examples:
 on) and X.summary.json (the figures that are printed).
 """
 METRICS = ("answer_accuracy", "step_distribution", "step_attribution")
-SUMMARY_SUFFIX = ".summary.json"
 
 
 @dataclass
@@ -105,7 +104,7 @@ class EvaluateStepsArguments:
         default=None, metadata={"help": "An adapter's base model, where it is not the one that the adapter names."}
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Of the weights; auto: as they were saved."}
+        default="auto", metadata={"help": "Of the weights; auto: as saved, an adapter's base as in training."}
     )
     device: str | None = field(
         default=None, metadata={"help": "For example cpu or cuda:1. Default: cuda if there is."}
@@ -141,10 +140,6 @@ def _evaluate(arguments):
     demonstrations = _demonstrations(dataset, arguments)
     model, tokenizer, depth = _load_model(arguments)
     scheme = read_scheme(tokenizer)
-    if arguments.overwrite:
-        # Not before it is known that there is something to run.
-        for file in files:
-            file.unlink(missing_ok=True)
 
     started = time.perf_counter()
     with rows_in_place(model):
@@ -158,6 +153,7 @@ def _evaluate(arguments):
             match_option_text=arguments.match_option_text,
             path=files[0] if files else None,
             settings=_settings(arguments, scheme, depth, model) if files else None,
+            overwrite=arguments.overwrite,
             progress=not arguments.no_progress,
             **_generate_arguments(model, tokenizer, depth),
         )

@@ -79,7 +79,7 @@ class GenerationInputs:
         default=None, metadata={"help": "An adapter's base model, where it is not the one that the adapter names."}
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Of the weights; auto: as they were saved."}
+        default="auto", metadata={"help": "Of the weights; auto: as saved, an adapter's base as in training."}
     )
     device: str | None = field(
         default=None, metadata={"help": "For example cpu or cuda:1. Default: cuda if there is."}

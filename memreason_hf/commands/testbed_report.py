@@ -1,4 +1,30 @@
-"""What `memreason testbed` prints: tables of what `testbed.json` holds."""
+"""
+What `memreason testbed` prints: tables of what `testbed.json` holds.
+
+`testbed.json` is one JSON object. Accuracies and shares are in 0..1, times in seconds. Version 1:
+
+| key | type | meaning |
+|---|---|---|
+| `schema_version` | int | 1 |
+| `kind` | str | `"testbed"` |
+| `data` | object | the fields of `MultiHopConfig`, by which the world and its chains are built again |
+| `settings` | object | `seed`, `num_judged`, `at_once` |
+| `models` | object | for each model by its name: see below |
+| `judges` | object | for each judge by its name what `JudgeRates.to_dict` gives |
+| `environment` | object | versions of Python and libraries, and the machine |
+| `seconds` | float | wall time of all of it, without what was kept of an earlier run |
+
+A model:
+
+| key | type | meaning |
+|---|---|---|
+| `title` | str | what the tables call it |
+| `training` | object | `steps`, `max_steps`, `seconds`, `most_seconds`, `ended_by`, `num_parameters`, `log` |
+| `hops`, `recurrences_by_kind` | object | of `evaluate_answers` or `evaluate_solutions`; keys of `hops` are strings |
+| `recurrences_by_word`, `steps_by_kind` | object | of models that write steps: `evaluate_solutions` |
+| `false_memories` | object | of models that write steps: what `false_memories` gives |
+| `seconds` | float | wall time of asking it |
+"""
 
 from collections import Counter
 

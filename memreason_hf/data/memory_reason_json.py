@@ -126,6 +126,8 @@ def _item(row, split, name):
         raise ValueError(f"question={question!r} must be a text.")
     if not isinstance(steps, list):
         raise ValueError(f"cot_steps={steps!r} must be a list of texts.")
+    for text in (question, *steps):
+        _check_characters(text)
     question = one_line(question.strip().removeprefix(QUESTION_MARKER))
     options = dict(TRUE_FALSE) if name == "strategy_qa" else find_options(question)
     item = SourceItem(question, options, _answer(row["answer"], options))
@@ -138,7 +140,7 @@ def _answer(answer, options):
     answer = str(answer).strip() if isinstance(answer, (str, bool)) else answer
     if not options:
         raise ValueError("the question lists no options A., B., …")
-    if answer not in options:
+    if not isinstance(answer, str) or answer not in options:
         raise ValueError(f"answer={answer!r} is none of the options {', '.join(options)}.")
     return answer
 
@@ -160,6 +162,15 @@ def _add_step(item, step):
         return
     item.num_both_kinds += len(kinds) > 1
     item.steps.append(Step(kinds.pop() if len(kinds) == 1 else NO_KIND, text))
+
+
+def _check_characters(text: object) -> None:
+    """Raises ValueError for a text with half of a character, which JSON can write and no data set can hold."""
+    if isinstance(text, str):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{text[:60]!r} holds {text[error.start]!r}, which is half of a character.") from None
 
 
 def one_line(text: str) -> str:

@@ -76,3 +76,7 @@ def _check(row, *names):
     missing = [name for name in names if row.get(name) in (None, "")]
     if missing:
         raise ValueError(f"lacks {', '.join(missing)}.")
+    for name in names:
+        texts = row[name] if name == "options" else [row[name]]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{name}={row[name]!r} must be {'a list of texts' if name == 'options' else 'a text'}.")

@@ -26,7 +26,8 @@ _MARKER = re.compile(r"\bthe answer is[^\S\n]*:", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 _LETTER = re.compile(r"([A-Za-z])(?=\s*$|[.,):])")
 _NEXT_LETTER = re.compile(r"[\s.,):]*(?:(?:and|or|&)\s+)?([A-Za-z])(?=\s*$|[.,):])")
-_NUMBER = re.compile(r"([-+]?)[$€£]?\s*([-+]?)(\d[\d,]*(?:\.\d+)?|\.\d+)(?![\d/])")
+# All digits or none: the first ones of a fraction are no number.
+_NUMBER = re.compile(r"([-+]?)[$€£]?\s*([-+]?)(\d[\d,]*+(?:\.\d++)?+|\.\d++)(?!\s*/\s*\d)")
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ def generate_solutions(
     match_option_text: bool = False,
     path: str | None = None,
     settings: Mapping | None = None,
+    overwrite: bool = False,
     progress: bool = False,
     **generate_kwargs,
 ) -> list[GeneratedSolution]:
@@ -93,6 +94,7 @@ def generate_solutions(
         match_option_text: see `extract_answer`.
         path: a file of JSON lines, added to after every batch. What it has already is not generated again.
         settings: what the texts depend on beside the rows, to refuse a file that was made with others.
+        overwrite: generate everything anew; what the file has is kept until the first batch is done.
         progress: show a progress bar.
         generate_kwargs: for `model.generate`, for example `num_recurrences=16`.
 
@@ -111,7 +113,9 @@ def generate_solutions(
             "for a part of the last demonstration. Leave them out, or set_step_attention(model, tokenizer, None)."
         )
     scheme = read_scheme(tokenizer)
-    file = None if path is None else GenerationFile(path, [row["question"] for row in rows], settings)
+    file = None
+    if path is not None:
+        file = GenerationFile(path, [row["question"] for row in rows], settings, overwrite=overwrite)
     known = {} if file is None else {generation.index: generation for generation in map(_from_line, file.read())}
     prompts = {
         index: encode_prompt(tokenizer, row["question"], demonstrations(row["question"]) if demonstrations else ())

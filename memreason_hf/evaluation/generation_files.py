@@ -20,7 +20,9 @@ FIELDS = (
 )
 # Not of every model.
 OPTIONAL_FIELDS = ("recurrences",)
+# Beside the file: what its texts depend on, and what a command found in them.
 SETTINGS_SUFFIX = ".settings.json"
+SUMMARY_SUFFIX = ".summary.json"
 
 
 class GenerationFile:
@@ -34,16 +36,25 @@ class GenerationFile:
         path: the file; it and its folder are made when something is added.
         questions: the questions of the items, in order.
         settings: what the texts depend on, as JSON values; kept beside the file and compared.
+        overwrite: begin anew. What is there goes when the first lines are added, and not before.
 
     Raises:
         ValueError: the file was made with other settings.
     """
 
-    def __init__(self, path: str | os.PathLike, questions: Sequence[str], settings: Mapping | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        questions: Sequence[str],
+        settings: Mapping | None = None,
+        *,
+        overwrite: bool = False,
+    ):
         self.path = Path(path)
         self.questions = list(questions)
         self.settings_path = self.path.with_name(self.path.name + SETTINGS_SUFFIX)
         self.settings = None if settings is None else json.loads(json.dumps(dict(settings)))
+        self._begins_anew = overwrite
         self._check_settings()
 
     def read(self) -> list[dict]:
@@ -54,7 +65,7 @@ class GenerationFile:
         Raises:
             ValueError: a line that is damaged, or of another data set; names the line.
         """
-        if not self.path.is_file():
+        if self._begins_anew or not self.path.is_file():
             return []
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
@@ -73,6 +84,10 @@ class GenerationFile:
     def add(self, lines: Iterable[Mapping]) -> None:
         """Writes lines to the end of the file and makes sure that they are on the disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._begins_anew:
+            for suffix in (SUMMARY_SUFFIX, "", SETTINGS_SUFFIX):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            self._begins_anew = False
         if self.settings is not None and not self.path.is_file():
             self.settings_path.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -92,7 +107,7 @@ class GenerationFile:
         return values
 
     def _check_settings(self):
-        if self.settings is None or not self.settings_path.is_file() or not self.path.is_file():
+        if self._begins_anew or self.settings is None or not self.settings_path.is_file() or not self.path.is_file():
             return
         try:
             before = json.loads(self.settings_path.read_text(encoding="utf-8"))

@@ -41,6 +41,9 @@ A group of a depth sweep; list entry t - 1 belongs to recurrence t:
 | `best_recurrence`, `best_accuracy` | int, float | the first recurrence of the highest accuracy, and that accuracy |
 | `first_correct` | float or null | mean first recurrence at which the correct answer ranks first, where it does |
 | `ever_correct` | float | share of those rows |
+
+Documents of other kinds (`"attention"`, `"generation"`, `"testbed"`) have schemas of their own, described where they
+are made: they are about texts, or about several models.
 """
 
 import json
@@ -62,6 +65,12 @@ from .halting_statistics import HaltingStatistics, RecurrenceStatistics
 
 
 SCHEMA_VERSION = 1
+# Documents that are no results of one model over a data set, and where in the package their schemas are.
+_OTHER_KINDS = {
+    "attention": "analysis/attention_document.py",
+    "generation": "analysis/token_depths.py",
+    "testbed": "commands/testbed_report.py",
+}
 
 _TEXT = (str,)
 _OPTIONAL_TEXT = (str, type(None))
@@ -333,7 +342,9 @@ def validate_results(results: dict) -> None:
         )
     kind = results.get("kind")
     if not isinstance(kind, str) or kind not in _GROUP:
-        raise ValueError(f"kind={kind!r} must be one of {sorted(_GROUP)}.")
+        where = _OTHER_KINDS.get(kind) if isinstance(kind, str) else None
+        hint = f" Documents of this kind are described in memreason_hf/{where}." if where else ""
+        raise ValueError(f"kind={kind!r} must be one of {sorted(_GROUP)}.{hint}")
     schema = {
         "schema_version": _INTEGER,
         "kind": _TEXT,

@@ -67,8 +67,7 @@ class ExactJudge:
     """A step agrees if a reference has the same words in the same order, in any case; otherwise it departs."""
 
     def __call__(self, step: Step, references: Sequence[Step], question: str = "") -> str:
-        said = _words(step.text)
-        return AGREES if any(_words(reference.text) == said for reference in references) else DEPARTS
+        return AGREES if _is_among(step, references) else DEPARTS
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,11 @@ class TokenOverlapJudge:
     """
     Compares the tokens of a step with those of the reference that shares most of them.
 
-    A step that shares fewer than `depart_below` of its content words with every reference departs. So does one that
-    shares at least `relate_from` with a reference but has a number or a name that neither the references nor the
-    question have, one negation more or less, or an opposite (`before`, `after`). Otherwise it agrees from `agree_from`
-    on, and below that it is undecided. What no token shows, such as who did what to whom, is not seen.
+    A step that has the words of a reference, in order, agrees. One that shares fewer than `depart_below` of its
+    content words with every reference departs. So does one that shares at least `relate_from` with a reference but has
+    a number or a name that neither the references nor the question have, one negation more or less, or an opposite
+    (`before`, `after`). Otherwise it agrees from `agree_from` on, and below that it is undecided. What no token shows,
+    such as who did what to whom, is not seen.
 
     Args:
         depart_below, relate_from, agree_from: shares of the step's content words, between 0 and 1, not falling.
@@ -112,6 +112,8 @@ class TokenOverlapJudge:
             )
 
     def __call__(self, step: Step, references: Sequence[Step], question: str = "") -> str:
+        if _is_among(step, references):
+            return AGREES
         said = _content(step.text)
         known = [_content(reference.text) for reference in references]
         if not said.stems:
@@ -197,6 +199,11 @@ def find_judge(judge: str | StepJudge) -> StepJudge:
     if judge not in JUDGES:
         raise ValueError(f"judge={judge!r} is no judge; give one of {', '.join(JUDGES)}, or a callable.")
     return JUDGES[judge]()
+
+
+def _is_among(step, references):
+    said = _words(step.text)
+    return any(_words(reference.text) == said for reference in references)
 
 
 def _words(text):

@@ -74,8 +74,8 @@ def read_solution(text: str, scheme: StepScheme, question: str | None) -> Soluti
 
 
 def mark_answer(steps: list[Step]) -> None:
-    """Gives a last step without a kind that says `The answer is: …` the kind of an answer."""
-    if steps and steps[-1].kind == NO_KIND and steps[-1].text.strip().startswith(ANSWER_MARKER):
+    """Gives a last step without a kind that says `The answer is: …`, in any case, the kind of an answer."""
+    if steps and steps[-1].kind == NO_KIND and steps[-1].text.strip().casefold().startswith(ANSWER_MARKER.casefold()):
         steps[-1] = Step("answer", steps[-1].text.strip())
 
 
@@ -142,6 +142,8 @@ def _options_like(reference):
 
 
 def _labels_to_texts(options):
+    if options is None:
+        raise ValueError("options holds None: give an empty list for a row whose answer is a number.")
     if isinstance(options, Mapping):
         return dict(options)
     options = list(options)

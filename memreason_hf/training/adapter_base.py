@@ -31,7 +31,8 @@ _PRECISION = {torch.float64: 52, torch.float32: 23, torch.float16: 10, torch.bfl
 def describe_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
     """
     What `check_base` compares, JSON-like: fields of the config, rows before and after the extension, the ids of new
-    rows, a digest of the vocabulary, and up to 2,048 values sampled from all floating-point weights but the new rows.
+    rows, a digest of the vocabulary, and up to 2,048 values sampled from all floating-point weights but the new rows;
+    and the dtype, which may be another when the adapter is used.
 
     The samples are cheap for a model of any size, and tell a model from one of the same shape that was trained
     further, if the training changed one of the tensors as a whole. Weights in 8 or 4 bits are not sampled.
@@ -49,6 +50,7 @@ def describe_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         samples[name] = f"{str(tensor.dtype).removeprefix('torch.')}:{values.float().numpy().tobytes().hex()}"
     return {
         "config": _config_fields(model.config),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "rows_before": rows_before,
         "rows": model.get_input_embeddings().weight.shape[0],
         "new_rows": list(ids),

@@ -113,7 +113,8 @@ def load_adapter(
         folder: what `save_adapter` or a Trainer wrote.
         base: the base as a model (extended already or not; wrapped in place), or its folder or name on the Hub.
             Default: the one that the adapter names.
-        dtype: of the base, where it is not given as a model; default: as it was saved.
+        dtype: of the base, where it is not given as a model; default, or `"auto"`: the one that the adapter was
+            trained on, whatever the base was saved in.
         is_trainable: go on training it.
         kwargs: passed to the base's `from_pretrained`, for example `quantization_config` and `device_map`.
 
@@ -141,7 +142,8 @@ def load_adapter(
         # Another base is recognised before its weights are read.
         check_config(read_base_config(folder, base), note["base"])
         name = str(base or config.base_model_name_or_path)
-        model = AutoModelForCausalLM.from_pretrained(name, **kwargs, **({} if dtype is None else {"dtype": dtype}))
+        dtype = note["base"].get("dtype", "auto") if dtype in (None, "auto") else dtype
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **kwargs)
     extend_tokenizer(tokenizer, scheme, model)
     check_base(model, note["base"])
     config.inference_mode = not is_trainable

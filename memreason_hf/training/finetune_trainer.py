@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+from transformers import StoppingCriteria, StoppingCriteriaList, TrainerCallback, TrainerControl
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType, TrainOutput
 from transformers.utils import logging
 
 from memreason_hf.evaluation.generation import generate_solutions
 from memreason_hf.training.adapter_model import rows_in_place
 from memreason_hf.training.arguments import ScheduledTrainingArguments
 from memreason_hf.training.collators import IGNORED
+from memreason_hf.training.interruption import InterruptWatch
 from memreason_hf.training.scheduled import ScheduledTrainer
 
 
@@ -74,7 +75,8 @@ class FinetuneTrainer(ScheduledTrainer):
     Trains a causal language model, of any family, on rows of `encode_solutions`; each step as `ScheduledTrainer` says.
 
     The loss is the mean over all labels of a step, however it is cut into micro-batches and ranks. Evaluation solves
-    the first `num_test` questions of `eval_dataset` greedily and judges the answers.
+    the first `num_test` questions of `eval_dataset` greedily and judges the answers. On one process Ctrl-C ends it at
+    once: the checkpoint is saved without it, and the run that is resumed from there begins with it.
 
     Beside what `Trainer` takes:
         args (`FinetuneArguments`).
@@ -112,14 +114,19 @@ class FinetuneTrainer(ScheduledTrainer):
         self._chooses_logits = "logits_to_keep" in inspect.signature(self._base_model().forward).parameters
         if self.schedule is not None:
             self._count_epochs_in_steps()
-        self.add_callback(_EndCallback())
+        self.add_callback(_EvaluationCallback(self))
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
         """As `ResumableTrainer.train`; warns before it begins of a warm-up that never ends."""
         warning = warmup_warning(self.args.get_warmup_steps(self.planned_steps), self.planned_steps)
         if warning and self.is_world_process_zero():
             logger.warning(warning)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        except _EvaluationInterrupted:
+            # That which a resumed run begins with: its checkpoint is as it was.
+            self.interrupted, self.is_in_train = True, False
+            return TrainOutput(self.state.global_step, 0.0, {})
 
     def run_fingerprint(self) -> dict:
         return super().run_fingerprint() | self.origin
@@ -203,6 +210,24 @@ class FinetuneTrainer(ScheduledTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def evaluate_first(self):
+        """Makes up for the evaluation in which the run was interrupted that is resumed."""
+        metrics = self._evaluate(None, None)
+        self._determine_best_metric(metrics, None)
+        self._save_checkpoint(self.model, None)
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        except _EvaluationInterrupted:
+            self.interrupted = True
+            if self.args.save_strategy != SaveStrategy.NO:
+                # The checkpoint tells by its `should_evaluate` that this is still to be done.
+                self._save_checkpoint(model, trial)
+                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+            self.control.should_evaluate = False
+            self.control.should_training_stop = True
+
     def _solve(self, rows):
         # Sharded layers are gathered at every call: all ranks must make the same calls.
         shared = self.args.world_size > 1 and not self.is_fsdp_enabled
@@ -210,6 +235,9 @@ class FinetuneTrainer(ScheduledTrainer):
         arguments = {}
         if self.args.eval_num_recurrences is not None:
             arguments["num_recurrences"] = self.args.eval_num_recurrences
+        if self.is_in_train and self.args.world_size == 1:
+            # Several ranks would have to stop at the same token.
+            arguments["stopping_criteria"] = StoppingCriteriaList([_InterruptCriterion(self._watch)])
         solutions = []
         if own:
             with self.accelerator.autocast(), rows_in_place(self.model):
@@ -246,8 +274,33 @@ def warmup_warning(warmup_steps: int, num_steps: int) -> str | None:
     )
 
 
-class _EndCallback(TrainerCallback):
-    """What was learned after the last whole epoch is evaluated, too."""
+class _EvaluationInterrupted(Exception):
+    """Ctrl-C while test questions were being solved."""
+
+
+class _InterruptCriterion(StoppingCriteria):
+    """Raises at the first token after Ctrl-C."""
+
+    def __init__(self, watch: InterruptWatch):
+        self.watch = watch
+
+    def __call__(self, input_ids, scores, **kwargs):
+        if self.watch.requested:
+            raise _EvaluationInterrupted
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class _EvaluationCallback(TrainerCallback):
+    """Evaluates what was learned after the last whole epoch, too, and what an interrupted run left unevaluated."""
+
+    def __init__(self, trainer: FinetuneTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        stored = state.stateful_callbacks.get(TrainerControl.__name__, {}).get("args", {})
+        if stored.get("should_evaluate"):
+            self.trainer.evaluate_first()
+        return control
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:

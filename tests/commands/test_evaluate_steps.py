@@ -104,7 +104,9 @@ def test_a_run_and_the_same_again(model, data, tmp_path, capsys):
     message = refusal(capsys, *arguments, "--max_new_tokens", 7)
     assert "was made with max_new_tokens=6, now it is 7" in message
     assert "no such folder" in refusal(capsys, *arguments, "--overwrite", "--model", tmp_path / "nowhere")
-    assert file.read_bytes() == before
+    for flags in (["--batch_size", 0], ["--max_new_tokens", 0], ["--depth_by_kind", "memory=2"]):
+        refusal(capsys, *arguments, *flags, "--overwrite")
+    assert file.read_bytes() == before and (tmp_path / "out" / "texts.jsonl.summary.json").is_file()
     assert run(*arguments, "--max_new_tokens", 7, "--overwrite") == 0
     assert json.loads(file.read_text().splitlines()[0])["num_tokens"] <= 7
 

@@ -67,6 +67,10 @@ def test_lines_that_say_something_are_kept(line):
         (aqua_rat_item, {**AQUA, "correct": "F"}, "correct='F' is none of the options A, B, C, D, E"),
         (aqua_rat_item, {**AQUA, "options": ["21", "22"]}, "must each begin with a letter"),
         (aqua_rat_item, {"question": "q", "options": ["A)1"]}, "lacks rationale, correct"),
+        (gsm8k_item, {"question": "q", "answer": 72}, "answer=72 must be a text"),
+        (aqua_rat_item, {**AQUA, "options": "A)1"}, r"options='A\)1' must be a list of texts"),
+        (aqua_rat_item, {**AQUA, "options": [1, 2]}, r"options=\[1, 2\] must be a list of texts"),
+        (aqua_rat_item, {**AQUA, "correct": ["A"]}, r"correct=\['A'\] must be a text"),
     ],
 )
 def test_bad_rows_are_refused(make, row, message):

@@ -94,6 +94,7 @@ def test_letters(said, value, several):
         (" .5", "0.5", True),
         (" 72 clips", "72", True),
         (" 720", "72", False),
+        (" $18/day", "18", True),
         (" 10000000000000001", "10000000000000002", False),
     ],
 )
@@ -102,7 +103,7 @@ def test_numbers(said, reference, right):
     assert verdict.is_valid and verdict.is_correct == right
 
 
-@pytest.mark.parametrize("said", [" 3/4", " about 5", "", " x", " ,"])
+@pytest.mark.parametrize("said", [" 3/4", " 5.5/2", " 5,200/3", " 5 / 2", " about 5", "", " x", " ,"])
 def test_what_is_no_number(said):
     assert not judge_answer(f"The answer is:{said}", "5", {}).is_valid
 

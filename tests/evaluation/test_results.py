@@ -1,9 +1,11 @@
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import memreason_hf
 from memreason_hf.evaluation import (
     ResultsHeader,
     depth_sweep_results,
@@ -168,6 +170,15 @@ def test_broken_results_are_refused(results, break_it, message, tmp_path):
     path.write_text(json.dumps(broken), encoding="utf-8")
     with pytest.raises(ValueError, match=rf"broken\.json is no results file: .*{message}"):
         read_results(path)
+
+
+@pytest.mark.parametrize("kind", ["attention", "generation", "testbed"])
+def test_documents_of_other_kinds_are_told_from_unknown_ones(kind, results, tmp_path):
+    (tmp_path / "other.json").write_text(json.dumps({**results, "kind": kind}), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"kind='{kind}' must be one of .* described in memreason_hf/") as refusal:
+        read_results(tmp_path / "other.json")
+    described = Path(memreason_hf.__file__).parents[1] / str(refusal.value).split()[-1].removesuffix(".")
+    assert f'| `kind` | str | `"{kind}"` |' in described.read_text(encoding="utf-8")
 
 
 def test_broken_entries_of_one_kind_are_refused(sweep_results, halting_results):

@@ -61,6 +61,15 @@ def test_the_overlap_judge(text, expected):
     assert verdict(text) == expected
 
 
+def test_a_copy_of_a_reference_agrees():
+    """Whatever another reference says of the same, and where there is nothing to compare."""
+    texts = ("It is not illegal to drive barefoot in Texas.", "It is illegal to drive barefoot in Texas.", "So it is.")
+    references = [Step("memory", text) for text in texts]
+    assert [verdict(text, references=references) for text in texts] == ["agrees"] * 3
+    assert [verdict(text.upper(), references=references[::-1]) for text in texts] == ["agrees"] * 3
+    assert verdict("So it was.", references=references) == "undecided"
+
+
 def test_what_the_question_says_is_no_departure():
     text = "So the Liberty Bell of 1752 weighs 2,080 pounds."
     assert verdict(text) == "departs"

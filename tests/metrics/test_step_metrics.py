@@ -132,6 +132,7 @@ def test_bad_input_of_all(load, name, columns, message):
         ({"references": ["E"], "options": ["A", "B"]}, "Item 0: The reference 'E' gives no answer: .* one of A, B"),
         ({"references": ["a\nb"], "options": []}, "Item 0: .* must give a number"),
         ({"references": ["A"], "options": [["A"], ["B"]]}, "options has 2 entries for 1 references"),
+        ({"references": ["A"], "options": [None]}, "options holds None"),
         ({"references": ["A"], "bootstrap_samples": -1}, "bootstrap_samples=-1"),
         ({"references": ["A"], "confidence": 95}, "confidence=95"),
     ],
@@ -209,13 +210,14 @@ def test_judges_can_be_exchanged(attribution):
 @pytest.mark.parametrize("scheme", [StepScheme(marks="none"), StepScheme(2, 0, layout="front"), StepScheme()], ids=str)
 def test_solutions_without_marks_have_their_answer_last(attribution, scheme):
     reference = "Iron is heavy.\nThe answer is: True"
+    changes = [("", ""), ("True", "False"), ("Iron", "Lead"), ("The answer", "the ANSWER")]
     results = attribution(
-        predictions=[reference, reference.replace("True", "False"), reference.replace("Iron", "Lead")],
-        references=[reference] * 3,
+        predictions=[reference.replace(*change) for change in changes],
+        references=[reference] * len(changes),
         scheme=scheme,
         judge="exact",
     )
-    assert [found["outcome"] for found in results["attributions"]] == ["none", "answer", "step"]
+    assert [found["outcome"] for found in results["attributions"]] == ["none", "answer", "step", "none"]
 
 
 def test_together(load, tmp_path):

@@ -9,7 +9,15 @@ import pytest
 import torch
 from small_tokenizers import byte_level
 from step_texts import FAMILIES, as_mask, extended, padded, random_text, sees
-from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    DynamicCache,
+    MambaConfig,
+    MambaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from memreason_hf.step_attention import STEP_ATTENTION_KEY, get_step_attention, set_step_attention
 from memreason_hf.steps import StepScheme
@@ -339,6 +347,47 @@ def test_depth_that_is_decided_on_the_way(criterion, granularity, variant):
         given = counts[index][kept[:-1]][None]
         logits = by_hand(plain, tokenizer, row, variant, num_recurrences=given)
         assert logits[-8:].argmax(-1).tolist() == sequence[-8:].tolist()
+
+
+@each_variant
+@torch.no_grad()
+def test_a_decoder_that_is_a_part_of_the_base_model(variant):
+    """OPT's head calls it directly."""
+    tokenizer = byte_level()
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "max_position_embeddings": 128}
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    plain = OPTForCausalLM(
+        OPTConfig(vocab_size=len(tokenizer), num_hidden_layers=2, num_attention_heads=2, **sizes, **ids)
+    ).eval()
+    extend_tokenizer(tokenizer, StepScheme(1, 2), plain)
+    for parameter in plain.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.3)
+    sparse = copy.deepcopy(plain.double())
+    set_step_attention(sparse, tokenizer, variant)
+    assert get_step_attention(sparse) == variant
+    rows = texts(tokenizer)
+    ids, real = padded(rows)
+    logits = sparse(input_ids=ids, attention_mask=real).logits
+    made = sparse.generate(input_ids=ids, attention_mask=real, do_sample=False, max_new_tokens=5, eos_token_id=None)
+    for index, row in enumerate(rows):
+        text = row + made[index, ids.shape[1] :].tolist()
+        expected = by_hand(plain, tokenizer, text, variant, position_ids=torch.arange(len(text))[None])
+        torch.testing.assert_close(logits[index, real[index].bool()], expected[: len(row)], **CLOSE)
+        assert expected[len(row) - 1 : -1].argmax(-1).tolist() == text[len(row) :]
+    set_step_attention(sparse, tokenizer, None)
+    assert get_step_attention(sparse) is None
+    usual = plain(input_ids=torch.tensor(rows[:1])).logits
+    torch.testing.assert_close(sparse(input_ids=torch.tensor(rows[:1])).logits, usual, rtol=0, atol=0)
+
+
+def test_a_model_with_recurrent_layers_is_refused():
+    """Their state would carry what the mask hides."""
+    tokenizer = byte_level()
+    model = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1))
+    extend_tokenizer(tokenizer, StepScheme(1, 2), model)
+    with pytest.raises(ValueError, match="MambaForCausalLM has layers that carry a state"):
+        set_step_attention(model, tokenizer, "own")
+    assert get_step_attention(model) is None
 
 
 @torch.no_grad()

@@ -283,6 +283,13 @@ def test_the_base_in_another_dtype_is_the_same_base(trained, used, tmp_path):
     save_adapter(model, tokenizer, tmp_path / "adapter")
     loaded, _ = load_adapter(tmp_path / "adapter", dtype=used)
     assert str(loaded.dtype) == f"torch.{used}"
+    # The base was saved in float32; the adapter was fitted to what it became.
+    ids = some_ids(tokenizer)
+    for dtype in (None, "auto"):
+        as_trained, _ = load_adapter(tmp_path / "adapter", dtype=dtype)
+        assert str(as_trained.dtype) == f"torch.{trained}"
+        with torch.no_grad():
+            assert torch.equal(as_trained(input_ids=ids).logits, model(input_ids=ids).logits)
     # Adapters are float32 in any case.
     assert {tensor.dtype for tensor in load_file(tmp_path / "adapter" / WEIGHTS).values()} == {torch.float32}
     other = save_base(tmp_path / "other")

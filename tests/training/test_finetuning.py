@@ -18,6 +18,7 @@ from memreason_hf.evaluation.generation import generate_solutions
 from memreason_hf.tokenization import encode_prompt, read_scheme
 from memreason_hf.training.adapters import AdapterArguments, add_adapter, load_adapter
 from memreason_hf.training.batches import Position
+from memreason_hf.training.checkpoints import verify
 from memreason_hf.training.finetune_trainer import FinetuneArguments, FinetuneTrainer, warmup_warning
 
 
@@ -220,7 +221,7 @@ def test_the_best_epoch_is_what_remains(tmp_path, learned):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("step", [3, 5])
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path, family, step):
-    """At the end of an epoch and within one; GPT-2 and the recurrent model have dropout."""
+    """Before the evaluation of an epoch, and within an epoch; GPT-2 and the recurrent model have dropout."""
     arguments = {"gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine", "per_device_train_batch_size": 1}
     whole = small_finetune(tmp_path / "whole", family, **arguments)
     whole.train()
@@ -228,8 +229,11 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, family, step):
     parts = tmp_path / "parts"
     first = small_finetune(parts, family, callbacks=[At(step, interrupt)], **arguments)
     first.train()
-    # The step in which it is interrupted is the last one.
-    assert first.interrupted and first.state.global_step == step + 1
+    # The step in which it is interrupted is the last one. Both end epochs, which are not evaluated any more.
+    assert first.interrupted and first.state.global_step == {3: 3, 5: 6}[step]
+    assert first.last_checkpoint == str(parts / f"checkpoint-{first.state.global_step}")
+    evaluated = [entry["step"] for entry in first.state.log_history if "eval_acc" in entry]
+    assert evaluated == {3: [], 5: [3]}[step]
     second = small_finetune(parts, family, **arguments)
     second.train(resume_from_checkpoint=True)
     assert second.state.global_step == 9
@@ -244,6 +248,48 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, family, step):
 
 def interrupt(**kwargs):
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupt_in_evaluation(trainer, step):
+    """Sends SIGINT as the third token of the evaluation after `step` is written; returns the tokens written then."""
+    written = []
+
+    def forward(model, *args):
+        if not model.training and trainer.state.global_step == step:
+            written.append(1)
+            if len(written) == 3:
+                interrupt()
+
+    trainer.model.register_forward_pre_hook(forward)
+    return written
+
+
+@pytest.mark.parametrize("step", [6, 9])
+def test_ctrl_c_while_questions_are_solved(tmp_path, step):
+    """After an epoch and after the last one; then once more, in the evaluation that the resumed run begins with."""
+    whole = small_finetune(tmp_path / "whole")
+    whole.train()
+    parts = tmp_path / "parts"
+    for resume in (None, True):
+        stopped = small_finetune(parts)
+        written = interrupt_in_evaluation(stopped, step)
+        stopped.train(resume_from_checkpoint=resume)
+        assert stopped.interrupted and stopped.state.global_step == step
+        assert len(written) == 3
+        assert stopped.last_checkpoint == str(parts / f"checkpoint-{step}")
+        verify(stopped.last_checkpoint)
+    last = small_finetune(parts)
+    last.train(resume_from_checkpoint=True)
+    assert not last.interrupted
+    assert_same_weights(weights(last.model), weights(whole.model))
+    assert last.state.best_global_step == whole.state.best_global_step
+    logs = [[(e["step"], e["eval_acc"]) for e in t.state.log_history if "eval_acc" in e] for t in (whole, last)]
+    assert logs[0] == logs[1] and len(logs[0]) == 3
+    # Done once and for all.
+    again = small_finetune(parts)
+    written = interrupt_in_evaluation(again, 9)
+    again.train(resume_from_checkpoint=True)
+    assert not again.interrupted and not written
 
 
 def kill_in_step(trainer):
