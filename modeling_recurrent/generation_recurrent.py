@@ -5,7 +5,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
-from transformers.generation import GenerationMixin, GenerationMode
+from transformers.generation import GenerationMixin, GenerationMode, StoppingCriteriaList
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
@@ -13,7 +13,7 @@ from .cache_recurrent import RecurrentDepthCache
 from .halting_recurrent import criterion_parameters, last_real
 from .masks_recurrent import create_window_mask
 from .schedule_recurrent import DepthSchedule
-from .speculation_recurrent import Speculation, decode
+from .speculation_recurrent import Speculation, decode, pads_ends
 from .static_cache_recurrent import RecurrentDepthStaticCache
 
 
@@ -32,6 +32,17 @@ _OF_THIS_MODEL = (
 )
 
 
+class _Ends(StoppingCriteriaList):
+    """The criteria of a call, which remember whose text has ended."""
+
+    ended: torch.Tensor | None = None
+
+    def __call__(self, input_ids, scores, **kwargs):
+        done = super().__call__(input_ids, scores, **kwargs)
+        self.ended = done if self.ended is None else self.ended | done
+        return done
+
+
 @dataclass
 class _DepthLog:
     """
@@ -43,6 +54,7 @@ class _DepthLog:
         last (`(rows,)`, *optional*): The last real token of each prompt, where padding stands on the right.
         by_row (`bool`): Whether a criterion decides one count for a row and call.
         new_count (`int` or `(rows, 1)` tensor): The count of a token behind a prompt whose counts were given.
+        ends (`_Ends`, *optional*): Knows the rows that get nothing but padding any more.
     """
 
     model: torch.nn.Module
@@ -55,6 +67,7 @@ class _DepthLog:
     last: torch.Tensor | None = None
     by_row: bool = False
     new_count: int | torch.Tensor = 0
+    ends: _Ends | None = None
     prompt: torch.Tensor | None = None
     steps: list = field(default_factory=list)
 
@@ -64,6 +77,8 @@ class _DepthLog:
         if self.prompt is None:
             self.prompt = counts[:, : counts.shape[1] - new_tokens + 1].clone()
             step = step if self.last is None else counts.gather(1, self.last[:, None])
+        if self.ends is not None and self.ends.ended is not None:
+            step = step.masked_fill(self.ends.ended.to(step.device)[:, None], 0)
         self.add_step(step.clone())
 
     def add_step(self, counts):
@@ -117,7 +132,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         `DepthSchedule`.
 
         With `return_dict_in_generate=True` the output also holds `num_recurrences` (`(rows, new tokens)`: the
-        recurrences of the position whose logits gave each new token; 0 behind the end of a beam) and
+        recurrences of the position whose logits gave each new token; 0 behind the end of a text) and
         `prompt_recurrences` (`(rows, prompt)`; 0 on padding), the prompt being all tokens in front of the first new
         one: given as ids or as embeddings, and those of a live cache. A streamer with a method `put_recurrences`
         receives the depths of the tokens that come next.
@@ -182,11 +197,13 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             log.schedule.check_mode(generation_config)
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
-    def _sample(self, input_ids, *args, **kwargs):
+    def _sample(self, input_ids, logits_processor, stopping_criteria, *args, **kwargs):
         log = self._depth_log()
-        if log is None or log.speculation is None:
-            return super()._sample(input_ids, *args, **kwargs)
-        return decode(self, log.speculation, log, input_ids, *args, **kwargs)
+        if log is not None and log.speculation is not None:
+            return decode(self, log.speculation, log, input_ids, logits_processor, stopping_criteria, *args, **kwargs)
+        if log is not None and pads_ends(stopping_criteria):
+            log.ends = stopping_criteria = _Ends(stopping_criteria)
+        return super()._sample(input_ids, logits_processor, stopping_criteria, *args, **kwargs)
 
     def _get_candidate_generator(self, *args, model_kwargs, **kwargs):
         model_kwargs = {name: value for name, value in model_kwargs.items() if name not in _OF_THIS_MODEL}
