@@ -429,11 +429,11 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         log = self._depth_log()
         if log is None:
             return model_kwargs
-        if counts.ndim == 1 or isinstance(cache, RecurrentDepthStaticCache):
-            counts = counts.to(outputs.logits.device)
-            counts = counts[:, None].expand(-1, log.positions) if counts.ndim == 1 else counts
-            if (mask := model_kwargs.get("attention_mask")) is not None:
-                counts = counts.masked_fill(mask[:, : counts.shape[1]] == 0, 0)
+        counts = counts.to(outputs.logits.device)
+        counts = counts[:, None].expand(-1, log.positions) if counts.ndim == 1 else counts
+        if (mask := model_kwargs.get("attention_mask")) is not None:
+            # Also what was a token when the cache read it: a turn may hide what padded the texts of the one before.
+            counts = counts.masked_fill(mask[:, : counts.shape[1]].to(counts.device) == 0, 0)
         log.add(counts, num_new_tokens)
         given = model_kwargs.get("num_recurrences")
         by_token = isinstance(given, torch.Tensor) and given.ndim == 2

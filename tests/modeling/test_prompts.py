@@ -134,6 +134,27 @@ def test_a_conversation_of_right_padded_turns():
         generate(model, torch.cat((second.sequences, random_ids(4, 1)), dim=1), mask, past_key_values=cache)
 
 
+@pytest.mark.parametrize("call", [{"num_recurrences": 4}, by_token()], ids=["fixed", "token"])
+def test_what_padded_the_end_of_a_turn_is_hidden_in_the_next(call):
+    model = lively_model(seed=0)
+    rows, turn = [random_ids(n) for n in LENGTHS], random_ids(4, 2)
+    ids, mask = pad(rows, "left")
+    free = generate(model, ids, mask, **call).sequences
+    cache = RecurrentDepthCache(model.config)
+    first = generate(model, ids, mask, past_key_values=cache, eos_token_id=int(free[0, -4]), **call)
+    real = first.num_recurrences > 0
+    assert not real.all()
+    text, seen = torch.cat((first.sequences, turn), dim=1), torch.cat((mask, real, torch.ones_like(turn)), dim=1)
+    second = generate(model, text, seen, past_key_values=cache, **call)
+    assert (second.prompt_recurrences[seen == 0] == 0).all()
+    for i in range(4):
+        whole = text[i][seen[i].bool()][None]
+        alone = generate(model, whole, torch.ones_like(whole), **call)
+        assert torch.equal(alone.sequences[0, -NEW:], second.sequences[i, -NEW:])
+        assert torch.equal(alone.num_recurrences[0], second.num_recurrences[i])
+        assert torch.equal(alone.prompt_recurrences[0], second.prompt_recurrences[i][seen[i].bool()])
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["the whole text", "new ids alone"])
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_counts_of_tokens_behind_a_live_cache(whole, chunk):
