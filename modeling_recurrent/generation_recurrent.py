@@ -361,6 +361,11 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
         past = 0 if cache is None else int(cache.get_seq_length())
         seen = getattr(generation_config, "_mask_length", -1) if mask is None else mask.shape[1]
+        if past and seen not in (-1, width, past + width):
+            raise ValueError(
+                f"attention_mask has {seen} columns, past_key_values holds {past} tokens and the input {width}: one "
+                "column is needed for each token of both. The last token of a text is not in its cache yet."
+            )
         if not past or seen != width:
             return past + width
         if width <= past:

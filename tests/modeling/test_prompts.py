@@ -230,6 +230,11 @@ def test_only_new_ids_behind_a_live_cache():
     assert_same(expected, output)
     with pytest.raises(ValueError, match="input has 3 tokens and past_key_values holds 13"):
         generate(model, turn, past_key_values=cache)
+    # The text has 14 tokens, the cache 13 of them: the turn alone leaves one out.
+    with pytest.raises(
+        ValueError, match="attention_mask has 17 columns, past_key_values holds 13 tokens and the input 3"
+    ):
+        generate(model, turn, torch.ones(2, 17), past_key_values=cache)
 
 
 def test_a_prefix_serves_many_texts():
