@@ -141,10 +141,11 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         meant for models whose caches have no holes). A `num_recurrences` of one count a token covers the prompt, or
         what of it is not in the cache yet; new tokens take what the criterion or the config says.
         """
-        count = kwargs.get("num_recurrences")
-        if isinstance(count, torch.Tensor) and count.ndim == 0:
-            # Beams repeat tensors along their first dimension, which this one does not have.
-            kwargs["num_recurrences"] = count.item()
+        for name in ("num_recurrences", "min_recurrences", "max_recurrences"):
+            count = kwargs.get(name)
+            if isinstance(count, torch.Tensor) and count.ndim == 0:
+                # Beams repeat tensors along their first dimension, which this one does not have.
+                kwargs[name] = count.item()
         speculation = None
         if draft_recurrences is not None:
             speculation = Speculation(draft_recurrences, draft_tokens)

@@ -254,6 +254,15 @@ def test_behind_the_end_of_a_text_there_is_no_depth(style, extra, criteria):
     assert (stops.num_recurrences == 2).all()
 
 
+@pytest.mark.parametrize("name", ["num_recurrences", "min_recurrences", "max_recurrences"])
+def test_bounds_without_dimensions_serve_beams(name):
+    model = lively_model("llama", {"input_injection": "add"})
+    ids, mask = pad([random_ids(n) for n in LENGTHS], "left")
+    call = {} if name == "num_recurrences" else depth_calls(model)["token-state"]
+    expected = generate(model, ids, mask, num_beams=2, **call, **{name: 3})
+    assert same_decoding(expected, generate(model, ids, mask, num_beams=2, **call, **{name: torch.tensor(3)}))
+
+
 BAD = [
     ({"halting_criterion": "kl", "halting_granularity": "sequence", "prefill_chunk_size": 2}, "prefill_chunk_size=2"),
     ({"halting_criterion": "kl", "halting_granularity": "sequence", "prompt_lookup_num_tokens": 2}, "assisted"),
