@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import sys
@@ -362,6 +363,22 @@ def test_files_are_not_overwritten(flags, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(generate, "load_model_config", None)
     assert "page.html" in refused(capsys, [*flags, "--prompt", "the", "--html", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == "mine"
+
+
+def test_two_files_of_one_name(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(generate, "load_model_config", None)
+    page, same = tmp_path / "page", tmp_path / "new" / ".." / "page"
+    argv = [*flags, "--prompt", "the", "--html", str(page), "--json", str(same), "--overwrite"]
+    assert "are one file: give each its own" in refused(capsys, argv)
+
+
+def test_a_reader_that_has_seen_enough(flags, tmp_path, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        assert main([*flags, "--prompt", *PROMPTS, "--json", str(tmp_path / "depths.json")]) == 0
+    assert len(document(tmp_path)["outputs"]) == len(PROMPTS)
 
 
 def test_interrupted(flags, monkeypatch, tmp_path, capsys):
