@@ -328,6 +328,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             given = model_kwargs.get("num_recurrences")
             if isinstance(given, torch.Tensor) and given.ndim == 1:
                 log.new_count = given[:, None]
+            if cache is not None and cache.is_compileable:
+                self._check_room(cache, log.prompt_length, generation_config.max_length - log.start)
         if cache is not None:
             cache._is_user_defined = True
             return
@@ -353,6 +355,16 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 "loop needs one for each recurrence. Leave it out, or use 'static'."
             )
         model_kwargs["past_key_values"] = RecurrentDepthCache(self.config, cache_recurrences=kept)
+
+    @staticmethod
+    def _check_room(cache, prompt_length, new_tokens):
+        # The last new token is not read. On a GPU a write behind the end would cost the process.
+        room, needed = cache.get_max_length(), prompt_length + new_tokens - 1
+        if needed > room:
+            raise ValueError(
+                f"past_key_values has room for {room} tokens, but a prompt of {prompt_length} and {new_tokens} new "
+                f"ones need {needed}: make the {type(cache).__name__} with max_cache_len={needed}, or ask for fewer."
+            )
 
     @staticmethod
     def _prompt_length(width, generation_config, model_kwargs):
