@@ -3,9 +3,15 @@
 import inspect
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from transformers.generation import GenerationMixin, GenerationMode, StoppingCriteriaList
+from transformers.generation import (
+    GenerationMixin,
+    GenerationMode,
+    StoppingCriteriaList,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
@@ -138,7 +144,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         receives the depths of the tokens that come next.
 
         Prompts may be padded on either side, and give the same texts (the library's warning about right padding is
-        meant for models whose caches have no holes). A `num_recurrences` of one count a token covers the prompt, or
+        meant for models whose caches have no holes); a logits processor that looks at the tokens before, or a stopping
+        criterion, sees the padding where it stands. A `num_recurrences` of one count a token covers the prompt, or
         what of it is not in the cache yet; new tokens take what the criterion or the config says.
         """
         for name in ("num_recurrences", "min_recurrences", "max_recurrences"):
@@ -209,6 +216,42 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     def _get_candidate_generator(self, *args, model_kwargs, **kwargs):
         model_kwargs = {name: value for name, value in model_kwargs.items() if name not in _OF_THIS_MODEL}
         return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
+
+    def _get_logits_processor(
+        self, generation_config, *args, logits_processor=None, model_kwargs=None, negative_prompt_ids=None, **kwargs
+    ):
+        processors = super()._get_logits_processor(
+            generation_config,
+            *args,
+            logits_processor=logits_processor,
+            model_kwargs=model_kwargs,
+            negative_prompt_ids=negative_prompt_ids,
+            **kwargs,
+        )
+        log = self._depth_log()
+        for processor in processors:
+            if not isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor) or log is None:
+                continue
+            if any(processor is given for given in logits_processor or ()):
+                continue
+            self._refuse_guidance(generation_config, negative_prompt_ids, model_kwargs, log)
+            # It runs the model on a second text: as deep as on the first, new tokens of which have no counts either.
+            depth = {name: model_kwargs.get(name) for name in _OF_THIS_MODEL if name != "on_recurrence"}
+            count = depth["num_recurrences"]
+            if isinstance(count, torch.Tensor) and count.ndim == 2:
+                del depth["num_recurrences"]
+            processor.model = partial(self, **depth)
+        return processors
+
+    @staticmethod
+    def _refuse_guidance(generation_config, negative_prompt_ids, model_kwargs, log):
+        reason = None
+        if log.schedule is not None:
+            reason = "depth_schedule, which reads one text: guidance runs a second one"
+        elif negative_prompt_ids is None and _ends_in_padding(model_kwargs.get("attention_mask")):
+            reason = "padding on the right: its second text starts from the last token. Pad on the left"
+        if reason is not None:
+            raise ValueError(f"guidance_scale={generation_config.guidance_scale} does not go with {reason}.")
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
         if (log := self._depth_log()) is not None:

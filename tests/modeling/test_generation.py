@@ -254,6 +254,27 @@ def test_behind_the_end_of_a_text_there_is_no_depth(style, extra, criteria):
     assert (stops.num_recurrences == 2).all()
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize(("style", "extra"), DECODING_GRID[:5], ids=IDS[:5])
+def test_guidance_runs_both_texts_at_the_same_depth(style, extra, use_cache):
+    model = lively_model(style, extra)
+    row, other = random_ids(1, 6), random_ids(1, 4)
+    calls = depth_calls(model)
+    tokens = {**calls["token-state"], "num_recurrences": torch.tensor([[2, 0, 3, 1, 0, 4]])}
+    for call in (calls["fixed"], calls["token-state"], tokens):
+        own = {name: value for name, value in call.items() if call is not tokens or name != "num_recurrences"}
+        for negative in (None, other):
+            guided = {"guidance_scale": 1.7, "negative_prompt_ids": negative}
+            output = generate(model, row, None, use_cache=use_cache, **guided, **call)
+            against = row[:, -1:] if negative is None else negative
+            for place in range(NEW):
+                logits = output.logits[place].log_softmax(-1)
+                unguided = model(against, **own).logits[:, -1].float().log_softmax(-1)
+                token = (1.7 * (logits - unguided) + unguided).argmax(-1)[:, None]
+                assert torch.equal(token[0, 0], output.sequences[0, 6 + place])
+                against = torch.cat((against, token), dim=1)
+
+
 @pytest.mark.parametrize("name", ["num_recurrences", "min_recurrences", "max_recurrences"])
 def test_bounds_without_dimensions_serve_beams(name):
     model = lively_model("llama", {"input_injection": "add"})

@@ -306,6 +306,8 @@ class TestAssistants:
         ({"inputs_embeds": torch.zeros(1, 4, 32).double(), "prompt_lookup_num_tokens": 2}, "inputs_embeds does not"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 0]]), "prefill_chunk_size": 2}, "padding on the right"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 0]]), "prompt_lookup_num_tokens": 2}, "padding on the right"),
+        ({"attention_mask": torch.tensor([[1, 1, 1, 0]]), "guidance_scale": 2.0}, "padding on the right"),
+        ({"depth_schedule": torch.ones_like, "guidance_scale": 2.0}, "guidance_scale=2.0 does not go with depth_sch"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
