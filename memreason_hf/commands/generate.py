@@ -176,7 +176,9 @@ def _generate(inputs, depth, sampling, output):
 
     view = _view(output.depths)
     start = time.perf_counter()
-    if len(prompts) == 1 and sys.stdout.isatty() and view.mode != "none":
+    # Beams are no text before the last token.
+    grows = (model.generation_config.num_beams or 1) == 1
+    if len(prompts) == 1 and sys.stdout.isatty() and view.mode != "none" and grows:
         texts = [_stream(writer, prompts[0], rows[0], view, _bounds(settings))]
         seconds = time.perf_counter() - start
     else:
@@ -330,6 +332,8 @@ class _Writer:
             pad_token_id=self.pad,
             eos_token_id=sorted(self.ends) or None,
             return_dict_in_generate=True,
+            # Whatever the model's generation config says: the texts are matched with their prompts.
+            num_return_sequences=1,
             streamer=streamer,
             **self.arguments,
         )

@@ -194,15 +194,30 @@ def test_a_prompt_from_a_pipe(flags, tmp_path, monkeypatch, capsys):
     assert "give --prompt TEXT, --prompts FILE, or pipe a text in" in refused(capsys, flags)
 
 
+def change_generation_config(folder, **values):
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+
+
+def test_a_generation_config_with_beams_and_several_texts(flags, text_model_folder, tmp_path, monkeypatch):
+    change_generation_config(text_model_folder, num_beams=2, num_return_sequences=2)
+    assert main([*flags, "--prompt", *PROMPTS, "--json", str(tmp_path / "depths.json")]) == 0
+    together = document(tmp_path)["outputs"]
+    assert len({output["text"] for output in together}) == len(PROMPTS)
+    argv = [*flags, "--prompt", PROMPTS[1], "--overwrite", "--json", str(tmp_path / "depths.json")]
+    terminal = on_a_terminal(monkeypatch, argv)
+    (alone,) = document(tmp_path)["outputs"]
+    assert alone == together[1]
+    assert ANSI.sub("", terminal.getvalue()).startswith(PROMPTS[1])
+
+
 def test_the_model_ends_a_text(flags, text_model_folder, tmp_path):
     path = tmp_path / "depths.json"
     assert main([*flags, "--prompt", *PROMPTS, "--json", str(path)]) == 0
     plain = document(tmp_path)["outputs"]
     tokens = [token["id"] for token in plain[0]["tokens"]]
     end = tokens[2]
-    settings = json.loads((text_model_folder / "generation_config.json").read_text(encoding="utf-8"))
-    settings["eos_token_id"] = end
-    (text_model_folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    change_generation_config(text_model_folder, eos_token_id=end)
     assert main([*flags, "--prompt", *PROMPTS, "--json", str(path), "--overwrite"]) == 0
     ended = document(tmp_path)["outputs"][0]
     assert ended["finish_reason"] == "eos"
