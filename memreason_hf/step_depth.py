@@ -121,7 +121,7 @@ def recurrences_by_kind(
 
     Args:
         sequences: `(rows, tokens)`, as `generate` returns them, prompts included.
-        num_recurrences: `(rows, new tokens)`, from the same output.
+        num_recurrences: `(rows, new tokens)`, from the same output; 0 behind the end of a text, where nothing counts.
         num_tokens: how many of its new tokens count, of each row; None for all.
 
     Returns:
@@ -135,6 +135,8 @@ def recurrences_by_kind(
         end = new if num_tokens is None else num_tokens[row]
         totals = {}
         for number, count in zip(of_kind[:end], counts[:end]):
+            if not count:
+                continue
             total = totals.setdefault(kinds.names[number], [0, 0])
             total[0] += 1
             total[1] += count

@@ -3,9 +3,15 @@
 import inspect
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from transformers.generation import GenerationMixin, GenerationMode
+from transformers.generation import (
+    GenerationMixin,
+    GenerationMode,
+    StoppingCriteriaList,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
@@ -13,7 +19,7 @@ from .cache_recurrent import RecurrentDepthCache
 from .halting_recurrent import criterion_parameters, last_real
 from .masks_recurrent import create_window_mask
 from .schedule_recurrent import DepthSchedule
-from .speculation_recurrent import Speculation, decode
+from .speculation_recurrent import Speculation, decode, pads_ends
 from .static_cache_recurrent import RecurrentDepthStaticCache
 
 
@@ -32,6 +38,17 @@ _OF_THIS_MODEL = (
 )
 
 
+class _Ends(StoppingCriteriaList):
+    """The criteria of a call, which remember whose text has ended."""
+
+    ended: torch.Tensor | None = None
+
+    def __call__(self, input_ids, scores, **kwargs):
+        done = super().__call__(input_ids, scores, **kwargs)
+        self.ended = done if self.ended is None else self.ended | done
+        return done
+
+
 @dataclass
 class _DepthLog:
     """
@@ -43,6 +60,7 @@ class _DepthLog:
         last (`(rows,)`, *optional*): The last real token of each prompt, where padding stands on the right.
         by_row (`bool`): Whether a criterion decides one count for a row and call.
         new_count (`int` or `(rows, 1)` tensor): The count of a token behind a prompt whose counts were given.
+        ends (`_Ends`, *optional*): Knows the rows that get nothing but padding any more.
     """
 
     model: torch.nn.Module
@@ -55,6 +73,7 @@ class _DepthLog:
     last: torch.Tensor | None = None
     by_row: bool = False
     new_count: int | torch.Tensor = 0
+    ends: _Ends | None = None
     prompt: torch.Tensor | None = None
     steps: list = field(default_factory=list)
 
@@ -64,6 +83,8 @@ class _DepthLog:
         if self.prompt is None:
             self.prompt = counts[:, : counts.shape[1] - new_tokens + 1].clone()
             step = step if self.last is None else counts.gather(1, self.last[:, None])
+        if self.ends is not None and self.ends.ended is not None:
+            step = step.masked_fill(self.ends.ended.to(step.device)[:, None], 0)
         self.add_step(step.clone())
 
     def add_step(self, counts):
@@ -117,19 +138,21 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         `DepthSchedule`.
 
         With `return_dict_in_generate=True` the output also holds `num_recurrences` (`(rows, new tokens)`: the
-        recurrences of the position whose logits gave each new token; 0 behind the end of a beam) and
+        recurrences of the position whose logits gave each new token; 0 behind the end of a text) and
         `prompt_recurrences` (`(rows, prompt)`; 0 on padding), the prompt being all tokens in front of the first new
         one: given as ids or as embeddings, and those of a live cache. A streamer with a method `put_recurrences`
         receives the depths of the tokens that come next.
 
         Prompts may be padded on either side, and give the same texts (the library's warning about right padding is
-        meant for models whose caches have no holes). A `num_recurrences` of one count a token covers the prompt, or
+        meant for models whose caches have no holes); a logits processor that looks at the tokens before, or a stopping
+        criterion, sees the padding where it stands. A `num_recurrences` of one count a token covers the prompt, or
         what of it is not in the cache yet; new tokens take what the criterion or the config says.
         """
-        count = kwargs.get("num_recurrences")
-        if isinstance(count, torch.Tensor) and count.ndim == 0:
-            # Beams repeat tensors along their first dimension, which this one does not have.
-            kwargs["num_recurrences"] = count.item()
+        for name in ("num_recurrences", "min_recurrences", "max_recurrences"):
+            count = kwargs.get(name)
+            if isinstance(count, torch.Tensor) and count.ndim == 0:
+                # Beams repeat tensors along their first dimension, which this one does not have.
+                kwargs[name] = count.item()
         speculation = None
         if draft_recurrences is not None:
             speculation = Speculation(draft_recurrences, draft_tokens)
@@ -182,15 +205,53 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             log.schedule.check_mode(generation_config)
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
-    def _sample(self, input_ids, *args, **kwargs):
+    def _sample(self, input_ids, logits_processor, stopping_criteria, *args, **kwargs):
         log = self._depth_log()
-        if log is None or log.speculation is None:
-            return super()._sample(input_ids, *args, **kwargs)
-        return decode(self, log.speculation, log, input_ids, *args, **kwargs)
+        if log is not None and log.speculation is not None:
+            return decode(self, log.speculation, log, input_ids, logits_processor, stopping_criteria, *args, **kwargs)
+        if log is not None and pads_ends(stopping_criteria):
+            log.ends = stopping_criteria = _Ends(stopping_criteria)
+        return super()._sample(input_ids, logits_processor, stopping_criteria, *args, **kwargs)
 
     def _get_candidate_generator(self, *args, model_kwargs, **kwargs):
         model_kwargs = {name: value for name, value in model_kwargs.items() if name not in _OF_THIS_MODEL}
         return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
+
+    def _get_logits_processor(
+        self, generation_config, *args, logits_processor=None, model_kwargs=None, negative_prompt_ids=None, **kwargs
+    ):
+        processors = super()._get_logits_processor(
+            generation_config,
+            *args,
+            logits_processor=logits_processor,
+            model_kwargs=model_kwargs,
+            negative_prompt_ids=negative_prompt_ids,
+            **kwargs,
+        )
+        log = self._depth_log()
+        for processor in processors:
+            if not isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor) or log is None:
+                continue
+            if any(processor is given for given in logits_processor or ()):
+                continue
+            self._refuse_guidance(generation_config, negative_prompt_ids, model_kwargs, log)
+            # It runs the model on a second text: as deep as on the first, new tokens of which have no counts either.
+            depth = {name: model_kwargs.get(name) for name in _OF_THIS_MODEL if name != "on_recurrence"}
+            count = depth["num_recurrences"]
+            if isinstance(count, torch.Tensor) and count.ndim == 2:
+                del depth["num_recurrences"]
+            processor.model = partial(self, **depth)
+        return processors
+
+    @staticmethod
+    def _refuse_guidance(generation_config, negative_prompt_ids, model_kwargs, log):
+        reason = None
+        if log.schedule is not None:
+            reason = "depth_schedule, which reads one text: guidance runs a second one"
+        elif negative_prompt_ids is None and _ends_in_padding(model_kwargs.get("attention_mask")):
+            reason = "padding on the right: its second text starts from the last token. Pad on the left"
+        if reason is not None:
+            raise ValueError(f"guidance_scale={generation_config.guidance_scale} does not go with {reason}.")
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
         if (log := self._depth_log()) is not None:
@@ -310,6 +371,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             given = model_kwargs.get("num_recurrences")
             if isinstance(given, torch.Tensor) and given.ndim == 1:
                 log.new_count = given[:, None]
+            if cache is not None and cache.is_compileable:
+                self._check_room(cache, log.prompt_length, generation_config.max_length - log.start)
         if cache is not None:
             cache._is_user_defined = True
             return
@@ -337,6 +400,16 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         model_kwargs["past_key_values"] = RecurrentDepthCache(self.config, cache_recurrences=kept)
 
     @staticmethod
+    def _check_room(cache, prompt_length, new_tokens):
+        # The last new token is not read. On a GPU a write behind the end would cost the process.
+        room, needed = cache.get_max_length(), prompt_length + new_tokens - 1
+        if needed > room:
+            raise ValueError(
+                f"past_key_values has room for {room} tokens, but a prompt of {prompt_length} and {new_tokens} new "
+                f"ones need {needed}: make the {type(cache).__name__} with max_cache_len={needed}, or ask for fewer."
+            )
+
+    @staticmethod
     def _prompt_length(width, generation_config, model_kwargs):
         """Tokens in front of the first new one; `width` ids of them are given. By the library's rule in `_prefill`."""
         if (embeds := model_kwargs.get("inputs_embeds")) is not None:
@@ -344,6 +417,11 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
         past = 0 if cache is None else int(cache.get_seq_length())
         seen = getattr(generation_config, "_mask_length", -1) if mask is None else mask.shape[1]
+        if past and seen not in (-1, width, past + width):
+            raise ValueError(
+                f"attention_mask has {seen} columns, past_key_values holds {past} tokens and the input {width}: one "
+                "column is needed for each token of both. The last token of a text is not in its cache yet."
+            )
         if not past or seen != width:
             return past + width
         if width <= past:
@@ -412,11 +490,11 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         log = self._depth_log()
         if log is None:
             return model_kwargs
-        if counts.ndim == 1 or isinstance(cache, RecurrentDepthStaticCache):
-            counts = counts.to(outputs.logits.device)
-            counts = counts[:, None].expand(-1, log.positions) if counts.ndim == 1 else counts
-            if (mask := model_kwargs.get("attention_mask")) is not None:
-                counts = counts.masked_fill(mask[:, : counts.shape[1]] == 0, 0)
+        counts = counts.to(outputs.logits.device)
+        counts = counts[:, None].expand(-1, log.positions) if counts.ndim == 1 else counts
+        if (mask := model_kwargs.get("attention_mask")) is not None:
+            # Also what was a token when the cache read it: a turn may hide what padded the texts of the one before.
+            counts = counts.masked_fill(mask[:, : counts.shape[1]].to(counts.device) == 0, 0)
         log.add(counts, num_new_tokens)
         given = model_kwargs.get("num_recurrences")
         by_token = isinstance(given, torch.Tensor) and given.ndim == 2

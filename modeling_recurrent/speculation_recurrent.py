@@ -135,6 +135,11 @@ class Speculation:
             raise ValueError(f"draft_recurrences={self.draft_recurrences} does not go with {reason}.")
 
 
+def pads_ends(criteria) -> bool:
+    """Whether padding follows a text that has ended: only where some token ends texts, as the library has it."""
+    return any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+
+
 class _Texts:
     """
     The texts of all rows, of different lengths, and what decides how they go on.
@@ -151,8 +156,7 @@ class _Texts:
     def __init__(self, input_ids, limit, draft_tokens, processors, criteria, generation_config):
         rows, self.start = input_ids.shape
         self.limit = limit
-        # As in plain decoding: padding follows only where some token ends a text.
-        self.pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+        self.pads = pads_ends(criteria)
         self.pad = generation_config._pad_token_tensor.to(input_ids.device) if self.pads else 0
         self.tokens = nn.functional.pad(input_ids, (0, max(limit - self.start, 1) + draft_tokens + 1))
         self.tokens[:, self.start :] = self.pad
@@ -169,6 +173,10 @@ class _Texts:
             # Nothing pads a row that has ended: it goes on for as long as any other.
             running |= self.lengths < (self.limit if running.any() else self.ends.max())
         return running
+
+    def are_text(self, place):
+        """`(batch,)`: whether the token at `place` is more than padding behind the end of its row."""
+        return (self.ends == 0) | (self.ends > place) | (not self.pads)
 
     def scores(self, logits, rows, lengths):
         """
@@ -402,7 +410,7 @@ def decode(
     while True:
         for place in range(sent, ready := texts.ready()):
             if place > texts.start:
-                log.add_step(input_ids.new_full((len(input_ids), 1), count))
+                log.add_step(texts.are_text(place)[:, None] * count)
             if streamer is not None:
                 streamer.put(texts.tokens[:, place].cpu())
         sent = ready
@@ -425,4 +433,4 @@ def decode(
     return output
 
 
-__all__ = ["Speculation", "accept", "decode"]
+__all__ = ["Speculation", "accept", "decode", "pads_ends"]

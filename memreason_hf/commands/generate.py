@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _generate(inputs, depth, sampling, output):
-    refuse_existing([path for path in (output.html, output.json) if path is not None], overwrite=output.overwrite)
+    _check_files(output)
     _check(inputs, depth, sampling)
     config = load_model_config(inputs.model, inputs.base)
     settings, arguments = depth_settings(config, depth)
@@ -176,7 +176,9 @@ def _generate(inputs, depth, sampling, output):
 
     view = _view(output.depths)
     start = time.perf_counter()
-    if len(prompts) == 1 and sys.stdout.isatty() and view.mode != "none":
+    # Beams are no text before the last token.
+    grows = (model.generation_config.num_beams or 1) == 1
+    if len(prompts) == 1 and sys.stdout.isatty() and view.mode != "none" and grows:
         texts = [_stream(writer, prompts[0], rows[0], view, _bounds(settings))]
         seconds = time.perf_counter() - start
     else:
@@ -185,7 +187,7 @@ def _generate(inputs, depth, sampling, output):
         for first in range(0, len(prompts), size):
             texts += writer.write(prompts[first : first + size], rows[first : first + size])
         seconds = time.perf_counter() - start
-        print(render_texts(texts, view, DepthScale.over(texts, prompts=False)), flush=True)
+        _show(render_texts(texts, view, DepthScale.over(texts, prompts=False)))
 
     statistics = depth_statistics(texts)
     print(
@@ -203,6 +205,13 @@ def _generate(inputs, depth, sampling, output):
         document = depths_document(texts, described, settings, seconds, describe_environment(device))
         _write(output.json, json.dumps(document, ensure_ascii=False, indent=1) + "\n", output.overwrite)
     return 0
+
+
+def _check_files(output):
+    paths = [Path(path) for path in (output.html, output.json) if path is not None]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"html={output.html!r} and json={output.json!r} are one file: give each its own.")
+    refuse_existing(paths, overwrite=output.overwrite)
 
 
 def _check(inputs, depth, sampling):
@@ -323,6 +332,8 @@ class _Writer:
             pad_token_id=self.pad,
             eos_token_id=sorted(self.ends) or None,
             return_dict_in_generate=True,
+            # Whatever the model's generation config says: the texts are matched with their prompts.
+            num_return_sequences=1,
             streamer=streamer,
             **self.arguments,
         )
@@ -352,6 +363,14 @@ def _stream(writer, prompt, row, view, scale):
         write(piece)
     print(f"\n\n{view.legend(scale)}", flush=True)
     return text
+
+
+def _show(text):
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Who reads, `head` for one, has seen enough: no reason to lose the files. Nor must the rest fail at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _bounds(settings):

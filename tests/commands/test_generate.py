@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import sys
@@ -193,15 +194,30 @@ def test_a_prompt_from_a_pipe(flags, tmp_path, monkeypatch, capsys):
     assert "give --prompt TEXT, --prompts FILE, or pipe a text in" in refused(capsys, flags)
 
 
+def change_generation_config(folder, **values):
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+
+
+def test_a_generation_config_with_beams_and_several_texts(flags, text_model_folder, tmp_path, monkeypatch):
+    change_generation_config(text_model_folder, num_beams=2, num_return_sequences=2)
+    assert main([*flags, "--prompt", *PROMPTS, "--json", str(tmp_path / "depths.json")]) == 0
+    together = document(tmp_path)["outputs"]
+    assert len({output["text"] for output in together}) == len(PROMPTS)
+    argv = [*flags, "--prompt", PROMPTS[1], "--overwrite", "--json", str(tmp_path / "depths.json")]
+    terminal = on_a_terminal(monkeypatch, argv)
+    (alone,) = document(tmp_path)["outputs"]
+    assert alone == together[1]
+    assert ANSI.sub("", terminal.getvalue()).startswith(PROMPTS[1])
+
+
 def test_the_model_ends_a_text(flags, text_model_folder, tmp_path):
     path = tmp_path / "depths.json"
     assert main([*flags, "--prompt", *PROMPTS, "--json", str(path)]) == 0
     plain = document(tmp_path)["outputs"]
     tokens = [token["id"] for token in plain[0]["tokens"]]
     end = tokens[2]
-    settings = json.loads((text_model_folder / "generation_config.json").read_text(encoding="utf-8"))
-    settings["eos_token_id"] = end
-    (text_model_folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    change_generation_config(text_model_folder, eos_token_id=end)
     assert main([*flags, "--prompt", *PROMPTS, "--json", str(path), "--overwrite"]) == 0
     ended = document(tmp_path)["outputs"][0]
     assert ended["finish_reason"] == "eos"
@@ -362,6 +378,22 @@ def test_files_are_not_overwritten(flags, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(generate, "load_model_config", None)
     assert "page.html" in refused(capsys, [*flags, "--prompt", "the", "--html", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == "mine"
+
+
+def test_two_files_of_one_name(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(generate, "load_model_config", None)
+    page, same = tmp_path / "page", tmp_path / "new" / ".." / "page"
+    argv = [*flags, "--prompt", "the", "--html", str(page), "--json", str(same), "--overwrite"]
+    assert "are one file: give each its own" in refused(capsys, argv)
+
+
+def test_a_reader_that_has_seen_enough(flags, tmp_path, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        assert main([*flags, "--prompt", *PROMPTS, "--json", str(tmp_path / "depths.json")]) == 0
+    assert len(document(tmp_path)["outputs"]) == len(PROMPTS)
 
 
 def test_interrupted(flags, monkeypatch, tmp_path, capsys):

@@ -119,8 +119,8 @@ def test_beams_and_samples_are_what_their_tokens_say(style, extra, how):
                     tokens = token[None, None]
             assert output.num_recurrences[i, : len(new)].tolist() == counts
             assert torch.equal(output.prompt_recurrences[i][mask[i // 2].bool()], cache.counts[0, : len(row)])
+            assert (output.num_recurrences[i, len(new) :] == 0).all()
             if "num_beams" in how:
-                assert (output.num_recurrences[i, len(new) :] == 0).all()
                 assert abs(output.sequences_scores[i].item() - score) < 1e-4
 
 

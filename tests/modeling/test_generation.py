@@ -15,6 +15,7 @@ from recurrent_models import (
     same_decoding,
     tiny_model,
 )
+from transformers import StoppingCriteria
 
 from modeling_recurrent import RecurrentDepthCache, RecurrentDepthStaticCache
 
@@ -25,15 +26,14 @@ IDS = grid_ids(DECODING_GRID)
 
 
 def generate(model, ids, mask, **kwargs):
-    return model.generate(
-        ids,
-        attention_mask=mask,
-        max_new_tokens=NEW,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
+    values = {
+        "max_new_tokens": NEW,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
         **kwargs,
-    )
+    }
+    return model.generate(ids, attention_mask=mask, **values)
 
 
 @pytest.mark.parametrize(("style", "extra"), DECODING_GRID, ids=IDS)
@@ -187,20 +187,21 @@ def test_assisted_generation_by_a_shallower_copy():
     assert same_decoding(plain, helped)
 
 
+class Streamer:
+    def __init__(self):
+        self.tokens, self.depths = [], []
+
+    def put(self, value):
+        self.tokens.append(value)
+
+    def put_recurrences(self, value):
+        self.depths.append(value)
+
+    def end(self):
+        self.ended = True
+
+
 def test_a_streamer_receives_depths():
-    class Streamer:
-        def __init__(self):
-            self.tokens, self.depths = [], []
-
-        def put(self, value):
-            self.tokens.append(value)
-
-        def put_recurrences(self, value):
-            self.depths.append(value)
-
-        def end(self):
-            self.ended = True
-
     model = lively_model("llama", {"input_injection": "add"})
     call = depth_calls(model)["token-state"]
     row, streamer = random_ids(1, 5), Streamer()
@@ -210,6 +211,77 @@ def test_a_streamer_receives_depths():
     by_place = Streamer()
     model.generate(row, *[None] * 6, by_place, max_new_tokens=NEW, do_sample=False, **call)
     assert torch.equal(torch.cat(by_place.depths, dim=1), output.num_recurrences)
+
+
+class LastTokenAbove(StoppingCriteria):
+    """A row ends with a token above `bound`."""
+
+    def __init__(self, bound):
+        self.bound = bound
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return input_ids[:, -1] > self.bound
+
+
+@pytest.mark.parametrize(("style", "extra"), DECODING_GRID[:4], ids=IDS[:4])
+@pytest.mark.parametrize("criteria", [None, [LastTokenAbove(VOCAB - 4)]], ids=["tokens", "criteria"])
+def test_behind_the_end_of_a_text_there_is_no_depth(style, extra, criteria):
+    """Rows that have ended get padding until the last one has; its depth says nothing of the text."""
+    model = lively_model(style, extra, seed=0)
+    ids, mask = pad([random_ids(n) for n in LENGTHS], "left")
+    calls = {**depth_calls(model), "static": {"num_recurrences": 4, "cache_implementation": "static"}}
+    calls["sampling"] = {**calls["token-state"], "do_sample": True, "top_k": 0}
+    calls["uncached"] = {**calls["token-state"], "use_cache": False}
+    for name, call in calls.items():
+        torch.manual_seed(5)
+        free = generate(model, ids, mask, **call)
+        new = free.sequences[:, ids.shape[1] :]
+        # A token that some row writes before another does, if that one does at all, and before the last place.
+        first = [((new == token).cumsum(1) == 0).sum(1) for token in range(VOCAB)]
+        end = next(token for token in range(VOCAB) if first[token].min() < first[token].max().clamp_max(NEW - 1))
+        streamer = Streamer()
+        torch.manual_seed(5)
+        output = generate(model, ids, mask, eos_token_id=end, stopping_criteria=criteria, streamer=streamer, **call)
+        width = output.num_recurrences.shape[1]
+        is_end = (new == end) | (new > (VOCAB - 4 if criteria else VOCAB))
+        behind = (is_end.cumsum(1) - is_end.long() > 0)[:, :width]
+        assert behind.any(), name
+        expected = free.num_recurrences[:, :width].masked_fill(behind, 0)
+        assert torch.equal(output.num_recurrences, expected), name
+        assert torch.equal(torch.cat(streamer.depths, dim=1), expected), name
+    # Where no token ends texts nothing pads them either: all are read.
+    stops = generate(model, ids, mask, stopping_criteria=[LastTokenAbove(VOCAB // 2)], num_recurrences=2)
+    assert (stops.num_recurrences == 2).all()
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize(("style", "extra"), DECODING_GRID[:5], ids=IDS[:5])
+def test_guidance_runs_both_texts_at_the_same_depth(style, extra, use_cache):
+    model = lively_model(style, extra)
+    row, other = random_ids(1, 6), random_ids(1, 4)
+    calls = depth_calls(model)
+    tokens = {**calls["token-state"], "num_recurrences": torch.tensor([[2, 0, 3, 1, 0, 4]])}
+    for call in (calls["fixed"], calls["token-state"], tokens):
+        own = {name: value for name, value in call.items() if call is not tokens or name != "num_recurrences"}
+        for negative in (None, other):
+            guided = {"guidance_scale": 1.7, "negative_prompt_ids": negative}
+            output = generate(model, row, None, use_cache=use_cache, **guided, **call)
+            against = row[:, -1:] if negative is None else negative
+            for place in range(NEW):
+                logits = output.logits[place].log_softmax(-1)
+                unguided = model(against, **own).logits[:, -1].float().log_softmax(-1)
+                token = (1.7 * (logits - unguided) + unguided).argmax(-1)[:, None]
+                assert torch.equal(token[0, 0], output.sequences[0, 6 + place])
+                against = torch.cat((against, token), dim=1)
+
+
+@pytest.mark.parametrize("name", ["num_recurrences", "min_recurrences", "max_recurrences"])
+def test_bounds_without_dimensions_serve_beams(name):
+    model = lively_model("llama", {"input_injection": "add"})
+    ids, mask = pad([random_ids(n) for n in LENGTHS], "left")
+    call = {} if name == "num_recurrences" else depth_calls(model)["token-state"]
+    expected = generate(model, ids, mask, num_beams=2, **call, **{name: 3})
+    assert same_decoding(expected, generate(model, ids, mask, num_beams=2, **call, **{name: torch.tensor(3)}))
 
 
 BAD = [

@@ -134,6 +134,27 @@ def test_a_conversation_of_right_padded_turns():
         generate(model, torch.cat((second.sequences, random_ids(4, 1)), dim=1), mask, past_key_values=cache)
 
 
+@pytest.mark.parametrize("call", [{"num_recurrences": 4}, by_token()], ids=["fixed", "token"])
+def test_what_padded_the_end_of_a_turn_is_hidden_in_the_next(call):
+    model = lively_model(seed=0)
+    rows, turn = [random_ids(n) for n in LENGTHS], random_ids(4, 2)
+    ids, mask = pad(rows, "left")
+    free = generate(model, ids, mask, **call).sequences
+    cache = RecurrentDepthCache(model.config)
+    first = generate(model, ids, mask, past_key_values=cache, eos_token_id=int(free[0, -4]), **call)
+    real = first.num_recurrences > 0
+    assert not real.all()
+    text, seen = torch.cat((first.sequences, turn), dim=1), torch.cat((mask, real, torch.ones_like(turn)), dim=1)
+    second = generate(model, text, seen, past_key_values=cache, **call)
+    assert (second.prompt_recurrences[seen == 0] == 0).all()
+    for i in range(4):
+        whole = text[i][seen[i].bool()][None]
+        alone = generate(model, whole, torch.ones_like(whole), **call)
+        assert torch.equal(alone.sequences[0, -NEW:], second.sequences[i, -NEW:])
+        assert torch.equal(alone.num_recurrences[0], second.num_recurrences[i])
+        assert torch.equal(alone.prompt_recurrences[0], second.prompt_recurrences[i][seen[i].bool()])
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["the whole text", "new ids alone"])
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_counts_of_tokens_behind_a_live_cache(whole, chunk):
@@ -209,6 +230,11 @@ def test_only_new_ids_behind_a_live_cache():
     assert_same(expected, output)
     with pytest.raises(ValueError, match="input has 3 tokens and past_key_values holds 13"):
         generate(model, turn, past_key_values=cache)
+    # The text has 14 tokens, the cache 13 of them: the turn alone leaves one out.
+    with pytest.raises(
+        ValueError, match="attention_mask has 17 columns, past_key_values holds 13 tokens and the input 3"
+    ):
+        generate(model, turn, torch.ones(2, 17), past_key_values=cache)
 
 
 def test_a_prefix_serves_many_texts():
@@ -280,6 +306,8 @@ class TestAssistants:
         ({"inputs_embeds": torch.zeros(1, 4, 32).double(), "prompt_lookup_num_tokens": 2}, "inputs_embeds does not"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 0]]), "prefill_chunk_size": 2}, "padding on the right"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 0]]), "prompt_lookup_num_tokens": 2}, "padding on the right"),
+        ({"attention_mask": torch.tensor([[1, 1, 1, 0]]), "guidance_scale": 2.0}, "padding on the right"),
+        ({"depth_schedule": torch.ones_like, "guidance_scale": 2.0}, "guidance_scale=2.0 does not go with depth_sch"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )

@@ -1,5 +1,6 @@
 """Depth that follows the kind of the step being written, and what it cost."""
 
+import random
 from itertools import pairwise
 
 import pytest
@@ -54,10 +55,9 @@ def generate(model, tokenizer, ids, real, **kwargs):
         attention_mask=real,
         do_sample=False,
         max_new_tokens=NEW,
-        eos_token_id=None,
         return_dict_in_generate=True,
         depth_schedule=DepthByKind(tokenizer, DEPTHS, OTHERWISE),
-        **kwargs,
+        **{"eos_token_id": None, **kwargs},
     )
 
 
@@ -163,6 +163,21 @@ def test_recurrences_by_kind():
     assert all(mean == DEPTHS.get(kind, OTHERWISE) for kind, mean in means.items())
     mixed = mean_recurrences_by_kind([{"reason": [1, 4], "none": [2, 2]}, {"reason": [3, 4]}])
     assert mixed == {"none": 1.0, "reason": 2.0} and list(mixed) == ["none", "reason"]
+
+
+def test_padding_behind_the_end_of_a_text_is_of_no_kind():
+    rng = random.Random(0)
+    model, tokenizer = talkative(seed=0)
+    ids, real = padded([random_text(tokenizer, rng) for _ in range(3)])
+    free = generate(model, tokenizer, ids, real).sequences[:, ids.shape[1] :]
+    ends = [int(free[0, 1]), int(free[1, 4])]
+    made = generate(model, tokenizer, ids, real, eos_token_id=ends)
+    lengths = [1 + next(i for i, token in enumerate(row) if token in ends or i == NEW - 1) for row in free.tolist()]
+    assert min(lengths) < made.num_recurrences.shape[1]
+    kinds = StepKinds(tokenizer)
+    assert recurrences_by_kind(kinds, made.sequences, made.num_recurrences) == recurrences_by_kind(
+        kinds, made.sequences, made.num_recurrences, lengths
+    )
 
 
 def test_depths_as_text():
