@@ -13,7 +13,7 @@ def _criteria_reading(parameter):
 
 def _parameter_field(name):
     kind = int if RecurrentDepthConfig.__annotations__[name] is int else float
-    help_text = f"Parameter of the criteria {', '.join(_criteria_reading(name))}. Default: the model's."
+    help_text = f"Parameter of {', '.join(_criteria_reading(name))}. Default: the model's."
     return name, kind | None, field(default=None, metadata={"help": help_text})
 
 
@@ -21,7 +21,7 @@ def _parameter_field(name):
 class _DepthArguments:
     halting_criterion: str | None = field(
         default=None,
-        metadata={"help": f"Who halts: {', '.join(HALTING_CRITERIA)}, or none. Default: the model's."},
+        metadata={"help": f"What decides who halts: {', '.join(HALTING_CRITERIA)}, or none. Default: the model's."},
     )
     halting_granularity: str | None = field(
         default=None,

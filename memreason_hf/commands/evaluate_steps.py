@@ -88,7 +88,9 @@ class EvaluateStepsArguments:
         default=None, metadata={"help": "Recurrent-depth models: a fixed depth. Default: the model's."}
     )
     max_recurrences: int | None = field(default=None, metadata={"help": "Recurrent-depth models: the deepest."})
-    halting_criterion: str | None = field(default=None, metadata={"help": "Recurrent-depth models: who halts."})
+    halting_criterion: str | None = field(
+        default=None, metadata={"help": "Recurrent-depth models: what decides who halts."}
+    )
     depth_by_kind: str | None = field(
         default=None,
         metadata={

@@ -32,7 +32,7 @@ examples:
   memreason quickstart --output_dir runs/other_seed --seed 1
   memreason quickstart --output_dir runs/longer --max_steps 3000      # any flag of `memreason train`
 
-It writes the data to OUTPUT_DIR/data, the model to OUTPUT_DIR, and evaluation.json, depth_sweep.json and the pictures
+It writes the data to DATA_PATH, the model to OUTPUT_DIR, and evaluation.json, depth_sweep.json and the pictures
 depth_sweep.png and depth_margins.png to OUTPUT_DIR/results.
 """
 # Where overthinking would show: far beyond what training has seen.
@@ -41,11 +41,28 @@ LATE = 96
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=PROG, description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=PROG,
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--output_dir", default="runs/quickstart", help="Everything goes here. (default: %(default)s)")
+    # Both spellings, as of any flag: one that is not read here is read by `memreason train`, for the training alone.
     parser.add_argument(
-        "--max_recurrences", type=int, default=128, help="The last recurrence that is read. (default: %(default)s)"
+        "--output_dir",
+        "--output-dir",
+        default="runs/quickstart",
+        help="Everything goes here. (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data_path", "--data-path", help="Folder of the data set; built if there is none. (default: OUTPUT_DIR/data)"
+    )
+    parser.add_argument(
+        "--max_recurrences",
+        "--max-recurrences",
+        type=int,
+        default=128,
+        help="The last recurrence that is read. (default: %(default)s)",
     )
     return parser
 
@@ -58,8 +75,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _quickstart(arguments, train_flags):
     start = time.perf_counter()
+    if arguments.max_recurrences < 1:
+        raise ValueError(f"max_recurrences={arguments.max_recurrences} must be at least 1.")
     folder = Path(arguments.output_dir)
-    data, results = folder / "data", folder / "results"
+    data, results = Path(arguments.data_path or folder / "data"), folder / "results"
 
     _headline("1/4  Data and training: chains of at most 8 hops")
     code = train.main(["quickstart", "--output_dir", str(folder), "--data_path", str(data), *train_flags])

@@ -154,6 +154,8 @@ class RecipeParser(HfArgumentParser):
         )
         for action in self._actions[before:]:
             field = self._destinations[action.dest][1]
+            if isinstance(action, argparse._StoreFalseAction):
+                action.help = f"Switches --{action.dest} off."
             if section.shown is not None and field not in section.shown:
                 self._hidden.append(action)
 
@@ -293,6 +295,10 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
             flag for flag in action.option_strings if "_" in flag or flag.replace("-", "_") not in self._twins(action)
         ]
         return super()._format_action_invocation(shown)
+
+    def _get_help_string(self, action):
+        # What switches a flag off has no default of its own.
+        return action.help if isinstance(action, argparse._StoreFalseAction) else super()._get_help_string(action)
 
     @staticmethod
     def _twins(action):

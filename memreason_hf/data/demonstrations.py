@@ -24,15 +24,16 @@ class Demonstrations:
     """
 
     def __init__(self, dataset: Dataset, num_demonstrations: int, *, seed: int = 0):
-        rows = [row for row in dataset if row["steps"]] if num_demonstrations else []
+        # Each question once: a second copy of it would be drawn beside it, or left out beside it.
+        rows = {row["question"]: row for row in dataset if row["steps"]} if num_demonstrations else {}
         if num_demonstrations < 0 or num_demonstrations > max(len(rows) - 1, 0):
             raise ValueError(
                 f"num_demonstrations={num_demonstrations} must be between 0 and {max(len(rows) - 1, 0)}, one less "
-                "than the items with steps."
+                "than the questions with steps."
             )
         self.num_demonstrations = num_demonstrations
         self.seed = seed
-        self.pool = [(row["question"], reference_solution(row)) for row in rows]
+        self.pool = [(row["question"], reference_solution(row)) for row in rows.values()]
 
     def __call__(self, question: str) -> list[tuple[str, list[Step]]]:
         """Pairs of a question and its solution, the answer last; none of them is `question`."""

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 
 MAX_HOPS = 1_000  # a mistyped range stops here and not after filling the memory
@@ -151,7 +151,6 @@ _SMALLEST_VALUES = {
     "num_train_probes": 0,
     "seed": 0,
 }
-CONFIG_FIELDS = tuple(item.name for item in fields(MultiHopConfig))
 
 
 def parse_hop_counts(hops: str | int | Iterable[int]) -> tuple[int, ...]:

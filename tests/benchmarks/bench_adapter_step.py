@@ -15,7 +15,7 @@ import statistics
 import time
 
 import torch
-from common import machine
+from common import machine, resident_memory
 from peft import LoraConfig, TaskType, get_peft_model
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -69,7 +69,7 @@ def measure(side, options, results):
     optimizer = torch.optim.AdamW(trained, lr=2e-4, fused=True)
     ids = torch.randint(len(tokenizer), (options.batch, options.length))
     model.train()
-    before = _resident("VmRSS")
+    before = resident_memory("VmRSS")
     seconds = []
     for _ in range(WARMUP + options.steps):
         start = time.perf_counter()
@@ -77,14 +77,8 @@ def measure(side, options, results):
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
-    peak = _resident("VmHWM")
+    peak = resident_memory("VmHWM")
     results.put((statistics.median(seconds[WARMUP:]), peak, peak - before, sum(p.numel() for p in trained)))
-
-
-def _resident(key):
-    """MiB from the kernel's account of this process; getrusage would start at the peak of the parent."""
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
 def run_alone(side, options):

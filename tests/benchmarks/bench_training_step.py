@@ -13,7 +13,7 @@ import argparse
 import multiprocessing
 
 import torch
-from common import in_turns, machine
+from common import in_turns, machine, resident_memory
 from torch import nn
 from transformers import GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
@@ -108,18 +108,12 @@ def our_step(batch, hops):
 SIDES = {"study": study_step, "ours": our_step}
 
 
-def _resident(key):
-    """MiB from the kernel's account of this process; getrusage would start at the peak of the parent."""
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-
-
 def _peak(side, batch, hops, threads, results):
     torch.set_num_threads(threads)
     step = SIDES[side](batch, hops)
-    before = _resident("VmRSS")
+    before = resident_memory("VmRSS")
     step()
-    results.put(_resident("VmHWM") - before)
+    results.put(resident_memory("VmHWM") - before)
 
 
 def peak_memory(side, batch, hops, threads):

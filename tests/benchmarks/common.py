@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in a line, and medians of runs taken in turns."""
+"""What the benchmarks share: the machine in a line, medians of runs taken in turns, and resident memory."""
 
 import platform
 import statistics
@@ -35,3 +35,12 @@ def in_turns(sides: dict, runs: int, warmup: int = 1) -> dict[str, float]:
             if turn >= warmup:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def resident_memory(key: str) -> float:
+    """
+    MiB from the kernel's account of this process (Linux only): `"VmRSS"` now, `"VmHWM"` at most so far. `getrusage`
+    would start at the peak of the parent.
+    """
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024

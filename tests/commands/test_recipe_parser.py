@@ -133,6 +133,8 @@ def test_help_is_short_or_whole(capsys):
         assert "How wide. (default: 8)" in text
         assert ("How far." in text) is hidden
         assert "--model-seed" not in text
+        # The flag that switches something off says so, and not what it switches.
+        assert " ".join(text.split("--no_quiet")[1].split("--")[0:2]).split() == ["Switches", "quiet", "off."]
 
 
 def test_recipes_of_the_package_are_found_by_name():

@@ -9,7 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 
 from memreason_hf.data.demonstrations import Demonstrations
 from memreason_hf.data.memory_reason import (
@@ -247,6 +247,17 @@ def test_demonstrations(folder):
     for number in (3, -1):
         with pytest.raises(ValueError, match=f"num_demonstrations={number} must be between 0 and 2"):
             Demonstrations(train, number)
+
+
+def test_a_question_that_is_there_twice_takes_no_place(folder):
+    train = build_memory_reason("strategy_qa", str(folder)).dataset["train"]
+    twice = concatenate_datasets([train, train])
+    for question in twice["question"]:
+        for seed in range(10):
+            shown = [shown for shown, _ in Demonstrations(twice, 2, seed=seed)(question)]
+            assert len(set(shown)) == len(shown) == 2 and question not in shown
+    with pytest.raises(ValueError, match="must be between 0 and 2"):
+        Demonstrations(twice, 3)
 
 
 @real_data

@@ -106,6 +106,8 @@ def test_capping_takes_one_test_chain_in_five():
         num_entities=20, num_relations=4, train_hops="2-4,8", test_hops="2,8,12", cap_to_available=True
     )
     assert config.plan_chains() == {2: (256, 64), 3: (1_280, 0), 4: (5_120, 0), 8: (15_000, 750), 12: (0, 750)}
+    few = {"num_entities": 2, "num_relations": 1, "train_hops": "2", "test_hops": "2"}
+    assert MultiHopConfig(**few, cap_to_available=True).plan_chains() == {2: (1, 1)}
 
 
 def test_capping_keeps_what_was_asked_where_it_is_less():

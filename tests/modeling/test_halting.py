@@ -267,6 +267,14 @@ def test_criteria_that_cannot_be_read_are_refused():
         training(ids, num_recurrences=torch.ones_like(ids))
 
 
+@pytest.mark.parametrize("name", ["state_difference", "acceleration"])
+def test_a_state_of_zeros_that_stays_has_settled(name):
+    criterion = HALTING_CRITERIA[name](1e-3)
+    state, memory = torch.zeros(1, 4), {}
+    opinions = [criterion(state, previous, memory) for previous in (None, state, state)]
+    assert opinions[-1].tolist() == [True]
+
+
 def test_a_rule_is_fresh_for_every_call():
     config = settling_model(halting_criterion="kl").config
     first = resolve_depth(config, (2, 3), False, "cpu")

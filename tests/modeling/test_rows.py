@@ -86,6 +86,10 @@ def test_normal_state_is_a_function_of_seed_and_position():
     ids = rows[0][None]
     assert not torch.allclose(model(ids, state_seed=1).logits, model(ids, state_seed=2).logits)
     assert torch.equal(model(ids, state_seed=1).logits, model(ids, state_seed=1).logits)
+    # In training every step draws its own, unless a seed is given.
+    model.train()
+    assert not torch.allclose(model(ids).logits, model(ids).logits)
+    assert torch.equal(model(ids, state_seed=1).logits, model(ids, state_seed=1).logits)
 
 
 def test_normal_state_is_normal():

@@ -95,13 +95,14 @@ def test_words_without_known_pieces_start_from_the_mean_of_all(poisoned_memory):
             assert np.isfinite(rows).all()
 
 
-def word_level_without(word, unknown):
+def word_level_without(word, unknown, elsewhere=()):
+    """Ids in a row, but for those that `elsewhere` names."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = [token for token in word_level(unknown).get_vocab() if token != word]
     unk = {"unk_token": "<unk>"} if unknown else {}
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(words)}, **unk))
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(words)} | dict(elsewhere), **unk))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", **unk)
 
@@ -116,6 +117,15 @@ def test_tokens_that_were_added_elsewhere_get_a_row_too():
     for matrix, rows in after.items():
         row = rows[tokenizer.convert_tokens_to_ids("<extra>")]
         np.testing.assert_allclose(row, before[matrix].astype(np.float64).mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_the_largest_id_gets_a_row_where_ids_have_gaps():
+    tokenizer = word_level_without("prefix", unknown=True, elsewhere={"</s>": 90})
+    model = with_random_rows(llama(len(tokenizer) + 1))
+    ids = extend_tokenizer(tokenizer, SCHEME, model)
+    assert len(tokenizer) < 90 < max(ids)
+    assert {matrix.shape[0] for matrix in matrices(model).values()} == {max(ids) + 1}
+    assert model(input_ids=torch.tensor([[90, *ids]])).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -98,7 +98,8 @@ def test_ranks_and_micro_batches_share_the_global_batch(world_size, accumulation
             seen += [tuple(ids[np.asarray(m, bool)].tolist()) for ids, m in zip(batch["input_ids"], mask)]
             assert len(batch["input_ids"]) == per_device
     expected = [tuple(rows[row]["input_ids"].tolist()) for row in plan.rows(whole)]
-    assert sorted(seen) == sorted(expected)
+    # In the order of the global batch: what the ranks compute at the same time has similar lengths.
+    assert seen == expected
     assert tokens == {sum(map(len, expected))}
 
 

@@ -114,6 +114,25 @@ def test_leftovers_are_cleared_and_nothing_else(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".git", "checkpoint-4"]
 
 
+@pytest.mark.parametrize("by", ["a rotation", "a checkpoint of the same step"])
+def test_a_kill_half_way_through_a_removal_leaves_no_damaged_checkpoint(tmp_path, monkeypatch, by):
+    for step in (3, 4):
+        write(tmp_path, step)
+
+    def killed(folder, ignore_errors=False):
+        if folder.exists():
+            (folder / "weights").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.rotate(tmp_path, 1, None) if by == "a rotation" else write(tmp_path, 3)
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["checkpoint-4"]
+    monkeypatch.undo()
+    checkpoints.clear_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["checkpoint-4"]
+
+
 def test_nothing_is_renamed_before_it_is_synced(tmp_path, monkeypatch):
     events = []
     sync, rename = checkpoints.sync, os.rename

@@ -130,6 +130,11 @@ def test_state_goes_through_json_and_arguments_stay_those_of_the_run():
     assert (other.stage, other.stage_start) == (3, 10)
     assert not other.is_finished(35)
     assert callback.is_finished(35)
+    # Without a bound nothing is given up any more.
+    unbounded = CurriculumCallback(CurriculumArguments(eval_steps=10))
+    unbounded.attach(FakeTrainer([]), np.array([2, 3, 4]))
+    unbounded.restore(state["attributes"])
+    assert not unbounded.failed and not unbounded.is_finished(35)
     callback.stage_starts.append(99)
     assert state["attributes"]["stage_starts"] == other.stage_starts == [0, 10]
 

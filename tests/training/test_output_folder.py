@@ -23,6 +23,8 @@ def test_another_run_is_refused_and_named(tmp_path):
         output_folder.claim(tmp_path, RUN | {"training.seed": 2}, restart=False)
     with pytest.raises(OutputFolderError, match=r"curriculum.gate: None there"):
         output_folder.claim(tmp_path, RUN | {"curriculum.gate": "train"}, restart=False)
+    with pytest.raises(OutputFolderError, match=r"model.hidden_size: 16 there, None asked for"):
+        output_folder.claim(tmp_path, {"training.seed": 1}, restart=False)
     assert (tmp_path / "run.json").read_text() == before
 
 
