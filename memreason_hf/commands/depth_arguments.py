@@ -52,7 +52,8 @@ def depth_settings(config: RecurrentDepthConfig, depth: "DepthArguments") -> tup
         The `settings` entry of the results (without `batch_size`), and the arguments of `forward`.
 
     Raises:
-        ValueError, StrictDataclassError: what the config refuses by these names; a fixed depth and a criterion.
+        ValueError, StrictDataclassError: what the config refuses by these names; a fixed depth and a criterion; a
+            parameter that what decides does not read.
     """
     names = ("halting_criterion", "halting_granularity", "min_recurrences", "max_recurrences", *criterion_parameters())
     given = {name: getattr(depth, name) for name in names if getattr(depth, name) is not None}
@@ -73,6 +74,7 @@ def depth_settings(config: RecurrentDepthConfig, depth: "DepthArguments") -> tup
     parameters = {}
     if criterion is not None:
         parameters = {entry.name: getattr(asked, entry.name) for entry in fields(HALTING_CRITERIA[criterion])}
+    _check_parameters(given, parameters, criterion, asked.num_recurrences)
     settings = {
         "num_recurrences": asked.num_recurrences if criterion is None else None,
         "halting_criterion": criterion,
@@ -84,6 +86,17 @@ def depth_settings(config: RecurrentDepthConfig, depth: "DepthArguments") -> tup
     if criterion is None:
         return settings, {"num_recurrences": asked.num_recurrences}
     return settings, {**{name: getattr(asked, name) for name in names[:4]}, **parameters}
+
+
+def _check_parameters(given, parameters, criterion, count):
+    for name in given:
+        if name not in criterion_parameters() or name in parameters:
+            continue
+        decides = f"num_recurrences={count}" if criterion is None else f"halting_criterion={criterion!r}"
+        raise ValueError(
+            f"{name}={given[name]} is a parameter of {', '.join(_criteria_reading(name))}, but {decides} decides: "
+            "leave it out, or choose the criterion."
+        )
 
 
 def describe_depth(settings: dict) -> str:

@@ -272,6 +272,8 @@ def all_processes():
 def trained_range(output: OutputArguments, inputs: InputArguments) -> int | None:
     """The longest chains that the model was trained on: what the flag says, else the last stage of its curriculum."""
     if output.trained_hops is not None:
+        if output.trained_hops < 1:
+            raise ValueError(f"trained_hops={output.trained_hops} must be at least 1.")
         return output.trained_hops
     try:
         run = json.loads((Path(inputs.model) / RUN_FILE).read_text(encoding="utf-8"))

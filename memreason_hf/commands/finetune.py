@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         output_folder_of(values)
         args = FinetuneArguments(**values.pop("training"))
         trainer, report = prepare_finetuning(args, **values)
-    say(trainer, report.describe())
+        say(trainer, report.describe())
     return run_training(trainer, PROG, _best)
 
 

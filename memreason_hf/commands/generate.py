@@ -28,13 +28,12 @@ from memreason_hf.evaluation import describe_environment, describe_model
 from memreason_hf.evaluation.files import refuse_existing, whole_file
 
 from .depth_arguments import DepthArguments, depth_settings, describe_depth
-from .errors import user_errors
+from .errors import INTERRUPTED, user_errors
 from .model_inputs import ModelParser, choose_device, load_model, load_model_config, load_tokenizer
 from .recipe import RecipeSection
 
 
 PROG = "memreason generate"
-INTERRUPTED = 130
 DESCRIPTION = """\
 Goes on with prompts and shows how many recurrences each token took. On a terminal every token stands on the colour of
 its depth, as it comes if there is one prompt; where there are no colours (or NO_COLOR is set) its number follows it.
@@ -187,7 +186,7 @@ def _generate(inputs, depth, sampling, output):
         for first in range(0, len(prompts), size):
             texts += writer.write(prompts[first : first + size], rows[first : first + size])
         seconds = time.perf_counter() - start
-        _show(render_texts(texts, view, DepthScale.over(texts, prompts=False)))
+        print(render_texts(texts, view, DepthScale.over(texts, prompts=False)), flush=True)
 
     statistics = depth_statistics(texts)
     print(
@@ -363,14 +362,6 @@ def _stream(writer, prompt, row, view, scale):
         write(piece)
     print(f"\n\n{view.legend(scale)}", flush=True)
     return text
-
-
-def _show(text):
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Who reads, `head` for one, has seen enough: no reason to lose the files. Nor must the rest fail at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _bounds(settings):

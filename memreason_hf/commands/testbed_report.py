@@ -41,7 +41,9 @@ _OUTCOMES = ("memory", "reason", "answer", "step", "none")
 def report(results: dict) -> str:
     """The tables that the command prints, of what `testbed.json` holds."""
     models = results["models"]
-    parts = [_title("Right answers in %, by hops (6 is the most in training; 1 hop: the facts themselves)")]
+    trained_hops = parse_hop_counts(results["data"]["train_hops"])[-1]
+    title = f"Right answers in %, by hops ({trained_hops} is the most in training; 1 hop: the facts themselves)"
+    parts = [_title(title)]
     hops = sorted({int(hop) for model in models.values() for hop in model["hops"]})
     parts.append(
         format_table(
@@ -60,7 +62,6 @@ def report(results: dict) -> str:
             ],
         )
     )
-    trained_hops = parse_hop_counts(results["data"]["train_hops"])[-1]
     parts += _depths(models) + _attributions(models, trained_hops) + _judges(results["judges"])
     return "\n".join(parts)
 

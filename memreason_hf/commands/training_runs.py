@@ -7,10 +7,7 @@ from memreason_hf.training.checkpoints import checkpoint_step, list_checkpoints
 from memreason_hf.training.errors import TrainingError
 from memreason_hf.training.resumable import ResumableTrainer
 
-from .errors import user_errors
-
-
-INTERRUPTED = 130
+from .errors import INTERRUPTED, user_errors
 
 
 def output_folder_of(values: dict) -> str:
@@ -45,13 +42,13 @@ def run_training(
         resume = True
     with user_errors(command, TrainingError):
         trainer.train(resume)
-    if not trainer.interrupted:
-        trainer.save_model()
-        trainer.save_state()
-    lines = [_summary(trainer)]
-    if describe is not None and not trainer.interrupted:
-        lines.append(describe(trainer))
-    say(trainer, " ".join(filter(None, lines)))
+        if not trainer.interrupted:
+            trainer.save_model()
+            trainer.save_state()
+        lines = [_summary(trainer)]
+        if describe is not None and not trainer.interrupted:
+            lines.append(describe(trainer))
+        say(trainer, " ".join(filter(None, lines)))
     trainer.end()
     return INTERRUPTED if trainer.interrupted else 0
 

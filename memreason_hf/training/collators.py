@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from memreason_hf.data.encoding import IGNORED_LABEL
+
 
 SUPERVISIONS = ("answer", "prefix")
-IGNORED = -100
 
 
 class ChainCollator:
@@ -39,7 +40,7 @@ class ChainCollator:
     def __call__(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
         batch = pad_rows(rows, self.pad_token_id, side="left")
         if self.supervision == "answer":
-            batch["shift_labels"][:, :-1] = IGNORED
+            batch["shift_labels"][:, :-1] = IGNORED_LABEL
         return batch
 
 
@@ -64,7 +65,7 @@ def pad_rows(rows: Sequence[Mapping], pad_token_id: int, *, side: str) -> dict[s
     if shortest == 0:
         raise ValueError(f"Row {lengths.index(0)} of a batch has no tokens.")
     input_ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
-    labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
+    labels = np.full((len(rows), width), IGNORED_LABEL, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.int64)
     for index, (row, length) in enumerate(zip(rows, lengths)):
         if len(row["label_ids"]) != length:

@@ -12,10 +12,10 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType, TrainOutput
 from transformers.utils import logging
 
+from memreason_hf.data.encoding import IGNORED_LABEL
 from memreason_hf.evaluation.generation import generate_solutions
 from memreason_hf.training.adapter_model import rows_in_place
 from memreason_hf.training.arguments import ScheduledTrainingArguments
-from memreason_hf.training.collators import IGNORED
 from memreason_hf.training.interruption import InterruptWatch
 from memreason_hf.training.scheduled import ScheduledTrainer
 
@@ -153,7 +153,7 @@ class FinetuneTrainer(ScheduledTrainer):
         labels = batch.pop("shift_labels")
         inputs = {**batch, "use_cache": False}
         if self._chooses_logits:
-            labelled = labels.ne(IGNORED).any(0).nonzero().squeeze(1)
+            labelled = labels.ne(IGNORED_LABEL).any(0).nonzero().squeeze(1)
             inputs["logits_to_keep"], labels = labelled, labels[:, labelled]
         return {**inputs, "labels": labels}
 
@@ -260,7 +260,7 @@ def solution_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tenso
     summed, and divided by the number of labels of the whole step.
     """
     logits = outputs["logits"].float().flatten(0, 1)
-    loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
     return loss / num_items_in_batch
 
 

@@ -18,7 +18,13 @@ from transformers.trainer_utils import IntervalStrategy
 
 import modeling_recurrent  # noqa: F401  (registers its model: a base can be one)
 from memreason_hf.data.demonstrations import Demonstrations
-from memreason_hf.data.memory_reason import NAMES, build_memory_reason, load_memory_reason, reference_solution
+from memreason_hf.data.memory_reason import (
+    NAMES,
+    TRAINING_SPLIT,
+    build_memory_reason,
+    load_memory_reason,
+    reference_solution,
+)
 from memreason_hf.data.messages import first_few
 from memreason_hf.evaluation.generation import check_prompts, context_length
 from memreason_hf.step_attention import get_step_attention, restore_step_attention, set_step_attention
@@ -30,9 +36,6 @@ from memreason_hf.training.finetune_trainer import FinetuneArguments, FinetuneTr
 from memreason_hf.training.new_models import NewModelArguments, build_new_model, train_tokenizer
 from memreason_hf.training.pretrained import check_source, read_model, torch_dtype
 from memreason_hf.training.step_collators import TOO_LONG, EncodingReport, StepCollator, encode_solutions
-
-
-TRAINING_SPLIT = "train"
 
 
 @dataclass

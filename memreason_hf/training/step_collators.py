@@ -7,11 +7,12 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from memreason_hf.data.encoding import IGNORED_LABEL
 from memreason_hf.data.memory_reason import reference_solution
 from memreason_hf.data.messages import first_few
 from memreason_hf.tokenization import encode_prompt, encode_solution, padding_id, read_scheme
 
-from .collators import IGNORED, pad_rows
+from .collators import pad_rows
 
 
 TOO_LONG = ("refuse", "drop")
@@ -100,7 +101,7 @@ def encode_solutions(
             continue
         ids = prompt + written
         columns["input_ids"].append(ids)
-        columns["label_ids"].append([*[IGNORED] * (len(prompt) - 1), *written, IGNORED])
+        columns["label_ids"].append([*[IGNORED_LABEL] * (len(prompt) - 1), *written, IGNORED_LABEL])
         report.longest = max(report.longest, length)
     report.num_rows = len(columns["input_ids"])
     if report.too_long and (too_long == "refuse" or not report.num_rows):

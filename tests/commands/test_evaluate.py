@@ -182,6 +182,15 @@ def test_settings_are_the_config_unless_a_flag_says_otherwise():
         (["--halting_criterion", "kl", "--kl_threshold", "-1"], "kl_threshold=-1.0"),
         (["--halting_criterion", "kl", "--num_recurrences", "4"], "num_recurrences=4 fixes the depth"),
         (["--num_recurrences", "0"], "num_recurrences=0 must be at least 1"),
+        (
+            ["--num_recurrences", "3", "--kl_threshold", "0.3"],
+            "kl_threshold=0.3 is a parameter of .*, but num_recurrences=3 decides",
+        ),
+        (
+            ["--halting_criterion", "confidence", "--argmax_patience", "3"],
+            "argmax_patience=3 is a parameter of argmax_stability, but halting_criterion='confidence' decides",
+        ),
+        (["--trained_hops", "-3"], "trained_hops=-3 must be at least 1"),
         (["--min_recurrences", "9"], "min_recurrences=9 is above max_recurrences=8"),
         (["--halting_granularity", "row"], "row"),
         (["--split", "tset"], r"split='tset'.*train, validation, test, test_small"),

@@ -1,3 +1,6 @@
+import os
+import sys
+
 import pytest
 
 from memreason_hf.commands.errors import user_errors
@@ -40,3 +43,27 @@ def test_the_traceback_can_be_asked_for(monkeypatch):
 def test_the_process_is_named(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert fail(ValueError("no."), capsys) == "memreason test: error (process 1): no.\n"
+
+
+@pytest.mark.parametrize("lines", [1, 20_000])
+def test_a_reader_that_has_seen_enough_ends_nothing(lines, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    reached = []
+    with open(writing, "w", encoding="utf-8") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        with user_errors("memreason test"):
+            for line in range(lines):
+                print("a line of the table", line)
+            reached.append("the files")
+        # Nor does what is printed behind, or the end of the program.
+        print("behind", flush=True)
+    assert reached == ["the files"]
+
+
+def test_another_broken_pipe_is_an_error(capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.raises(SystemExit), user_errors("memreason test"), open(writing, "wb", buffering=0) as pipe:
+        pipe.write(b"to a process that has gone")
+    assert "Broken pipe" in capsys.readouterr().err
