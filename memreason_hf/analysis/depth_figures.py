@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
 from memreason_hf.evaluation.depth_sweep import DepthSweep
-from memreason_hf.evaluation.files import refuse_existing, whole_file
+from memreason_hf.evaluation.files import check_places, whole_file
 from memreason_hf.evaluation.halting_statistics import HaltingStatistics
 
 
@@ -187,7 +187,7 @@ def save_figure(figure: Figure, paths: Iterable[str | os.PathLike], *, overwrite
         FileExistsError: one of them exists and `overwrite` is false; then none is written.
     """
     paths = list(paths)
-    refuse_existing(paths, overwrite=overwrite)
+    check_places(paths, overwrite=overwrite)
     for path in paths:
         with whole_file(path, overwrite=overwrite) as temporary:
             figure.savefig(temporary, dpi=200)

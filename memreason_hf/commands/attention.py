@@ -21,7 +21,7 @@ from memreason_hf.analysis.attention_maps import read_attention
 from memreason_hf.analysis.solution_tokens import encode_solution_tokens
 from memreason_hf.evaluation import describe_environment, describe_model
 from memreason_hf.evaluation.answers import read_published
-from memreason_hf.evaluation.files import refuse_existing, whole_file
+from memreason_hf.evaluation.files import check_places, whole_file
 from memreason_hf.evaluation.generation_files import SETTINGS_SUFFIX, read_generations
 from memreason_hf.steps import KINDS
 from modeling_recurrent import RecurrentDepthConfig
@@ -141,7 +141,7 @@ def _attention(inputs, choice, output):
     if folder is not None:
         # Before any work is done; which maps there will be is not known yet.
         there = [path for suffix in _SUFFIXES for path in sorted(folder.glob(f"{STEM}*{suffix}"))]
-        _refuse(there, output.overwrite)
+        _check_places([*there, folder / f"{STEM}.json"], output.overwrite)
     for name in ("layer", "head", "num_recurrences", "recurrence"):
         value = getattr(choice, name)
         if value is not None and value < 1:
@@ -277,9 +277,9 @@ def _describe_text(solution):
     return f"{len(solution)} tokens; steps: {steps}{cut}"
 
 
-def _refuse(paths, overwrite):
+def _check_places(paths, overwrite):
     try:
-        refuse_existing(paths, overwrite=overwrite)
+        check_places(paths, overwrite=overwrite)
     except FileExistsError as error:
         raise FileExistsError(f"{error} (--output_dir, --overwrite)") from None
 

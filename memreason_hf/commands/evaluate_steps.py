@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 
 from memreason_hf.data.demonstrations import Demonstrations
 from memreason_hf.data.memory_reason import NAMES, load_memory_reason, reference_solution
+from memreason_hf.evaluation.files import check_places, whole_file
 from memreason_hf.evaluation.generation import generate_solutions
 from memreason_hf.evaluation.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
 from memreason_hf.evaluation.step_judges import JUDGES
@@ -167,7 +168,8 @@ def _evaluate(arguments):
     print(_report(results, generations, arguments, seconds))
     if files:
         summary = {key: value for key, value in results.items() if key != "attributions"}
-        files[2].write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with whole_file(files[2], overwrite=True) as temporary:
+            temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"texts: {files[0]}")
     return 0
 
@@ -176,8 +178,8 @@ def _output_files(arguments):
     if arguments.output_file is None:
         return []
     path = Path(arguments.output_file)
-    if path.is_dir():
-        raise ValueError(f"output_file={path} is a folder; give a file.")
+    # One that is there is gone on with.
+    check_places([path], overwrite=True)
     return [path, *(path.with_name(path.name + suffix) for suffix in (SETTINGS_SUFFIX, SUMMARY_SUFFIX))]
 
 

@@ -19,7 +19,7 @@ from memreason_hf.analysis import save_figure
 from memreason_hf.data import encode_chains, load_multi_hop, select_chains
 from memreason_hf.data.multi_hop_config import format_hop_counts, parse_hop_counts
 from memreason_hf.evaluation import ResultsHeader, describe_data, describe_environment, describe_model, write_results
-from memreason_hf.evaluation.files import refuse_existing
+from memreason_hf.evaluation.files import check_places
 from memreason_hf.training.collators import ChainCollator
 from memreason_hf.training.output_folder import RUN_FILE
 from modeling_recurrent import RecurrentDepthConfig
@@ -241,7 +241,7 @@ class ResultsFolder:
         self.results_path = folder / f"{stem}.json"
         self.picture_paths = {name: [folder / f"{name}.png", folder / f"{name}.pdf"] for name in pictures}
         try:
-            refuse_existing(self._paths(), overwrite=self.overwrite)
+            check_places(self._paths(), overwrite=self.overwrite)
         except FileExistsError as error:
             raise FileExistsError(f"{error} (--output_dir, --overwrite)") from None
 

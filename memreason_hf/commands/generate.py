@@ -25,7 +25,7 @@ from memreason_hf.analysis.token_depths import (
     depths_document,
 )
 from memreason_hf.evaluation import describe_environment, describe_model
-from memreason_hf.evaluation.files import refuse_existing, whole_file
+from memreason_hf.evaluation.files import check_places, whole_file
 
 from .depth_arguments import DepthArguments, depth_settings, describe_depth
 from .errors import INTERRUPTED, user_errors
@@ -210,7 +210,7 @@ def _check_files(output):
     paths = [Path(path) for path in (output.html, output.json) if path is not None]
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"html={output.html!r} and json={output.json!r} are one file: give each its own.")
-    refuse_existing(paths, overwrite=output.overwrite)
+    check_places(paths, overwrite=output.overwrite)
 
 
 def _check(inputs, depth, sampling):

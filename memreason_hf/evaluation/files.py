@@ -17,7 +17,7 @@ def whole_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
         FileExistsError: `path` exists and `overwrite` is false.
     """
     path = Path(path)
-    refuse_existing([path], overwrite=overwrite)
+    check_places([path], overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -29,11 +29,23 @@ def whole_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
         temporary.unlink(missing_ok=True)
 
 
-def refuse_existing(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None:
+def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None:
     """
+    Whether files can be written at `paths`, asked before the work is done that they are to hold.
+
     Raises:
-        FileExistsError: one of `paths` exists and `overwrite` is false; the message names them.
+        FileExistsError: one of them exists and `overwrite` is false; the message names them.
+        OSError: a folder stands there, a file stands where its folder should be, or nothing may be written there.
     """
-    existing = [str(path) for path in paths if Path(path).exists()]
+    paths = [Path(path) for path in paths]
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; give a file.")
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{path}: {folder} is a file and no folder. Choose another place.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{path}: nothing may be written in {folder}. Choose another place.")
+    existing = [str(path) for path in paths if path.exists()]
     if existing and not overwrite:
         raise FileExistsError(f"{', '.join(existing)}: there already. Choose another place, or allow to overwrite.")

@@ -385,6 +385,10 @@ def test_two_files_of_one_name(flags, tmp_path, capsys, monkeypatch):
     page, same = tmp_path / "page", tmp_path / "new" / ".." / "page"
     argv = [*flags, "--prompt", "the", "--html", str(page), "--json", str(same), "--overwrite"]
     assert "are one file: give each its own" in refused(capsys, argv)
+    page.write_text("a text")
+    assert "is a file and no folder" in refused(
+        capsys, [*flags, "--prompt", "the", "--json", str(page / "depths.json")]
+    )
 
 
 def test_a_reader_that_has_seen_enough(flags, tmp_path, monkeypatch):

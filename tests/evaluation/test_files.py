@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from memreason_hf.evaluation.files import refuse_existing, whole_file
+from memreason_hf.evaluation.files import check_places, whole_file
 
 
 def test_the_file_appears_whole(tmp_path):
@@ -27,6 +29,23 @@ def test_an_error_leaves_what_was_there(tmp_path):
 def test_existing_files_are_named(tmp_path):
     (tmp_path / "a").touch()
     with pytest.raises(FileExistsError, match="a: there already"):
-        refuse_existing([tmp_path / "a", tmp_path / "b"], overwrite=False)
-    refuse_existing([tmp_path / "a"], overwrite=True)
-    refuse_existing([tmp_path / "b"], overwrite=False)
+        check_places([tmp_path / "a", tmp_path / "b"], overwrite=False)
+    check_places([tmp_path / "a"], overwrite=True)
+    check_places([tmp_path / "b"], overwrite=False)
+
+
+def test_places_where_no_file_can_be(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(IsADirectoryError, match="is a folder; give a file"):
+        check_places([tmp_path / "new", tmp_path], overwrite=True)
+    with pytest.raises(NotADirectoryError, match=r"table.json: .*file is a file and no folder"):
+        check_places([tmp_path / "file" / "sub" / "table.json"], overwrite=True)
+    check_places([tmp_path / "new" / "sub" / "table.json"], overwrite=True)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_places_where_nothing_may_be_written(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(PermissionError, match=r"nothing may be written in .*closed"):
+        check_places([tmp_path / "closed" / "new" / "table.json"], overwrite=True)
