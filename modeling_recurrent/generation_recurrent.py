@@ -213,9 +213,14 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             log.ends = stopping_criteria = _Ends(stopping_criteria)
         return super()._sample(input_ids, logits_processor, stopping_criteria, *args, **kwargs)
 
-    def _get_candidate_generator(self, *args, model_kwargs, **kwargs):
+    def _get_candidate_generator(self, *args, input_ids, model_kwargs, target_tokenizer=None, **kwargs):
         model_kwargs = {name: value for name, value in model_kwargs.items() if name not in _OF_THIS_MODEL}
-        return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
+        if target_tokenizer is None and model_kwargs.get("attention_mask") is None:
+            # The library drops a mask of ones; without one, an assistant would take what was written for padding.
+            model_kwargs["attention_mask"] = torch.ones_like(input_ids)
+        return super()._get_candidate_generator(
+            *args, input_ids=input_ids, model_kwargs=model_kwargs, target_tokenizer=target_tokenizer, **kwargs
+        )
 
     def _get_logits_processor(
         self, generation_config, *args, logits_processor=None, model_kwargs=None, negative_prompt_ids=None, **kwargs

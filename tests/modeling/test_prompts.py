@@ -281,6 +281,17 @@ class TestAssistants:
                 assert_same(generate(model, text, mask, **by_token()), output, name)
                 text = torch.cat((output.sequences, random_ids(1, 2)), dim=1)
 
+    def test_what_is_written_is_no_padding(self):
+        model, row = lively_model(seed=2), torch.arange(1, 7)[None]
+        mask, call = torch.ones_like(row), {"max_new_tokens": 12, **by_token()}
+        # The library drops a mask of ones, and reads one from the ids where there is none.
+        for token in generate(model, row, mask, **call).sequences[0, 6:].unique().tolist():
+            model.generation_config.pad_token_id = token
+            expected = generate(model, row, mask, **call)
+            assert token in expected.sequences[0, 6:]
+            for name, help_ in self.assistants().items():
+                assert_same(expected, generate(model, row, mask, **help_, **call), name)
+
     def test_an_assistant_has_its_own_depth(self):
         model, assistant, seen = lively_model(), lively_model(extra={**GRID[2][1], "num_recurrences": 2}), []
         assistant.model.recurrent_layers[0].register_forward_pre_hook(lambda *_: seen.append("layer"))
