@@ -497,7 +497,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             return model_kwargs
         counts = counts.to(outputs.logits.device)
         counts = counts[:, None].expand(-1, log.positions) if counts.ndim == 1 else counts
-        if (mask := model_kwargs.get("attention_mask")) is not None:
+        if log.prompt is None and (mask := model_kwargs.get("attention_mask")) is not None:
             # Also what was a token when the cache read it: a turn may hide what padded the texts of the one before.
             counts = counts.masked_fill(mask[:, : counts.shape[1]].to(counts.device) == 0, 0)
         log.add(counts, num_new_tokens)
