@@ -21,12 +21,13 @@ from memreason_hf.analysis.attention_maps import read_attention
 from memreason_hf.analysis.solution_tokens import encode_solution_tokens
 from memreason_hf.evaluation import describe_environment, describe_model
 from memreason_hf.evaluation.answers import read_published
-from memreason_hf.evaluation.files import check_places, whole_file
+from memreason_hf.evaluation.files import whole_file
 from memreason_hf.evaluation.generation_files import SETTINGS_SUFFIX, read_generations
 from memreason_hf.steps import KINDS
 from modeling_recurrent import RecurrentDepthConfig
 
 from .errors import user_errors
+from .evaluation_inputs import check_output_places
 from .model_inputs import ModelParser, choose_device, load_any_config, load_model, load_tokenizer
 from .recipe import RecipeSection
 
@@ -141,7 +142,7 @@ def _attention(inputs, choice, output):
     if folder is not None:
         # Before any work is done; which maps there will be is not known yet.
         there = [path for suffix in _SUFFIXES for path in sorted(folder.glob(f"{STEM}*{suffix}"))]
-        _check_places([*there, folder / f"{STEM}.json"], output.overwrite)
+        check_output_places([*there, folder / f"{STEM}.json"], overwrite=output.overwrite)
     for name in ("layer", "head", "num_recurrences", "recurrence"):
         value = getattr(choice, name)
         if value is not None and value < 1:
@@ -275,13 +276,6 @@ def _describe_text(solution):
     steps = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])
     cut = "; it ends inside the marks of a step, which are left out" if solution.truncated else ""
     return f"{len(solution)} tokens; steps: {steps}{cut}"
-
-
-def _check_places(paths, overwrite):
-    try:
-        check_places(paths, overwrite=overwrite)
-    except FileExistsError as error:
-        raise FileExistsError(f"{error} (--output_dir, --overwrite)") from None
 
 
 def _picture_files(folder, maps):

@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,6 +219,14 @@ def load_rows(arguments: InputArguments) -> Dataset:
     return dataset.select(chosen)
 
 
+def check_output_places(paths: Iterable[Path], *, overwrite: bool) -> None:
+    """As `check_places`, naming the flags that decide about the files of `--output_dir`."""
+    try:
+        check_places(paths, overwrite=overwrite)
+    except FileExistsError as error:
+        raise FileExistsError(f"{error} (--output_dir, --overwrite)") from None
+
+
 class ResultsFolder:
     """
     The files of one command in `output_dir`.
@@ -240,10 +249,7 @@ class ResultsFolder:
         folder = Path(arguments.output_dir)
         self.results_path = folder / f"{stem}.json"
         self.picture_paths = {name: [folder / f"{name}.png", folder / f"{name}.pdf"] for name in pictures}
-        try:
-            check_places(self._paths(), overwrite=self.overwrite)
-        except FileExistsError as error:
-            raise FileExistsError(f"{error} (--output_dir, --overwrite)") from None
+        check_output_places(self._paths(), overwrite=self.overwrite)
 
     def write(self, results: dict, figures: dict[str, Figure]) -> None:
         """Writes the pictures, then the results file: where it is, all are."""
