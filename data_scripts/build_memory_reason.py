@@ -14,7 +14,12 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from memreason_hf.data.memory_reason import NAMES, build_memory_reason, check_output_folder, save_memory_reason
+from memreason_hf.data.questions.memory_reason import (
+    NAMES,
+    build_memory_reason,
+    check_output_folder,
+    save_memory_reason,
+)
 
 
 EXPLANATION = """

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
-from memreason_hf.data.multi_hop import MultiHopConfig, prepare_multi_hop
-from memreason_hf.data.multi_hop_folder import describe_manifest
+from memreason_hf.data.chains.folder import describe_manifest
+from memreason_hf.data.chains.multi_hop import MultiHopConfig, prepare_multi_hop
 
 
 EXPLANATION = """

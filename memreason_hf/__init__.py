@@ -8,7 +8,7 @@ _PUBLIC = {
     "RecurrentTrainer": "memreason_hf.training",
     "RecurrentTrainingArguments": "memreason_hf.training",
     "StepScheme": "memreason_hf.steps",
-    "extend_tokenizer": "memreason_hf.tokenization",
+    "extend_tokenizer": "memreason_hf.steps.tokenization",
 }
 
 __all__ = ["RecurrentTrainer", "RecurrentTrainingArguments", "StepScheme", "extend_tokenizer"]

@@ -28,10 +28,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from memreason_hf.evaluation.tables import format_table
-
-from .attention_maps import AttentionMap, TextAttention, kind_shares, uniform_attention
-from .solution_tokens import SolutionTokens
+from memreason_hf.analysis.attention_maps import AttentionMap, TextAttention, kind_shares, uniform_attention
+from memreason_hf.analysis.solution_tokens import SolutionTokens
+from memreason_hf.tables import format_table
 
 
 SCHEMA_VERSION = 1

@@ -10,8 +10,8 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
-from .attention_maps import AttentionMap
-from .solution_tokens import SolutionTokens
+from memreason_hf.analysis.attention_maps import AttentionMap
+from memreason_hf.analysis.solution_tokens import SolutionTokens
 
 
 # Of Okabe and Ito: told apart with every common kind of colour blindness. Never the only sign: steps carry names.

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from memreason_hf.evaluation.generation import context_length
+from memreason_hf.analysis.solution_tokens import TOKEN_KINDS
+from memreason_hf.evaluation.solutions.generation import context_length
 from modeling_recurrent import RecurrentDepthConfig
-
-from .solution_tokens import TOKEN_KINDS
 
 
 # The library's own, which compute what eager attention does. Any other may attend to something else.

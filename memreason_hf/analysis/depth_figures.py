@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
-from memreason_hf.evaluation.depth_sweep import DepthSweep
-from memreason_hf.evaluation.files import check_places, whole_file
-from memreason_hf.evaluation.halting_statistics import HaltingStatistics
+from memreason_hf.evaluation.chains.depth_sweep import DepthSweep
+from memreason_hf.evaluation.chains.halting_statistics import HaltingStatistics
+from memreason_hf.files import check_places, whole_file
 
 
 # Both maps keep their order for every common kind of colour blindness and in grey.

@@ -16,10 +16,10 @@ from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
-from memreason_hf.evaluation.answers import end_of_question
-from memreason_hf.step_groups import split_at
+from memreason_hf.evaluation.solutions.answers import end_of_question
 from memreason_hf.steps import KINDS, QUESTION_MARKER, StepScheme
-from memreason_hf.tokenization import begin_ids, encode_plain, read_scheme
+from memreason_hf.steps.marks import split_at
+from memreason_hf.steps.tokenization import begin_ids, encode_plain, read_scheme
 
 
 BEGIN, QUESTION, PLAN, MARKS = "begin", "question", "plan", "marks"

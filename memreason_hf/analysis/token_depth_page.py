@@ -3,7 +3,15 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from .token_depths import DepthScale, GeneratedText, Piece, depth_statistics, map_color, text_color, visible
+from memreason_hf.analysis.token_depths import (
+    DepthScale,
+    GeneratedText,
+    Piece,
+    depth_statistics,
+    map_color,
+    text_color,
+    visible,
+)
 
 
 # A shallow token hardly differs from the page: on a light one depth is dark, on a dark one it is light.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TextIO
 
-from .token_depths import DepthScale, GeneratedText, Piece, map_color, text_color, visible
+from memreason_hf.analysis.token_depths import DepthScale, GeneratedText, Piece, map_color, text_color, visible
 
 
 # Depth is light, an order that all common kinds of colour blindness keep. Backgrounds, with black or white on them:

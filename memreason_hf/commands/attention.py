@@ -19,17 +19,16 @@ from memreason_hf.analysis.attention_document import attention_document, map_sha
 from memreason_hf.analysis.attention_figures import attention_figure
 from memreason_hf.analysis.attention_maps import read_attention
 from memreason_hf.analysis.solution_tokens import encode_solution_tokens
+from memreason_hf.command_line.errors import user_errors
+from memreason_hf.command_line.model_parser import ModelParser
+from memreason_hf.command_line.recipe_parser import RecipeSection
 from memreason_hf.evaluation import describe_environment, describe_model
-from memreason_hf.evaluation.answers import read_published
-from memreason_hf.evaluation.files import whole_file
-from memreason_hf.evaluation.generation_files import SETTINGS_SUFFIX, read_generations
+from memreason_hf.evaluation.solutions.answers import read_published
+from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, read_generations
+from memreason_hf.files import check_places, whole_file, write_json
+from memreason_hf.models.loading import choose_device, load_any_config, load_model, load_tokenizer
 from memreason_hf.steps import KINDS
 from modeling_recurrent import RecurrentDepthConfig
-
-from .errors import user_errors
-from .evaluation_inputs import check_output_places
-from .model_inputs import ModelParser, choose_device, load_any_config, load_model, load_tokenizer
-from .recipe import RecipeSection
 
 
 PROG = "memreason attention"
@@ -142,7 +141,7 @@ def _attention(inputs, choice, output):
     if folder is not None:
         # Before any work is done; which maps there will be is not known yet.
         there = [path for suffix in _SUFFIXES for path in sorted(folder.glob(f"{STEM}*{suffix}"))]
-        check_output_places([*there, folder / f"{STEM}.json"], overwrite=output.overwrite)
+        check_places([*there, folder / f"{STEM}.json"], overwrite=output.overwrite)
     for name in ("layer", "head", "num_recurrences", "recurrence"):
         value = getattr(choice, name)
         if value is not None and value < 1:
@@ -301,8 +300,7 @@ def _write(folder, solution, maps, document, title, overwrite):
             recurrences=np.array([shown.recurrence or 0 for shown in maps]),
             ids=np.array(solution.ids),
         )
-    with whole_file(written[-1], overwrite=overwrite) as temporary:
-        temporary.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_json(written[-1], document, overwrite=overwrite, ensure_ascii=False, indent=1)
     print(f"\nWrote {', '.join(map(str, written))}.")
 
 

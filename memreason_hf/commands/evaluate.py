@@ -9,17 +9,9 @@ import sys
 from dataclasses import dataclass, field
 
 from memreason_hf.analysis import accuracy_figure
-from memreason_hf.evaluation import (
-    evaluation_results,
-    halting_statistics,
-    predict_answers,
-    results_table,
-    sweep_depth,
-)
-
-from .depth_arguments import DepthArguments, depth_settings, describe_depth
-from .errors import user_errors
-from .evaluation_inputs import (
+from memreason_hf.command_line.depth_arguments import DepthArguments, depth_settings, describe_depth
+from memreason_hf.command_line.errors import user_errors
+from memreason_hf.command_line.evaluation_inputs import (
     INPUTS,
     OUTPUT,
     ResultsFolder,
@@ -29,8 +21,15 @@ from .evaluation_inputs import (
     print_time,
     trained_range,
 )
-from .model_inputs import ModelParser
-from .recipe import RecipeSection
+from memreason_hf.command_line.model_parser import ModelParser
+from memreason_hf.command_line.recipe_parser import RecipeSection
+from memreason_hf.evaluation import (
+    evaluation_results,
+    halting_statistics,
+    predict_answers,
+    results_table,
+    sweep_depth,
+)
 
 
 PROG = "memreason evaluate"
@@ -50,8 +49,8 @@ examples:
   memreason evaluate runs/quickstart --data data --num_recurrences 16 --hops 2-8,16,40
   memreason evaluate runs/quickstart --data data --fixed_baseline --output_dir results
 
-With --output_dir it writes evaluation.json (its schema: memreason_hf/evaluation/results.py) and, with a baseline,
-evaluation.png and evaluation.pdf.
+With --output_dir it writes evaluation.json (its schema: memreason_hf/evaluation/chains/results.py) and, with a
+baseline, evaluation.png and evaluation.pdf.
 """
 
 

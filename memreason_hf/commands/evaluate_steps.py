@@ -4,7 +4,6 @@
     memreason evaluate-steps runs/strategy_qa --data data/strategy_qa --output_file runs/strategy_qa/generations.jsonl
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -14,25 +13,24 @@ from typing import Literal
 import evaluate
 from transformers import HfArgumentParser
 
-from memreason_hf.data.demonstrations import Demonstrations
-from memreason_hf.data.memory_reason import NAMES, load_memory_reason, reference_solution
-from memreason_hf.evaluation.files import check_places, whole_file
-from memreason_hf.evaluation.generation import generate_solutions
-from memreason_hf.evaluation.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
-from memreason_hf.evaluation.step_judges import JUDGES
+from memreason_hf.adapters.base import weights_digest
+from memreason_hf.adapters.model import rows_in_place
+from memreason_hf.adapters.saving import is_adapter_folder, load_adapter
+from memreason_hf.command_line.errors import user_errors
+from memreason_hf.command_line.flags import flag_parser, parse_flags
+from memreason_hf.data.questions.demonstrations import Demonstrations
+from memreason_hf.data.questions.memory_reason import NAMES, load_memory_reason, reference_solution
+from memreason_hf.evaluation.solutions.generation import generate_solutions
+from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
+from memreason_hf.evaluation.solutions.judges import JUDGES
+from memreason_hf.files import check_places, write_json
 from memreason_hf.metrics import metric_path
-from memreason_hf.step_depth import NO_KIND_YET, DepthByKind, mean_recurrences_by_kind, read_depths
+from memreason_hf.models.loading import choose_device, load_any_config, load_model, load_tokenizer
+from memreason_hf.models.pretrained import torch_dtype
 from memreason_hf.steps import KINDS
-from memreason_hf.tokenization import read_scheme
-from memreason_hf.training.adapter_base import weights_digest
-from memreason_hf.training.adapter_checkpoints import is_adapter_folder, load_adapter
-from memreason_hf.training.adapter_model import rows_in_place
-from memreason_hf.training.pretrained import torch_dtype
+from memreason_hf.steps.depth import NO_KIND_YET, DepthByKind, mean_recurrences_by_kind, read_depths
+from memreason_hf.steps.tokenization import read_scheme
 from modeling_recurrent import RecurrentDepthConfig
-
-from .errors import user_errors
-from .flags import flag_parser, parse_flags
-from .model_inputs import choose_device, load_any_config, load_model, load_tokenizer
 
 
 PROG = "memreason evaluate-steps"
@@ -51,8 +49,8 @@ examples:
   memreason evaluate-steps MODEL --data data/gsm8k --num_demonstrations 4 --max_new_tokens 300
   memreason evaluate-steps RECURRENT_MODEL --data data/strategy_qa --depth_by_kind memory=2,reason=16
 
---output_file X writes X (the schema: memreason_hf/evaluation/generation.py), X.settings.json (what the texts depend
-on) and X.summary.json (the figures that are printed).
+--output_file X writes X (the schema: memreason_hf/evaluation/solutions/generation.py), X.settings.json (what the texts
+depend on) and X.summary.json (the figures that are printed).
 """
 METRICS = ("answer_accuracy", "step_distribution", "step_attribution")
 
@@ -168,8 +166,7 @@ def _evaluate(arguments):
     print(_report(results, generations, arguments, seconds))
     if files:
         summary = {key: value for key, value in results.items() if key != "attributions"}
-        with whole_file(files[2], overwrite=True) as temporary:
-            temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(files[2], summary, ensure_ascii=False)
         print(f"texts: {files[0]}")
     return 0
 

@@ -2,17 +2,16 @@
 
 import sys
 
+from memreason_hf.adapters.modes import AdapterArguments
+from memreason_hf.command_line.errors import USER_ERRORS, user_errors
+from memreason_hf.command_line.recipe_parser import RecipeParser, RecipeSection
+from memreason_hf.command_line.training_runs import output_folder_of, run_training, say
+from memreason_hf.models.new_models import NewModelArguments
 from memreason_hf.recipes import FINETUNE
 from memreason_hf.steps import StepScheme
-from memreason_hf.training.adapters import AdapterArguments
-from memreason_hf.training.errors import TrainingError
-from memreason_hf.training.finetune_trainer import FinetuneArguments
-from memreason_hf.training.finetuning import BaseModelArguments, QuestionArguments, prepare_finetuning
-from memreason_hf.training.new_models import NewModelArguments
-
-from .errors import USER_ERRORS, user_errors
-from .recipe import RecipeParser, RecipeSection
-from .training_runs import output_folder_of, run_training, say
+from memreason_hf.training.runs.errors import TrainingError
+from memreason_hf.training.solutions.recipe import BaseModelArguments, QuestionArguments, prepare_finetuning
+from memreason_hf.training.solutions.trainer import FinetuneArguments
 
 
 PROG = "memreason finetune"

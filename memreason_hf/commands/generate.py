@@ -24,13 +24,13 @@ from memreason_hf.analysis.token_depths import (
     depth_statistics,
     depths_document,
 )
+from memreason_hf.command_line.depth_arguments import DepthArguments, depth_settings, describe_depth
+from memreason_hf.command_line.errors import INTERRUPTED, user_errors
+from memreason_hf.command_line.model_parser import ModelParser
+from memreason_hf.command_line.recipe_parser import RecipeSection
 from memreason_hf.evaluation import describe_environment, describe_model
-from memreason_hf.evaluation.files import check_places, whole_file
-
-from .depth_arguments import DepthArguments, depth_settings, describe_depth
-from .errors import INTERRUPTED, user_errors
-from .model_inputs import ModelParser, choose_device, load_model, load_model_config, load_tokenizer
-from .recipe import RecipeSection
+from memreason_hf.files import check_places, whole_file
+from memreason_hf.models.loading import choose_device, load_model, load_model_config, load_tokenizer
 
 
 PROG = "memreason generate"

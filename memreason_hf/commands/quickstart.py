@@ -12,12 +12,11 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import modeling_recurrent  # noqa: F401 - registers the architecture with the Auto classes
-from memreason_hf.data.multi_hop import load_multi_hop, select_chains
+from memreason_hf.command_line.errors import user_errors
+from memreason_hf.commands import evaluate, sweep, train
+from memreason_hf.data.chains.multi_hop import load_multi_hop, select_chains
 from memreason_hf.evaluation import read_results
-from memreason_hf.evaluation.tables import format_table
-
-from . import evaluate, sweep, train
-from .errors import user_errors
+from memreason_hf.tables import format_table
 
 
 PROG = "memreason quickstart"

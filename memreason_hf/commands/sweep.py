@@ -9,17 +9,8 @@ import sys
 from dataclasses import dataclass, field
 
 from memreason_hf.analysis import accuracy_figure, margin_figure
-from memreason_hf.evaluation import (
-    depth_sweep_results,
-    read_results,
-    results_table,
-    statistics_from_results,
-    sweep_depth,
-)
-from memreason_hf.evaluation.predictions import sorted_groups
-
-from .errors import user_errors
-from .evaluation_inputs import (
+from memreason_hf.command_line.errors import user_errors
+from memreason_hf.command_line.evaluation_inputs import (
     INPUTS,
     OUTPUT,
     ResultsFolder,
@@ -29,8 +20,16 @@ from .evaluation_inputs import (
     print_time,
     trained_range,
 )
-from .model_inputs import ModelParser
-from .recipe import RecipeSection
+from memreason_hf.command_line.model_parser import ModelParser
+from memreason_hf.command_line.recipe_parser import RecipeSection
+from memreason_hf.evaluation import (
+    depth_sweep_results,
+    read_results,
+    results_table,
+    statistics_from_results,
+    sweep_depth,
+)
+from memreason_hf.evaluation.chains.predictions import sorted_groups
 
 
 PROG = "memreason sweep"
@@ -46,8 +45,9 @@ examples:
   memreason sweep runs/quickstart --data data --hops 2-8,16,40 --max_rows_per_group 100
   memreason sweep runs/quickstart --data data --output_dir results --halting_results results/evaluation.json
 
-With --output_dir it writes depth_sweep.json (its schema: memreason_hf/evaluation/results.py) and two pictures, as PNG
-and PDF: depth_sweep (accuracy) and depth_margins (the correct answer's logit minus the best other one).
+With --output_dir it writes depth_sweep.json (its schema: memreason_hf/evaluation/chains/results.py) and two
+pictures, as PNG and PDF: depth_sweep (accuracy) and depth_margins (the logit of the right answer minus the best other
+one).
 """
 
 

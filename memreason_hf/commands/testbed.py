@@ -15,17 +15,15 @@ from datasets import disable_progress_bars
 from transformers import HfArgumentParser
 
 from memreason_hf.analysis.depth_figures import save_figure
-from memreason_hf.analysis.testbed_figures import hops_figure
-from memreason_hf.data.multi_hop import MultiHopConfig, prepare_multi_hop
-from memreason_hf.data.written_rows import WrittenRows, write_solutions
-from memreason_hf.evaluation.results import describe_environment
-from memreason_hf.evaluation.step_judges import ExactJudge
-from memreason_hf.evaluation.world_attribution import WorldJudge, measure_judge
-from memreason_hf.training.testbed_models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
-
-from .errors import user_errors
-from .flags import flag_parser, parse_flags
-from .testbed_model import (
+from memreason_hf.command_line.errors import user_errors
+from memreason_hf.command_line.flags import flag_parser, parse_flags
+from memreason_hf.data.chains.multi_hop import MultiHopConfig, prepare_multi_hop
+from memreason_hf.evaluation.chains.results import describe_environment
+from memreason_hf.evaluation.solutions.judges import ExactJudge
+from memreason_hf.experiments.testbed.attribution import WorldJudge, measure_judge
+from memreason_hf.experiments.testbed.figures import hops_figure
+from memreason_hf.experiments.testbed.models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
+from memreason_hf.experiments.testbed.process import (
     LOG_FILE,
     TRAINING_FILE,
     claim_folder,
@@ -33,9 +31,10 @@ from .testbed_model import (
     read_results,
     references,
     test_chains,
-    write_json,
 )
-from .testbed_report import report
+from memreason_hf.experiments.testbed.report import report
+from memreason_hf.experiments.testbed.rows import WrittenRows, write_solutions
+from memreason_hf.files import write_json
 
 
 PROG = "memreason testbed"
@@ -230,7 +229,7 @@ def _start(name, task):
     folder = Path(task["folder"])
     write_json(folder / "task.json", task)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "memreason_hf.commands.testbed_model", name, str(folder / "task.json")]
+    command = [sys.executable, "-m", "memreason_hf.experiments.testbed.process", name, str(folder / "task.json")]
     with open(folder / LOG_FILE, "w", encoding="utf-8") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 

@@ -2,13 +2,12 @@
 
 import sys
 
+from memreason_hf.command_line.errors import USER_ERRORS, user_errors
+from memreason_hf.command_line.recipe_parser import RecipeParser, RecipeSection
+from memreason_hf.command_line.training_runs import output_folder_of, run_training
 from memreason_hf.training import CurriculumArguments, RecurrentTrainingArguments
-from memreason_hf.training.errors import TrainingError
-from memreason_hf.training.runs import DataArguments, ModelArguments, prepare_run
-
-from .errors import USER_ERRORS, user_errors
-from .recipe import RecipeParser, RecipeSection
-from .training_runs import output_folder_of, run_training
+from memreason_hf.training.chains.recipe import DataArguments, ModelArguments, prepare_run
+from memreason_hf.training.runs.errors import TrainingError
 
 
 PROG = "memreason train"

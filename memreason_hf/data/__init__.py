@@ -1,8 +1,6 @@
 """Building and reading data sets: pure functions, no argument parsing."""
 
-from .demonstrations import Demonstrations
-from .memory_reason import build_memory_reason, load_memory_reason, reference_solution, save_memory_reason
-from .multi_hop import (
+from memreason_hf.data.chains.multi_hop import (
     MultiHopConfig,
     MultiHopData,
     build_multi_hop,
@@ -14,6 +12,13 @@ from .multi_hop import (
     read_multi_hop_json,
     save_multi_hop,
     select_chains,
+)
+from memreason_hf.data.questions.demonstrations import Demonstrations
+from memreason_hf.data.questions.memory_reason import (
+    build_memory_reason,
+    load_memory_reason,
+    reference_solution,
+    save_memory_reason,
 )
 
 

@@ -1,9 +1,13 @@
 """Accuracy by group and recurrences, halting statistics, and the files that keep them."""
 
-from .depth_sweep import DepthSweep, sweep_depth
-from .halting_statistics import HaltingStatistics, RecurrenceStatistics, halting_statistics
-from .predictions import AnswerPredictions, predict_answers
-from .results import (
+from memreason_hf.evaluation.chains.depth_sweep import DepthSweep, sweep_depth
+from memreason_hf.evaluation.chains.halting_statistics import (
+    HaltingStatistics,
+    RecurrenceStatistics,
+    halting_statistics,
+)
+from memreason_hf.evaluation.chains.predictions import AnswerPredictions, predict_answers
+from memreason_hf.evaluation.chains.results import (
     ResultsHeader,
     depth_sweep_results,
     describe_data,
@@ -16,7 +20,7 @@ from .results import (
     validate_results,
     write_results,
 )
-from .tables import results_table
+from memreason_hf.evaluation.chains.tables import results_table
 
 
 __all__ = [

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import datasets
 import evaluate
 
-from memreason_hf.data.question_options import TRUE_FALSE, options_by_label
-from memreason_hf.evaluation.answers import end_of_question, extract_answer
-from memreason_hf.step_groups import FAMILY_TOKEN
+from memreason_hf.data.questions.options import TRUE_FALSE, options_by_label
+from memreason_hf.evaluation.solutions.answers import end_of_question, extract_answer
 from memreason_hf.steps import ANSWER_MARKER, NO_KIND, QUESTION_MARKER, Solution, Step, StepScheme, answer_step
+from memreason_hf.steps.marks import FAMILY_TOKEN
 
 
 _ANY_LETTER = {chr(code): "" for code in range(ord("A"), ord("Z") + 1)}

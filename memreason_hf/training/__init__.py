@@ -1,11 +1,11 @@
 """Training: recurrent-depth models on chains; any causal language model on solutions in steps."""
 
-from .arguments import RecurrentTrainingArguments
-from .collators import ChainCollator
-from .curriculum import CurriculumArguments, CurriculumCallback
-from .finetune_trainer import FinetuneArguments, FinetuneTrainer
-from .step_collators import StepCollator, encode_solutions
-from .trainer import RecurrentTrainer
+from memreason_hf.data.chains.collator import ChainCollator
+from memreason_hf.data.questions.encoding import StepCollator, encode_solutions
+from memreason_hf.training.chains.arguments import RecurrentTrainingArguments
+from memreason_hf.training.chains.curriculum import CurriculumArguments, CurriculumCallback
+from memreason_hf.training.chains.trainer import RecurrentTrainer
+from memreason_hf.training.solutions.trainer import FinetuneArguments, FinetuneTrainer
 
 
 __all__ = [

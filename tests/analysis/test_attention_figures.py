@@ -1,12 +1,12 @@
 import itertools
 import json
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.colors import LogNorm, to_hex
 from matplotlib.image import imread
+from paths import PUBLISHED
 from small_tokenizers import byte_level, llama
 
 from memreason_hf.analysis import save_figure
@@ -14,10 +14,9 @@ from memreason_hf.analysis.attention_figures import KIND_COLOURS, attention_figu
 from memreason_hf.analysis.attention_maps import AttentionMap, read_attention
 from memreason_hf.analysis.solution_tokens import TOKEN_KINDS, SolutionTokens, TokenSpan, encode_solution_tokens
 from memreason_hf.steps import StepScheme
-from memreason_hf.tokenization import extend_tokenizer
+from memreason_hf.steps.tokenization import extend_tokenizer
 
 
-PUBLISHED = Path(__file__).parents[2] / ".." / "shared" / "data" / "published_outputs"
 KINDS = ("question", "memory", "memory", "reason", "step", "answer")
 
 

@@ -7,7 +7,7 @@ from transformers import ByT5Tokenizer
 
 from memreason_hf.analysis.solution_tokens import TokenSpan, encode_solution_tokens
 from memreason_hf.steps import Step, StepScheme, answer_step
-from memreason_hf.tokenization import encode_prompt, encode_solution, extend_tokenizer
+from memreason_hf.steps.tokenization import encode_prompt, encode_solution, extend_tokenizer
 
 
 QUESTION = "Is the memory of </s> a <memory_0> reason?"

@@ -32,7 +32,7 @@ from memreason_hf.analysis.token_depths import (
     text_color,
     visible,
 )
-from memreason_hf.data.multi_hop_tokenizer import build_tokenizer, build_vocabulary
+from memreason_hf.data.chains.tokenizer import build_tokenizer, build_vocabulary
 
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

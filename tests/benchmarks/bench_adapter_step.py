@@ -20,10 +20,10 @@ from peft import LoraConfig, TaskType, get_peft_model
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from memreason_hf.adapters.modes import AdapterArguments, add_adapter
+from memreason_hf.adapters.targets import lora_targets
 from memreason_hf.steps import StepScheme
-from memreason_hf.tokenization import extend_tokenizer
-from memreason_hf.training.adapter_targets import lora_targets
-from memreason_hf.training.adapters import AdapterArguments, add_adapter
+from memreason_hf.steps.tokenization import extend_tokenizer
 
 
 SCHEME = StepScheme(2, 4)

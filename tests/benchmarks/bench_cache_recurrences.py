@@ -16,7 +16,7 @@ from common import machine
 from transformers import AutoModelForCausalLM
 
 import modeling_recurrent  # noqa: F401 - registers the architecture
-from memreason_hf.data.multi_hop import encode_chains, load_multi_hop, load_multi_hop_tokenizer, select_chains
+from memreason_hf.data.chains.multi_hop import encode_chains, load_multi_hop, load_multi_hop_tokenizer, select_chains
 from modeling_recurrent import RecurrentDepthCache
 
 

@@ -17,7 +17,7 @@ from common import in_turns, machine
 from transformers import AutoModelForCausalLM
 
 import modeling_recurrent  # noqa: F401 - registers the architecture
-from memreason_hf.data.multi_hop import encode_chains, load_multi_hop, load_multi_hop_tokenizer, select_chains
+from memreason_hf.data.chains.multi_hop import encode_chains, load_multi_hop, load_multi_hop_tokenizer, select_chains
 from memreason_hf.evaluation import predict_answers, sweep_depth
 from memreason_hf.training import ChainCollator
 

@@ -20,11 +20,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from memreason_hf.data.memory_reason import load_memory_reason
-from memreason_hf.data.question_options import TRUE_FALSE, options_column
-from memreason_hf.evaluation.generation import generate_solutions
+from memreason_hf.data.questions.memory_reason import load_memory_reason
+from memreason_hf.data.questions.options import TRUE_FALSE, options_column
+from memreason_hf.evaluation.solutions.generation import generate_solutions
 from memreason_hf.steps import StepScheme
-from memreason_hf.tokenization import extend_tokenizer
+from memreason_hf.steps.tokenization import extend_tokenizer
 
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "memory_reason"

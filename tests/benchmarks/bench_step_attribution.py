@@ -22,10 +22,10 @@ from pathlib import Path
 
 from common import machine
 
-from memreason_hf.data.memory_reason import load_memory_reason, reference_solution
-from memreason_hf.evaluation.answers import end_of_question, match_items, read_published
-from memreason_hf.evaluation.attribution import attribute
-from memreason_hf.evaluation.step_judges import JUDGES, find_judge
+from memreason_hf.data.questions.memory_reason import load_memory_reason, reference_solution
+from memreason_hf.evaluation.solutions.answers import end_of_question, match_items, read_published
+from memreason_hf.evaluation.solutions.attribution import attribute
+from memreason_hf.evaluation.solutions.judges import JUDGES, find_judge
 from memreason_hf.steps import Step, StepScheme
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-from memreason_hf.training.attention_kernel import short_attention
+from memreason_hf.training.scheduled.attention_kernel import short_attention
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 

@@ -4,28 +4,27 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from paths import PUBLISHED, ROOT
 from refusals import refused
 from small_adapters import adapted, as_if_trained, save_base
 from small_tokenizers import byte_level, gpt2, llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from memreason_hf.adapters.modes import save_adapter
 from memreason_hf.analysis.attention_maps import read_attention, uniform_attention
 from memreason_hf.commands.attention import main, make_parser
-from memreason_hf.evaluation.generation import generate_solutions
+from memreason_hf.evaluation.solutions.generation import generate_solutions
 from memreason_hf.steps import Step, StepScheme, answer_step
-from memreason_hf.tokenization import encode_prompt, encode_solution, extend_tokenizer
-from memreason_hf.training.adapters import save_adapter
+from memreason_hf.steps.tokenization import encode_prompt, encode_solution, extend_tokenizer
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
-ROOT = Path(__file__).parents[2]
-PUBLISHED = ROOT / ".." / "shared" / "data" / "published_outputs" / "stratgeqa_agent_llama-2-7b-chat.json"
+TEXTS = PUBLISHED / "stratgeqa_agent_llama-2-7b-chat.json"
 SCHEME = StepScheme(1, 2)
 STEPS = [Step("memory", "the step"), Step("reason", "so"), answer_step("True")]
 TEXT = SCHEME.question_text("Is it?") + SCHEME.render(STEPS)
@@ -303,9 +302,9 @@ def test_results_are_not_lost(model, tmp_path, capsys):
     out.mkdir()
     (out / "attention_recurrence_9.png").write_bytes(b"precious")
     message = refusal(capsys, tmp_path / "not read yet", "--text", TEXT, "--output_dir", out)
-    assert "attention_recurrence_9.png: there already" in message and "--overwrite" in message
+    assert "attention_recurrence_9.png already exists" in message and "--overwrite" in message
     (out / "attention_recurrence_9.png").rename(out / "attention.json")
-    assert "attention.json: there already" in refusal(capsys, model, "--text", TEXT, "--output_dir", out)
+    assert "attention.json already exists" in refusal(capsys, model, "--text", TEXT, "--output_dir", out)
     assert run(model, "--text", TEXT, "--output_dir", out, "--overwrite") == 0
     assert json.loads((out / "attention.json").read_text(encoding="utf-8"))["kind"] == "attention"
 
@@ -326,9 +325,9 @@ def test_help_teaches(capsys):
         assert inputs.model
 
 
-@pytest.mark.skipif(not PUBLISHED.is_file(), reason="needs the published texts in ../shared/data/published_outputs")
+@pytest.mark.skipif(not TEXTS.is_file(), reason="needs the published texts in ../shared/data/published_outputs")
 def test_as_a_process_on_a_published_solution(model, tmp_path):
-    command = [sys.executable, "-m", "memreason_hf.cli", "attention", model, "--generations", str(PUBLISHED)]
+    command = [sys.executable, "-m", "memreason_hf.cli", "attention", model, "--generations", str(TEXTS)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, "--index", "0", "--marks_apart"], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from memreason_hf.commands import evaluation_inputs
+from memreason_hf.command_line import evaluation_inputs
 from memreason_hf.commands.evaluate import HaltingArguments, depth_settings, main
 from memreason_hf.data import encode_chains, load_multi_hop, load_multi_hop_tokenizer, select_chains
 from memreason_hf.evaluation import read_results

@@ -9,22 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import QUESTIONS, ROOT
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from small_adapters import adapted, as_if_trained, save_base
 from small_tokenizers import byte_level, llama, recurrent
 
+from memreason_hf.adapters.modes import save_adapter
 from memreason_hf.commands.evaluate_steps import main, make_parser
-from memreason_hf.data.memory_reason import load_memory_reason
-from memreason_hf.evaluation.generation import generate_solutions
-from memreason_hf.step_attention import set_step_attention
+from memreason_hf.data.questions.memory_reason import load_memory_reason
+from memreason_hf.evaluation.solutions.generation import generate_solutions
 from memreason_hf.steps import StepScheme
-from memreason_hf.tokenization import extend_tokenizer
-from memreason_hf.training.adapters import save_adapter
-
-
-ROOT = Path(__file__).parents[2]
-SHARED = ROOT / ".." / "shared" / "data" / "memory_reason"
+from memreason_hf.steps.attention import set_step_attention
+from memreason_hf.steps.tokenization import extend_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +129,7 @@ def test_demonstrations_and_depth(data, tmp_path, capsys):
         (["--output_fil", "x"], "unknown argument '--output_fil x'. Did you mean --output_file?"),
         (["--judge", "me"], "invalid choice: 'me'"),
         (["--device", "foo"], "device='foo' is no device"),
-        (["--output_file", "."], "is a folder; give a file"),
+        (["--output_file", "."], "is a folder. Give the name of a file"),
     ],
 )
 def test_bad_requests_end_with_one_line(model, data, capsys, arguments, message):
@@ -250,9 +247,9 @@ def test_help_teaches(capsys):
     assert make_parser().prog == "memreason evaluate-steps"
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the study's files in ../shared/data/memory_reason")
+@pytest.mark.skipif(not QUESTIONS.is_dir(), reason="needs the study's files in ../shared/data/memory_reason")
 def test_as_a_process_on_real_questions(model, tmp_path):
-    command = [sys.executable, "-m", "memreason_hf.commands.evaluate_steps", model, "--data", str(SHARED)]
+    command = [sys.executable, "-m", "memreason_hf.commands.evaluate_steps", model, "--data", str(QUESTIONS)]
     command += [
         "--name",
         "commonsense_qa",

@@ -14,23 +14,23 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from paths import QUESTIONS
 from refusals import refused
 from small_tokenizers import byte_level, gpt2, llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from memreason_hf.adapters.modes import AdapterArguments, load_adapter
 from memreason_hf.commands import evaluate_steps, finetune
+from memreason_hf.models.new_models import NewModelArguments
 from memreason_hf.recipes import FINETUNE, RECIPES_FOLDER, load_recipe, recipe_names
-from memreason_hf.step_attention import get_step_attention, restore_step_attention
 from memreason_hf.steps import StepScheme
-from memreason_hf.tokenization import encode_prompt, extend_tokenizer, read_scheme
-from memreason_hf.training.adapters import AdapterArguments, load_adapter
-from memreason_hf.training.finetune_trainer import FinetuneArguments, FinetuneTrainer
-from memreason_hf.training.finetuning import BaseModelArguments, QuestionArguments
-from memreason_hf.training.new_models import NewModelArguments
+from memreason_hf.steps.attention import get_step_attention, restore_step_attention
+from memreason_hf.steps.tokenization import encode_prompt, extend_tokenizer, read_scheme
+from memreason_hf.training.solutions.recipe import BaseModelArguments, QuestionArguments
+from memreason_hf.training.solutions.trainer import FinetuneArguments, FinetuneTrainer
 from modeling_recurrent import RecurrentDepthForCausalLM
 
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "memory_reason"
 TRAIN = [
     {
         "question": f"Is the step {number} of {number * 37} the answer?",
@@ -450,7 +450,7 @@ def test_help_teaches(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the study's data are not there")
+@pytest.mark.skipif(not QUESTIONS.is_dir(), reason="the study's data are not there")
 @pytest.mark.parametrize("architecture", ["llama", "recurrent"])
 def test_the_tiny_recipe_on_the_real_questions(tmp_path, capsys, architecture):
     """Shortened: a fourth of the items, once."""
@@ -466,7 +466,7 @@ def test_the_tiny_recipe_on_the_real_questions(tmp_path, capsys, architecture):
         "--use_cpu",
         "true",
     ]
-    assert finetune.main(["tiny", "--data", str(SHARED), *flags, *run]) == 0
+    assert finetune.main(["tiny", "--data", str(QUESTIONS), *flags, *run]) == 0
     losses = [
         e["loss"] for e in json.loads((tmp_path / "trainer_state.json").read_text())["log_history"] if "loss" in e
     ]

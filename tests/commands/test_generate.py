@@ -10,13 +10,13 @@ from small_adapters import as_if_trained
 from text_models import save_text_model
 from transformers import AutoTokenizer
 
+from memreason_hf.adapters.modes import AdapterArguments, add_adapter, save_adapter
 from memreason_hf.analysis.token_depth_terminal import _SUPERSCRIPTS
 from memreason_hf.analysis.token_depths import visible
 from memreason_hf.commands import generate
 from memreason_hf.commands.generate import main, make_parser
 from memreason_hf.steps import StepScheme
-from memreason_hf.tokenization import extend_tokenizer
-from memreason_hf.training.adapters import AdapterArguments, add_adapter, save_adapter
+from memreason_hf.steps.tokenization import extend_tokenizer
 from modeling_recurrent import RecurrentDepthForCausalLM
 from modeling_recurrent.halting_recurrent import criterion_parameters
 
@@ -386,7 +386,7 @@ def test_two_files_of_one_name(flags, tmp_path, capsys, monkeypatch):
     argv = [*flags, "--prompt", "the", "--html", str(page), "--json", str(same), "--overwrite"]
     assert "are one file: give each its own" in refused(capsys, argv)
     page.write_text("a text")
-    assert "is a file and no folder" in refused(
+    assert "is a file, not a folder" in refused(
         capsys, [*flags, "--prompt", "the", "--json", str(page / "depths.json")]
     )
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from memreason_hf.commands import train
 from memreason_hf.recipes import load_recipe, recipe_names
 from memreason_hf.training import CurriculumArguments, RecurrentTrainingArguments
-from memreason_hf.training.runs import DataArguments, ModelArguments, make_model, open_data
+from memreason_hf.training.chains.recipe import DataArguments, ModelArguments, make_model, open_data
 from modeling_recurrent import RecurrentDepthForCausalLM
 
 

@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
+from paths import ROOT
 
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "data_scripts" / "build_memory_reason.py"
 
 

@@ -5,17 +5,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
+from paths import ROOT
 from refusals import refused
 from transformers import AutoTokenizer
 
 from memreason_hf.data import MultiHopConfig, build_multi_hop
 
 
-ROOT = Path(__file__).parents[2]
 SIZES = ["--num_entities", "9", "--num_relations", "3", "--train_hops", "2-3", "--test_hops", "1-3,7"]
 COUNTS = ["--num_train_chains", "30", "--num_test_chains", "6", "--num_small_test_chains", "2", "--seed", "5"]
 

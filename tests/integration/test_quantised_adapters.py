@@ -6,8 +6,8 @@ from small_adapters import SCHEME, as_if_trained, save_base, some_ids
 from small_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from memreason_hf.tokenization import extend_tokenizer
-from memreason_hf.training.adapters import AdapterArguments, add_adapter, load_adapter, save_adapter
+from memreason_hf.adapters.modes import AdapterArguments, add_adapter, load_adapter, save_adapter
+from memreason_hf.steps.tokenization import extend_tokenizer
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 

@@ -1,21 +1,19 @@
 """The three metrics on solutions: against counting by hand, on published texts, together."""
 
-from pathlib import Path
-
 import evaluate
 import numpy as np
 import pytest
+from paths import PUBLISHED, QUESTIONS
 
-from memreason_hf.data.memory_reason import build_memory_reason, reference_solution
-from memreason_hf.evaluation.answers import match_items, read_published
-from memreason_hf.evaluation.step_judges import ExactJudge
+from memreason_hf.data.questions.memory_reason import build_memory_reason, reference_solution
+from memreason_hf.evaluation.solutions.answers import match_items, read_published
+from memreason_hf.evaluation.solutions.judges import ExactJudge
 from memreason_hf.metrics import metric_path
 from memreason_hf.steps import StepScheme
 
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 NAMES = ["answer_accuracy", "step_distribution", "step_attribution"]
-published = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the authors' files in ../shared/data")
+published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the authors' files in ../shared/data")
 REFERENCE = "<memory> Iron is heavy.\n<reason> So it sinks.\n<answer> The answer is: True\n"
 
 
@@ -240,8 +238,8 @@ def test_together(load, tmp_path):
 
 @published
 def test_published_texts(load):
-    texts, verdicts = read_published(SHARED / "published_outputs" / "commonsenseqa_agent_llama-2-7b-chat.json")
-    test = build_memory_reason("commonsense_qa", str(SHARED / "memory_reason")).dataset["test"]
+    texts, verdicts = read_published(PUBLISHED / "commonsenseqa_agent_llama-2-7b-chat.json")
+    test = build_memory_reason("commonsense_qa", str(QUESTIONS)).dataset["test"]
     rows = [test[item] for item in match_items(texts, test["question"][:])]
     results = evaluate.combine([load(name) for name in NAMES]).compute(
         predictions=texts,

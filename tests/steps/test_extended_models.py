@@ -7,7 +7,7 @@ from small_tokenizers import MODELS, TOKENIZERS, byte_level, llama, recurrent, w
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memreason_hf.steps import StepScheme
-from memreason_hf.tokenization import extend_tokenizer
+from memreason_hf.steps.tokenization import extend_tokenizer
 
 
 SCHEME = StepScheme(2, 3)

@@ -2,14 +2,13 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from paths import PUBLISHED
 
 from memreason_hf.steps import StepScheme
 
 
-PUBLISHED = Path(__file__).parents[2] / ".." / "shared" / "data" / "published_outputs"
 COUNTS = {
     "commonsenseqa_agent_llama-2-7b-chat.json": {"memory": 1148, "reason": 5596, "answer": 1200},
     "stratgeqa_agent_llama-2-7b-chat.json": {"memory": 1728, "reason": 1300, "answer": 685},

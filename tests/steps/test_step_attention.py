@@ -19,9 +19,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from memreason_hf.step_attention import STEP_ATTENTION_KEY, get_step_attention, set_step_attention
 from memreason_hf.steps import StepScheme
-from memreason_hf.tokenization import extend_tokenizer, step_token_ids
+from memreason_hf.steps.attention import STEP_ATTENTION_KEY, get_step_attention, set_step_attention
+from memreason_hf.steps.tokenization import extend_tokenizer, step_token_ids
 
 
 VARIANTS = ("own", "tokens")

@@ -10,15 +10,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from step_texts import FAMILIES, deep_recurrent, extended, padded, random_text
 from transformers import AutoModelForCausalLM, StaticCache, dynamic_module_utils
 
-from memreason_hf.commands.model_inputs import load_model
-from memreason_hf.step_attention import (
+from memreason_hf.models.loading import load_model
+from memreason_hf.steps import StepScheme
+from memreason_hf.steps.attention import (
     STEP_ATTENTION_FILE,
     get_step_attention,
     restore_step_attention,
     save_step_attention,
     set_step_attention,
 )
-from memreason_hf.steps import StepScheme
 
 
 VARIANTS = ("own", "tokens")

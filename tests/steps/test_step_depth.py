@@ -7,16 +7,16 @@ import pytest
 import torch
 from step_texts import as_mask, extended, padded, random_text, sees
 
-from memreason_hf.step_attention import set_step_attention
-from memreason_hf.step_depth import (
+from memreason_hf.steps import StepScheme
+from memreason_hf.steps.attention import set_step_attention
+from memreason_hf.steps.depth import (
     DepthByKind,
     StepKinds,
     mean_recurrences_by_kind,
     read_depths,
     recurrences_by_kind,
 )
-from memreason_hf.steps import StepScheme
-from memreason_hf.tokenization import step_token_ids
+from memreason_hf.steps.tokenization import step_token_ids
 
 
 DEPTHS = {"memory": 2, "reason": 7, "answer": 3}

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from memreason_hf.step_groups import FAMILY_TOKEN
 from memreason_hf.steps import KINDS, NO_KIND, Solution, Step, StepScheme, answer_step
+from memreason_hf.steps.marks import FAMILY_TOKEN
 
 
 SCHEMES = [

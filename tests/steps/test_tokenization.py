@@ -9,7 +9,7 @@ from small_tokenizers import TOKENIZERS, byte_level, sentence_piece, word_level
 from transformers import AutoTokenizer
 
 from memreason_hf.steps import KINDS, Step, StepScheme, answer_step
-from memreason_hf.tokenization import (
+from memreason_hf.steps.tokenization import (
     check_tokens,
     decode_solution,
     encode_plain,

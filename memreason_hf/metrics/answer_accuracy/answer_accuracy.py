@@ -5,7 +5,7 @@ from collections import Counter
 import evaluate
 import numpy as np
 
-from memreason_hf.evaluation.answers import judge_answer
+from memreason_hf.evaluation.solutions.answers import judge_answer
 from memreason_hf.metrics.step_inputs import check_rows, metric_info, read_options, reference_answer
 
 

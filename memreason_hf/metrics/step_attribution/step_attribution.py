@@ -4,8 +4,8 @@ from collections import Counter
 
 import evaluate
 
-from memreason_hf.evaluation.attribution import NO_DEPARTURE, NO_REFERENCE, attribute
-from memreason_hf.evaluation.step_judges import UNDECIDED, find_judge
+from memreason_hf.evaluation.solutions.attribution import NO_DEPARTURE, NO_REFERENCE, attribute
+from memreason_hf.evaluation.solutions.judges import UNDECIDED, find_judge
 from memreason_hf.metrics.step_inputs import (
     check_rows,
     mark_answer,
@@ -29,7 +29,7 @@ Args:
     references (`list` of `str`): reference solutions; one that is nothing but an answer cannot be departed from.
     judge (`str` or callable): "exact", "overlap" (the default), or a function of a step, the reference steps and the
         question that returns "agrees", "departs" or "undecided": a `TokenOverlapJudge` or `LanguageModelJudge` of
-        `memreason_hf.evaluation.step_judges`, for example.
+        `memreason_hf.evaluation.solutions.judges`, for example.
     questions (`list` of `str`, *optional*): the question of each item; judges may refer to it.
     scheme (`StepScheme` or `dict`, *optional*): how the texts mark their steps. Needed only where they do not by
         tokens.

@@ -1,0 +1,1 @@
+"""Parsers, shared flags and error messages of the commands."""

@@ -1,0 +1,70 @@
+"""What the commands that train share: a run from its beginning, or its newest checkpoint, to its saved model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from memreason_hf.command_line.errors import INTERRUPTED, user_errors
+from memreason_hf.training.runs.checkpoints import checkpoint_step, list_checkpoints
+from memreason_hf.training.runs.errors import TrainingError
+from memreason_hf.training.runs.trainer import ResumableTrainer
+
+
+def output_folder_of(values: dict) -> str:
+    """
+    `training.output_dir` of what a recipe and the flags give.
+
+    Raises:
+        ValueError: it is not given.
+    """
+    if not values["training"].get("output_dir"):
+        raise ValueError("training.output_dir is not given: where to save, --output_dir FOLDER.")
+    return values["training"]["output_dir"]
+
+
+def run_training(
+    trainer: ResumableTrainer, command: str, describe: Callable[[ResumableTrainer], str] | None = None
+) -> int:
+    """
+    Trains, or goes on from the newest checkpoint of the output folder, saves the model and says what was done.
+
+    Args:
+        trainer: ready to train; its end is called.
+        command: what the message of an error begins with.
+        describe: what else there is to say of a run that was not interrupted.
+
+    Returns:
+        The exit code: 0, or 130 after Ctrl-C. A failed training ends the program with code 2 and one message.
+    """
+    args = trainer.args
+    resume = args.resume_from_checkpoint
+    if resume is None and not args.restart and list_checkpoints(args.output_dir):
+        resume = True
+    with user_errors(command, TrainingError):
+        trainer.train(resume)
+        if not trainer.interrupted:
+            trainer.save_model()
+            trainer.save_state()
+        lines = [_summary(trainer)]
+        if describe is not None and not trainer.interrupted:
+            lines.append(describe(trainer))
+        say(trainer, " ".join(filter(None, lines)))
+    trainer.end()
+    return INTERRUPTED if trainer.interrupted else 0
+
+
+def say(trainer: ResumableTrainer, message: str):
+    """Prints on one of the processes."""
+    if trainer.is_world_process_zero():
+        print(message, flush=True)
+
+
+def _summary(trainer):
+    steps = trainer.state.global_step
+    if trainer.interrupted:
+        saved = f"saved {trainer.last_checkpoint}" if trainer.last_checkpoint else "nothing was saved"
+        return f"Stopped after step {steps}; {saved}. The same command again goes on from there."
+    already = trainer.resumed_from is not None and checkpoint_step(trainer.resumed_from) == steps
+    return (
+        f"{'The run was finished already, after' if already else 'Trained for'} {steps} steps. The model is in "
+        f"{Path(trainer.args.output_dir)}."
+    )

@@ -1,0 +1,1 @@
+"""Chains of facts: the multi-hop world of the depth-extrapolation study."""

@@ -1,0 +1,251 @@
+"""
+The multi-hop data set of the depth-extrapolation study: built, saved, loaded.
+
+    data = build_multi_hop(MultiHopConfig(num_entities=20, num_relations=4, train_hops="2-8", cap_to_available=True))
+    save_multi_hop(data, "runs/small_world")
+    dataset = load_multi_hop("runs/small_world")
+    tokenizer = load_multi_hop_tokenizer("runs/small_world")
+    train = encode_chains(dataset["train"], tokenizer)
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, NamedSplit, load_from_disk
+from datasets.table import InMemoryTable
+
+from memreason_hf.data.chains.config import MultiHopConfig
+from memreason_hf.data.chains.encoding import encode_chains
+from memreason_hf.data.chains.folder import (
+    ARROW_MARK,
+    check_output_folder,
+    read_manifest,
+    write_manifest,
+)
+from memreason_hf.data.chains.json_files import (
+    ATOMIC,
+    ATOMIC_PROBE,
+    SPLIT_FILES,
+    chain_type,
+    read_json_folder,
+    write_items,
+)
+from memreason_hf.data.chains.tables import CHAIN_SCHEMA, chain_table, content_fingerprint
+from memreason_hf.data.chains.tokenizer import (
+    END_OF_ANSWER,
+    build_tokenizer,
+    build_vocabulary,
+    entity_token,
+    load_multi_hop_tokenizer,
+    relation_token,
+    write_vocabulary,
+)
+from memreason_hf.data.chains.world import (
+    Chains,
+    MultiHopWorld,
+    atomic_chains,
+    build_world,
+    sample_chains,
+    sample_probes,
+)
+from memreason_hf.files import whole_folder
+from memreason_hf.messages import first_few
+
+
+__all__ = [
+    "MultiHopConfig",
+    "MultiHopData",
+    "MultiHopWorld",
+    "build_multi_hop",
+    "build_world",
+    "convert_multi_hop",
+    "encode_chains",
+    "load_multi_hop",
+    "load_multi_hop_tokenizer",
+    "prepare_multi_hop",
+    "read_multi_hop_json",
+    "save_multi_hop",
+    "select_chains",
+]
+
+
+@dataclass(frozen=True)
+class MultiHopData:
+    """
+    A whole data set in memory.
+
+    Attributes:
+        vocabulary: tokens in the order of their ids, `<pad>` first.
+        dataset: the splits `train`, `validation` (a copy of `test`), `test` and `test_small`, each with the columns
+            `input_text`, `target_text`, `type`, `hops` and `entities` (the entity reached after every hop).
+        config: the sizes it was built with; None if it was read from files.
+    """
+
+    vocabulary: list[str]
+    dataset: DatasetDict
+    config: MultiHopConfig | None = None
+
+
+def build_multi_hop(config: MultiHopConfig) -> MultiHopData:
+    """
+    Builds the data set in memory: a pure function of `config` (for one release of numpy, whose generators may change
+    their streams between releases).
+
+    Training: all atomic facts (`atomic`), then the training chains by hop count (`12hop_train`). Test: the test chains
+    by hop count (`12hop_test`), none of which is a training chain; then, as probes of memory, atomic facts
+    (`atomic_facts`) and training chains (`12hop_train`) at random. The small test repeats some test chains of every
+    hop count. The hop count 1 among `test_hops` puts atomic facts into the small test too.
+    """
+    world = build_world(config)
+    facts = atomic_chains(world)
+    vocabulary = build_vocabulary(config.num_entities, config.num_relations)
+    words = pa.array(vocabulary)
+    entity_offset, relation_offset = vocabulary.index(entity_token(0)), vocabulary.index(relation_token(0))
+
+    def rows(chains: Chains, type_: str) -> pa.Table:
+        entities = chains.entities + entity_offset
+        input_ids = np.concatenate([entities[:, :1], chains.relations + relation_offset], axis=1)
+        return chain_table(words, input_ids, entities[:, 1:], type_, END_OF_ANSWER)
+
+    train, test, small = [rows(facts, ATOMIC)], [], []
+    atomic_probes = sample_probes(config, facts, config.num_atomic_probes)
+    train_probes = []
+    if 1 in config.test_hop_counts:
+        small.append(rows(atomic_probes[: config.num_small_test_chains], ATOMIC_PROBE))
+    for hops, (num_train, num_test) in config.plan_chains().items():
+        # Test chains come first, so that they stay the same whatever the number of training chains.
+        chains = sample_chains(config, world, hops, num_test + num_train)
+        test_chains, train_chains = chains[:num_test], chains[num_test:]
+        if num_train:
+            train.append(rows(train_chains, chain_type(hops, "train")))
+            probes = sample_probes(config, train_chains, config.num_train_probes)
+            train_probes.append(rows(probes, chain_type(hops, "train")))
+        if num_test:
+            test.append(rows(test_chains, chain_type(hops, "test")))
+            small_chains = sample_probes(config, test_chains, config.num_small_test_chains)
+            small.append(rows(small_chains, chain_type(hops, "test")))
+    test = [*test, rows(atomic_probes, ATOMIC_PROBE), *train_probes]
+    tables = {"train": train, "validation": test, "test": test, "test_small": small}
+    return MultiHopData(vocabulary, _dataset_dict({k: pa.concat_tables(t) for k, t in tables.items()}), config)
+
+
+def read_multi_hop_json(path: str | Path) -> MultiHopData:
+    """
+    Reads a folder of the study's JSON files, theirs or ours, and checks every chain against the atomic facts.
+
+    Labels are made anew from the number of relations, and the entity reached after every hop is found by walking.
+    Raises FileNotFoundError or ValueError, naming the file and the item.
+    """
+    vocabulary, tables = read_json_folder(path)
+    return MultiHopData(vocabulary, _dataset_dict(tables))
+
+
+def save_multi_hop(data: MultiHopData, output_dir: str | Path, *, overwrite: bool = False) -> dict:
+    """
+    Writes the JSON files, the Arrow form (`datasets.load_from_disk(output_dir)`) and the tokenizer
+    (`AutoTokenizer.from_pretrained(output_dir)`) into one folder, which appears whole or not at all.
+
+    Returns the manifest: the sizes it was built with, rows by split, bytes by file. Raises FileExistsError if the
+    folder holds a data set and `overwrite` is not set.
+    """
+    check_output_folder(Path(output_dir), overwrite)
+    with whole_folder(output_dir, overwrite=overwrite) as folder:
+        for split, name in SPLIT_FILES.items():
+            write_items(data.dataset[split].data.table, folder / name)
+        write_vocabulary(data.vocabulary, folder)
+        build_tokenizer(data.vocabulary).save_pretrained(folder)
+        data.dataset.save_to_disk(folder)
+        config = None if data.config is None else asdict(data.config)
+        write_manifest(folder, {"config": config, "numpy": np.__version__, "rows": data.dataset.num_rows})
+    return read_manifest(Path(output_dir))
+
+
+def prepare_multi_hop(config: MultiHopConfig, output_dir: str | Path, *, overwrite: bool = False) -> dict:
+    """
+    Builds and saves the data set, unless exactly this one is in `output_dir` already. Returns the manifest.
+
+    Raises FileExistsError, before anything is built, if the folder holds another one and `overwrite` is not set.
+    """
+    folder = Path(output_dir)
+    manifest = None if overwrite else read_manifest(folder)
+    if manifest is not None and manifest.get("config") == asdict(config):
+        return manifest
+    check_output_folder(folder, overwrite)
+    return save_multi_hop(build_multi_hop(config), folder, overwrite=overwrite)
+
+
+def convert_multi_hop(input_dir: str | Path, output_dir: str | Path, *, overwrite: bool = False) -> dict:
+    """
+    Reads the JSON files of one folder (`read_multi_hop_json`) and saves the data set (`save_multi_hop`) in another, or
+    with `overwrite` in the same. Returns the manifest.
+    """
+    check_output_folder(Path(output_dir), overwrite)
+    return save_multi_hop(read_multi_hop_json(input_dir), output_dir, overwrite=overwrite)
+
+
+def load_multi_hop(path: str | Path) -> DatasetDict:
+    """
+    Loads a data set: the Arrow form, memory-mapped, or the JSON files where the folder has only those (the study's own
+    files, for example), which takes some seconds at full size.
+
+    Raises FileNotFoundError if there is no data set, ValueError if it is damaged or not a multi-hop data set.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}. data_scripts/build_multi_hop.py makes a data set.")
+    if not (folder / ARROW_MARK).is_file():
+        return read_multi_hop_json(folder).dataset
+    read_manifest(folder, suffix=".arrow")
+    try:
+        dataset = load_from_disk(folder)
+    except Exception as error:  # a damaged file shows as almost any error of Arrow, json or fsspec
+        raise ValueError(f"{folder}: the Arrow form is damaged ({error}). Build the data set again.") from error
+    for split in SPLIT_FILES:
+        if split not in dataset:
+            raise ValueError(f"{folder} is no multi-hop data set: it lacks the split {split}.")
+        missing = [name for name in CHAIN_SCHEMA.names if name not in dataset[split].column_names]
+        if missing:
+            raise ValueError(f"{folder} is no multi-hop data set: {split} lacks the columns {first_few(missing)}.")
+    return dataset
+
+
+def select_chains(dataset: Dataset, *, kind: str | None = None, hops: Iterable[int] | None = None) -> Dataset:
+    """
+    The rows of one kind and of some hop counts, in order.
+
+    Args:
+        dataset: a split, encoded or not: anything with the columns `type` and `hops`.
+        kind: `"test"` (chains that are not in training), `"train"` or `"atomic"`; None for all. In the test split the
+            last two are probes of memory.
+        hops: hop counts to keep; None for all.
+
+    Raises:
+        ValueError: for another kind, and if no row is left: a group without items cannot be measured.
+    """
+    patterns = {"test": r"hop_test$", "train": r"hop_train$", "atomic": r"^atomic"}
+    if kind is not None and kind not in patterns:
+        raise ValueError(f"kind={kind!r} is unknown; give one of {', '.join(patterns)}, or None for all.")
+    columns = dataset.select_columns(["type", "hops"]).with_format("arrow")[:]
+    keep = np.ones(len(dataset), dtype=bool)
+    if kind is not None:
+        keep &= pc.match_substring_regex(columns["type"], patterns[kind]).to_numpy()
+    wanted = None if hops is None else sorted(set(hops))
+    if wanted is not None:
+        keep &= np.isin(columns["hops"].to_numpy(), wanted)
+    if not keep.any():
+        there = sorted(set(columns["hops"].unique().to_pylist()))
+        raise ValueError(f"No rows with kind={kind!r} and hops={wanted}; the data set has the hop counts {there}.")
+    return dataset.select(np.flatnonzero(keep))
+
+
+def _dataset_dict(tables: dict[str, pa.Table]) -> DatasetDict:
+    return DatasetDict(
+        {
+            split: Dataset(InMemoryTable(table), split=NamedSplit(split), fingerprint=content_fingerprint(table))
+            for split, table in tables.items()
+        }
+    )

@@ -1,0 +1,44 @@
+"""Rows of different lengths as one batch: padded on a side, with a label at every position."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+
+# What torch's cross entropy passes over.
+IGNORED_LABEL = -100
+
+
+def pad_rows(rows: Sequence[Mapping], pad_token_id: int, *, side: str) -> dict[str, torch.Tensor]:
+    """
+    Rows of `input_ids` and `label_ids` (the label at a position) as a batch.
+
+    Args:
+        side: `"left"` or `"right"`, where shorter rows are filled up.
+
+    Returns:
+        Int64 tensors of shape `(batch, longest row)`: `input_ids`, `shift_labels` and, where a row was padded,
+        `attention_mask`.
+
+    Raises:
+        ValueError: no rows, a row without tokens, or labels that are fewer or more than the tokens.
+    """
+    if len(rows) == 0:
+        raise ValueError("A batch needs at least one row, got none.")
+    lengths = [len(row["input_ids"]) for row in rows]
+    width, shortest = max(lengths), min(lengths)
+    if shortest == 0:
+        raise ValueError(f"Row {lengths.index(0)} of a batch has no tokens.")
+    input_ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
+    labels = np.full((len(rows), width), IGNORED_LABEL, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for index, (row, length) in enumerate(zip(rows, lengths)):
+        if len(row["label_ids"]) != length:
+            raise ValueError(f"A row has {length} input_ids and {len(row['label_ids'])} label_ids.")
+        filled = slice(width - length, width) if side == "left" else slice(length)
+        input_ids[index, filled], labels[index, filled], mask[index, filled] = row["input_ids"], row["label_ids"], 1
+    batch = {"input_ids": torch.from_numpy(input_ids), "shift_labels": torch.from_numpy(labels)}
+    if shortest < width:
+        batch["attention_mask"] = torch.from_numpy(mask)
+    return batch

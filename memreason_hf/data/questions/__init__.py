@@ -1,0 +1,1 @@
+"""Questions annotated with memory and reason steps."""

@@ -1,0 +1,132 @@
+"""Annotated questions as rows to train on: the prompt of test time, then the solution, with labels on that alone."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from memreason_hf.data.padding import IGNORED_LABEL, pad_rows
+from memreason_hf.data.questions.memory_reason import reference_solution
+from memreason_hf.messages import first_few
+from memreason_hf.steps.tokenization import encode_prompt, encode_solution, padding_id, read_scheme
+
+
+TOO_LONG = ("refuse", "drop")
+
+
+@dataclass
+class EncodingReport:
+    """
+    What became of the items of a split.
+
+    Attributes:
+        num_items: items that were given.
+        num_rows: rows that were made of them.
+        longest: tokens of the longest row.
+        max_length: the most tokens that a row may have; `None`: any.
+        too_long: positions of the items that have more; none of them is among the rows.
+    """
+
+    num_items: int = 0
+    num_rows: int = 0
+    longest: int = 0
+    max_length: int | None = None
+    too_long: list[int] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """One line for a terminal."""
+        line = f"{self.num_rows:,} of {self.num_items:,} training items, at most {self.longest:,} tokens"
+        if self.too_long:
+            line += f"; {len(self.too_long):,} dropped, longer than {self.max_length:,} with their solution"
+        return f"{line}."
+
+
+def encode_solutions(
+    tokenizer: PreTrainedTokenizerBase,
+    items: Iterable[Mapping],
+    *,
+    max_length: int | None = None,
+    too_long: str = "refuse",
+    demonstrations: Callable[[str], Sequence[tuple[str, Sequence]]] | None = None,
+) -> tuple[Dataset, EncodingReport]:
+    """
+    Encodes questions and their solutions.
+
+    A row is what `encode_prompt` gives, which is what the model sees at test time, then the rest of the solution and
+    the end of text. Labels are on what the model has to write itself: all that follows the prompt.
+
+    Args:
+        tokenizer: one that was extended.
+        items: rows with `question`, `answer` and `steps`, as `load_memory_reason` gives them.
+        max_length: the most tokens of a row.
+        too_long: what becomes of longer items: `"refuse"` (an error) or `"drop"`. An answer is never cut off.
+        demonstrations: solved questions to put in front of a question, for example `Demonstrations(train, 4)`.
+
+    Returns:
+        A data set with `input_ids` and `label_ids` (the token that should come next, -100 in the prompt; both of the
+        same length), and the report.
+
+    Raises:
+        ValueError: a tokenizer without a scheme or an end token, a step that cannot be written by the scheme, items
+            that are too long, or none that is left; names the items.
+    """
+    if too_long not in TOO_LONG:
+        raise ValueError(f"too_long={too_long!r} must be one of {', '.join(TOO_LONG)}.")
+    scheme = read_scheme(tokenizer)
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError("The tokenizer has no end token, so no solution would ever end: set tokenizer.eos_token.")
+    prefix = tokenizer.convert_tokens_to_ids(list(scheme.prefix_tokens))
+    report = EncodingReport(max_length=max_length)
+    columns = {"input_ids": [], "label_ids": []}
+    lengths = []
+    for index, item in enumerate(items):
+        report.num_items += 1
+        shown = demonstrations(item["question"]) if demonstrations else ()
+        try:
+            prompt = encode_prompt(tokenizer, item["question"], shown)
+            solution = encode_solution(tokenizer, reference_solution(item))
+        except ValueError as error:
+            raise ValueError(f"Training item {index}: {error}") from error
+        # The prefix tokens that end the prompt are the first of the solution.
+        written = [*solution[len(prefix) :], end]
+        length = len(prompt) + len(written)
+        if max_length is not None and length > max_length:
+            report.too_long.append(index)
+            lengths.append(length)
+            continue
+        ids = prompt + written
+        columns["input_ids"].append(ids)
+        columns["label_ids"].append([*[IGNORED_LABEL] * (len(prompt) - 1), *written, IGNORED_LABEL])
+        report.longest = max(report.longest, length)
+    report.num_rows = len(columns["input_ids"])
+    if report.too_long and (too_long == "refuse" or not report.num_rows):
+        raise ValueError(
+            f"{len(report.too_long):,} of {report.num_items:,} training items are longer than {max_length:,} tokens "
+            f"with their solution (items {first_few(report.too_long)}; the longest has {max(lengths):,}). Raise "
+            "max_length as far as the model's context allows, give fewer demonstrations, or leave these items out "
+            "(too_long=drop); answers are not cut off."
+        )
+    if not report.num_rows:
+        raise ValueError("There are no training items. Check the split and the limits on the data.")
+    return Dataset.from_dict(columns), report
+
+
+class StepCollator:
+    """
+    Makes a batch of rows of `encode_solutions`, padded on the right to the longest of them.
+
+    Args:
+        tokenizer: gives the token to fill up with.
+
+    Called with a list of rows it returns what `pad_rows` does: `input_ids`, `shift_labels` (the label at a position is
+    compared with the logits at that position; -100: none) and, only where a row was padded, `attention_mask`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.pad_token_id = padding_id(tokenizer)
+
+    def __call__(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
+        return pad_rows(rows, self.pad_token_id, side="right")

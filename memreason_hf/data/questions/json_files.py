@@ -1,0 +1,181 @@
+"""The JSON files of the memory-and-reason study: found in a folder or at a URL, read, every item checked."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fsspec.core import url_to_fs
+
+from memreason_hf.data.questions.options import TRUE_FALSE, find_options
+from memreason_hf.messages import first_few
+from memreason_hf.steps import NO_KIND, QUESTION_MARKER, Step
+
+
+AUTHORS_URL = (
+    "https://raw.githubusercontent.com/MingyuJ666/Disentangling-Memory-and-Reasoning/"
+    "1a2aa58a73bd3a7855bd9adccd198d5d702f3c3e/load_data/dataset_folder"
+)
+FILE_NAMES = {
+    "strategy_qa": "StrategyQA_{split}_clean.json",
+    "commonsense_qa": "commonsense_qa_{split}_clean_CC.json",
+    "truthful_qa": "truthful_qa_{split}_clean_CC.json",
+}
+SPLITS = ("train", "test")
+
+# What stands in front of a step. A step that claims to be both is given no kind.
+KIND_LABELS = {"rag": "memory", "memory": "memory", "reason": "reason", "step": NO_KIND}
+_LABEL = re.compile(r"\s*\[([^\[\]]*)\](?:\s+and\s+\[([^\[\]]*)\])?\s*:?")
+_FIELDS = ("question", "answer", "cot_steps")
+
+
+@dataclass
+class SourceItem:
+    """
+    One question as a file has it.
+
+    Attributes:
+        question: with its options, without `Question: ` in front.
+        options: labels to texts; empty where the answer is free.
+        answer: a label, or a number.
+        steps: those with a text, in order.
+        num_empty_steps: steps without a text, which are left out.
+        num_both_kinds: steps that claim two kinds.
+    """
+
+    question: str
+    options: dict[str, str]
+    answer: str
+    steps: list[Step] = field(default_factory=list)
+    num_empty_steps: int = 0
+    num_both_kinds: int = 0
+
+
+def read_source(name: str, source: str) -> dict[str, list[SourceItem]]:
+    """
+    Reads the files of one data set.
+
+    Args:
+        name: a key of `FILE_NAMES`.
+        source: a folder, or the URL of one, of any kind that fsspec reads: `https://…`, `file://…`, `hf://…`.
+
+    Returns:
+        The items of each split whose file is there; at least one is.
+
+    Raises:
+        FileNotFoundError: none of the files is there.
+        OSError: a file cannot be fetched.
+        ValueError: a file is no JSON, or an item is not as it should be; the message names the file and the item.
+    """
+    items = {}
+    names = {split: FILE_NAMES[name].format(split=split) for split in SPLITS}
+    for split, file_name in names.items():
+        content = _fetch(source, file_name)
+        if content is not None:
+            items[split] = parse_items(content, f"{source.rstrip('/')}/{file_name}", split, name)
+    if not items:
+        raise FileNotFoundError(
+            f"{source} holds neither {' nor '.join(names.values())}: no data set {name!r} is there. Give the folder "
+            "or URL with the study's JSON files."
+        )
+    return items
+
+
+def parse_items(content: bytes, where: str, split: str, name: str) -> list[SourceItem]:
+    """The items of one file. `where` is what messages call it. Raises ValueError, naming file and item."""
+    try:
+        rows = json.loads(content.decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{where} is no JSON file (damaged or cut off?): {error}") from None
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{where} must hold a list of items, and holds {'none' if rows == [] else type(rows)}.")
+    items = []
+    for index, row in enumerate(rows):
+        try:
+            items.append(_item(row, split, name))
+        except ValueError as error:
+            raise ValueError(f"{where}, item {index}: {error}") from None
+    return items
+
+
+def _fetch(source, file_name):
+    """The bytes of a file, None if it is not there."""
+    is_http = source.startswith(("http://", "https://"))
+    # Behind a proxy the environment says so.
+    options = {"client_kwargs": {"trust_env": True}} if is_http else {}
+    try:
+        fs, path = url_to_fs(f"{source.rstrip('/')}/{file_name}", **options)
+        return fs.cat_file(path)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # each file system has its own errors: those of aiohttp are no OSErrors
+        raise OSError(f"{source}/{file_name} cannot be fetched: {type(error).__name__} {error}") from error
+
+
+def _item(row, split, name):
+    if not isinstance(row, Mapping):
+        raise ValueError(f"is a {type(row).__name__}; it must be an object with {', '.join(_FIELDS)}.")
+    missing = [key for key in _FIELDS if key not in row]
+    if missing:
+        raise ValueError(f"lacks {first_few(missing)}; it has {first_few(list(row))}.")
+    if row.get("split", split) != split:
+        raise ValueError(f"split={row['split']!r}, but the file is that of {split!r}.")
+    question, steps = row["question"], row["cot_steps"]
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"question={question!r} must be a text.")
+    if not isinstance(steps, list):
+        raise ValueError(f"cot_steps={steps!r} must be a list of texts.")
+    for text in (question, *steps):
+        _check_characters(text)
+    question = one_line(question.strip().removeprefix(QUESTION_MARKER))
+    options = dict(TRUE_FALSE) if name == "strategy_qa" else find_options(question)
+    item = SourceItem(question, options, _answer(row["answer"], options))
+    for step in steps:
+        _add_step(item, step)
+    return item
+
+
+def _answer(answer, options):
+    answer = str(answer).strip() if isinstance(answer, (str, bool)) else answer
+    if not options:
+        raise ValueError("the question lists no options A., B., …")
+    if not isinstance(answer, str) or answer not in options:
+        raise ValueError(f"answer={answer!r} is none of the options {', '.join(options)}.")
+    return answer
+
+
+def _add_step(item, step):
+    if not isinstance(step, str):
+        raise ValueError(f"the step {step!r} must be a text.")
+    match = _LABEL.match(step)
+    if match is None:
+        raise ValueError(f"the step {step[:60]!r} has no label; write {_labels()} in front.")
+    labels = [label for label in match.groups() if label is not None]
+    unknown = [label for label in labels if label not in KIND_LABELS]
+    if unknown:
+        raise ValueError(f"the step {step[:60]!r} has the unknown label [{unknown[0]}]; there are {_labels()}.")
+    kinds = {KIND_LABELS[label] for label in labels}
+    text = one_line(step[match.end() :])
+    if not text:
+        item.num_empty_steps += 1
+        return
+    item.num_both_kinds += len(kinds) > 1
+    item.steps.append(Step(kinds.pop() if len(kinds) == 1 else NO_KIND, text))
+
+
+def _check_characters(text: object) -> None:
+    """Raises ValueError for a text with half of a character, which JSON can write and no data set can hold."""
+    if isinstance(text, str):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{text[:60]!r} holds {text[error.start]!r}, which is half of a character.") from None
+
+
+def one_line(text: str) -> str:
+    """The text without white space around it, and a space in place of each newline."""
+    return re.sub(r"\s*\n\s*", " ", text.strip())
+
+
+def _labels():
+    return ", ".join(f"[{label}]" for label in KIND_LABELS)

@@ -1,0 +1,257 @@
+"""
+Annotated questions: StrategyQA, CommonsenseQA and TruthfulQA with memory and reasoning steps, GSM8K and AQuA-RAT with
+steps from their rationales.
+
+    data = build_memory_reason("strategy_qa", "FOLDER_OR_URL")
+    print(data.report.describe())
+    save_memory_reason(data, "data/strategy_qa")
+    dataset = load_memory_reason("data/strategy_qa")
+    solution = reference_solution(dataset["train"][0])
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, Features, List, NamedSplit, Value, load_dataset, load_from_disk
+
+from memreason_hf.data.questions.json_files import AUTHORS_URL, FILE_NAMES, SourceItem, read_source
+from memreason_hf.data.questions.options import options_column
+from memreason_hf.data.questions.rationales import aqua_rat_item, gsm8k_item, rationale_items
+from memreason_hf.files import check_folder, whole_folder, write_json
+from memreason_hf.messages import first_few
+from memreason_hf.steps import ANSWER_MARKER, Step, answer_step
+
+
+FEATURES = Features(
+    {
+        "question": Value("string"),
+        "options": List({"label": Value("string"), "text": Value("string")}),
+        "answer": Value("string"),
+        "steps": List({"kind": Value("string"), "text": Value("string")}),
+    }
+)
+TRAINING_SPLIT = "train"
+REPORT_FILE = "report.json"
+_ARROW_MARK = "dataset_dict.json"
+# Where their rows come from, and what makes an item of one.
+RATIONALE_SETS: dict[str, tuple[str, str, Callable[[Mapping], SourceItem]]] = {
+    "gsm8k": ("openai/gsm8k", "main", gsm8k_item),
+    "aqua_rat": ("deepmind/aqua_rat", "raw", aqua_rat_item),
+}
+NAMES = (*FILE_NAMES, *RATIONALE_SETS)
+
+
+@dataclass
+class SplitReport:
+    """
+    What was counted in one split. Positions are those in the source, from 0.
+
+    Attributes:
+        num_items: items of the source.
+        num_rows: items that were kept.
+        num_steps: steps that were kept.
+        num_empty_steps: steps without a text; dropped.
+        num_items_with_empty_steps: items that had some.
+        emptied_items: items whose steps were all empty.
+        items_without_steps: items that had none to begin with.
+        dropped_without_steps: of both, those that were dropped, being training items.
+        dropped_in_other_split: training items dropped because another split has their question.
+        num_both_kinds: steps that claim two kinds; kept as steps without a kind.
+        num_inner_answers: steps that say `The answer is`; kept as they are.
+    """
+
+    num_items: int = 0
+    num_rows: int = 0
+    num_steps: int = 0
+    num_empty_steps: int = 0
+    num_items_with_empty_steps: int = 0
+    emptied_items: list[int] = field(default_factory=list)
+    items_without_steps: list[int] = field(default_factory=list)
+    dropped_without_steps: list[int] = field(default_factory=list)
+    dropped_in_other_split: list[int] = field(default_factory=list)
+    num_both_kinds: int = 0
+    num_inner_answers: int = 0
+
+
+@dataclass
+class MemoryReasonReport:
+    """What was found and what was left out: the name of the data set, its source, and a `SplitReport` each split."""
+
+    name: str
+    source: str
+    splits: dict[str, SplitReport]
+
+    def describe(self) -> str:
+        """Some lines for a terminal."""
+        lines = [f"{self.name} from {self.source}"]
+        for split, counts in self.splits.items():
+            lines.append(f"{split}: {counts.num_rows:,} of {counts.num_items:,} items, {counts.num_steps:,} steps")
+            left_out = [
+                (counts.num_empty_steps, f"empty steps dropped, in {counts.num_items_with_empty_steps} items"),
+                (len(counts.emptied_items), "items whose steps were all empty"),
+                (len(counts.items_without_steps), "items without steps in the source"),
+                (len(counts.dropped_without_steps), "items dropped: no steps are left to learn from"),
+                (len(counts.dropped_in_other_split), "items dropped: their question is in another split too"),
+                (counts.num_both_kinds, "steps of both kinds, kept without a kind"),
+                (counts.num_inner_answers, f"steps that say '{ANSWER_MARKER[:-1]}', kept"),
+            ]
+            lines += [f"  {count:,} {what}" for count, what in left_out if count]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class MemoryReasonData:
+    """A data set in memory, with the columns of `FEATURES`, and the report on how it was made."""
+
+    dataset: DatasetDict
+    report: MemoryReasonReport
+
+
+def build_memory_reason(name: str, source: str | None = None, *, cache_dir: str | None = None) -> MemoryReasonData:
+    """
+    Reads a data set and applies the rules.
+
+    Steps without a text are dropped. A training item left without steps is dropped, a test question never. A question
+    that is in another split too leaves the training split (white space aside).
+
+    Args:
+        name: one of `NAMES`.
+        source: of `strategy_qa`, `commonsense_qa` and `truthful_qa`: a folder or URL with the study's JSON files; None
+            for the authors' repository. Of `gsm8k` and `aqua_rat`: what `datasets.load_dataset` takes, or a folder of
+            `save_to_disk`; None for the Hub.
+        cache_dir: for `datasets.load_dataset`.
+
+    Raises:
+        ValueError: an unknown name, or a source that is not as it should be; names file and item.
+        FileNotFoundError, OSError: nothing there, or not to be fetched.
+    """
+    if name not in NAMES:
+        raise ValueError(f"name={name!r} is no data set; there are {', '.join(NAMES)}.")
+    if name in FILE_NAMES:
+        source = AUTHORS_URL if source is None else str(source)
+        items = read_source(name, source)
+    else:
+        hub_name, config, make = RATIONALE_SETS[name]
+        rows = _load_rows(hub_name if source is None else str(source), config if source is None else None, cache_dir)
+        source = source or hub_name
+        items = {split: rationale_items(part, make, f"{source}, {split}") for split, part in rows.items()}
+    reports = {split: _count(part) for split, part in items.items()}
+    dataset = DatasetDict({split: _keep(split, items, reports[split]) for split in items})
+    return MemoryReasonData(dataset, MemoryReasonReport(name, str(source), reports))
+
+
+def save_memory_reason(data: MemoryReasonData, output_dir: str | Path, *, overwrite: bool = False) -> Path:
+    """
+    Writes the Arrow form (`datasets.load_from_disk(output_dir)`) and the report, `report.json`.
+
+    Raises:
+        FileExistsError: the folder has contents and `overwrite` is not set, or holds something else than such a data
+            set.
+    """
+    folder = Path(output_dir)
+    check_output_folder(folder, overwrite)
+    with whole_folder(folder, overwrite=overwrite) as staged:
+        data.dataset.save_to_disk(staged)
+        write_json(staged / REPORT_FILE, asdict(data.report), ensure_ascii=False)
+    return folder
+
+
+def check_output_folder(folder: Path, overwrite: bool) -> None:
+    """
+    Raises:
+        NotADirectoryError: `folder` is a file.
+        FileExistsError: `folder` is not empty and `overwrite` is false, or holds something else than such a data set.
+    """
+    check_folder(folder, overwrite=overwrite)
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if names and not all((folder / name).is_file() for name in (_ARROW_MARK, REPORT_FILE)):
+        raise FileExistsError(
+            f"output_dir={folder} holds {first_few(names)}, which is not a data set of annotated questions and would "
+            "be deleted. Choose another folder."
+        )
+
+
+def load_memory_reason(source: str | Path, name: str | None = None) -> DatasetDict:
+    """
+    Loads a data set.
+
+    Args:
+        source: a folder of `save_memory_reason`, or with `name` whatever `build_memory_reason` reads.
+        name: one of `NAMES`; not needed for a saved data set.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there, or no data set of annotated questions.
+    """
+    folder = Path(source)
+    if not (folder / _ARROW_MARK).is_file():
+        if name is None:
+            raise FileNotFoundError(
+                f"{source} holds no saved data set. data_scripts/build_memory_reason.py makes one; to read the "
+                f"study's JSON files directly, say which data set: {', '.join(NAMES)}."
+            )
+        return build_memory_reason(name, str(source)).dataset
+    try:
+        dataset = load_from_disk(folder)
+    except Exception as error:  # a damaged file shows as almost any error of Arrow, json or fsspec
+        raise ValueError(f"{folder}: the data set is damaged ({error}). Build it again.") from error
+    for split, part in dataset.items():
+        missing = [column for column in FEATURES if column not in part.column_names]
+        if missing:
+            raise ValueError(f"{folder}: split {split} lacks the columns {first_few(missing)}.")
+    return dataset
+
+
+def reference_solution(row: Mapping) -> list[Step]:
+    """The steps of a row, and its answer as the last one."""
+    return [*(Step(**step) for step in row["steps"]), answer_step(row["answer"])]
+
+
+def _load_rows(source, config, cache_dir):
+    if (Path(source) / _ARROW_MARK).is_file():
+        return load_from_disk(source)
+    try:
+        rows = load_dataset(source, config, cache_dir=cache_dir)
+    except Exception as error:  # of the Hub, of pandas, of Arrow
+        raise OSError(f"{source} cannot be loaded: {type(error).__name__} {error}") from error
+    return rows
+
+
+def _count(items):
+    report = SplitReport(num_items=len(items))
+    for index, item in enumerate(items):
+        report.num_empty_steps += item.num_empty_steps
+        report.num_items_with_empty_steps += item.num_empty_steps > 0
+        if not item.steps:
+            (report.emptied_items if item.num_empty_steps else report.items_without_steps).append(index)
+        report.num_both_kinds += item.num_both_kinds
+        marker = ANSWER_MARKER[:-1].lower()
+        report.num_inner_answers += sum(marker in step.text.lower() for step in item.steps)
+    return report
+
+
+def _keep(split, items, report):
+    """The rows of one split; notes in the report what is dropped."""
+    kept = list(enumerate(items[split]))
+    if split == TRAINING_SPLIT:
+        report.dropped_without_steps = [index for index, item in kept if not item.steps]
+        others = {_key(item) for other, part in items.items() if other != split for item in part}
+        report.dropped_in_other_split = [index for index, item in kept if item.steps and _key(item) in others]
+        dropped = {*report.dropped_without_steps, *report.dropped_in_other_split}
+        kept = [(index, item) for index, item in kept if index not in dropped]
+    report.num_rows = len(kept)
+    report.num_steps = sum(len(item.steps) for _, item in kept)
+    rows = [
+        {
+            "question": item.question,
+            "options": options_column(item.options),
+            "answer": item.answer,
+            "steps": [asdict(step) for step in item.steps],
+        }
+        for _, item in kept
+    ]
+    return Dataset.from_list(rows, features=FEATURES, split=NamedSplit(split))
+
+
+def _key(item):
+    return "".join(item.question.split())

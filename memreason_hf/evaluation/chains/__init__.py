@@ -1,0 +1,1 @@
+"""Answers to chains: accuracy by group and recurrence, halting statistics, results files."""

@@ -1,0 +1,1 @@
+"""Generated solutions: texts, answers, judges."""

@@ -1,0 +1,285 @@
+"""
+Generated solutions: greedy, in left-padded batches, kept as JSON lines so that a run that was stopped goes on.
+
+    rows = load_memory_reason("data/strategy_qa")["test"]
+    generations = generate_solutions(model, tokenizer, rows, batch_size=16, path="runs/generations.jsonl")
+    sum(generation.is_correct for generation in generations) / len(generations)
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memreason_hf.data.questions.options import options_by_label
+from memreason_hf.evaluation.solutions.answers import judge_answer
+from memreason_hf.evaluation.solutions.generation_files import FIELDS, OPTIONAL_FIELDS, GenerationFile
+from memreason_hf.steps import KINDS, Step, StepScheme
+from memreason_hf.steps.attention import get_step_attention
+from memreason_hf.steps.depth import StepKinds, recurrences_by_kind
+from memreason_hf.steps.tokenization import decode_solution, encode_prompt, padding_id, read_scheme
+
+
+CORRECT, WRONG = "correct", "wrong"
+# Positions of these kinds go on for ever; `max_position_embeddings` of such a config means nothing.
+_ENDLESS_POSITIONS = ("none", "sinusoidal")
+
+
+@dataclass(frozen=True)
+class GeneratedSolution:
+    """
+    One generated solution and its verdict: a line of a generations file.
+
+    Attributes:
+        index: of the item in its split.
+        question: as put to the model.
+        text: `Question: …`, a newline and the solution with the tokens of its steps.
+        steps: the steps of the solution.
+        verdict: `"correct"` or `"wrong"`.
+        answer: what the text answers, None if it gives no valid answer.
+        reference: the right answer.
+        is_truncated: the text ends inside the tokens of a step.
+        is_cut: the text was cut off by `max_new_tokens` or by the end of the model's context.
+        num_tokens: tokens generated, the end of the text included.
+        recurrences: of a recurrent-depth model whose scheme tells kinds: `{kind: [tokens, recurrences]}`, see
+            `recurrences_by_kind`.
+    """
+
+    index: int
+    question: str
+    text: str
+    steps: list[Step]
+    verdict: str
+    answer: str | None
+    reference: str
+    is_truncated: bool
+    is_cut: bool
+    num_tokens: int
+    recurrences: dict[str, list[int]] | None = None
+
+    @property
+    def is_correct(self) -> bool:
+        return self.verdict == CORRECT
+
+
+def generate_solutions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping],
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 512,
+    demonstrations: Callable[[str], Sequence[tuple[str, Sequence]]] | None = None,
+    match_option_text: bool = False,
+    path: str | None = None,
+    settings: Mapping | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+    **generate_kwargs,
+) -> list[GeneratedSolution]:
+    """
+    Generates a solution for every row, greedily, and judges its answer.
+
+    Args:
+        model: any causal language model; its training mode is put back afterwards.
+        tokenizer: one that was extended; the prompt ends with the prefix tokens of its scheme.
+        rows: rows with `question`, `options` and `answer`, as `load_memory_reason` gives them.
+        batch_size: prompts a batch, left-padded and sorted by length. It does not change the texts (but for rounding,
+            where two tokens are equally probable).
+        max_new_tokens: the most tokens of a solution. The model's context is kept too.
+        demonstrations: solved questions to put in front of a question, for example `Demonstrations(train, 4)`.
+        match_option_text: see `extract_answer`.
+        path: a file of JSON lines, added to after every batch. What it has already is not generated again.
+        settings: what the texts depend on beside the rows, to refuse a file that was made with others.
+        overwrite: generate everything anew; what the file has is kept until the first batch is done.
+        progress: show a progress bar.
+        generate_kwargs: for `model.generate`, for example `num_recurrences=16`.
+
+    Returns:
+        The solutions, in the order of the rows.
+
+    Raises:
+        ValueError: no rows, a tokenizer without a scheme or larger than the model, prompts that leave no room in the
+            model's context, a file with other contents, demonstrations with attention between steps.
+    """
+    rows = list(rows)
+    _check(model, tokenizer, rows, batch_size, max_new_tokens)
+    if demonstrations is not None and get_step_attention(model) is not None:
+        raise ValueError(
+            f"demonstrations do not go with step attention {get_step_attention(model)!r}: the question would be taken "
+            "for a part of the last demonstration. Leave them out, or set_step_attention(model, tokenizer, None)."
+        )
+    scheme = read_scheme(tokenizer)
+    file = None
+    if path is not None:
+        file = GenerationFile(path, [row["question"] for row in rows], settings, overwrite=overwrite)
+    known = {} if file is None else {generation.index: generation for generation in map(_from_line, file.read())}
+    prompts = {
+        index: encode_prompt(tokenizer, row["question"], demonstrations(row["question"]) if demonstrations else ())
+        for index, row in enumerate(rows)
+        if index not in known
+    }
+    with tqdm(total=len(rows), initial=len(known), desc="solutions", unit="text", disable=not progress) as bar:
+        for indices, ids, is_cut, recurrences in _generate(
+            model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, **generate_kwargs
+        ):
+            made = [
+                _judged(tokenizer, scheme, index, rows[index], generated, cut, match_option_text, taken)
+                for index, generated, cut, taken in zip(indices, ids, is_cut, recurrences)
+            ]
+            known.update((generation.index, generation) for generation in made)
+            if file is not None:
+                file.add(_to_line(generation) for generation in made)
+            bar.update(len(made))
+    return [known[index] for index in range(len(rows))]
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """How many tokens the model's positions reach, prompt and solution together; None if there is no end."""
+    config = model.config.get_text_config()
+    if getattr(config, "position_embedding_type", None) in _ENDLESS_POSITIONS:
+        return None
+    return getattr(config, "max_position_embeddings", None)
+
+
+def check_prompts(model: PreTrainedModel, prompts: Mapping[int, Sequence[int]]) -> None:
+    """
+    Args:
+        prompts: the ids of prompts by the index of their item.
+
+    Raises:
+        ValueError: prompts that leave no room for a solution in the model's context.
+    """
+    context = context_length(model)
+    too_long = [index for index, ids in prompts.items() if context is not None and len(ids) >= context]
+    if too_long:
+        raise ValueError(
+            f"{len(too_long)} of {len(prompts)} prompts have no room for a solution in the model's context of "
+            f"{context} tokens; the first is that of item {too_long[0]}, {len(prompts[too_long[0]])} tokens. "
+            "Leave out demonstrations, or these items."
+        )
+
+
+def _check(model, tokenizer, rows, batch_size, max_new_tokens):
+    if not rows:
+        raise ValueError("There are no rows to generate solutions for. Check the split and the filters.")
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= num_rows:
+        raise ValueError(
+            f"The tokenizer has ids up to {largest}, the model {num_rows} rows: they do not belong together. Take the "
+            "tokenizer that is saved with the model, or extend both (extend_tokenizer)."
+        )
+    padding_id(tokenizer)
+
+
+def _generate(
+    model, tokenizer, prompts, *, batch_size, max_new_tokens, **generate_kwargs
+) -> Iterator[tuple[list[int], list[list[int]], list[bool], list[dict | None]]]:
+    """Batches of (indices, new ids, whether each was cut off, recurrences by kind), the longest prompts first."""
+    context = context_length(model)
+    check_prompts(model, prompts)
+    pad = padding_id(tokenizer)
+    ends = _end_ids(model, tokenizer)
+    # Plain greedy search, whatever the model's own generation config says.
+    arguments = {
+        "do_sample": False,
+        "num_beams": 1,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 50,
+        "repetition_penalty": 1.0,
+        "pad_token_id": pad,
+        "eos_token_id": ends or None,
+        **generate_kwargs,
+    }
+    kinds = None
+    if hasattr(getattr(model, "config", None), "num_recurrences") and read_scheme(tokenizer).kind_tokens(KINDS[0]):
+        kinds = StepKinds(tokenizer)
+    if kinds is not None:
+        arguments["return_dict_in_generate"] = True
+    was_training = model.training
+    model.eval()
+    try:
+        for indices, limit in _batches(prompts, batch_size, max_new_tokens, context):
+            longest = max(len(prompts[index]) for index in indices)
+            padded = [[pad] * (longest - len(prompts[index])) + prompts[index] for index in indices]
+            real = [[0] * (longest - len(prompts[index])) + [1] * len(prompts[index]) for index in indices]
+            outputs = model.generate(
+                input_ids=torch.tensor(padded, device=model.device),
+                attention_mask=torch.tensor(real, device=model.device),
+                max_new_tokens=limit,
+                **arguments,
+            )
+            sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
+            new = [_until_end(ids, ends) for ids in sequences[:, longest:].tolist()]
+            recurrences = [None] * len(new)
+            if kinds is not None:
+                lengths = [len(ids) for ids in new]
+                recurrences = recurrences_by_kind(kinds, sequences, outputs.num_recurrences, lengths)
+            yield indices, new, [not ids or ids[-1] not in ends for ids in new], recurrences
+    finally:
+        model.train(was_training)
+
+
+def _batches(prompts, batch_size, max_new_tokens, context):
+    """(indices, new tokens) of each batch. A row that the context leaves less room comes alone: no other is cut."""
+    order = sorted(prompts, key=lambda index: -len(prompts[index]))
+    room = {index: max_new_tokens if context is None else context - len(prompts[index]) for index in order}
+    for index in order:
+        if room[index] < max_new_tokens:
+            yield [index], room[index]
+    order = [index for index in order if room[index] >= max_new_tokens]
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size], max_new_tokens
+
+
+def _end_ids(model, tokenizer):
+    """The ids that end a text: the tokenizer's and those of the model's generation config."""
+    ends = getattr(model.generation_config, "eos_token_id", None) if model.generation_config is not None else None
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return list(dict.fromkeys([*own, *ends]))
+
+
+def _until_end(ids, ends):
+    end = next((position for position, token_id in enumerate(ids) if token_id in ends), len(ids) - 1)
+    return ids[: end + 1]
+
+
+def _judged(tokenizer, scheme: StepScheme, index, row, ids, is_cut, match_option_text, recurrences):
+    # The prefix tokens that end the prompt are the first of the solution.
+    prefix = tokenizer.convert_tokens_to_ids(list(scheme.prefix_tokens))
+    kept = ids if is_cut else ids[:-1]
+    solution = decode_solution(tokenizer, prefix + kept)
+    steps = scheme.parse(solution)
+    options = options_by_label(row["options"])
+    verdict = judge_answer(solution, row["answer"], options, match_option_text=match_option_text)
+    return GeneratedSolution(
+        index=index,
+        question=row["question"],
+        text=scheme.question_text(row["question"]) + solution,
+        steps=list(steps),
+        verdict=CORRECT if verdict.is_correct else WRONG,
+        answer=verdict.answer,
+        reference=row["answer"],
+        is_truncated=steps.truncated,
+        is_cut=is_cut,
+        num_tokens=len(ids),
+        recurrences=recurrences,
+    )
+
+
+def _to_line(generation):
+    steps = [{"kind": step.kind, "text": step.text} for step in generation.steps]
+    values = {name: getattr(generation, name) for name in (*FIELDS, *OPTIONAL_FIELDS)}
+    return {name: value for name, value in values.items() if name in FIELDS or value is not None} | {"steps": steps}
+
+
+def _from_line(line):
+    return GeneratedSolution(**{**line, "steps": [Step(**step) for step in line["steps"]]})

@@ -1,0 +1,1 @@
+"""Experiments that can be repeated: one folder each, with all of it inside."""

@@ -1,0 +1,191 @@
+"""
+Writing files and folders that are either whole or not there.
+
+    with whole_file("results.json", overwrite=True) as temporary:
+        temporary.write_text("{}")
+    with whole_folder("data/world") as staged:
+        (staged / "vocab.json").write_text("[]")
+
+Whatever is written goes to a hidden temporary name beside its place, is synced to the disk, and is renamed.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+logger = logging.getLogger(__name__)
+
+# Hidden, so that neither the library's patterns nor a user's eye takes them for finished folders.
+_STAGED, _DOOMED = ".partial", ".deleted"
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+    """
+    Gives a temporary name beside `path`. The file written there is renamed when the block ends without an error.
+
+    The temporary name keeps the suffix of `path`, because some writers choose their format by it. Missing folders are
+    made.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is false.
+    """
+    path = Path(path)
+    check_places([path], overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: object, *, overwrite: bool = True, **options) -> None:
+    """
+    Writes a JSON file, whole or not at all.
+
+    Args:
+        options: for `json.dumps`; by default `indent=2` and `allow_nan=False`, because NaN is not JSON.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is false.
+        ValueError: `content` holds NaN or infinity.
+    """
+    text = json.dumps(content, **{"indent": 2, "allow_nan": False, **options})
+    with whole_file(path, overwrite=overwrite) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None:
+    """
+    Checks that files can be written at `paths`, before the work is done whose results they will hold.
+
+    Raises:
+        FileExistsError: one of them exists and `overwrite` is false; the message names them.
+        OSError: a folder stands there, a file stands where its folder should be, or the folder is read-only.
+    """
+    paths = list(dict.fromkeys(map(Path, paths)))
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder. Give the name of a file.")
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{path} cannot be written: {folder} is a file, not a folder.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{path} cannot be written: the folder {folder} is read-only.")
+    existing = [str(path) for path in paths if path.exists()]
+    if existing and not overwrite:
+        verb = "exists" if len(existing) == 1 else "exist"
+        raise FileExistsError(f"{', '.join(existing)} already {verb}. Choose another path or pass --overwrite.")
+
+
+@contextmanager
+def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+    """
+    Gives an empty staging folder beside `folder`, which takes the place of `folder` when the block ends without an
+    error. An empty `folder` may be there already; with `overwrite`, any.
+
+    Raises:
+        FileExistsError: `folder` holds something and `overwrite` is false. Checked again at the end: another process
+            may have been faster.
+    """
+    folder = Path(folder)
+    check_folder(folder, overwrite=overwrite)
+    # Several processes may build the same folder: the last one to finish must find the others' staging folders alone.
+    staged = folder.with_name(f".{folder.name}.{os.getpid()}{_STAGED}")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        check_folder(folder, overwrite=overwrite)
+        commit_folder(staged, folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def check_folder(folder: str | os.PathLike, *, overwrite: bool) -> None:
+    """
+    Raises:
+        NotADirectoryError: `folder` is a file.
+        FileExistsError: `folder` holds something and `overwrite` is false.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file. Give a folder.")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty. Choose another folder or pass --overwrite.")
+
+
+def staging_folder(final: Path) -> Path:
+    """The folder in which all processes of a run write the files of `final` before it exists."""
+    return final.with_name(f".{final.name}{_STAGED}")
+
+
+def commit_folder(staged: Path, final: Path) -> None:
+    """
+    Syncs every file of `staged`, then renames it to `final`, in place of a folder that is there. A kill at any moment
+    leaves `final` absent or whole.
+    """
+    for path in [*staged.rglob("*"), staged]:
+        sync(path)
+    remove_folder(final)
+    os.rename(staged, final)
+    sync(final.parent)
+
+
+def move_files(staged: Path, folder: Path, *, last: Iterable[str] = ()) -> list[str]:
+    """
+    Moves all files of `staged` into `folder`, each of them whole, and removes `staged`.
+
+    Args:
+        last: names of the files that come last, because `folder` counts as finished once they are there.
+
+    Returns:
+        The names of the files, relative to `folder`.
+    """
+    last = tuple(last)
+    names = [str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file()]
+    names.sort(key=lambda name: (name in last, name))
+    for name in names:
+        sync(staged / name)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staged / name, folder / name)
+    shutil.rmtree(staged)
+    sync(folder)
+    return names
+
+
+def remove_folder(folder: Path) -> None:
+    """Deletes a folder under another name, so that a kill half-way leaves no damaged folder behind."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}{_DOOMED}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def clear_leftovers(parent: str | os.PathLike) -> None:
+    """Deletes the staging folders in `parent` that a killed process had not finished writing or deleting."""
+    parent = Path(parent)
+    if parent.is_dir():
+        for path in parent.iterdir():
+            if path.name.startswith(".") and path.name.endswith((_STAGED, _DOOMED)) and path.is_dir():
+                logger.info("Removing %s, left over from a process that was killed.", path)
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Makes sure that the content of a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,285 @@
+"""
+Tokens of steps in a tokenizer and in a model: adding them, encoding texts around them, decoding what was generated.
+
+    scheme = StepScheme(num_prefix_tokens=2, num_step_tokens=4)
+    extend_tokenizer(tokenizer, scheme, model)
+    input_ids = encode_prompt(tokenizer, "Is the sky blue?")
+    text = decode_solution(tokenizer, generated_ids)
+    read_scheme(tokenizer).parse(text)
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memreason_hf.steps.marks import split_at
+from memreason_hf.steps.scheme import KINDS, PREFIX, Step, StepScheme
+
+
+# The key of the scheme among a tokenizer's init arguments, which travel with it, and in a model's config.
+SCHEME_KEY = "step_scheme"
+_IDS_KEY = "token_ids"
+_ROWS_BEFORE_KEY, _NEW_ROWS_KEY = "rows_before", "new_rows"
+
+
+def extend_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, scheme: StepScheme, model: PreTrainedModel | None = None
+) -> list[int]:
+    """
+    Adds the tokens of a scheme to a tokenizer, and rows for them to a model. Calling it again changes nothing.
+
+    The first token of every group gets a name: `tokenizer.memory_token`, `.memory_token_id`, and so on for prefix,
+    reason, answer and step. Names and scheme are saved with the tokenizer (`read_scheme`).
+
+    The model is resized only if the vocabulary outgrows its rows, and never made smaller: an embedding matrix can be
+    larger than the vocabulary. A new row is the mean over the pieces of the word that its token stands for, with a
+    leading space, or of all old rows where the tokenizer knows no piece; computed in float32, in the input embedding
+    and in a head that is not tied to it separately. That the rows were set is noted in the model's config, so that
+    rows that were trained, saved and loaded are left alone.
+
+    Args:
+        tokenizer: byte-pair, word-level or any other; changed in place.
+        scheme: names the tokens; one without tokens is only noted.
+        model: a model for this tokenizer, as it was before or extended already; changed in place.
+
+    Returns:
+        The ids of the scheme's tokens, in the order of `scheme.tokens`.
+    """
+    tokens = list(scheme.tokens)
+    if tokens:
+        groups = {PREFIX: scheme.prefix_tokens} | {kind: scheme.kind_tokens(kind) for kind in KINDS}
+        names = {f"{name}_token": group[0] for name, group in groups.items() if group}
+        # Attributes that the base class knows are saved, loaded and completed with `_id` by it.
+        tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [
+            *tokenizer.SPECIAL_TOKENS_ATTRIBUTES,
+            *(name for name in names if name not in tokenizer.SPECIAL_TOKENS_ATTRIBUTES),
+        ]
+        # The list comes first, so that ids are in the order of the scheme.
+        tokenizer.add_special_tokens({"extra_special_tokens": tokens, **names}, replace_extra_special_tokens=False)
+    tokenizer.init_kwargs[SCHEME_KEY] = scheme.to_dict()
+    token_ids = tokenizer.convert_tokens_to_ids(tokens)
+    if model is not None:
+        _extend_model(model, tokenizer, scheme, token_ids)
+    return token_ids
+
+
+def read_scheme(tokenizer: PreTrainedTokenizerBase) -> StepScheme:
+    """
+    The scheme that a tokenizer was extended with, before or after it was saved and loaded.
+
+    Raises:
+        ValueError: it was not extended, or lacks tokens of its scheme.
+    """
+    values = tokenizer.init_kwargs.get(SCHEME_KEY)
+    if values is None:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path!r} has no scheme of steps. Extend it, extend_tokenizer(tokenizer, "
+            "StepScheme(...)), or take the tokenizer that is saved with the trained model."
+        )
+    scheme = StepScheme.from_dict(values)
+    check_tokens(tokenizer, scheme)
+    return scheme
+
+
+def check_tokens(tokenizer: PreTrainedTokenizerBase, scheme: StepScheme) -> None:
+    """
+    Raises:
+        ValueError: the tokenizer lacks tokens of the scheme; the message names some.
+    """
+    # Asked one by one: a whole vocabulary takes its time, and this is called for every prompt.
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in scheme.tokens]
+    missing = [
+        token for token, id_ in zip(scheme.tokens, ids) if id_ is None or tokenizer.convert_ids_to_tokens(id_) != token
+    ]
+    if missing:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path!r} lacks {len(missing)} of the {len(scheme.tokens)} tokens of "
+            f"{scheme}: {', '.join(missing[:5])}. Extend it, extend_tokenizer(tokenizer, scheme), or take the "
+            "tokenizer that is saved with the trained model."
+        )
+
+
+def new_rows(model: PreTrainedModel) -> tuple[int, list[int]]:
+    """
+    What `extend_tokenizer` did to a model: how many rows its embedding had before, and the ids whose rows were set.
+
+    The ids are those of the scheme's tokens, and of other tokens or gaps that the model had no row for.
+
+    Raises:
+        ValueError: the model was not extended.
+    """
+    noted = getattr(model.config, SCHEME_KEY, None) or {}
+    if _NEW_ROWS_KEY not in noted:
+        raise ValueError(
+            f"The model {model.name_or_path!r} has no rows for the tokens of steps. Extend it together with its "
+            "tokenizer: extend_tokenizer(tokenizer, scheme, model)."
+        )
+    return noted[_ROWS_BEFORE_KEY], noted[_NEW_ROWS_KEY]
+
+
+def step_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """The ids of every group of tokens: `{"prefix": [...], "memory": [...], "reason": [...], ...}`, some empty."""
+    scheme = read_scheme(tokenizer)
+    groups = {PREFIX: scheme.prefix_tokens} | {kind: scheme.kind_tokens(kind) for kind in KINDS}
+    return {name: tokenizer.convert_tokens_to_ids(list(tokens)) for name, tokens in groups.items()}
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """
+    The ids of a text in which nothing is special: `</s>` or `<memory_0>` in a user's question is some characters.
+
+    A word-level vocabulary can hold such a string as a word; it becomes the unknown token then.
+
+    Raises:
+        ValueError: there is no unknown token to replace it with.
+    """
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    unknown = tokenizer.unk_token_id
+    special = set(tokenizer.all_special_ids) - {unknown}
+    if special.isdisjoint(ids):
+        return ids
+    if unknown is None or unknown in special:
+        found = tokenizer.convert_ids_to_tokens(next(token_id for token_id in ids if token_id in special))
+        raise ValueError(
+            f"{text[:80]!r} holds {found}, which this tokenizer can only read as a special token: it has no unknown "
+            "token. Take it out of the text."
+        )
+    return [unknown if token_id in special else token_id for token_id in ids]
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """
+    What shorter rows of a batch are filled up with: the padding token, or the end of text where there is none.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return token_id
+    raise ValueError("The tokenizer has neither a padding nor an end token: set tokenizer.pad_token.")
+
+
+def encode_solution(tokenizer: PreTrainedTokenizerBase, steps: Iterable[Step | Mapping]) -> list[int]:
+    """The ids of a solution, as `read_scheme(tokenizer).render(steps)` writes it: only its marks are special."""
+    scheme = read_scheme(tokenizer)
+    text = scheme.render(steps)
+    foreign = [token for token in tokenizer.all_special_tokens if token not in scheme.tokens]
+    if not any(token in text for token in foreign):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    # Piece by piece. Not the rule, because some tokenizers put a space before every piece.
+    ids = []
+    for piece in split_at(text, scheme.tokens):
+        is_mark = piece in scheme.tokens
+        ids += [tokenizer.convert_tokens_to_ids(piece)] if is_mark else encode_plain(tokenizer, piece)
+    return ids
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, question: str, demonstrations: Sequence[tuple[str, Sequence]] = ()
+) -> list[int]:
+    """
+    The ids that a model goes on from: begin of text where the tokenizer puts one, the demonstrations, the question,
+    and the prefix tokens of the first step.
+
+    Args:
+        tokenizer: one that was extended.
+        question: plain text; special strings in it stay plain.
+        demonstrations: pairs of a question and the steps of its solution, the answer last; a blank line follows each.
+    """
+    scheme = read_scheme(tokenizer)
+    ids = begin_ids(tokenizer)
+    for shown, steps in demonstrations:
+        ids += encode_plain(tokenizer, scheme.question_text(shown)) + encode_solution(tokenizer, steps)
+        ids += encode_plain(tokenizer, "\n")
+    ids += encode_plain(tokenizer, scheme.question_text(question))
+    return ids + tokenizer.convert_tokens_to_ids(list(scheme.prefix_tokens))
+
+
+def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The id that a text begins with, where the tokenizer puts one."""
+    begin = tokenizer("")["input_ids"][:1]
+    return begin if begin and begin[0] == tokenizer.bos_token_id else []
+
+
+def decode_solution(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int] | torch.Tensor) -> str:
+    """
+    The text of generated ids with the tokens of its steps, which decoding usually skips: only begin of text, end of
+    text and padding are left out.
+    """
+    ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+    dropped = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    text = _decode(tokenizer, [token_id for token_id in ids if token_id not in dropped])
+    tokens = read_scheme(tokenizer).tokens
+    if tokens and _adds_spaces(tokenizer, tokens[0]):
+        pieces = split_at(text, tokens)
+        after_token = [False, *(piece in tokens for piece in pieces)]
+        text = "".join(piece.removeprefix(" ") if after else piece for after, piece in zip(after_token, pieces))
+    return text
+
+
+def _decode(tokenizer, ids):
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _adds_spaces(tokenizer, token):
+    """Whether encoding puts a space before every piece of text, as Llama 2's does: one more than was there."""
+    probe = f"{token} {token}"
+    return _decode(tokenizer, tokenizer(probe, add_special_tokens=False)["input_ids"]) == f"{token}  {token}"
+
+
+def _extend_model(model, tokenizer, scheme, token_ids):
+    noted = getattr(model.config, SCHEME_KEY, None) or {}
+    done = set(noted.get(_IDS_KEY, ()))
+    vocabulary = tokenizer.get_vocab()
+    # Ids can have gaps, so the largest counts as well as their number.
+    needed = max(len(tokenizer), 1 + max(vocabulary.values(), default=-1))
+    rows_before = model.get_input_embeddings().weight.shape[0]
+    if needed > rows_before:
+        model.resize_token_embeddings(needed, mean_resizing=False)
+    of_steps = set(token_ids)
+    old_ids = sorted(id_ for id_ in vocabulary.values() if id_ < rows_before and id_ not in of_steps)
+    # Rows beyond the scheme's come from tokens that were added elsewhere, or from gaps.
+    pieces = {id_: [] for id_ in range(rows_before, needed)}
+    words = scheme.words
+    candidates = set(old_ids) - {tokenizer.unk_token_id}
+    known = {word: _known_pieces(tokenizer, word, candidates) for word in set(words.values())}
+    pieces |= {id_: known[words[token]] for token, id_ in zip(scheme.tokens, token_ids) if id_ not in done}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    matrices = [embedding.weight]
+    if head is not None:
+        matrices += [] if head.weight is embedding.weight else [head.weight]
+        matrices += [] if getattr(head, "bias", None) is None else [head.bias]
+    if pieces:
+        with torch.no_grad():
+            for matrix in matrices:
+                _set_rows(matrix, pieces, old_ids)
+    note = {
+        **scheme.to_dict(),
+        _IDS_KEY: list(token_ids),
+        # A model of an older note has its tokens' rows already; how many it had before them is not known any more.
+        _ROWS_BEFORE_KEY: noted.get(_ROWS_BEFORE_KEY, rows_before),
+        _NEW_ROWS_KEY: sorted({*noted.get(_NEW_ROWS_KEY, token_ids), *pieces}),
+    }
+    setattr(model.config, SCHEME_KEY, note)
+
+
+def _known_pieces(tokenizer, word, candidates):
+    try:
+        ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    except Exception:  # a word-level model without an unknown token raises the bare class
+        return []
+    return [id_ for id_ in ids if id_ in candidates]
+
+
+def _set_rows(matrix, pieces, old_ids):
+    """Sets the rows `pieces` of a matrix, or of a bias, to means over other rows."""
+    mean = None
+    if not all(pieces.values()):
+        is_range = old_ids == list(range(len(old_ids)))
+        # A slice is not copied, which matters for a large vocabulary.
+        old = matrix[: len(old_ids)] if is_range else matrix[old_ids]
+        mean = old.mean(dim=0, dtype=torch.float32)
+    for row, ids in pieces.items():
+        matrix[row] = matrix[ids].mean(dim=0, dtype=torch.float32) if ids else mean

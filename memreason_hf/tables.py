@@ -1,0 +1,25 @@
+"""Aligned columns of text for the terminal."""
+
+from collections.abc import Sequence
+
+
+def format_table(header: Sequence, lines: Sequence[Sequence]) -> str:
+    """
+    Aligned columns, two spaces apart, with a rule under the header; the first column to the left, others to the right.
+
+    Raises:
+        ValueError: a line with another number of entries than the header.
+    """
+    table = [[str(entry) for entry in line] for line in (header, *lines)]
+    for line in table:
+        if len(line) != len(header):
+            raise ValueError(f"A line of the table has {len(line)} entries, its header has {len(header)}: {line}.")
+    widths = [max(map(len, column)) for column in zip(*table)]
+    table.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            entry.ljust(width) if index == 0 else entry.rjust(width)
+            for index, (entry, width) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in table
+    )

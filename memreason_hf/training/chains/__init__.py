@@ -1,0 +1,1 @@
+"""Training on chains: trainer, arguments, curriculum and recipe."""

@@ -1,0 +1,1 @@
+"""Training on solutions in steps: trainer and recipe."""

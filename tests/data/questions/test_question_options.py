@@ -1,0 +1,54 @@
+import random
+
+import pytest
+
+from memreason_hf.data.questions.options import find_options, options_by_label, options_column
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        ("Is it? A. Yes. B. No.", {"A": "Yes.", "B": "No."}),
+        ("What? Options: A.bank B.new york C.mall ", {"A": "bank", "B": "new york", "C": "mall"}),
+        ("Off the U.S. coast? Options: A.bed B.pool", {"A": "bed", "B": "pool"}),
+        ("In the U.S., is it? A. Yes, in the U.S. B. No.", {"A": "Yes, in the U.S.", "B": "No."}),
+        (
+            'Is it? A. Yes, A. A. Milne wrote it. B. No. C. Yes, "x"',
+            {"A": "Yes, A. A. Milne wrote it.", "B": "No.", "C": 'Yes, "x"'},
+        ),
+        ("Who? A. George W. Bush. B. Franklin D. Roosevelt.", {"A": "George W. Bush.", "B": "Franklin D. Roosevelt."}),
+        ("Who wrote A. Milne's life? A. He. B. She.", {"A": "He.", "B": "She."}),
+        (
+            "Who? A. Lincoln. B. He. C. Franklin D. Roosevelt.",
+            {"A": "Lincoln.", "B": "He.", "C": "Franklin D. Roosevelt."},
+        ),
+        ("Who? A. Donald B. Trump. B. E.T. is.", {"A": "Donald B. Trump.", "B": "E.T. is."}),
+        # no full stops between the options
+        ("Who A. he B. she C. nobody", {"A": "he", "B": "she", "C": "nobody"}),
+        # labels out of order, a single one, none
+        ("Who? B. he C. she", {}),
+        ("Who is A. Milne?", {}),
+        ("Is it?", {}),
+        ("", {}),
+    ],
+)
+def test_reading(question, options):
+    assert find_options(question) == options
+
+
+def test_generated_questions():
+    rng = random.Random(1)
+    words = ["the", "U.S.", "J. K. Rowling", "A. A. Milne", "vitamin C", "Franklin D. R", "7", "George W. Bush"]
+    for _ in range(300):
+        # No J: after "the U.S." nothing tells the option J from J. K. Rowling.
+        texts = [" ".join(["It is", *rng.choices(words, k=3), "end."]) for _ in range(rng.randint(2, 8))]
+        labels = [chr(ord("A") + i) for i in range(len(texts))]
+        stem = " ".join(["What is", *rng.choices(words[:2], k=2)]) + "?"
+        listed = " ".join(f"{label}. {text}" for label, text in zip(labels, texts))
+        assert find_options(f"{stem} {listed}") == dict(zip(labels, texts))
+
+
+def test_columns():
+    options = {"A": "bank", "B": "mall"}
+    assert options_column(options) == [{"label": "A", "text": "bank"}, {"label": "B", "text": "mall"}]
+    assert options_by_label(options_column(options)) == options

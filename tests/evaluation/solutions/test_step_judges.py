@@ -1,0 +1,204 @@
+import types
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from memreason_hf.evaluation.solutions.attribution import Attribution, attribute
+from memreason_hf.evaluation.solutions.judges import (
+    JUDGES,
+    ExactJudge,
+    LanguageModelJudge,
+    TokenOverlapJudge,
+    find_judge,
+)
+from memreason_hf.steps import Step, answer_step
+
+
+REFERENCES = [
+    Step("memory", "The Liberty Bell weighs approximately 2,080 pounds and hangs in Philadelphia."),
+    Step("reason", "Since it is heavier than a cow, the cow cannot balance it."),
+]
+
+
+def verdict(text, judge=None, question="", references=REFERENCES):
+    return (judge or TokenOverlapJudge())(Step("memory", text), references, question)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (REFERENCES[0].text, "agrees"),
+        ("the liberty bell: weighs approximately 2080 pounds, and hangs in philadelphia", "agrees"),
+        ("The Liberty Bell weighs 2,080 pounds.", "departs"),
+        ("", "departs"),
+    ],
+)
+def test_the_exact_judge(text, expected):
+    assert verdict(text, ExactJudge()) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (REFERENCES[0].text, "agrees"),
+        ("In Philadelphia hangs the Liberty Bell, weighing about 2080 pounds.", "agrees"),
+        ("A cow can't balance it, as it's heavier.", "agrees"),
+        # another number, another name, a negation more, a negation less, an opposite
+        ("The Liberty Bell weighs approximately 20,800 pounds and hangs in Philadelphia.", "departs"),
+        ("The Liberty Bell weighs approximately 2,080 pounds and hangs in Boston.", "departs"),
+        ("The Liberty Bell does not weigh 2,080 pounds.", "departs"),
+        ("Since it is heavier than a cow, the cow can balance it.", "departs"),
+        ("Since it is lighter than a cow, the cow cannot balance it.", "departs"),
+        # nothing in common; something
+        ("Bananas are yellow fruits from Ecuador.", "departs"),
+        ("The bell was cast in an English foundry of some fame.", "undecided"),
+        ("Therefore it is.", "undecided"),
+    ],
+)
+def test_the_overlap_judge(text, expected):
+    assert verdict(text) == expected
+
+
+def test_a_copy_of_a_reference_agrees():
+    """Whatever another reference says of the same, and where there is nothing to compare."""
+    texts = ("It is not illegal to drive barefoot in Texas.", "It is illegal to drive barefoot in Texas.", "So it is.")
+    references = [Step("memory", text) for text in texts]
+    assert [verdict(text, references=references) for text in texts] == ["agrees"] * 3
+    assert [verdict(text.upper(), references=references[::-1]) for text in texts] == ["agrees"] * 3
+    assert verdict("So it was.", references=references) == "undecided"
+
+
+def test_what_the_question_says_is_no_departure():
+    text = "So the Liberty Bell of 1752 weighs 2,080 pounds."
+    assert verdict(text) == "departs"
+    assert verdict(text, question="Did the Liberty Bell of 1752 weigh more than a cow?") == "agrees"
+
+
+@pytest.mark.parametrize("values", [(-0.1, 0.5, 0.6), (0.5, 0.4, 0.6), (0.1, 0.7, 0.6), (0.1, 0.5, 1.1)])
+def test_bad_thresholds_are_refused(values):
+    with pytest.raises(ValueError, match="must lie between 0 and 1 and must not fall"):
+        TokenOverlapJudge(*values)
+
+
+def test_thresholds_decide():
+    text = "The bell was cast in an English foundry of some fame."
+    assert verdict(text, TokenOverlapJudge(depart_below=0.5, relate_from=0.5)) == "departs"
+    assert verdict(text, TokenOverlapJudge(relate_from=0.1, agree_from=0.1)) == "departs"
+    assert verdict("the bell, cast in english bronze", TokenOverlapJudge(relate_from=0.1, agree_from=0.1)) == "agrees"
+
+
+class ScriptedModel(torch.nn.Module):
+    """Says yes unless the statement holds the word `wrong`, and is not sure of `perhaps`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.asked = []
+
+    def forward(self, input_ids, logits_to_keep):
+        assert not self.training and not torch.is_grad_enabled() and logits_to_keep == 1
+        words = self.tokenizer.convert_ids_to_tokens(input_ids[0].tolist())
+        self.asked.append(words)
+        logits = torch.zeros(1, 1, len(self.tokenizer))
+        said = words[len(words) - 1 - words[::-1].index("Statement:") :]
+        sign = -1 if "wrong" in said else 1
+        logits[0, 0, self.tokenizer.convert_tokens_to_ids("yes")] = 0.2 * sign if "perhaps" in said else 3.0 * sign
+        return types.SimpleNamespace(logits=logits)
+
+
+@pytest.fixture
+def language_model():
+    words = ["<unk>", "yes", "no", "right", "wrong", "perhaps", "Statement:", "-", "it", "is"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    return ScriptedModel(tokenizer).train()
+
+
+def test_the_language_model_judge(language_model):
+    judge = LanguageModelJudge(language_model, language_model.tokenizer)
+    assert verdict("it is right", judge) == "agrees"
+    assert verdict("it is wrong", judge) == "departs"
+    assert verdict("it is perhaps", judge) == verdict("it is perhaps wrong", judge) == "undecided"
+    sure = LanguageModelJudge(language_model, language_model.tokenizer, margin=0.1)
+    assert verdict("it is perhaps wrong", sure) == "departs"
+    assert language_model.training
+    # All references are put to it, each on a line of its own.
+    assert language_model.asked[0].count("-") == len(REFERENCES)
+
+
+def test_bad_questions_to_a_language_model_are_refused(language_model):
+    tokenizer = language_model.tokenizer
+    with pytest.raises(ValueError, match=r"lacks the field \{step\}"):
+        LanguageModelJudge(language_model, tokenizer, template="{question} {references}?")
+    with pytest.raises(ValueError, match="must begin with different tokens"):
+        LanguageModelJudge(language_model, tokenizer, answers=("yea", "nay"))
+
+
+def test_a_real_model_can_judge():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0, "yes": 1, "no": 2}, unk_token="<unk>")),
+        unk_token="<unk>",
+    )
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    config = GPT2Config(vocab_size=3, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    judge = LanguageModelJudge(GPT2LMHeadModel(config), tokenizer, margin=0.0)
+    assert verdict("it is", judge) in ("agrees", "departs")
+
+
+def test_finding_judges():
+    assert isinstance(find_judge("overlap"), TokenOverlapJudge) and isinstance(find_judge("exact"), ExactJudge)
+    assert set(JUDGES) == {"exact", "overlap"}
+    judge = TokenOverlapJudge(agree_from=0.9)
+    assert find_judge(judge) is judge
+    with pytest.raises(ValueError, match=r"judge='overlaps' is no judge; give one of exact, overlap"):
+        find_judge("overlaps")
+
+
+def scripted(step, references, question):
+    return {"+": "agrees", "-": "departs", "?": "undecided"}[step.text[0]]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ("m+ r+ a+", Attribution("none")),
+        ("m+ r- m-", Attribution("reason", 1)),
+        ("s-", Attribution("step", 0)),
+        ("m? r? m- r?", Attribution("memory", 2, 2)),
+        ("m+ r? a+", Attribution("undecided", None, 1)),
+        ("m+ r? aX", Attribution("answer", 2, 1)),
+        ("aX m-", Attribution("answer", 0)),
+        ("", Attribution("none")),
+    ],
+)
+def test_the_first_departure(steps, expected):
+    kinds = {"m": "memory", "r": "reason", "s": "step"}
+    solution = [
+        answer_step({"+": "true.", "X": "False"}[part[1]]) if part[0] == "a" else Step(kinds[part[0]], part[1])
+        for part in steps.split()
+    ]
+    assert attribute(solution, [*REFERENCES, answer_step("True")], scripted) == expected
+
+
+def test_order_missing_and_repeated_steps_are_no_departures():
+    references = [*REFERENCES, answer_step("True")]
+    for solution in (references[::-1], references[:1], [*references, *references], references[1:] + references[:1]):
+        assert attribute(solution, references, ExactJudge()).outcome == "none"
+
+
+def test_without_reference_steps_nothing_is_attributed():
+    assert attribute([Step("memory", "-")], [answer_step("True")], scripted).outcome == "no reference"
+    # Steps without an answer: the answer cannot be compared.
+    assert attribute([answer_step("True")], REFERENCES, scripted) == Attribution("undecided", None, 1)
+
+
+def test_a_judge_must_return_a_verdict():
+    with pytest.raises(ValueError, match="The judge returned True; it must return one of agrees, departs, undecided"):
+        attribute([Step("memory", "a")], REFERENCES, lambda step, references, question: True)

@@ -1,0 +1,86 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser, prepare_multi_gpu_env
+from accelerate.utils import DistributedType
+
+from memreason_hf.recipes import RECIPES_FOLDER
+from memreason_hf.training.runs.errors import LaunchError
+from memreason_hf.training.runs.launch import check_launch
+from modeling_recurrent import RecurrentDepthForCausalLM
+
+
+def check(environment=None, world_size=1, kind="NO", device="cpu", precision="no", **arguments):
+    defaults = {"expected_world_size": None, "n_gpu": 0, "deepspeed": None, "bf16": False, "fp16": False}
+    accelerator = SimpleNamespace(
+        num_processes=world_size,
+        distributed_type=DistributedType(kind),
+        device=torch.device(device),
+        mixed_precision=precision,
+    )
+    check_launch(SimpleNamespace(**{**defaults, **arguments}), accelerator, environment or {})
+
+
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}
+
+
+def test_what_was_asked_for_passes():
+    check()
+    check(world_size=2, kind="MULTI_CPU", expected_world_size=2, environment={"WORLD_SIZE": "2"})
+    check(world_size=2, kind="MULTI_CPU", environment={**LAUNCHED, "WORLD_SIZE": "2"})
+    check(environment={"ACCELERATE_MIXED_PRECISION": "no"})
+    check(environment={"ACCELERATE_MIXED_PRECISION": "no"}, precision="bf16", bf16=True)
+    check(environment={"ACCELERATE_MIXED_PRECISION": "bf16"}, precision="bf16")
+    check(world_size=2, kind="FSDP", device="cuda", environment={"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    "situation, message",
+    [
+        ({"expected_world_size": 2}, "expected_world_size=2, but 1"),
+        ({"environment": LAUNCHED}, "asked for several processes and started one"),
+        ({"environment": {"WORLD_SIZE": "2"}}, "started 2 processes, but accelerate sees 1"),
+        ({"n_gpu": 4}, "4 GPUs are visible"),
+        (
+            {"environment": {"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, "world_size": 2, "kind": "MULTI_CPU"},
+            "FSDP was asked for, but accelerate set up MULTI_CPU",
+        ),
+        ({"environment": {"ACCELERATE_USE_FSDP": "true"}}, "FSDP was asked for"),
+        ({"environment": {"ACCELERATE_USE_DEEPSPEED": "true"}}, "DeepSpeed"),
+        ({"environment": {"ACCELERATE_MIXED_PRECISION": "fp16"}, "precision": "bf16", "bf16": True}, "bf16=True"),
+    ],
+)
+def test_anything_else_is_refused(situation, message):
+    with pytest.raises(LaunchError, match=message):
+        check(**situation)
+
+
+def test_one_process_can_be_meant():
+    check(environment=LAUNCHED, expected_world_size=1)
+
+
+@pytest.mark.parametrize(
+    "name, processes, flags",
+    [
+        ("cpu_2", 2, {"multi_gpu": True, "use_cpu": True, "cpu": False, "use_fsdp": False}),
+        ("gpu_1", 1, {"multi_gpu": False, "use_cpu": False, "use_fsdp": False}),
+        ("gpu_multi", 8, {"multi_gpu": True, "use_cpu": False, "use_fsdp": False}),
+        ("fsdp2", 8, {"use_fsdp": True, "use_cpu": False}),
+    ],
+)
+def test_configurations_are_read_as_they_are_meant(name, processes, flags):
+    path = RECIPES_FOLDER / "accelerate" / f"{name}.yaml"
+    args = launch_command_parser().parse_args(["--config_file", str(path), "program.py"])
+    args, _, _ = _validate_launch_command(args)
+    assert args.num_processes == processes
+    assert {flag: getattr(args, flag) for flag in flags} == flags
+    # The recipe decides.
+    assert args.mixed_precision == "no"
+    if args.use_fsdp:
+        environment = prepare_multi_gpu_env(args)
+        assert environment["FSDP_VERSION"] == "2"
+        wrapped = environment["FSDP_TRANSFORMER_CLS_TO_WRAP"].split(",")
+        assert wrapped == list(RecurrentDepthForCausalLM._no_split_modules)
+        # The trained model is saved whole.
+        assert environment["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT"

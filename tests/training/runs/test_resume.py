@@ -1,0 +1,254 @@
+import json
+import shutil
+
+import pytest
+import torch
+from small_runs import assert_same_weights, small_chains, small_model, small_trainer, weights
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from memreason_hf.training.runs.errors import CheckpointError, OutputFolderError
+
+
+CURRICULUM = {"threshold": 1e-9, "eval_steps": 5, "gate": "train"}
+
+
+class StopAt(TrainerCallback):
+    """Ends training after a step, as if max_steps were smaller."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step >= self.step
+
+
+def assert_resumes_exactly(tmp_path, stop=6, **arguments):
+    whole = small_trainer(tmp_path / "whole", **arguments)
+    whole.train()
+    first = small_trainer(tmp_path / "parts", callbacks=[StopAt(stop)], **arguments)
+    first.train()
+    assert first.state.global_step == stop
+    second = small_trainer(tmp_path / "parts", **arguments)
+    second.train(resume_from_checkpoint=True)
+    assert second.state.global_step == whole.state.global_step
+    assert_same_weights(weights(second.model), weights(whole.model))
+    return whole, second
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"optim": "adamw_torch"},
+        {"optim": "adamw_torch_fused"},
+        {"lr_scheduler_type": "cosine", "warmup_steps": 3},
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 8},
+        {"bf16": True},
+        {"supervision": "prefix", "recurrence_loss": "geometric"},
+        {"length_pool": 1, "save_steps": 3},
+        {"eval_strategy": "steps", "eval_steps": 3, "metric_for_best_model": "accuracy"},
+    ],
+    ids=str,
+)
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path, arguments):
+    assert_resumes_exactly(tmp_path, **arguments)
+
+
+@pytest.mark.parametrize("optimizer", ["keep", "restart"])
+@pytest.mark.parametrize("gate", ["train", "heldout"])
+@pytest.mark.parametrize("save_steps", [3, 4])
+def test_also_in_the_middle_of_a_curriculum(tmp_path, optimizer, gate, save_steps):
+    """Saved at the beginning of a stage and within one."""
+    whole, second = assert_resumes_exactly(
+        tmp_path,
+        stop=9,
+        curriculum={**CURRICULUM, "optimizer": optimizer, "gate": gate, "eval_steps": 3, "final_steps": 4},
+        save_steps=save_steps,
+        warmup_steps=2,
+        max_steps=60,
+        lr_scheduler_type="linear",
+        learning_rate=0.05,
+    )
+    assert second.curriculum.stage_starts == whole.curriculum.stage_starts
+    assert len(whole.curriculum.stage_starts) == 3
+    rates = [[e["learning_rate"] for e in t.state.log_history if "loss" in e][-1] for t in (whole, second)]
+    assert rates[0] == rates[1]
+
+
+def test_the_gate_remembers_what_it_has_seen(tmp_path):
+    """A look at training rows that spans the checkpoint counts those before it, too."""
+    arguments = {"curriculum": {**CURRICULUM, "eval_steps": 8, "threshold": 1.0}, "save_steps": 6, "max_steps": 8}
+    whole, second = assert_resumes_exactly(tmp_path, **arguments)
+    looks = [[e for e in t.state.log_history if "stage_accuracy" in e] for t in (whole, second)]
+    assert looks[0] == looks[1] != []
+
+
+def test_a_finished_run_returns_at_once(tmp_path):
+    first = small_trainer(tmp_path)
+    first.train()
+    again = small_trainer(tmp_path)
+    steps = []
+    again.training_step = lambda *args, **kwargs: steps.append(args)
+    for _ in range(2):
+        assert again.train(resume_from_checkpoint=True).global_step == 12
+    assert steps == []
+    assert_same_weights(weights(again.model), weights(first.model))
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-12",
+        "checkpoint-4",
+        "checkpoint-8",
+    ]
+
+
+def test_so_does_a_finished_curriculum(tmp_path):
+    arguments = {"curriculum": {**CURRICULUM, "final_steps": 2}, "max_steps": 100}
+    first = small_trainer(tmp_path, **arguments)
+    first.train()
+    again = small_trainer(tmp_path, **arguments)
+    again.training_step = None
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == first.state.global_step < 100
+    assert_same_weights(weights(again.model), weights(first.model))
+
+
+def test_more_steps_go_on_where_the_run_ended(tmp_path):
+    small_trainer(tmp_path / "a", max_steps=8).train()
+    longer = small_trainer(tmp_path / "a", max_steps=12)
+    longer.train(resume_from_checkpoint=True)
+    whole = small_trainer(tmp_path / "b", max_steps=12)
+    whole.train()
+    assert_same_weights(weights(longer.model), weights(whole.model))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "scheduler.pt"])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_damaged_checkpoint_is_passed_over_or_refused_by_name(tmp_path, caplog, name, damage):
+    small_trainer(tmp_path).train()
+    reference = weights(small_trainer_at(tmp_path))
+    bad = tmp_path / "checkpoint-12" / name
+    if damage == "missing":
+        bad.unlink()
+    else:
+        bad.write_bytes(bad.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match=rf"checkpoint-12.*{name}"):
+        small_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    trainer = small_trainer(tmp_path)
+    with caplog.at_level("WARNING"):
+        trainer.train(resume_from_checkpoint=True)
+    assert name in caplog.text
+    assert trainer.resumed_from.endswith("checkpoint-8")
+    # The damaged one has been replaced.
+    assert_same_weights(weights(small_trainer_at(tmp_path)), reference)
+
+
+def small_trainer_at(tmp_path):
+    return AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-12")
+
+
+def test_an_explicit_path(tmp_path):
+    whole = small_trainer(tmp_path)
+    whole.train()
+    early = small_trainer(tmp_path)
+    early.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert_same_weights(weights(early.model), weights(whole.model))
+    with pytest.raises(CheckpointError, match="no checkpoint folder"):
+        small_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-99"))
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
+        small_trainer(tmp_path / "new").train(resume_from_checkpoint=True)
+
+
+def test_only_the_model_was_saved(tmp_path):
+    small_trainer(tmp_path, save_only_model=True, max_steps=8).train()
+    with pytest.raises(CheckpointError, match="save_only_model"):
+        small_trainer(tmp_path, max_steps=12).train(resume_from_checkpoint=True)
+
+
+def test_a_folder_with_checkpoints_is_not_begun_anew_by_accident(tmp_path):
+    small_trainer(tmp_path, max_steps=4).train()
+    with pytest.raises(OutputFolderError, match=r"holds checkpoint-4.*resume_from_checkpoint=True.*--restart"):
+        small_trainer(tmp_path, max_steps=4).train()
+    again = small_trainer(tmp_path, max_steps=8, restart=True)
+    again.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+    with pytest.raises(OutputFolderError, match="contradict"):
+        small_trainer(tmp_path, restart=True).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"learning_rate": 0.5}, "training.learning_rate: 0.01 there, 0.5 asked for"),
+        ({"seed": 9}, "training.seed"),
+        ({"per_device_train_batch_size": 4}, "training.global_batch_size: 16 there, 4"),
+        ({"supervision": "prefix"}, "training.supervision"),
+        ({"curriculum": CURRICULUM}, "curriculum.stages"),
+        ({"model": {"num_recurrences": 4}}, "model.num_recurrences: 3 there, 4 asked for"),
+        ({"train_dataset": 100}, "data.train"),
+    ],
+    ids=str,
+)
+def test_another_run_is_refused_and_nothing_changes(tmp_path, change, message):
+    small_trainer(tmp_path, max_steps=4).train()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    change = dict(change)
+    if "model" in change:
+        change["model"] = small_model(**change["model"])
+    if "train_dataset" in change:
+        change["train_dataset"] = small_chains()[1].select(range(change["train_dataset"]))
+    with pytest.raises(OutputFolderError, match=message):
+        small_trainer(tmp_path, **{"max_steps": 4, **change}).train(resume_from_checkpoint=True)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_how_often_it_saves_and_logs_does_not_make_another_run(tmp_path):
+    small_trainer(tmp_path, max_steps=4).train()
+    more = small_trainer(
+        tmp_path,
+        max_steps=6,
+        logging_steps=5,
+        save_steps=3,
+        eval_strategy="steps",
+        eval_steps=2,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+    )
+    more.train(resume_from_checkpoint=True)
+    assert more.state.global_step == 6
+
+
+def test_the_best_checkpoint_is_known_by_its_real_path(tmp_path):
+    arguments = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
+    trainer = small_trainer(tmp_path / "old", max_steps=10, save_total_limit=2, **arguments)
+    scores = iter([0.1, 0.9, 0.2, 0.3, 0.4])
+    evaluate = trainer.evaluate
+    trainer.evaluate = lambda *a, **k: {**evaluate(*a, **k), "eval_accuracy": next(scores)}
+    trainer.train()
+    best = tmp_path / "old" / "checkpoint-4"
+    assert trainer.state.best_model_checkpoint == str(best)
+    assert sorted(path.name for path in (tmp_path / "old").glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-4"]
+    state = json.loads((tmp_path / "old" / "checkpoint-10" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(best)
+    saved = weights(AutoModelForCausalLM.from_pretrained(best))
+    assert_same_weights(weights(trainer.model), saved)
+    # Moved elsewhere it is still found.
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    moved = small_trainer(tmp_path / "new", max_steps=10, save_total_limit=2, **arguments)
+    moved.train(resume_from_checkpoint=True)
+    assert moved.state.best_model_checkpoint == str(tmp_path / "new" / "checkpoint-4")
+    assert_same_weights(weights(moved.model), saved)
+
+
+def test_the_saved_model_loads_with_its_tokenizer_and_nothing_is_left_over(tmp_path):
+    heldout = small_chains()[2]
+    trainer = small_trainer(tmp_path, max_steps=4)
+    trainer.train()
+    trainer.save_model()
+    trainer.save_model()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert_same_weights(weights(loaded), weights(trainer.model))
+    ids = torch.tensor([heldout[0]["input_ids"]])
+    trainer.model.eval()
+    assert torch.equal(loaded(ids).logits, trainer.model(ids).logits)
+    again = small_trainer(tmp_path, max_steps=4)
+    assert again.train(resume_from_checkpoint=True).global_step == 4

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from small_runs import small_model
+
+from memreason_hf.training.scheduled.meter import TrainingMeter, answers_right
+from memreason_hf.training.scheduled.trainer import may_leave_out_parameters
+
+
+def test_answers_are_the_last_labels_of_rows():
+    labels = torch.tensor([[-100, -100, 3], [-100, 1, 2], [4, -100, -100]])
+    logits = torch.zeros(4, 5)
+    for index, predicted in enumerate([3, 0, 2, 1]):
+        logits[index, predicted] = 1.0
+    assert answers_right(logits, labels).tolist() == [True, True, False]
+
+
+def test_sums_are_taken_over_steps_and_ranks():
+    meter = TrainingMeter(torch.device("cpu"), lambda tensor: tensor * 2)  # a second rank that saw the same
+    for recurrences, right in ((3, [True, False]), (6, [True, True])):
+        meter.start_step(recurrences)
+        meter.add_answers(torch.tensor(right), torch.tensor([False, True]))
+        meter.end_step(tokens=10)
+    assert meter.gate_counts() == (2, 4)
+    logs = meter.take()
+    assert logs["num_recurrences"] == 4.5
+    assert logs["accuracy"] == 0.75
+    assert logs["tokens_per_second"] == pytest.approx(10 * logs["steps_per_second"], rel=1e-2)
+    # The gate is on its own.
+    assert meter.gate_counts() == (2, 4)
+    meter.set_gate_counts(5, 7)
+    assert meter.gate_counts() == (10, 14)
+    assert "accuracy" not in meter.take()
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({}, False),
+        ({"recurrence_min": 1}, True),
+        ({"recurrence_min": None}, True),
+        ({"recurrence_min": 1, "state_norm": "none"}, False),
+        ({"recurrence_min": 1, "state_norm": "none", "input_injection": "concat"}, True),
+        ({"recurrence_sampling": "fixed", "recurrence_min": None, "num_recurrences": 1}, True),
+        ({"recurrence_sampling": "fixed", "recurrence_min": None, "num_recurrences": 4}, False),
+        ({"backprop_recurrences": 2}, True),
+    ],
+    ids=str,
+)
+def test_ddp_searches_for_unused_parameters_only_where_there_may_be_some(fields, expected):
+    if fields.get("recurrence_min", 2) is None and fields.get("recurrence_sampling") is None:
+        fields = {**fields, "recurrence_sampling": "poisson"}
+    assert may_leave_out_parameters(small_model(**fields).config) is expected
