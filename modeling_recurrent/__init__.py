@@ -1,26 +1,55 @@
 """Recurrent-depth decoders for transformers. Importing this registers them with the Auto classes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+import sys
+
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from .cache_recurrent import RecurrentDepthCache
 from .configuration_recurrent import RecurrentDepthConfig
-from .modeling_recurrent import RecurrentDepthForCausalLM, RecurrentDepthModel
+from .modeling_recurrent import (
+    RecurrentDepthForCausalLM,
+    RecurrentDepthForQuestionAnswering,
+    RecurrentDepthForSequenceClassification,
+    RecurrentDepthForTokenClassification,
+    RecurrentDepthModel,
+)
 from .static_cache_recurrent import RecurrentDepthStaticCache
 
 
-AutoConfig.register(RecurrentDepthConfig.model_type, RecurrentDepthConfig)
-AutoModel.register(RecurrentDepthConfig, RecurrentDepthModel)
-AutoModelForCausalLM.register(RecurrentDepthConfig, RecurrentDepthForCausalLM)
+_AUTO_CLASSES = {
+    AutoModel: RecurrentDepthModel,
+    AutoModelForCausalLM: RecurrentDepthForCausalLM,
+    AutoModelForQuestionAnswering: RecurrentDepthForQuestionAnswering,
+    AutoModelForSequenceClassification: RecurrentDepthForSequenceClassification,
+    AutoModelForTokenClassification: RecurrentDepthForTokenClassification,
+}
 
-# The files travel with the weights, for users who never installed this package.
+AutoConfig.register(RecurrentDepthConfig.model_type, RecurrentDepthConfig)
 RecurrentDepthConfig.register_for_auto_class()
-RecurrentDepthModel.register_for_auto_class("AutoModel")
-RecurrentDepthForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+for _auto_class, _model_class in _AUTO_CLASSES.items():
+    _auto_class.register(RecurrentDepthConfig, _model_class)
+    # The files travel with the weights, for users who never installed this package.
+    _model_class.register_for_auto_class(_auto_class.__name__)
+    # `transformers serve` and pipelines look a class up by its name in `transformers`. Importing a model replaces that
+    # module once, and whoever imported it before goes on with the old one.
+    for _module in (transformers, sys.modules["transformers"]):
+        setattr(_module, _model_class.__name__, _model_class)
 
 __all__ = [
     "RecurrentDepthCache",
     "RecurrentDepthConfig",
     "RecurrentDepthForCausalLM",
+    "RecurrentDepthForQuestionAnswering",
+    "RecurrentDepthForSequenceClassification",
+    "RecurrentDepthForTokenClassification",
     "RecurrentDepthModel",
     "RecurrentDepthStaticCache",
 ]

@@ -1,7 +1,10 @@
 """The decoder layers: norms, attention, MLP and block, of the GPT-2, Llama and Qwen families."""
 
+from functools import partial
+
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -12,10 +15,29 @@ from .positions_recurrent import rotate
 
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
+# Up to so many tokens plain matrix products train faster on a CPU than SDPA's blocked kernel, whose backward takes
+# 12 ms for 13 tokens.
+SHORT_ROW = 128
 
-def attention_interface(config):
-    """The library's attention function that the config asks for; looked up once a forward, not in every layer."""
-    return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+
+def attention_interface(config, hidden_states):
+    """
+    The library's attention function that a config asks for; looked up once a forward, not in every layer.
+
+    Args:
+        config (`RecurrentDepthConfig`): `_attn_implementation` is read.
+        hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): What the layers will compute.
+    """
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+    trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if trains and config._attn_implementation == "sdpa" and hidden_states.device.type == "cpu":
+        return partial(_with_plain_kernel, interface) if hidden_states.shape[1] <= SHORT_ROW else interface
+    return interface
+
+
+def _with_plain_kernel(interface, *args, **kwargs):
+    with sdpa_kernel(SDPBackend.MATH):
+        return interface(*args, **kwargs)
 
 
 def repeat_kv(states, repeats):
@@ -24,7 +46,7 @@ def repeat_kv(states, repeats):
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention with its weights, in plain operations."""
+    """Attention in plain operations, which also returns its weights."""
     key, value = repeat_kv(key, module.num_key_value_groups), repeat_kv(value, module.num_key_value_groups)
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
@@ -55,7 +77,7 @@ class RecurrentDepthAttention(nn.Module):
     def forward(
         self, hidden_states, attention_mask=None, position_embeddings=None, slots=None, interface=None, **kwargs
     ):
-        interface = interface or attention_interface(self.config)
+        interface = interface or attention_interface(self.config, hidden_states)
         shape = hidden_states.shape[:-1]
         states = self.qkv_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
         query_heads, key_heads, _ = self.heads
@@ -106,7 +128,14 @@ class RecurrentDepthMLP(nn.Module):
 
 
 class RecurrentDepthBlock(GradientCheckpointingLayer):
-    """A pre-norm decoder layer. `is_looped` layers attend within the sliding window and may start scaled down."""
+    """
+    A pre-norm decoder layer of the GPT-2, Llama or Qwen style.
+
+    Args:
+        config (`RecurrentDepthConfig`): Of the model.
+        layer_idx (`int`): The place of the layer among all layers with weights.
+        is_looped (`bool`): Looped layers attend within the sliding window, and may start scaled down.
+    """
 
     def __init__(self, config: RecurrentDepthConfig, layer_idx: int, is_looped: bool):
         super().__init__()

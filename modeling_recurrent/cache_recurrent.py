@@ -165,13 +165,11 @@ class RecurrentDepthCache(Cache):
         super().__init__(
             layers=[
                 RecurrentDepthCacheLayer(single=cache_recurrences == "last" or index not in loop)
-                for index in range(config.num_hidden_layers)
+                for index in range(config.num_physical_layers)
             ]
         )
         self.cache_recurrences = cache_recurrences
         self._counts: torch.Tensor | None = None
-        # `(batch, hidden)`: of each row's last real token, where calls ask for `state_init="previous_token"`.
-        self.state: torch.Tensor | None = None
         self.shape = _shape(config)
 
     @property
@@ -218,7 +216,6 @@ class RecurrentDepthCache(Cache):
 
     def _select_rows(self, choose) -> None:
         self._counts = None if self._counts is None else choose(self._counts)
-        self.state = None if self.state is None else choose(self.state)
 
     def keep_tokens(self, places: torch.LongTensor) -> None:
         """Goes on with the tokens at `places` (`(batch, kept)`) of each row, in that order: closes holes."""
@@ -226,14 +223,9 @@ class RecurrentDepthCache(Cache):
         for layer in self.layers:
             layer.keep_tokens(places)
 
-    def crop(self, max_length: int) -> None:
-        # The state of an earlier token is not kept; 0 drops none.
-        self.state = self.state if isinstance(max_length, int) and max_length == 0 else None
-        super().crop(max_length)
-
     def reset(self) -> None:
         super().reset()
-        self._counts = self.state = None
+        self._counts = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)

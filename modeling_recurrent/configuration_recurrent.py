@@ -1,19 +1,20 @@
 """Configuration of recurrent-depth decoders: which blocks, how they are looped, when the loop stops."""
 
 import difflib
-from typing import Literal
+from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
+from transformers.utils.type_validators import interval, positive_int_field
 
-from .halting_recurrent import HALTING_CRITERIA, criterion_parameters
+from .halting_recurrent import HALTING_CRITERIA
 
 
 logger = logging.get_logger(__name__)
 
-# Keys that are no fields of the config and yet belong to it: the library's own, and what other parts note there.
+# Keys of the library that are neither fields nor attributes of its config class.
 _LIBRARY_KEYS = {
     "attn_implementation",
     "auto_map",
@@ -26,71 +27,115 @@ _LIBRARY_KEYS = {
     "quantization_config",
     "rope_scaling",
     "rope_theta",
-    "step_attention",
-    "step_scheme",
     "tie_last_hidden_states",
     "torch_dtype",
 }
 
-# Where AutoClasses find the code that `save_pretrained` puts beside the weights.
+# Where the Auto classes find the code that `save_pretrained` puts beside the weights.
 _AUTO_MAP = {
     "AutoConfig": "configuration_recurrent.RecurrentDepthConfig",
     "AutoModel": "modeling_recurrent.RecurrentDepthModel",
     "AutoModelForCausalLM": "modeling_recurrent.RecurrentDepthForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_recurrent.RecurrentDepthForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_recurrent.RecurrentDepthForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_recurrent.RecurrentDepthForQuestionAnswering",
 }
+
+_count = interval(min=0)
+_dropout = interval(min=0.0, max=1.0, exclude_max=True)
+_positive = interval(min=0.0, exclude_min=True)
 
 
 @strict
 class RecurrentDepthConfig(PreTrainedConfig):
     r"""
-    Configuration of a decoder whose core layers are applied again and again.
+    Configuration of a [`RecurrentDepthModel`]: a decoder whose core layers are applied again and again.
 
-    The layers run in the order prelude -> (recurrent layers) x number of recurrences -> coda. Every field of depth or
-    halting can also be given by the same name to `forward` and `generate`; the value of a call wins.
+    The layers run in the order prelude, then the recurrent layers `num_recurrences` times, then coda. Every field of
+    depth and halting can also be given to `forward` and `generate` by the same name; the value of a call wins.
 
     Args:
-        vocab_size (`int`): Rows of the embedding; may exceed the tokenizer's length.
-        hidden_size (`int`): Width of the state.
-        intermediate_size (`int`, *optional*): Width of the MLP; four times `hidden_size` if not given.
-        num_prelude_layers, num_recurrent_layers, num_coda_layers (`int`):
-            Layers before, in and after the loop. `num_hidden_layers` is their sum and read-only.
-        num_attention_heads, num_key_value_heads, head_dim (`int`, the last two *optional*): As in Llama.
-        hidden_act (`str`), gated_mlp (`bool`): `gelu_new` and not gated is GPT-2's MLP, `silu` and gated is Llama's.
-        norm_type (`"layernorm"` or `"rmsnorm"`), norm_eps (`float`): Norm of the blocks and of the last state.
+        vocab_size (`int`, defaults to 32000):
+            Number of rows of the embedding. It may exceed the length of the tokenizer.
+        hidden_size (`int`, defaults to 768):
+            Width of the state.
+        intermediate_size (`int`, *optional*, defaults to `4 * hidden_size`):
+            Width of the MLP.
+        num_prelude_layers, num_recurrent_layers, num_coda_layers (`int`, default to 0, 4 and 0):
+            Number of layers before, in and after the loop.
+        num_attention_heads, num_key_value_heads, head_dim (`int`, the last two *optional*):
+            As in Llama.
+        hidden_act (`str`, defaults to `"silu"`), gated_mlp (`bool`, defaults to `True`):
+            GPT-2's MLP is not gated and uses `"gelu_new"`; Llama's is gated and uses `"silu"`.
+        norm_type (`"layernorm"` or `"rmsnorm"`, defaults to `"rmsnorm"`), norm_eps (`float`, defaults to 1e-6):
+            The norm of the blocks and of the last state.
         attention_bias, attention_output_bias, mlp_bias (`bool`, the second *optional*):
-            Biases of query, key and value; of the output projection (as `attention_bias` if not given; Qwen2 has
-            the first without the second); of the MLP.
-        attention_dropout, residual_dropout, embedding_dropout (`float`): Dropout probabilities in training.
-        position_embedding_type (`"learned"`, `"sinusoidal"`, `"none"`, `"rope"`), max_position_embeddings (`int`),
-            rope_parameters (`dict`, *optional*): Positions; the last as in Llama.
-        sliding_window (`int`, *optional*): Attention of the looped layers sees so many tokens, itself included.
-        initializer_range (`float`): Standard deviation of the initial weights.
+            Whether the query, key and value projections, the output projection and the MLP have biases.
+            `attention_output_bias` follows `attention_bias` where it is not given; Qwen2 has the first only.
+        attention_dropout, residual_dropout, embedding_dropout (`float`, default to 0.0):
+            Dropout probabilities in training.
+        position_embedding_type (`"learned"`, `"sinusoidal"`, `"none"` or `"rope"`, defaults to `"rope"`):
+            How tokens know their positions.
+        max_position_embeddings (`int`, defaults to 2048):
+            Number of learned positions, or the length that RoPE was made for.
+        rope_parameters (`dict`, *optional*):
+            As in Llama, `partial_rotary_factor` included. All layers share one set of parameters.
+        sliding_window (`int`, *optional*):
+            Number of tokens that the looped layers attend to, the current one included. Prelude and coda see all.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of the initial weights.
         residual_init_scale (`float`, *optional*):
-            Factor on the initial weights of the two output projections of each looped block; 0 starts the block as
-            the identity, `None` keeps the usual initialisation.
-        use_cache (`bool`), cache_recurrences (`"all"` or `"last"`): Whether keys and values are kept, and of which
-            recurrences; see `RecurrentDepthCache`.
-        num_recurrences (`int`): Recurrences when nothing else is asked for, and the mean in training.
-        input_injection (`"none"`, `"add"`, `"concat"`):
-            What happens before every recurrence after the first: nothing; state + embedding; a linear adapter over
-            both, which starts as the sum. Where the initial state is not the embedding, the first recurrence too.
-        state_init (`"embedding"`, `"zeros"`, `"normal"`), state_init_std (`float`), state_seed (`int`):
-            The state before the first recurrence. Normal noise is a function of (seed, position) alone, so that a row
-            does not depend on the others of its batch.
-        state_norm (`"none"`, `"layernorm"`, `"rmsnorm"`): Applied to the state between recurrences.
-        recurrence_sampling (`"fixed"`, `"uniform"`, `"poisson"`, `"lognormal_poisson"`), recurrence_min,
-            recurrence_max (`int`, *optional*): Distribution of the number of recurrences of a training step around
-            the mean `num_recurrences` (`uniform`: over min..max), clipped to min..max.
-        backprop_recurrences (`int`, *optional*): Gradients flow through the last so many recurrences only.
-        halting_criterion (`str`, *optional*): Name of a criterion of `halting_recurrent.py`; `None`: fixed depth.
-        halting_granularity (`"token"` or `"sequence"`): Who halts: every token, or a row at its last real token.
-        min_recurrences, max_recurrences (`int`): Bounds of what a criterion may decide.
-        kl_threshold, entropy_threshold (nats), confidence_threshold (probability), state_difference_threshold,
-            acceleration_threshold (relative), argmax_patience (recurrences): Parameters of the criteria.
+            Factor on the initial weights of the two output projections of each looped block. With 0 a block starts as
+            the identity; `None` keeps the usual initialisation.
+        use_cache (`bool`, defaults to `True`), cache_recurrences (`"all"` or `"last"`, defaults to `"all"`):
+            Whether keys and values are kept, and of which recurrences; see [`RecurrentDepthCache`].
+        num_recurrences (`int`, defaults to 4):
+            Number of recurrences when a call does not say otherwise, and the mean in training.
+        input_injection (`"none"`, `"add"` or `"concat"`, defaults to `"none"`):
+            What happens to the state before every recurrence after the first: nothing; the embedding is added; a
+            linear adapter, which starts as the sum, maps state and embedding to a new state. Where the initial state
+            is not the embedding, the same happens before the first recurrence.
+        state_init (`"embedding"`, `"zeros"` or `"normal"`, defaults to `"embedding"`), state_init_std (`float`,
+            defaults to 1.0), state_seed (`int`, defaults to 0):
+            The state before the first recurrence. Normal noise depends on the seed and the position of a token only,
+            never on the other rows of its batch.
+        state_norm (`"none"`, `"layernorm"` or `"rmsnorm"`, defaults to `"none"`):
+            The norm applied to the state between recurrences.
+        recurrence_sampling (`"fixed"`, `"uniform"`, `"poisson"` or `"lognormal_poisson"`, defaults to `"fixed"`):
+            Distribution of the number of recurrences of a training step, with `num_recurrences` as its mean.
+            `"uniform"` draws from `recurrence_min` to `recurrence_max`.
+        recurrence_min, recurrence_max (`int`, *optional*):
+            What is drawn is clipped to this range.
+        recurrence_seed (`int`, defaults to 0):
+            Seed of the draws. Together with the number of training forwards so far it decides the depth, so that all
+            processes draw the same; trainers of `memreason_hf` give the depth of a step themselves.
+        backprop_recurrences (`int`, *optional*):
+            Gradients flow through this many recurrences, the last ones. `None`: through all of them.
+        halting_criterion (`str`, *optional*):
+            Name of a criterion of `halting_recurrent.py`. `None`: the depth is fixed.
+        halting_granularity (`"token"` or `"sequence"`, defaults to `"token"`):
+            Whether every token halts by itself, or a row as a whole, decided at its last token.
+        min_recurrences, max_recurrences (`int`, default to 1 and 16):
+            The first recurrence at which a row or token may halt, and the one at which it halts at the latest.
+        kl_threshold, entropy_threshold (`float`, default to 0.01 and 3.0): In nats.
+        confidence_threshold (`float`, defaults to 0.9): A probability.
+        state_difference_threshold, acceleration_threshold (`float`, default to 0.05): Relative to the state's norm.
+        argmax_patience (`int`, defaults to 3): In recurrences.
 
     Raises:
-        `StrictDataclassError`: a field of the wrong type, or fields that contradict each other.
-        `TypeError`: a name that is no field.
+        `StrictDataclassError`: A field has the wrong type or value, or two fields contradict each other.
+        `TypeError`: A name is not a field.
+
+    Example:
+
+    ```python
+    >>> from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
+
+    >>> config = RecurrentDepthConfig.llama_style(vocab_size=1000, hidden_size=64, num_attention_heads=4)
+    >>> model = RecurrentDepthForCausalLM(config)
+    >>> model.config.num_recurrences
+    4
+    ```
     """
 
     model_type = "recurrent_depth"
@@ -102,43 +147,33 @@ class RecurrentDepthConfig(PreTrainedConfig):
         "coda_layers.*": "free_full_weight",
         "norm": "keep_full_weight",
     }
-    base_model_tp_plan = {
-        f"{stack}.*.{module}": plan
-        for stack in ("prelude_layers", "recurrent_layers", "coda_layers")
-        for module, plan in {
-            # What comes out is cut into queries, keys and values, or into gate and rest: gathered first.
-            "self_attn.qkv_proj": "colwise_gather_output",
-            "self_attn.o_proj": "rowwise_split_input",
-            "mlp.gate_up_proj": "colwise_gather_output",
-            "mlp.up_proj": "colwise_gather_output",
-            "mlp.down_proj": "rowwise_split_input",
-        }.items()
-    }
+    # Keys that other packages keep in a config and that do not change the model; see `register_key`.
+    registered_keys: ClassVar[set[str]] = set()
 
-    vocab_size: int = 32000
-    hidden_size: int = 768
-    intermediate_size: int | None = None
-    num_prelude_layers: int = 0
-    num_recurrent_layers: int = 4
-    num_coda_layers: int = 0
-    num_attention_heads: int = 12
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    vocab_size: int = positive_int_field(default=32000)
+    hidden_size: int = positive_int_field(default=768)
+    intermediate_size: int | None = positive_int_field(default=None)
+    num_prelude_layers: int = _count(default=0)
+    num_recurrent_layers: int = positive_int_field(default=4)
+    num_coda_layers: int = _count(default=0)
+    num_attention_heads: int = positive_int_field(default=12)
+    num_key_value_heads: int | None = positive_int_field(default=None)
+    head_dim: int | None = positive_int_field(default=None)
     hidden_act: str = "silu"
     gated_mlp: bool = True
     norm_type: Literal["layernorm", "rmsnorm"] = "rmsnorm"
-    norm_eps: float = 1e-6
+    norm_eps: float = _positive(default=1e-6)
     attention_bias: bool = False
     attention_output_bias: bool | None = None
     mlp_bias: bool = False
-    attention_dropout: float | int = 0.0
-    residual_dropout: float | int = 0.0
-    embedding_dropout: float | int = 0.0
+    attention_dropout: float | int = _dropout(default=0.0)
+    residual_dropout: float | int = _dropout(default=0.0)
+    embedding_dropout: float | int = _dropout(default=0.0)
     position_embedding_type: Literal["learned", "sinusoidal", "none", "rope"] = "rope"
-    max_position_embeddings: int = 2048
+    max_position_embeddings: int = positive_int_field(default=2048)
     rope_parameters: RopeParameters | dict | None = None
-    sliding_window: int | None = None
-    initializer_range: float = 0.02
+    sliding_window: int | None = positive_int_field(default=None)
+    initializer_range: float = interval(min=0.0)(default=0.02)
     residual_init_scale: float | int | None = None
     tie_word_embeddings: bool = False
     use_cache: bool = True
@@ -147,33 +182,34 @@ class RecurrentDepthConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
-    num_recurrences: int = 4
+    num_recurrences: int = positive_int_field(default=4)
     input_injection: Literal["none", "add", "concat"] = "none"
     state_init: Literal["embedding", "zeros", "normal"] = "embedding"
-    state_init_std: float | int = 1.0
+    state_init_std: float | int = interval(min=0.0)(default=1.0)
     state_seed: int = 0
     state_norm: Literal["none", "layernorm", "rmsnorm"] = "none"
     recurrence_sampling: Literal["fixed", "uniform", "poisson", "lognormal_poisson"] = "fixed"
-    recurrence_min: int | None = None
-    recurrence_max: int | None = None
-    backprop_recurrences: int | None = None
+    recurrence_min: int | None = positive_int_field(default=None)
+    recurrence_max: int | None = positive_int_field(default=None)
+    recurrence_seed: int = 0
+    backprop_recurrences: int | None = positive_int_field(default=None)
 
     halting_criterion: str | None = None
     halting_granularity: Literal["sequence", "token"] = "token"
-    min_recurrences: int = 1
-    max_recurrences: int = 16
-    kl_threshold: float | int = 0.01
-    entropy_threshold: float | int = 3.0
-    confidence_threshold: float | int = 0.9
-    state_difference_threshold: float | int = 0.05
-    acceleration_threshold: float | int = 0.05
-    argmax_patience: int = 3
+    min_recurrences: int = positive_int_field(default=1)
+    max_recurrences: int = positive_int_field(default=16)
+    kl_threshold: float | int = _positive(default=0.01)
+    entropy_threshold: float | int = _positive(default=3.0)
+    confidence_threshold: float | int = interval(min=0.0, max=1.0, exclude_min=True)(default=0.9)
+    state_difference_threshold: float | int = _positive(default=0.05)
+    acceleration_threshold: float | int = _positive(default=0.05)
+    argmax_patience: int = positive_int_field(default=3)
 
     def __post_init__(self, **kwargs):
         if "num_hidden_layers" in kwargs:
             raise TypeError(
-                f"num_hidden_layers={kwargs['num_hidden_layers']} cannot be set: it is the sum of num_prelude_layers, "
-                "num_recurrent_layers and num_coda_layers. Give these."
+                f"num_hidden_layers={kwargs['num_hidden_layers']} cannot be set: it follows from num_prelude_layers, "
+                "num_recurrent_layers, num_coda_layers and num_recurrences. Set these."
             )
         for key in filter(self._is_unknown, kwargs):
             close = difflib.get_close_matches(key, self.__dataclass_fields__, n=1)
@@ -184,8 +220,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
-            # Rounded down here; validate_architecture reports a width that the heads do not divide.
-            self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
+            # Rounded down here; `validate_architecture` refuses a width that is not a multiple of the heads.
+            self.head_dim = max(self.hidden_size // self.num_attention_heads, 1)
         if self.halting_criterion == "none":  # as calls spell it
             self.halting_criterion = None
         if self.attention_output_bias is None:
@@ -193,16 +229,35 @@ class RecurrentDepthConfig(PreTrainedConfig):
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
 
     @classmethod
+    def register_key(cls, key: str) -> None:
+        """
+        Declares that configs may hold `key`, which belongs to another package and does not change the model.
+
+        Such a key is kept through files and calls without a word; any other unknown key of a file is reported, and
+        one of a call is an error.
+        """
+        cls.registered_keys.add(key)
+
+    @classmethod
     def _is_unknown(cls, key):
-        library_key = key.startswith("_") or key in _LIBRARY_KEYS or hasattr(PreTrainedConfig, key)
-        return key not in cls.__dataclass_fields__ and not library_key
+        known = key in cls.__dataclass_fields__ or key in _LIBRARY_KEYS or key in cls.registered_keys
+        return not known and not key.startswith("_") and not hasattr(PreTrainedConfig, key)
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"The checkpoint holds a model of type {model_type!r}, which cannot be loaded as a "
+                f"{cls.model_type!r} model. Load it with AutoModelForCausalLM."
+            )
         # A later release may write keys that this one does not know: a file keeps them, a call may not invent them.
         unknown = {key: value for key, value in config_dict.items() if cls._is_unknown(key)}
         if unknown:
-            logger.warning(f"config.json holds keys that RecurrentDepthConfig does not know: {', '.join(unknown)}.")
+            logger.warning(
+                f"config.json holds keys that this release of RecurrentDepthConfig does not know and keeps as they "
+                f"are: {', '.join(unknown)}."
+            )
         result = super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
         for key, value in unknown.items():
@@ -210,9 +265,30 @@ class RecurrentDepthConfig(PreTrainedConfig):
         return result
 
     @property
-    def num_hidden_layers(self) -> int:
-        """Layers with weights of their own: `num_prelude_layers + num_recurrent_layers + num_coda_layers`."""
+    def num_physical_layers(self) -> int:
+        """Number of layers with weights of their own: prelude, recurrent and coda layers, each counted once."""
         return self.num_prelude_layers + self.num_recurrent_layers + self.num_coda_layers
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """
+        Number of layer calls at fixed depth, which is the number of key-value slots of a token:
+        `num_prelude_layers + num_recurrent_layers * num_recurrences + num_coda_layers`. It is never stored.
+        """
+        return self.num_prelude_layers + self.num_recurrent_layers * self.num_recurrences + self.num_coda_layers
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """The tensor-parallel plan of the modules that a model of this config has."""
+        # The fused products are cut into queries, keys and values, or into gate and rest: gathered first.
+        plan = {
+            "self_attn.qkv_proj": "colwise_gather_output",
+            "self_attn.o_proj": "rowwise_split_input",
+            "mlp.gate_up_proj" if self.gated_mlp else "mlp.up_proj": "colwise_gather_output",
+            "mlp.down_proj": "rowwise_split_input",
+        }
+        stacks = [name for name in ("prelude", "recurrent", "coda") if getattr(self, f"num_{name}_layers")]
+        return {f"{stack}_layers.*.{module}": how for stack in stacks for module, how in plan.items()}
 
     @classmethod
     def gpt2_style(cls, **kwargs) -> "RecurrentDepthConfig":
@@ -252,38 +328,43 @@ class RecurrentDepthConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Checks that run at construction, at save and on `validate()`; one message for each broken rule."""
-        self._at_least(1, "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim")
-        self._at_least(1, "num_key_value_heads", "max_position_embeddings", "num_recurrent_layers")
-        self._at_least(0, "num_prelude_layers", "num_coda_layers")
         if (
             self.num_attention_heads * self.head_dim != self.hidden_size
             and self.hidden_size % self.num_attention_heads
         ):
             raise ValueError(
-                f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}: "
-                "choose a multiple, or give head_dim."
+                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads="
+                f"{self.num_attention_heads}. Choose a multiple, or give head_dim."
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} is no multiple of "
-                f"num_key_value_heads={self.num_key_value_heads}: every key head serves as many query heads."
+                f"num_attention_heads={self.num_attention_heads} must be a multiple of num_key_value_heads="
+                f"{self.num_key_value_heads}: every key head serves the same number of query heads."
             )
-        if self.position_embedding_type == "rope" and self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} is odd: RoPE rotates pairs, choose an even one.")
         if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
-            raise ValueError(f"hidden_size={self.hidden_size} is odd: sinusoidal positions come in pairs.")
-        if self.sliding_window is not None:
-            self._at_least(1, "sliding_window")
-        for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is no probability below 1.")
+            raise ValueError(f"hidden_size={self.hidden_size} must be even: sinusoidal positions come in pairs.")
+        if self.position_embedding_type == "rope":
+            self._validate_rotary_dim()
+
+    def _validate_rotary_dim(self):
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs.")
+        parameters = self.rope_parameters or {}
+        nested = [name for name, value in parameters.items() if isinstance(value, dict)]
+        if nested:
+            raise ValueError(
+                f"rope_parameters holds parameters for the layer types {', '.join(nested)}, but all layers of a "
+                "recurrent-depth model share one set. Give one dictionary that is not nested."
+            )
+        factor = parameters.get("partial_rotary_factor")
+        if factor is not None and (not 0 < factor <= 1 or int(self.head_dim * factor) % 2):
+            raise ValueError(
+                f"rope_parameters['partial_rotary_factor']={factor} must be above 0, at most 1, and rotate an even "
+                f"number of the head_dim={self.head_dim} channels, got {int(self.head_dim * factor)}."
+            )
 
     def validate_recurrence(self):
         """Checks of the fields that say how many recurrences run."""
-        self._at_least(1, "num_recurrences")
-        for name in ("recurrence_min", "recurrence_max", "backprop_recurrences"):
-            if getattr(self, name) is not None:
-                self._at_least(1, name)
         low, high = self.recurrence_min, self.recurrence_max
         if low is not None and high is not None and low > high:
             raise ValueError(f"recurrence_min={low} is above recurrence_max={high}.")
@@ -299,7 +380,6 @@ class RecurrentDepthConfig(PreTrainedConfig):
 
     def validate_halting(self):
         """Checks of the fields that say when the loop stops."""
-        self._at_least(1, "min_recurrences", "max_recurrences", "argmax_patience")
         if self.min_recurrences > self.max_recurrences:
             raise ValueError(
                 f"min_recurrences={self.min_recurrences} is above max_recurrences={self.max_recurrences}."
@@ -308,16 +388,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
             close = difflib.get_close_matches(self.halting_criterion, HALTING_CRITERIA, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(
-                f"halting_criterion={self.halting_criterion!r} is unknown. Known: {', '.join(HALTING_CRITERIA)}.{hint}"
+                f"halting_criterion={self.halting_criterion!r} must be one of {', '.join(HALTING_CRITERIA)}.{hint}"
             )
-        for name in criterion_parameters():
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive, or no recurrence ever passes it.")
-
-    def _at_least(self, least, *names):
-        for name in names:
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
 
 
 __all__ = ["RecurrentDepthConfig"]

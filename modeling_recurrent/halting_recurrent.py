@@ -1,5 +1,6 @@
-"""When to stop: one small class a criterion, and the rule that applies it to rows or tokens."""
+"""When to stop: one small class for each criterion, and the rule that applies it to rows or tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -179,7 +180,8 @@ class HaltingRule:
         limit (`int`): No recurrence runs after this one.
         counts (`torch.LongTensor` of shape `(batch,)` or `(batch, sequence)`):
             Given counts; 0 leaves the unit to the criterion.
-        criterion (`HaltingCriterion`, *optional*), min_recurrences (`int`): The criterion and from when it is heard.
+        criterion (`HaltingCriterion`, *optional*): Decides for the units whose count is 0.
+        min_recurrences (`int`): The first recurrence at which the criterion may halt a unit.
         granularity (`"sequence"` or `"token"`): What a unit is.
         limits (`torch.LongTensor` like `counts`, *optional*): The most recurrences of each unit; `limit` if not given.
 
@@ -257,75 +259,57 @@ class HaltingRule:
 def resolve_depth(
     config,
     shape: tuple[int, int],
-    training: bool,
     device,
-    real=None,
-    num_recurrences=None,
-    min_recurrences=None,
-    max_recurrences=None,
-    halting_criterion=None,
-    halting_granularity=None,
-    sample=None,
+    *,
+    training: bool = False,
+    real: torch.Tensor | None = None,
+    sample: Callable[[], int] | None = None,
+    num_recurrences: int | torch.Tensor | None = None,
+    min_recurrences: int | None = None,
+    max_recurrences: int | torch.Tensor | None = None,
+    halting_criterion: str | None = None,
+    halting_granularity: str | None = None,
     **parameters,
-) -> int | HaltingRule:
+) -> "int | HaltingRule":
     """
-    What a call asks for, with the config's values where it asks for nothing.
+    The depth of a call, from its arguments and, where it gives none, from the config.
 
     Args:
         config (`RecurrentDepthConfig`): Defaults.
-        shape (`(batch, sequence)`), training (`bool`), device: Of the call.
+        shape (`(batch, sequence)`), device: Of the call.
+        training (`bool`): Whether the call trains; its depth is fixed by then or drawn.
         real (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): `False` on padding, which halts at once.
-        num_recurrences (`int`, 0-d tensor, `LongTensor` of shape `(batch,)` or `(batch, sequence)`, *optional*):
-            A fixed count, or counts by row or token, where 0 means that the criterion decides.
-        max_recurrences (`int` or 0-d tensor; or, for a criterion, `LongTensor` of shape `(batch,)` or `(batch,
-            sequence)`, *optional*): The most for all, or by row or token. Where a row decides as a whole, its last
-            real token's counts.
-        halting_criterion (`str`, *optional*): A name, or `"none"` to switch the config's off.
-        sample (callable, *optional*): Draws the count of a training step that names none.
+        sample (`Callable`, *optional*): Draws the count of a training step whose call gives none.
+        num_recurrences … halting_granularity: As in `DepthKwargs`. Where a row halts as a whole, the
+            `max_recurrences` of its last real token holds.
         parameters: Parameters of the criteria by their config names.
 
     Returns:
-        `int` for a fixed count (no tensor decides anything), else a fresh `HaltingRule`.
+        `int` for a fixed count, so that no tensor decides anything; else a fresh `HaltingRule`.
 
     Raises:
-        `ValueError`, `TypeError`: impossible requests, with field and value.
+        `ValueError`, `TypeError`: An argument that is impossible, or two that contradict each other.
     """
     least = _bound("min_recurrences", min_recurrences, config.min_recurrences)
-    limits = None
-    if isinstance(max_recurrences, torch.Tensor) and max_recurrences.ndim > 0:
-        limits = _as_count(max_recurrences, shape, device, "max_recurrences")
-        most, lowest = int(limits.max()), int(limits.min())
-    else:
-        most = lowest = _bound("max_recurrences", max_recurrences, config.max_recurrences)
-    if least > lowest:
-        raise ValueError(f"min_recurrences={least} is above max_recurrences={lowest}.")
+    most, limits = _upper_bound(max_recurrences, config, shape, device, least)
     count = _as_count(num_recurrences, shape, device)
-    if isinstance(count, int) and halting_criterion not in (None, "none"):
-        raise ValueError(
-            f"num_recurrences={count} fixes the depth and halting_criterion={halting_criterion!r} decides it: give "
-            "one of them; max_recurrences bounds a criterion."
-        )
-    if training:
-        if halting_criterion not in (None, "none"):
-            raise ValueError(f"halting_criterion={halting_criterion!r} is for inference: call model.eval() first.")
-        if isinstance(count, torch.Tensor) and count.ndim == 2:
-            raise ValueError("num_recurrences per token is for inference only: call model.eval() first.")
-        if count is None:
-            return config.num_recurrences if sample is None else sample()
-
-    name = halting_criterion
-    if name is None and not isinstance(count, int) and not training:
-        name = config.halting_criterion
-    criterion = None if name in (None, "none") else _make_criterion(name, config, parameters)
-    if criterion is None and count is None:
-        return config.num_recurrences
+    criterion = None if halting_criterion == "none" else halting_criterion
+    _refuse_contradictions(count, criterion, training)
+    if count is None and training:
+        return config.num_recurrences if sample is None else sample()
+    if halting_criterion is None and not isinstance(count, int) and not training:
+        criterion = config.halting_criterion
+    if criterion is not None:
+        criterion = _make_criterion(criterion, config, parameters)
     if isinstance(count, int):
         return count
+    if count is None and criterion is None:
+        return config.num_recurrences
 
     if count is None:
         granularity = halting_granularity or config.halting_granularity
         if granularity not in ("sequence", "token"):
-            raise ValueError(f"halting_granularity={granularity!r} is neither 'sequence' nor 'token'.")
+            raise ValueError(f"halting_granularity={granularity!r} must be 'sequence' or 'token'.")
         count = torch.zeros(shape if granularity == "token" else shape[:1], dtype=torch.long, device=device)
     granularity = "token" if count.ndim == 2 else "sequence"
     if granularity == "token" and real is not None:
@@ -336,6 +320,31 @@ def resolve_depth(
     limit = max(int(count.max()), most if undecided else 1)
     limits = _limits_of_units(limits, count, real) if undecided else None
     return HaltingRule(limit, count, criterion if undecided else None, least, granularity, limits)
+
+
+def _upper_bound(value, config, shape, device, least):
+    """The most recurrences that any unit may take, and, where units differ, those of each."""
+    limits = None
+    if isinstance(value, torch.Tensor) and value.ndim > 0:
+        limits = _as_count(value, shape, device, "max_recurrences")
+        most, lowest = int(limits.max()), int(limits.min())
+    else:
+        most = lowest = _bound("max_recurrences", value, config.max_recurrences)
+    if least > lowest:
+        raise ValueError(f"min_recurrences={least} is above max_recurrences={lowest}.")
+    return most, limits
+
+
+def _refuse_contradictions(count, criterion, training):
+    if isinstance(count, int) and criterion is not None:
+        raise ValueError(
+            f"num_recurrences={count} fixes the depth and halting_criterion={criterion!r} decides it: give one of "
+            "them; max_recurrences bounds a criterion."
+        )
+    if training and criterion is not None:
+        raise ValueError(f"halting_criterion={criterion!r} is for inference: call model.eval() first.")
+    if training and isinstance(count, torch.Tensor) and count.ndim == 2:
+        raise ValueError("num_recurrences per token is for inference only: call model.eval() first.")
 
 
 def last_real(real: torch.Tensor) -> torch.LongTensor:
@@ -360,7 +369,7 @@ def _bound(name, value, default):
     if isinstance(value, torch.Tensor) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r} is no int.")
+        raise TypeError(f"{name} must be an int, got {value!r}.")
     if value < 1:
         raise ValueError(f"{name}={value} must be at least 1.")
     return value
@@ -372,25 +381,25 @@ def _as_count(value, shape, device, name="num_recurrences"):
     if not isinstance(value, torch.Tensor) or value.ndim == 0:
         return _bound(name, value, None)
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"{name} has dtype {value.dtype}: counts are integers.")
+        raise TypeError(f"{name} must hold integers, got dtype {value.dtype}.")
     if value.shape not in (shape[:1], shape):
         raise ValueError(
-            f"{name} has shape {tuple(value.shape)}: counts are one for each row, {tuple(shape[:1])}, or one "
-            f"for each token, {tuple(shape)}."
+            f"{name} has shape {tuple(value.shape)}, but must have {tuple(shape[:1])}, a count for each row, or "
+            f"{tuple(shape)}, a count for each token."
         )
     if (value < 0).any():
-        raise ValueError(f"{name} holds {int(value.min())}: a count cannot be negative.")
+        raise ValueError(f"{name} holds {int(value.min())}, but counts must not be negative.")
     return value.to(device=device, dtype=torch.long)
 
 
 def _make_criterion(name, config, parameters):
     if name not in HALTING_CRITERIA:
-        raise ValueError(f"halting_criterion={name!r} is unknown. Known: {', '.join(HALTING_CRITERIA)}.")
+        raise ValueError(f"halting_criterion={name!r} must be one of {', '.join(HALTING_CRITERIA)}.")
     values = {}
     for field in fields(HALTING_CRITERIA[name]):
         given = parameters.get(field.name)
         values[field.name] = getattr(config, field.name) if given is None else given
-        if values[field.name] <= 0:
+        if not values[field.name] > 0:
             raise ValueError(f"{field.name}={values[field.name]} must be positive.")
     return HALTING_CRITERIA[name](**values)
 

@@ -1,10 +1,13 @@
-"""Who sees whom in the looped layers: a sliding window that counts real tokens."""
+"""Attention masks of the layers: causal, within a sliding window of real tokens, and within packed documents."""
+
+import copy
 
 import torch
 from transformers.masking_utils import (
     ALL_MASK_ATTENTION_FUNCTIONS,
     and_masks,
     causal_mask_function,
+    create_causal_mask,
     create_sliding_window_causal_mask,
 )
 
@@ -15,41 +18,89 @@ def has_holes(real):
     return bool((starts > 1).any())
 
 
-def create_window_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids=None):
+def find_documents(position_ids, real=None):
     """
-    The library's sliding-window mask, which counts places in the cache. Where padding stands among a row's tokens (a
-    right-padded prompt that goes on, rejected drafts) this one counts the tokens instead.
+    The documents that are packed into rows, told by positions that do not go on by 1, as the library tells them.
 
-    Arguments and result are those of `create_causal_mask`. A compiled forward takes it that there are no holes:
-    looking for them would break its graph.
+    Args:
+        position_ids (`torch.LongTensor` of shape `(batch or 1, sequence)`): The positions of all tokens of the rows.
+        real (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): `False` on padding, whose positions mean
+            nothing.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch or 1, sequence)`: The index of each token's document; `None` where every
+        row holds one document. While torch compiles, the answer must not depend on the values: a tensor then.
+    """
+    starts = position_ids.diff(dim=-1) != 1
+    if real is not None:
+        starts = starts & real[:, 1:] & real[:, :-1]
+    if not torch.compiler.is_compiling() and not starts.any():
+        return None
+    return torch.nn.functional.pad(starts.cumsum(-1), (1, 0))
+
+
+def takes_masks(config) -> bool:
+    """Whether the library makes masks for the attention of a config; engines that bring their own see to that."""
+    return config._attn_implementation in ALL_MASK_ATTENTION_FUNCTIONS
+
+
+def with_eager_attention(config):
+    """A copy of `config` that asks for eager attention, whose maps can be returned."""
+    config = copy.copy(config)
+    config._attn_implementation = "eager"
+    return config
+
+
+def create_mask(config, inputs_embeds, attention_mask, past_key_values, documents=None, window=False):
+    """
+    The mask of one forward, in the form that the attention of `config` takes.
+
+    The library's function makes it where that is right. It counts places in the cache, though: where padding stands
+    between the tokens of a row (a right-padded prompt that goes on, rejected drafts), a window is counted in real
+    tokens here. And it tells packed documents apart only without a mask and without a cache.
+
+    Args:
+        config (`RecurrentDepthConfig`): `_attn_implementation` and `sliding_window` are read.
+        inputs_embeds (`torch.Tensor` of shape `(batch, sequence, hidden)`): What is computed now.
+        attention_mask (`torch.Tensor` of shape `(batch, past + sequence)`, or prepared, *optional*): 0 on padding.
+        past_key_values (`RecurrentDepthCache`, *optional*): What was computed before.
+        documents (`torch.LongTensor` of shape `(batch or 1, sequence)`, *optional*): See `find_documents`.
+        window (`bool`): Whether tokens see the sliding window only.
+
+    A compiled forward takes it that there are no holes: looking for them would break its graph.
     """
     padded = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
     real = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool) if padded else None
     create = ALL_MASK_ATTENTION_FUNCTIONS.get(config._attn_implementation)
-    if create is None or not padded or torch.compiler.is_compiling() or not has_holes(real):
-        return create_sliding_window_causal_mask(
+    holes = window and padded and not torch.compiler.is_compiling() and has_holes(real)
+    if create is None or not (holes or documents is not None):
+        create = create_sliding_window_causal_mask if window else create_causal_mask
+        return create(
             config=config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=position_ids,
         )
-    (batch, length, _), tokens = inputs_embeds.shape, real.shape[1]
+    if is_flash(config):
+        return _flash_mask(real, documents, holes)
+    batch, length, _ = inputs_embeds.shape
+    tokens = length if real is None else real.shape[1]
     if past_key_values is not None and past_key_values.is_compileable:
         real = torch.nn.functional.pad(real, (0, past_key_values.get_mask_sizes(length, 0)[0] - tokens))
-    place = real.cumsum(-1)
-
-    def within_window(batch_idx, head_idx, q_idx, kv_idx):
-        return place[batch_idx, q_idx] - place[batch_idx, kv_idx] < config.sliding_window
-
+    rules = [causal_mask_function]
+    if window:
+        place = torch.ones_like(documents) if real is None else real
+        rules.append(_within_window(place.cumsum(-1).expand(batch, -1), config.sliding_window))
+    if documents is not None:
+        rules.append(_within_document(documents.expand(batch, -1)))
     # Not through `create_causal_mask(and_mask_function=...)`, which calls it by vmap: 40 times slower here.
     return create(
         batch_size=batch,
         q_length=length,
-        kv_length=real.shape[1],
+        kv_length=tokens if real is None else real.shape[1],
         q_offset=tokens - length,
         kv_offset=0,
-        mask_function=and_masks(causal_mask_function, within_window),
+        mask_function=and_masks(*rules),
         attention_mask=real,
         allow_is_causal_skip=False,
         dtype=inputs_embeds.dtype,
@@ -59,4 +110,37 @@ def create_window_mask(config, inputs_embeds, attention_mask, past_key_values, p
     )
 
 
-__all__ = ["create_window_mask", "has_holes"]
+def is_flash(config) -> bool:
+    """Whether the attention of a config is computed by flash attention, which takes positions in place of masks."""
+    return "flash" in config._attn_implementation
+
+
+def _flash_mask(real, documents, holes):
+    """None: flash attention tells packed documents apart by the positions that it is given."""
+    if holes:
+        raise ValueError(
+            "Flash attention counts a sliding window in places, not in real tokens, but attention_mask shows padding "
+            "between the tokens of a row. Use attn_implementation='sdpa'."
+        )
+    if documents.shape[0] > 1 or (real is not None and not real.all()):
+        raise ValueError(
+            "Flash attention takes packed documents as one row without padding. Pack all of them into one row, or use "
+            "attn_implementation='sdpa'."
+        )
+
+
+def _within_window(place, sliding_window):
+    def within_window(batch_idx, head_idx, q_idx, kv_idx):
+        return place[batch_idx, q_idx] - place[batch_idx, kv_idx] < sliding_window
+
+    return within_window
+
+
+def _within_document(documents):
+    def within_document(batch_idx, head_idx, q_idx, kv_idx):
+        return documents[batch_idx, q_idx] == documents[batch_idx, kv_idx]
+
+    return within_document
+
+
+__all__ = ["create_mask", "find_documents", "has_holes", "is_flash", "takes_masks", "with_eager_attention"]

@@ -1,38 +1,32 @@
-"""Recurrent-depth decoders: the same core layers applied again and again, each row as often as it needs."""
+"""Recurrent-depth decoders: the same core layers applied again and again, to each row as often as it needs."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
+from .arguments_recurrent import RecurrentDepthKwargs, take_depth
 from .blocks_recurrent import NORMS, RecurrentDepthBlock, attention_interface
 from .cache_recurrent import RecurrentDepthCache, Slots
 from .configuration_recurrent import RecurrentDepthConfig
-from .continuous_recurrent import keep_state, starts_from_past
-from .generation_recurrent import RecurrentDepthGenerationMixin
-from .halting_recurrent import HaltingRule, criterion_parameters, last_real, resolve_depth
+from .generation_recurrent import RecurrentDepthGenerationMixin, holds_depth
+from .halting_recurrent import HaltingRule, last_real, resolve_depth
+from .loop_recurrent import LoopTrace, RecurrentLoop
+from .masks_recurrent import find_documents, is_flash, takes_masks, with_eager_attention
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
 from .rows_recurrent import MASKED_ROWS, ActiveRows
-from .sampling_recurrent import sample_num_recurrences
-
-
-# Arguments of a call that say how deep it goes, beside `num_recurrences`; all are fields of the config.
-DEPTH_ARGUMENTS = (
-    "min_recurrences",
-    "max_recurrences",
-    "halting_criterion",
-    "halting_granularity",
-    *criterion_parameters(),
-)
-
-# A criterion reads the logits of so many (token, word) pairs at once; at a vocabulary of 32,000 that is 512 tokens.
-READ_OUT_SLICE = 2**24
+from .sampling_recurrent import TrainingDraws
 
 
 class RecurrentDepthInjection(nn.Linear):
@@ -45,11 +39,15 @@ class RecurrentDepthInjection(nn.Linear):
 @dataclass
 class RecurrentDepthModelOutput(BaseModelOutputWithPast):
     """
-    `BaseModelOutputWithPast` and the recurrences taken: `num_recurrences` (`torch.LongTensor` of shape `(batch,)`, or
-    `(batch, sequence)` where every token decides for itself; 0 on padding).
+    `BaseModelOutputWithPast` with the number of recurrences.
 
-    `hidden_states` holds the initial state and the state after every recurrence, `attentions` the maps in the order in
-    which layers ran: prelude, recurrence by recurrence, coda. A row that has halted repeats its last.
+    Attributes:
+        num_recurrences (`torch.LongTensor` of shape `(batch,)`, or `(batch, sequence)` where every token decides for
+            itself): The recurrences that each row or token took; 0 on padding.
+        hidden_states (`tuple` of `torch.Tensor`, *optional*): The initial state and the state after every recurrence.
+            A row that has halted repeats its last one.
+        attentions (`tuple` of `torch.Tensor`, *optional*): The maps in the order in which the layers ran: prelude,
+            recurrence by recurrence, coda. A row that has halted repeats the map of its last recurrence.
     """
 
     num_recurrences: torch.LongTensor | None = None
@@ -57,7 +55,7 @@ class RecurrentDepthModelOutput(BaseModelOutputWithPast):
 
 @dataclass
 class RecurrentDepthCausalLMOutput(CausalLMOutputWithPast):
-    """`CausalLMOutputWithPast` and `num_recurrences`, as in `RecurrentDepthModelOutput`."""
+    """`CausalLMOutputWithPast` with `num_recurrences`, as in `RecurrentDepthModelOutput`."""
 
     num_recurrences: torch.LongTensor | None = None
 
@@ -80,6 +78,17 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
         config.validate()
         super().__init__(config, *args, **kwargs)
 
+    @classmethod
+    def from_pretrained(cls, *args, distributed_config=None, **kwargs):
+        if getattr(distributed_config, "pp_size", None) not in (None, 1):
+            raise ValueError(
+                f"distributed_config.pp_size={distributed_config.pp_size}: the stages of a pipeline run one after the "
+                "other, but a looped layer runs again after the layers behind it. Use tp_size or fsdp_size."
+            )
+        if distributed_config is not None:
+            kwargs["distributed_config"] = distributed_config
+        return super().from_pretrained(*args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -91,8 +100,23 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=self.config.initializer_range * module.init_scale)
 
 
-class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
-    """The decoder without its head: embedding, prelude, loop, coda, norm."""
+class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
+    """
+    The decoder without a head: embedding, prelude, loop, coda, norm.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthModel
+
+    >>> config = RecurrentDepthConfig.llama_style(vocab_size=100, hidden_size=32, num_attention_heads=4)
+    >>> model = RecurrentDepthModel(config).eval()
+    >>> output = model(torch.randint(100, (2, 7)), num_recurrences=torch.tensor([2, 5]))
+    >>> output.last_hidden_state.shape, output.num_recurrences.tolist()
+    (torch.Size([2, 7, 32]), [2, 5])
+    ```
+    """
 
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__(config)
@@ -116,6 +140,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             self.state_norm = NORMS[config.state_norm](width, eps=config.norm_eps)
         self.norm = NORMS[config.norm_type](width, eps=config.norm_eps)
         self.gradient_checkpointing = False
+        self.training_draws = TrainingDraws()
         self.post_init()
 
     @can_return_tuple
@@ -127,248 +152,206 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         past_key_values: RecurrentDepthCache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
-        cache_recurrences: str | None = None,
-        num_recurrences: int | torch.LongTensor | None = None,
         head: Callable | None = None,
-        on_recurrence: Callable | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        state_init: str | None = None,
-        state_seed: int | None = None,
         resume: tuple[int, torch.FloatTensor] | None = None,
-        **kwargs,
+        **kwargs: Unpack[RecurrentDepthKwargs],
     ) -> RecurrentDepthModelOutput:
         r"""
         Args:
-            input_ids (`(batch, sequence)`), inputs_embeds (`(batch, sequence, hidden)`): One of the two.
-            attention_mask (`(batch, past + sequence)`, 0 on padding, or a prepared 4-D mask), position_ids: As usual;
-                positions that are not given count the real tokens, so that padding on either side changes nothing.
-            past_key_values (`RecurrentDepthCache`), use_cache (`bool`), cache_recurrences (`str`, all *optional*):
+            input_ids (`torch.LongTensor` of shape `(batch, sequence)`), inputs_embeds (`torch.FloatTensor` of shape
+                `(batch, sequence, hidden)`): One of the two.
+            attention_mask (`torch.Tensor` of shape `(batch, past + sequence)`, *optional*):
+                0 on padding; or a prepared mask of four dimensions.
+            position_ids (`torch.LongTensor` of shape `(batch or 1, sequence)`, *optional*):
+                By default the real tokens are counted, so that padding on either side changes nothing. Positions
+                that start anew within a row mark packed documents, which do not see each other.
+            past_key_values (`RecurrentDepthCache`, *optional*), use_cache (`bool`, *optional*):
                 A cache is made and returned if `use_cache` is true; by default where the config says so and no
-                gradient is recorded. `cache_recurrences` says what a new one keeps.
-            num_recurrences (`int`, 0-d, `(batch,)` or `(batch, sequence)` tensor, *optional*): See `resolve_depth`.
-            head (callable, *optional*): `(…, hidden)` -> logits, for criteria that read log-probabilities.
-            on_recurrence (callable, *optional*): Called after each recurrence with its index (from 1), the indices of
-                the rows still computed (`None`: all) and what the last norm would read if the loop stopped there.
-            state_init (`"previous_token"`, *optional*): One token behind a past starts from the last
-                state of the one before; see `continuous_recurrent.py`.
-            state_seed (`int`, *optional*): Of the noise of `state_init="normal"`.
-            resume (`(int, (batch, sequence, hidden) tensor)`, *optional*): The recurrences that these tokens have
-                taken already and the state after them, to go on from up to an int `num_recurrences`. Their keys and
-                values must stand in the cache still, behind its last token, where `crop` leaves them.
-            kwargs: The other fields of depth and halting, by their config names; the rest goes to the attention.
+                gradient is recorded.
+            head (`Callable`, *optional*):
+                Maps `(…, hidden)` to logits, for criteria that read log-probabilities.
+            resume (`tuple` of an `int` and a `torch.FloatTensor` of shape `(batch, sequence, hidden)`, *optional*):
+                The recurrences that these tokens have taken already and the state after them, to go on from up to an
+                int `num_recurrences`. Their keys and values must still stand in the cache behind its last token,
+                where `crop` leaves them.
+            kwargs: See `RecurrentDepthKwargs`. The rest goes to the attention function.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        output_hidden_states = (
-            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        )
-        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        # Others can register an eager one under a name of their own.
-        if output_attentions and not self.config._attn_implementation.endswith("eager"):
-            raise ValueError(
-                f"output_attentions needs attn_implementation='eager', not {self.config._attn_implementation!r}."
-            )
+        shape = inputs_embeds.shape[:2]
+        depth_kwargs = take_depth(kwargs)
+        cache_recurrences, state_seed = kwargs.pop("cache_recurrences", None), kwargs.pop("state_seed", None)
+        trace = self._open_trace(kwargs)
 
-        batch, length, _ = inputs_embeds.shape
-        if use_cache is None:
-            use_cache = self.config.use_cache and not torch.is_grad_enabled()
-        cache = past_key_values
-        if cache is not None:
-            if not isinstance(cache, RecurrentDepthCache):
-                raise TypeError(
-                    f"past_key_values is a {type(cache).__name__}: slots belong to recurrences here, give a "
-                    "RecurrentDepthCache or None."
-                )
-        elif use_cache:
-            cache = RecurrentDepthCache(self.config, cache_recurrences)
-        if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            raise ValueError(
-                "Gradient checkpointing runs layers again, which would write into the cache again: call "
-                "model.gradient_checkpointing_disable(), or leave out past_key_values and use_cache=True."
-            )
-        past = 0 if cache is None else cache.get_seq_length()
-        real = None
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-            if not isinstance(past, torch.Tensor) and attention_mask.shape != (batch, past + length):
-                raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}, the input with its past "
-                    f"{(batch, past + length)}: one entry is needed for each token."
-                )
-            real = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
-        if position_ids is None:
-            position_ids = torch.arange(length, device=inputs_embeds.device)[None] + past
-            if real is not None:
-                position_ids = (real.cumsum(-1) - 1).clamp_min(0)[:, -length:]
-        real = None if real is None else real[:, -length:]
+        given_positions, past = position_ids, 0 if past_key_values is None else past_key_values.get_seq_length()
+        real = self._real_tokens(attention_mask, shape, past, inputs_embeds.device)
+        position_ids = self._positions(position_ids, real, shape, past, inputs_embeds.device)
+        real = None if real is None else real[:, -shape[1] :]
+        documents = self._documents(given_positions, attention_mask, real, past)
         depth = resolve_depth(
             self.config,
-            (batch, length),
-            self.training,
+            shape,
             inputs_embeds.device,
+            training=self._trains,
             real=real,
-            num_recurrences=num_recurrences,
             sample=self._sample_num_recurrences,
-            **{name: kwargs.pop(name, None) for name in DEPTH_ARGUMENTS},
+            **depth_kwargs,
         )
-        self._check_readable(depth, head)
-        if past_key_values is not None:
-            cache.check(self.config, batch, depth)
+        self._check_readable(depth, head, documents)
+        use_cache = self._wants_cache(use_cache, past_key_values, documents)
+        slots = self._open_slots(past_key_values, use_cache, cache_recurrences, depth, shape[0])
+        cache = None if slots is None else slots.cache
         if resume is not None and not (isinstance(depth, int) and cache is not None and resume[0] < depth):
             raise ValueError(f"resume after {resume[0]} recurrences needs a cache and an int num_recurrences above.")
-        continued = starts_from_past(
-            state_init, self.config, cache, (batch, length), self.training, resumed=resume is not None
-        )
 
-        hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids, past + length))
-        angles = None
-        if self.rotary_emb is not None:
-            angles = tuple(angle.unsqueeze(1) for angle in self.rotary_emb(hidden_states, position_ids))
-        last = torch.full((batch,), length - 1, device=inputs_embeds.device)
-        if real is not None and length > 1:
-            last = last_real(real)
-        if cache is None and isinstance(depth, HaltingRule) and depth.granularity == "token":
-            # Others go on looking at a token that has halted: one scratch slot a layer, which is not returned.
-            cache = RecurrentDepthCache(self.config, cache_recurrences="last")
-        slots = None
-        if cache is not None:
-            certain = isinstance(depth, int)
-            slots = Slots(cache, limit=depth if certain else depth.limit, certain=certain)
-        interface = attention_interface(self.config)
-        rows = ActiveRows(self.config, interface, hidden_states, attention_mask, angles, last, slots)
-
-        attentions = [] if output_attentions else None
+        hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids, past + shape[1]))
+        rows = self._open_rows(hidden_states, attention_mask, position_ids, real, documents, slots, trace)
+        if documents is not None and is_flash(self.config):
+            kwargs["position_ids"] = position_ids
         if len(self.prelude_layers):
-            hidden_states = self._run(self.prelude_layers, hidden_states, rows, rows.mask, attentions, **kwargs)
+            hidden_states = self.run_layers(self.prelude_layers, hidden_states, rows, rows.mask, trace, **kwargs)
             rows.inputs = hidden_states
-        start = 0
-        if resume is not None:
-            start, state = resume
-        elif continued:
-            state = cache.state[:, None]
-        else:
-            state = self._initial_state(hidden_states, position_ids, state_seed)
-        states = [state] if output_hidden_states else None
-        state, counts = self._loop(
-            state, rows, depth, head, on_recurrence, states, attentions, start, continued, **kwargs
-        )
-        hidden_states = self.norm(self._finish(state, rows, attentions, **kwargs))
+        start, state = resume or (0, self._initial_state(hidden_states, position_ids, state_seed))
+        if trace.states is not None:
+            trace.states.append(state)
+        state, counts = self.loop(state, rows, depth, trace, head, start, **kwargs)
+        hidden_states = self.norm(self.finish(state, rows, trace, **kwargs))
         if cache is not None:
-            cache.commit(length, depth if isinstance(depth, int) else counts, real)
-            keep_state(cache, state_init, state, last, real)
+            cache.commit(shape[1], depth if isinstance(depth, int) else counts, real)
         if counts.ndim == 2 and real is not None:
             counts = counts.masked_fill(~real, 0)
         return RecurrentDepthModelOutput(
             last_hidden_state=hidden_states,
             past_key_values=cache if use_cache else None,
-            hidden_states=None if states is None else tuple(states),
-            attentions=None if attentions is None else tuple(attentions),
+            hidden_states=None if trace.states is None else tuple(trace.states),
+            attentions=None if trace.attentions is None else tuple(trace.attentions),
             num_recurrences=counts,
         )
 
-    def _loop(self, state, rows, depth, head, on_recurrence, states, attentions, start=0, continued=False, **kwargs):
-        """
-        The loop: inject, apply the layers to the rows still active, ask the rule who has halted, drop them.
+    # ---- What a call gives ----
 
-        `start` recurrences lie behind `state`; it is `continued` where it is another token's. A plain `int` for
-        `depth` asks no rule, so that no tensor decides anything. Returns the state of all rows in their order and the
-        recurrences that each row or token took; fills the lists `states` and `attentions`.
-        """
-        rule = depth if isinstance(depth, HaltingRule) else None
-        limit = depth if rule is None else rule.limit
-        slots, held = rows.slots, None
-        by_token = rule is not None and rule.granularity == "token"
-        finished = []
-        for recurrence in range(start + 1, limit + 1):
-            if slots is not None:
-                slots.recurrence = recurrence
-            with self._gradients(recurrence, limit):
-                updated = self._inject(state, rows.inputs, is_first=recurrence == 1 and not continued)
-                updated = self._run(self.recurrent_layers, updated, rows, rows.looped_mask, attentions, **kwargs)
-            state = updated if held is None else torch.where(held[..., None], state, updated)
-            if states is not None:
-                states.append(rows.spread(state, states[-1]))
-            if on_recurrence is not None:
-                on_recurrence(recurrence, rows.indices, self._finish(state, rows, **kwargs))
-            if rule is None:
-                continue
+    @property
+    def _trains(self) -> bool:
+        # Generation and scoring in train mode, as reinforcement learning does them, are inference.
+        return self.training and torch.is_grad_enabled()
 
-            self._judge(rule, recurrence, state, rows, head, **kwargs)
-            done = rule.taken > 0
-            if by_token:
-                done = done.all(-1)
-            if done.any():
-                leaving, staying = done.nonzero().flatten(), (~done).nonzero().flatten()
-                indices = leaving if rows.indices is None else rows.indices[leaving]
-                finished.append((indices, state[leaving], rule.taken[leaving]))
-                if not len(staying):
-                    break
-                state, rows = state[staying], rows.keep(staying)
-                rule.keep(staying)
-            if by_token:
-                slots.held = held = rule.taken > 0
+    def _open_trace(self, kwargs):
+        asked = {}
+        for name in ("output_hidden_states", "output_attentions"):
+            value = kwargs.pop(name, None)
+            asked[name] = getattr(self.config, name) if value is None else value
+        return LoopTrace(
+            states=[] if asked["output_hidden_states"] else None,
+            attentions=[] if asked["output_attentions"] else None,
+            on_recurrence=kwargs.pop("on_recurrence", None),
+        )
 
-        if slots is not None:
-            slots.keep(None)
-            slots.held = None
-        if rule is None:
-            return state, torch.full((state.shape[0],), limit, device=state.device)
-        indices, pieces, counts = (torch.cat(parts) for parts in zip(*finished))
-        order = indices.argsort()
-        return pieces[order], counts[order]
+    @staticmethod
+    def _real_tokens(attention_mask, shape, past, device):
+        """The padding mask as bool, `(batch, past + sequence)`; `None` if there is none or it was prepared."""
+        if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+            return None
+        batch, length = shape
+        if not isinstance(past, torch.Tensor) and attention_mask.shape != (batch, past + length):
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, but must have {(batch, past + length)}: one "
+                "entry for each token of the past and of the input."
+            )
+        return attention_mask.to(device=device, dtype=torch.bool)
 
-    def _run(self, layers, hidden_states, rows, mask, attentions=None, **kwargs):
-        for layer in layers:
-            hidden_states, weights = layer(hidden_states, mask, rows.angles, rows.slots, rows.interface, **kwargs)
-            if attentions is not None:
-                # A row that has halted repeats the map of this layer in the recurrence before.
-                before = attentions[-len(layers)] if rows.indices is not None else None
-                attentions.append(rows.spread(weights, before))
-        return hidden_states
+    @staticmethod
+    def _positions(position_ids, real, shape, past, device):
+        if position_ids is not None:
+            return position_ids
+        if real is None:
+            return torch.arange(shape[1], device=device)[None] + past
+        return (real.cumsum(-1) - 1).clamp_min(0)[:, -shape[1] :]
 
-    def _inject(self, state, inputs, is_first):
-        if is_first and self.config.state_init == "embedding":
-            return state
-        if not is_first and self.state_norm is not None:
-            state = self.state_norm(state)
-        if self.config.input_injection == "add":
-            return state + inputs
-        if self.injection is not None:
-            return self.injection(torch.cat((state, inputs), dim=-1))
-        return state
+    def _documents(self, position_ids, attention_mask, real, past):
+        """The documents packed into rows, `(batch or 1, sequence)`; `None` for one a row, or where an engine knows."""
+        prepared = attention_mask is not None and real is None
+        if position_ids is None or prepared or position_ids.shape[-1] == 1 or not takes_masks(self.config):
+            return None
+        if isinstance(past, torch.Tensor) or past:
+            return None
+        return find_documents(position_ids, real)
 
-    def _finish(self, state, rows, attentions=None, **kwargs):
-        """What follows the loop, up to the last norm."""
-        if rows.slots is not None:
-            # The coda computes all tokens anew, also those that have halted.
-            rows.slots.held = None
-        return self._run(self.coda_layers, state, rows, rows.mask, attentions, **kwargs)
+    def _wants_cache(self, use_cache, past_key_values, documents):
+        if documents is None or torch.compiler.is_compiling():
+            if use_cache is None:
+                return self.config.use_cache and not torch.is_grad_enabled()
+            return use_cache
+        if use_cache or past_key_values is not None:
+            raise ValueError(
+                "position_ids start anew within a row, which marks packed documents, but a cache was asked for: later "
+                "tokens would see all of them. Pass use_cache=False, or one document a row."
+            )
+        return False
 
-    def _judge(self, rule, recurrence, state, rows, head, **kwargs):
-        """Shows the rule what its criterion reads: of each row's last real token, or of every token."""
+    def _open_slots(self, cache, use_cache, cache_recurrences, depth, batch):
+        """The cache of this forward and the slots that it writes; `None` without a cache."""
+        if cache is not None:
+            if not isinstance(cache, RecurrentDepthCache):
+                raise TypeError(
+                    f"past_key_values must be a RecurrentDepthCache or None, got a {type(cache).__name__}: a loop "
+                    "needs a slot for every recurrence."
+                )
+            cache.check(self.config, batch, depth)
+        elif use_cache:
+            cache = RecurrentDepthCache(self.config, cache_recurrences)
+        if cache is not None and self.gradient_checkpointing and self._trains:
+            raise ValueError(
+                "Gradient checkpointing runs layers a second time, which would write into the cache twice. Call "
+                "model.gradient_checkpointing_disable(), or leave out past_key_values and use_cache=True."
+            )
+        if cache is None and isinstance(depth, HaltingRule) and depth.granularity == "token":
+            # Other tokens go on looking at one that has halted: one scratch slot a layer, which is not returned.
+            cache = RecurrentDepthCache(self.config, cache_recurrences="last")
+        if cache is None:
+            return None
+        certain = isinstance(depth, int)
+        return Slots(cache, limit=depth if certain else depth.limit, certain=certain)
 
-        def log_probs(hidden_states):
-            return head(hidden_states).float().log_softmax(-1)
+    def _open_rows(self, hidden_states, attention_mask, position_ids, real, documents, slots, trace):
+        config = self.config
+        if trace.attentions is not None:
+            config = self._config_with_maps()
+        angles = None
+        if self.rotary_emb is not None:
+            angles = tuple(angle.unsqueeze(1) for angle in self.rotary_emb(hidden_states, position_ids))
+        batch, length, _ = hidden_states.shape
+        last = torch.full((batch,), length - 1, device=hidden_states.device)
+        if real is not None and length > 1:
+            last = last_real(real)
+        interface = attention_interface(config, hidden_states)
+        return ActiveRows(config, interface, hidden_states, attention_mask, documents, angles, last, slots)
 
-        if rule.reads is None:
-            rule.update(recurrence, None)
-        elif rule.granularity == "token" and rule.reads == "state":
-            rule.update(recurrence, state.float())
-        elif rule.granularity == "token":
-            at_once = max(READ_OUT_SLICE // self.config.vocab_size, 1)
-            rule.update(recurrence, self.norm(state), read=log_probs, at_once=at_once)
-        else:
-            of_logits = rule.reads == "log_probs"
-            read = self._finish(state, rows, **kwargs) if of_logits else state
-            read = read[torch.arange(len(read), device=read.device), rows.last]
-            rule.update(recurrence, log_probs(self.norm(read)) if of_logits else read.float())
+    def _config_with_maps(self):
+        """The config with an attention that returns its maps."""
+        name = self.config._attn_implementation
+        if name.endswith("eager"):  # others can register one under a name of their own
+            return self.config
+        if name not in ("sdpa", "flex_attention") and not is_flash(self.config):
+            raise ValueError(
+                f"output_attentions=True needs attention whose maps can be returned, which attn_implementation="
+                f"{name!r} may not be. Call model.set_attn_implementation('eager')."
+            )
+        return with_eager_attention(self.config)
 
-    def _check_readable(self, depth, head):
-        if not isinstance(depth, HaltingRule) or depth.reads != "log_probs":
+    def _check_readable(self, depth, head, documents):
+        """Refuses criteria that cannot be read where the call would have to read them."""
+        if not isinstance(depth, HaltingRule) or depth.criterion is None:
             return
         name = depth.criterion.name
+        if documents is not None and depth.granularity == "sequence" and not torch.compiler.is_compiling():
+            raise ValueError(
+                f"halting_criterion={name!r} with halting_granularity='sequence' gives a row one count, but rows hold "
+                "several documents. Use halting_granularity='token', or one document a row."
+            )
+        if depth.reads != "log_probs":
+            return
         if head is None:
             raise ValueError(
                 f"halting_criterion={name!r} reads logits, which RecurrentDepthModel does not compute: use "
@@ -381,9 +364,9 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
                 "criterion on the state ('state_difference', 'acceleration') or halting_granularity='sequence'."
             )
 
-    def _gradients(self, recurrence, limit):
-        reach = self.config.backprop_recurrences
-        return contextlib.nullcontext() if reach is None or limit - recurrence < reach else torch.no_grad()
+    def _sample_num_recurrences(self):
+        # Trainers of `memreason_hf` give the count; under any other loop the model draws it.
+        return self.training_draws.num_recurrences(self.config)
 
     def _initial_state(self, inputs, position_ids, seed):
         if self.config.state_init == "embedding":
@@ -392,7 +375,7 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
             return torch.zeros_like(inputs)
         if seed is None:
             # In training the noise is new at every step, as dropout is.
-            seed = int(torch.randint(2**31, ())) if self.training else self.config.state_seed
+            seed = self.training_draws.state_seed(self.config) if self._trains else self.config.state_seed
         noise = position_noise(position_ids, self.config.hidden_size, seed) * self.config.state_init_std
         return noise.to(inputs.dtype).expand_as(inputs)
 
@@ -402,21 +385,36 @@ class RecurrentDepthModel(RecurrentDepthPreTrainedModel):
         if self.embed_positions is None:
             return inputs_embeds
         room = self.config.max_position_embeddings
-        # Asked of the tensor only where the cache makes it possible: the answer costs a synchronisation.
+        # Looked up only where the cache makes it possible: reading a tensor costs a synchronisation.
         if isinstance(tokens, int) and tokens > room and int(position_ids.max()) >= room:
             raise ValueError(
                 f"The input has {tokens} tokens with its past, but only max_position_embeddings={room} learned "
-                "positions exist: cut the input."
+                "positions exist. Shorten the input."
             )
         return inputs_embeds + self.embed_positions(position_ids)
 
-    def _sample_num_recurrences(self):
-        # Under a Trainer of this package the count is given; under any other loop torch's generator decides.
-        return sample_num_recurrences(self.config, seed=int(torch.randint(2**31, ())), step=0)
-
 
 class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGenerationMixin):
-    """The decoder with a language-model head."""
+    """
+    The decoder with a language-model head.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
+
+    >>> config = RecurrentDepthConfig.llama_style(vocab_size=100, hidden_size=32, num_attention_heads=4)
+    >>> model = RecurrentDepthForCausalLM(config).eval()
+    >>> ids = torch.randint(100, (2, 7))
+    >>> model(ids, num_recurrences=8).logits.shape
+    torch.Size([2, 7, 100])
+
+    >>> output = model(ids, halting_criterion="kl_entropy", halting_granularity="sequence", max_recurrences=16)
+    >>> output.num_recurrences.shape
+    torch.Size([2])
+    ```
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -429,6 +427,13 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    def save_pretrained(self, *args, **kwargs):
+        """As `PreTrainedModel.save_pretrained`; a depth in `generation_config` is saved with it."""
+        if self.generation_config is not None and holds_depth(self.generation_config):
+            # Of a generation config that was made from the model's the library reads back its own fields alone.
+            self.generation_config._from_model_config = False
+        super().save_pretrained(*args, **kwargs)
+
     @can_return_tuple
     def forward(
         self,
@@ -440,61 +445,43 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         labels: torch.LongTensor | None = None,
         shift_labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
-        cache_recurrences: str | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        num_recurrences: int | torch.LongTensor | None = None,
-        min_recurrences: int | None = None,
-        max_recurrences: int | None = None,
-        halting_criterion: str | None = None,
-        halting_granularity: str | None = None,
-        kl_threshold: float | None = None,
-        entropy_threshold: float | None = None,
-        confidence_threshold: float | None = None,
-        state_difference_threshold: float | None = None,
-        acceleration_threshold: float | None = None,
-        argmax_patience: int | None = None,
-        on_recurrence: Callable | None = None,
         recurrence_loss_weights: torch.FloatTensor | None = None,
         labelled_logits_only: bool = False,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        state_init: str | None = None,
-        state_seed: int | None = None,
-        **kwargs,
+        **kwargs: Unpack[RecurrentDepthKwargs],
     ) -> RecurrentDepthCausalLMOutput:
         r"""
         Args:
-            input_ids, attention_mask, position_ids, inputs_embeds: See `RecurrentDepthModel.forward`.
-            labels (`(batch, sequence)`, *optional*): Shifted here; -100 is ignored. `shift_labels`: in place already.
-            logits_to_keep (`int` or index tensor): Positions whose logits are computed; 0 for all.
-            num_recurrences … argmax_patience (*optional*): Depth and halting of this call, by their config names.
-            on_recurrence (callable, *optional*):
-                Called after each recurrence with its index (from 1), the indices of the rows still computed (`None`:
-                all of them) and their logits at `logits_to_keep`, of shape `(rows, kept, vocab)`.
-            recurrence_loss_weights (`(num_recurrences,)`, *optional*):
-                The loss is this weighted sum over the recurrences instead of the loss after the last one. Recurrences
-                that `backprop_recurrences` cuts off count in the sum, but give no gradient.
-            labelled_logits_only (`bool`): `logits` has shape `(labels that are not -100, vocab)`, computed only there.
-            num_items_in_batch (*optional*): Divides the summed loss, as the Trainer expects under accumulation.
-            output_hidden_states, output_attentions: See `RecurrentDepthModelOutput`.
-            state_init, state_seed (*optional*): See `RecurrentDepthModel.forward`.
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache:
+                See `RecurrentDepthModel.forward`.
+            labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*):
+                Shifted here; -100 is ignored.
+            shift_labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*):
+                Labels that stand at the positions whose logits they are compared with.
+            logits_to_keep (`int` or index tensor, defaults to 0):
+                The positions whose logits are computed: the last ones, or those of the tensor; 0 for all.
+            recurrence_loss_weights (`torch.FloatTensor` of shape `(num_recurrences,)`, *optional*):
+                The loss is the weighted sum of the losses after all recurrences, in place of the loss after the last
+                one. Recurrences that `backprop_recurrences` cuts off count in the sum, but give no gradient.
+            labelled_logits_only (`bool`, defaults to `False`):
+                Compute logits where there are labels only: `logits` has shape `(labels that are not -100, vocab)`.
+            kwargs: See `RecurrentDepthKwargs`. `num_items_in_batch` divides the summed loss, as the Trainer expects
+                under gradient accumulation.
         """
-        labelled = None
         if labels is not None and shift_labels is None:
             shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        labelled = None
         if labelled_logits_only:
             if shift_labels is None:
                 raise ValueError("labelled_logits_only=True needs labels or shift_labels.")
             labelled = shift_labels != -100
             shift_labels = shift_labels[labelled]
-        loss_kwargs = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+        num_items = kwargs.pop("num_items_in_batch", None)
 
-        def kept(hidden_states):
-            if labelled is not None:
-                return hidden_states[labelled]
-            return hidden_states[
-                :, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            ]
+        def read(hidden_states):
+            # transformers 5.17 has no `slice_logits_to_keep` yet.
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            return self.lm_head(hidden_states[:, kept] if labelled is None else hidden_states[labelled])
 
         def loss_of(logits):
             return self.loss_function(
@@ -502,26 +489,19 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
                 labels=None,
                 shift_labels=shift_labels,
                 vocab_size=self.config.vocab_size,
-                **loss_kwargs,
+                num_items_in_batch=num_items,
             )
 
-        if recurrence_loss_weights is not None and (shift_labels is None or on_recurrence is not None):
-            raise ValueError("recurrence_loss_weights needs labels, and cannot be combined with on_recurrence.")
         losses = []
-
-        def read_logits(recurrence, rows, hidden_states):
-            logits = self.lm_head(self.model.norm(kept(hidden_states)))
-            if recurrence_loss_weights is None:
-                on_recurrence(recurrence, rows, logits)
-            elif rows is not None or recurrence > len(recurrence_loss_weights):
-                raise ValueError(
-                    f"recurrence_loss_weights holds {len(recurrence_loss_weights)} weights: one is needed for each of "
-                    "an int num_recurrences."
-                )
-            else:
-                losses.append(recurrence_loss_weights[recurrence - 1] * loss_of(logits))
-
-        reads_all = on_recurrence is not None or recurrence_loss_weights is not None
+        on_recurrence = kwargs.pop("on_recurrence", None)
+        if recurrence_loss_weights is not None:
+            if shift_labels is None or on_recurrence is not None:
+                raise ValueError("recurrence_loss_weights needs labels, and cannot be combined with on_recurrence.")
+            on_recurrence = _weighted_losses(recurrence_loss_weights, loss_of, losses)
+        if on_recurrence is not None:
+            kwargs["on_recurrence"] = lambda recurrence, rows, state: on_recurrence(
+                recurrence, rows, read(self.model.norm(state))
+            )
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -529,33 +509,14 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            cache_recurrences=cache_recurrences,
-            num_recurrences=num_recurrences,
-            min_recurrences=min_recurrences,
-            max_recurrences=max_recurrences,
-            halting_criterion=halting_criterion,
-            halting_granularity=halting_granularity,
-            kl_threshold=kl_threshold,
-            entropy_threshold=entropy_threshold,
-            confidence_threshold=confidence_threshold,
-            state_difference_threshold=state_difference_threshold,
-            acceleration_threshold=acceleration_threshold,
-            argmax_patience=argmax_patience,
             head=self.lm_head,
-            on_recurrence=read_logits if reads_all else None,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            state_init=state_init,
-            state_seed=state_seed,
             return_dict=True,
             **kwargs,
         )
-        logits = self.lm_head(kept(outputs.last_hidden_state))
+        logits = read(outputs.last_hidden_state)
         loss = None
-        if losses:
-            loss = torch.stack(losses).sum()
-        elif shift_labels is not None:
-            loss = loss_of(logits)
+        if shift_labels is not None:
+            loss = torch.stack(losses).sum() if losses else loss_of(logits)
         return RecurrentDepthCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -566,4 +527,63 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         )
 
 
-__all__ = ["RecurrentDepthForCausalLM", "RecurrentDepthModel", "RecurrentDepthPreTrainedModel"]
+def _weighted_losses(weights, loss_of, losses):
+    """Called after each recurrence with its logits: appends its weighted loss to `losses`."""
+
+    def add(recurrence, rows, logits):
+        if rows is not None or recurrence > len(weights):
+            raise ValueError(
+                f"recurrence_loss_weights holds {len(weights)} weights: one is needed for each of an int "
+                "num_recurrences."
+            )
+        losses.append(weights[recurrence - 1] * loss_of(logits))
+
+    return add
+
+
+class RecurrentDepthForSequenceClassification(GenericForSequenceClassification, RecurrentDepthPreTrainedModel):
+    """
+    The decoder with a linear head on the last token of a sequence, for classification, regression and reward models.
+
+    It takes the arguments of depth that `RecurrentDepthModel` takes; criteria that read logits need a language model.
+    """
+
+    def __init__(self, config: RecurrentDepthConfig):
+        # The parent makes the decoder by AutoModel, which does not know classes that came with a checkpoint.
+        super(GenericForSequenceClassification, self).__init__(config)
+        self.num_labels = config.num_labels
+        self.model = RecurrentDepthModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+class RecurrentDepthForTokenClassification(GenericForTokenClassification, RecurrentDepthPreTrainedModel):
+    """The decoder with a linear head on every token."""
+
+    def __init__(self, config: RecurrentDepthConfig):
+        super(GenericForTokenClassification, self).__init__(config)
+        self.num_labels = config.num_labels
+        self.model = RecurrentDepthModel(config)
+        self.dropout = nn.Dropout(config.residual_dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class RecurrentDepthForQuestionAnswering(GenericForQuestionAnswering, RecurrentDepthPreTrainedModel):
+    """The decoder with a linear head for the start and the end of an answer in the text."""
+
+    def __init__(self, config: RecurrentDepthConfig):
+        super(GenericForQuestionAnswering, self).__init__(config)
+        self.model = RecurrentDepthModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+
+__all__ = [
+    "RecurrentDepthForCausalLM",
+    "RecurrentDepthForQuestionAnswering",
+    "RecurrentDepthForSequenceClassification",
+    "RecurrentDepthForTokenClassification",
+    "RecurrentDepthModel",
+    "RecurrentDepthPreTrainedModel",
+]

@@ -1,4 +1,4 @@
-"""Where a token stands: rotation angles, sinusoids, and noise that depends on the position alone."""
+"""What depends on the position of a token: rotation angles, sinusoids, and noise."""
 
 import math
 
@@ -10,7 +10,13 @@ from .configuration_recurrent import RecurrentDepthConfig
 
 
 class RecurrentDepthRotaryEmbedding(nn.Module):
-    """Cosines and signed sines of the rotation angles, for the RoPE variants of `transformers.modeling_rope_utils`."""
+    """
+    Cosines and signed sines of the rotation angles, for the RoPE variants of `transformers.modeling_rope_utils`.
+
+    Args:
+        config (`RecurrentDepthConfig`): `rope_parameters` is read. With a `partial_rotary_factor` only the first
+            channels of a head are rotated, and the angles are those of these channels.
+    """
 
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__()
@@ -20,21 +26,23 @@ class RecurrentDepthRotaryEmbedding(nn.Module):
         self.rope_type = config.rope_parameters["rope_type"]
         compute = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
         inv_freq, self.attention_scaling = compute(config)
-        # `_init_weights` of the library fills both again after loading, by these names.
+        # The library's `_init_weights` fills both again after loading, by these names.
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
 
     @staticmethod
     def compute_default_rope_parameters(config, device=None, **kwargs):
         """Inverse frequencies `theta^(-2i/d)` of arXiv 2104.09864 and the (unused) attention factor."""
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float, device=device) / config.head_dim
+        rotary_dim = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+        exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float, device=device) / rotary_dim
         return config.rope_parameters["rope_theta"] ** -exponents, 1.0
 
     def _apply(self, fn, recurse=True):
         # `model.to(bfloat16)` must not round the frequencies: loading with that dtype does not.
         exact = self.inv_freq, self.original_inv_freq
         super()._apply(fn, recurse)
-        if not self.inv_freq.is_meta:
+        # Out of the meta device comes empty memory, which `_init_weights` fills.
+        if not (exact[0].is_meta or self.inv_freq.is_meta):
             self.inv_freq, self.original_inv_freq = (values.to(self.inv_freq.device) for values in exact)
         return self
 
@@ -49,11 +57,16 @@ class RecurrentDepthRotaryEmbedding(nn.Module):
 
 def rotate(x, cos, sin):
     """
-    Rotates `(batch, heads, sequence, head_dim)` by angles of shape `(batch or 1, 1, sequence, head_dim)`.
+    Rotates `(batch, heads, sequence, head_dim)` by angles of shape `(batch or 1, 1, sequence, rotary_dim)`.
 
-    `sin` carries the signs of the rotation, minus in its first half.
+    `sin` carries the signs of the rotation, minus in its first half. Channels behind the first `rotary_dim` stay as
+    they are.
     """
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    rotary_dim = cos.shape[-1]
+    if rotary_dim < x.shape[-1]:
+        turned = rotate(x[..., :rotary_dim], cos, sin)
+        return torch.cat((turned, x[..., rotary_dim:]), dim=-1)
+    return torch.addcmul(x * cos, x.roll(rotary_dim // 2, -1), sin)
 
 
 def sinusoidal_positions(position_ids, hidden_size, dtype):
@@ -67,7 +80,8 @@ def position_noise(position_ids, hidden_size, seed):
     """
     Standard normal noise that is a pure function of (seed, position, channel), by hashing and Box-Muller.
 
-    A generator would tie a row's noise to its place in the batch. Shape `(*position_ids.shape, hidden_size)`, float32.
+    A generator would tie the noise of a row to its place in the batch. Returns float32 values of shape
+    `(*position_ids.shape, hidden_size)`.
     """
     channels = torch.arange(2 * hidden_size, device=position_ids.device)
     bits = (position_ids[..., None] * (2 * hidden_size) + channels + seed * 0x9E3779B1) & 0xFFFFFFFF

@@ -1,15 +1,14 @@
-"""The rows of a batch that are still computed, and what the layers need to know of them."""
+"""The rows of a batch that are still computed, and what the layers need to know about them."""
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from transformers.masking_utils import create_causal_mask
 
 from .cache_recurrent import Slots
 from .configuration_recurrent import RecurrentDepthConfig
-from .masks_recurrent import create_window_mask
+from .masks_recurrent import create_mask
 
 
 # While masks are made for fewer rows: which ones. For registered mask functions that look at more than the padding.
@@ -19,17 +18,28 @@ MASKED_ROWS: ContextVar[torch.Tensor | None] = ContextVar("masked_rows", default
 @dataclass
 class ActiveRows:
     """
-    What the layers need to know of the rows that are still computed.
+    What the layers need to know about the rows that are still computed.
 
-    `interface` is the attention function, `inputs` what the loop is fed, `last` the position of each row's last real
-    token, `indices` the place of each row in the batch (`None` while all are computed). Two masks: of the looped
-    layers, and of prelude and coda; each a list where the rows are read from the cache in several runs.
+    Attributes:
+        config (`RecurrentDepthConfig`): Of the masks; with eager attention where maps are returned.
+        interface (`Callable`): The attention function.
+        inputs (`torch.Tensor` of shape `(rows, sequence, hidden)`): What the loop is fed.
+        padding (`torch.Tensor` or `dict`, *optional*): The attention mask as it was given.
+        documents (`torch.LongTensor` of shape `(rows or 1, sequence)`, *optional*): Packed documents.
+        angles (`tuple`, *optional*): Cosines and sines of the rotation.
+        last (`torch.LongTensor` of shape `(rows,)`): The place of each row's last real token.
+        slots (`Slots`, *optional*): Where keys and values go.
+        indices (`torch.LongTensor` of shape `(rows,)`, *optional*): The place of each row in the batch; `None` while
+            all rows are computed.
+        mask, looped_mask: Of prelude and coda, and of the looped layers; each a list where the rows are read from the
+            cache in several runs.
     """
 
     config: RecurrentDepthConfig
     interface: Callable
     inputs: torch.Tensor
-    padding: torch.Tensor | None
+    padding: torch.Tensor | dict | None
+    documents: torch.Tensor | None
     angles: tuple[torch.Tensor, torch.Tensor] | None
     last: torch.Tensor
     slots: Slots | None
@@ -40,61 +50,62 @@ class ActiveRows:
             self.mask, self.looped_mask = self.padding["full_attention"], self.padding["sliding_attention"]
             return
         windowed = self.config.sliding_window is not None
-        self.looped_mask = self._make_mask(create_window_mask if windowed else create_causal_mask)
+        self.looped_mask = self._make_mask(windowed)
         self.mask = self.looped_mask
-        if windowed and self.config.num_hidden_layers > self.config.num_recurrent_layers:
-            self.mask = self._make_mask(create_causal_mask)
+        if windowed and self.config.num_physical_layers > self.config.num_recurrent_layers:
+            self.mask = self._make_mask(False)
 
-    def _make_mask(self, create, rows=slice(None)):
+    def _make_mask(self, window, rows=slice(None)):
         if self.indices is None:
-            return self._mask_of(create, rows)
+            return self._mask_of(window, rows)
         token = MASKED_ROWS.set(self.indices[rows])
         try:
-            return self._mask_of(create, rows)
+            return self._mask_of(window, rows)
         finally:
             MASKED_ROWS.reset(token)
 
-    def _mask_of(self, create, rows):
-        # Made anew for fewer rows, not sliced: a mask of flex attention cannot be.
-        mask = create(
-            config=self.config,
-            inputs_embeds=self.inputs[rows],
-            attention_mask=self._padding_of(rows),
-            past_key_values=None if self.slots is None else self.slots.cache,
-            position_ids=None,
+    def _mask_of(self, window, rows):
+        # Made anew for fewer rows, not sliced: a mask of flex attention cannot be sliced.
+        mask = create_mask(
+            self.config,
+            self.inputs[rows],
+            self._rows_of(self.padding, rows),
+            None if self.slots is None else self.slots.cache,
+            documents=self._rows_of(self.documents, rows),
+            window=window,
         )
         runs = [] if self.slots is None else self.slots.runs
         if mask is None or rows != slice(None) or len(runs) < 2:
             return mask
         if isinstance(mask, torch.Tensor):
             return [mask[active] if mask.shape[0] > 1 else mask for active, _ in runs]
-        return [self._make_mask(create, active) for active, _ in runs]
+        return [self._make_mask(window, active) for active, _ in runs]
 
-    def _padding_of(self, rows):
-        # A mask that was prepared may be one for all rows.
-        return self.padding if self.padding is None or len(self.padding) == 1 else self.padding[rows]
+    @staticmethod
+    def _rows_of(values, rows):
+        # A mask that was prepared, or positions, may be one for all rows.
+        return values if values is None or len(values) == 1 else values[rows]
 
-    def keep(self, rows):
-        """These rows without all but `rows` (indices into them)."""
+    def keep(self, rows: torch.LongTensor) -> "ActiveRows":
+        """Goes on with `rows` (indices into these rows) only."""
         angles = self.angles
         if angles is not None and angles[0].shape[0] > 1:
             angles = angles[0][rows], angles[1][rows]
         indices = rows if self.indices is None else self.indices[rows]
         if self.slots is not None:
             self.slots.keep(indices)
-        return ActiveRows(
-            config=self.config,
-            interface=self.interface,
+        return replace(
+            self,
             inputs=self.inputs[rows],
-            padding=self._padding_of(rows),
+            padding=self._rows_of(self.padding, rows),
+            documents=self._rows_of(self.documents, rows),
             angles=angles,
             last=self.last[rows],
-            slots=self.slots,
             indices=indices,
         )
 
-    def spread(self, values, before):
-        """`values` of these rows among those of all rows `before`."""
+    def spread(self, values: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+        """`values` of these rows in their places among those of all rows `before`."""
         return values if self.indices is None else before.index_copy(0, self.indices, values)
 
 

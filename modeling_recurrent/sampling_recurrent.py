@@ -1,4 +1,4 @@
-"""How many recurrences a training step takes: one draw from (seed, step), the same wherever it is made."""
+"""How many recurrences a training step takes: a draw that depends on a seed and a number of the step only."""
 
 import torch
 
@@ -9,8 +9,8 @@ LOGNORMAL_SIGMA = 0.5
 _MASK = (1 << 64) - 1
 
 
-def _mix(seed: int, step: int) -> int:
-    """SplitMix64's finaliser over (seed, step): neighbouring steps get unrelated generator seeds."""
+def mix_seed(seed: int, step: int) -> int:
+    """SplitMix64's finaliser over (seed, step): neighbouring steps get unrelated seeds, from 0 to 2^63 - 1."""
     value = (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + 0x632BE59BD9B4E019) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -19,34 +19,79 @@ def _mix(seed: int, step: int) -> int:
 
 def sample_num_recurrences(config, seed: int, step: int) -> int:
     """
-    The number of recurrences of training step `step`.
+    Draws the number of recurrences of a training step.
 
     Args:
-        config (`RecurrentDepthConfig`): `recurrence_sampling`, its mean `num_recurrences`, `recurrence_min` and
-            `recurrence_max` are read.
-        seed (`int`), step (`int`): the draw is a pure function of both: equal on every rank and after a resume.
+        config (`RecurrentDepthConfig`):
+            `recurrence_sampling`, its mean `num_recurrences`, `recurrence_min` and `recurrence_max` are read.
+        seed (`int`), step (`int`):
+            The draw is a pure function of both, so that it is the same on every rank and after a resume.
 
     Returns:
-        `int`, at least 1 and within min..max. `poisson` draws from Poisson(mean); `lognormal_poisson` draws a rate
-        from exp(N(log(mean - 1) - sigma^2 / 2, sigma)) and then 1 + Poisson(rate) (arXiv 2502.05171, with its mean
-        kept at `num_recurrences`); both are clipped, not redrawn.
+        `int`: At least 1 and between `recurrence_min` and `recurrence_max`. `"poisson"` draws from Poisson(mean).
+        `"lognormal_poisson"` draws a rate from exp(N(log(mean - 1) - sigma^2 / 2, sigma)) and then 1 + Poisson(rate)
+        (arXiv 2502.05171, with its mean kept at `num_recurrences`). Both are clipped, not redrawn. `"fixed"` draws
+        nothing and makes no generator.
+
+    Example:
+
+    ```python
+    >>> from modeling_recurrent import RecurrentDepthConfig
+    >>> from modeling_recurrent.sampling_recurrent import sample_num_recurrences
+
+    >>> config = RecurrentDepthConfig(recurrence_sampling="uniform", recurrence_min=2, recurrence_max=8)
+    >>> [sample_num_recurrences(config, seed=0, step=step) for step in range(5)]
+    [7, 5, 7, 2, 4]
+    ```
     """
     low = config.recurrence_min or 1
     high = config.recurrence_max
-    mean = config.num_recurrences
-    generator = torch.Generator().manual_seed(_mix(seed, step))
-    if config.recurrence_sampling == "uniform":
-        draw = int(torch.randint(low, high + 1, (), generator=generator))
-    elif config.recurrence_sampling == "poisson":
-        draw = int(torch.poisson(torch.tensor(float(mean)), generator=generator))
-    elif config.recurrence_sampling == "lognormal_poisson":
-        # log E[rate] = mu + sigma^2 / 2
-        rate = torch.exp(torch.randn((), generator=generator) * LOGNORMAL_SIGMA - LOGNORMAL_SIGMA**2 / 2) * (mean - 1)
-        draw = 1 + int(torch.poisson(rate, generator=generator))
-    else:
-        draw = mean
+    draw = config.num_recurrences
+    if config.recurrence_sampling != "fixed":
+        draw = _draw(config, low, high, torch.Generator().manual_seed(mix_seed(seed, step)))
     draw = max(draw, low)
     return draw if high is None else min(draw, high)
 
 
-__all__ = ["sample_num_recurrences"]
+def _draw(config, low, high, generator):
+    mean = config.num_recurrences
+    if config.recurrence_sampling == "uniform":
+        return int(torch.randint(low, high + 1, (), generator=generator))
+    if config.recurrence_sampling == "poisson":
+        return int(torch.poisson(torch.tensor(float(mean)), generator=generator))
+    # log E[rate] = mu + sigma^2 / 2
+    rate = torch.exp(torch.randn((), generator=generator) * LOGNORMAL_SIGMA - LOGNORMAL_SIGMA**2 / 2) * (mean - 1)
+    return 1 + int(torch.poisson(rate, generator=generator))
+
+
+class TrainingDraws:
+    """
+    What a model draws by itself in training, where nobody tells it the depth of a step.
+
+    The n-th draw depends on a seed of the config and on n only, never on torch's generators: these differ between
+    ranks as soon as one of them drops out more values than another, and ranks of different depth wait for each other
+    for ever. Ranks that make the same number of training forwards draw the same numbers.
+
+    The object is shared by the replicas of `nn.DataParallel`, which copy the attributes of a module at every step.
+    """
+
+    def __init__(self):
+        self.count = 0
+
+    def num_recurrences(self, config) -> int:
+        """The recurrences of the next training forward. A fixed depth draws nothing, and compiles."""
+        if config.recurrence_sampling == "fixed":
+            return sample_num_recurrences(config, config.recurrence_seed, 0)
+        return self._draw(sample_num_recurrences, config, config.recurrence_seed)
+
+    def state_seed(self, config) -> int:
+        """The seed of the next training forward's noise, below 2^31."""
+        return self._draw(lambda _, seed, step: mix_seed(seed, step) >> 32, config, config.state_seed)
+
+    @torch.compiler.disable
+    def _draw(self, function, config, seed):
+        self.count += 1
+        return function(config, seed, self.count - 1)
+
+
+__all__ = ["TrainingDraws", "mix_seed", "sample_num_recurrences"]

@@ -69,7 +69,7 @@ class Speculation:
         for name in ("draft_recurrences", "draft_tokens"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}={value!r} is no int.")
+                raise TypeError(f"{name} must be an int, got {value!r}.")
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
 
@@ -97,8 +97,7 @@ class Speculation:
     def full_count(self, model, model_kwargs, rows: int) -> int:
         """The fixed count at which drafts are verified; refuses what has none, or cannot hold what a draft leaves."""
         names = ("num_recurrences", "min_recurrences", "max_recurrences", "halting_criterion", "halting_granularity")
-        shape = (rows, 1)
-        depth = resolve_depth(model.config, shape, False, "cpu", **{name: model_kwargs.get(name) for name in names})
+        depth = resolve_depth(model.config, (rows, 1), "cpu", **{name: model_kwargs.get(name) for name in names})
         cache, reason = model_kwargs["past_key_values"], None
         if not isinstance(depth, int):
             reason = "counts that differ or a halting criterion: give an int num_recurrences"
@@ -112,10 +111,6 @@ class Speculation:
             reason = (
                 f"past_key_values and {rows} rows: what rows reject stays in the cache. Give one row at a time, or "
                 "the whole text without past_key_values"
-            )
-        elif model_kwargs.get("state_init") is not None:
-            reason = (
-                f"state_init={model_kwargs['state_init']!r}: drafts do not reach the state that the next token needs"
             )
         elif model_kwargs.get("on_recurrence") is not None:
             reason = "on_recurrence: drafts run some recurrences and the verification the others"
@@ -375,7 +370,7 @@ class _Rounds:
 def decode(
     model,
     speculation,
-    log,
+    record,
     input_ids,
     logits_processor,
     stopping_criteria,
@@ -410,7 +405,7 @@ def decode(
     while True:
         for place in range(sent, ready := texts.ready()):
             if place > texts.start:
-                log.add_step(texts.are_text(place)[:, None] * count)
+                record.add_step(texts.are_text(place)[:, None] * count)
             if streamer is not None:
                 streamer.put(texts.tokens[:, place].cpu())
         sent = ready

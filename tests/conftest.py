@@ -1,5 +1,8 @@
 """Shared by all tests: no network, small threads, and memory that shows when it was never written."""
 
+import contextlib
+import io
+import logging
 import os
 
 
@@ -10,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from transformers.utils import logging as transformers_logging
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +23,27 @@ def few_threads():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def capture_warnings():
+    """`with capture_warnings() as text:` keeps what transformers' loggers say; `text()` gives it."""
+
+    @contextlib.contextmanager
+    def capture():
+        stream = io.StringIO()
+        handler = logging.StreamHandler(stream)
+        transformers_logging.add_handler(handler)
+        # The package's own loggers are not children of the library's.
+        own = logging.getLogger("modeling_recurrent")
+        own.addHandler(handler)
+        try:
+            yield stream.getvalue
+        finally:
+            transformers_logging.remove_handler(handler)
+            own.removeHandler(handler)
+
+    return capture
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@ lm-eval's model class on a saved model, with depth as model arguments.
 
     lm_eval --model hf --model_args pretrained=FOLDER,trust_remote_code=True,num_recurrences=8 --tasks ...
 
-What the class does not know goes to `from_pretrained`, so to the config. Its log-likelihoods come without an attention
-mask, right-padded: exact with a fixed depth and with `halting_granularity="token"`, but a row could not find its last
-real token to halt at.
+Arguments that the class does not know go to `from_pretrained`, and so to the config. Generation tasks also take a
+depth through `--gen_kwargs`; lm-eval gives these arguments to no other kind of task. Log-likelihoods come without an
+attention mask, right-padded: they are exact with a fixed depth and with `halting_granularity="token"`, but a row could
+not find its last real token to halt at.
 """
 
 import pytest
@@ -72,6 +73,20 @@ def test_generation(saved, continuation, settings):
     for (context, _), text in zip(REQUESTS, results, strict=True):
         expected, _ = continuation(context, **settings)
         assert text == saved.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("depth", [{"num_recurrences": 7}, SETTINGS[2]], ids=str)
+def test_generation_arguments_of_a_request(saved, continuation, depth):
+    """What `--gen_kwargs` adds to the requests of a generation task, the only ones that lm-eval adds it to."""
+    request = {"until": ["zzz"], "max_gen_toks": 6, "do_sample": False}
+    requests = [(context, {**request, **depth}) for context, _ in REQUESTS]
+    results = make(saved, 3, {}).generate_until(instances("generate_until", requests), disable_tqdm=True)
+    texts = [continuation(context, **depth)[0] for context, _ in REQUESTS]
+    assert results == [saved.tokenizer.decode(ids, skip_special_tokens=True) for ids in texts]
+    assert any(not torch.equal(ids, continuation(context)[0]) for ids, (context, _) in zip(texts, REQUESTS))
+    misspelt = [(context, {**request, "num_recurences": 7}) for context, _ in REQUESTS]
+    with pytest.raises(ValueError, match="num_recurences"):
+        make(saved, 3, {}).generate_until(instances("generate_until", misspelt), disable_tqdm=True)
 
 
 def test_unknown_arguments_are_refused(saved):

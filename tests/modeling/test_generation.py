@@ -424,13 +424,13 @@ def test_gradient_checkpointing_behind_a_cache_is_refused():
         cache = model(ids, use_cache=True).past_key_values
     model.train()
     for call in ({"past_key_values": cache}, {"use_cache": True}):
-        with pytest.raises(ValueError, match="Gradient checkpointing runs layers again"):
+        with pytest.raises(ValueError, match="Gradient checkpointing runs layers a second time"):
             model(ids, **call)
     model(ids).logits.sum().backward()
 
 
 def test_vocabulary_is_read_in_slices(monkeypatch):
-    import modeling_recurrent.modeling_recurrent as module
+    import modeling_recurrent.loop_recurrent as module
 
     model = lively_model("llama", {"input_injection": "add", "state_norm": "rmsnorm"})
     ids, mask = pad([random_ids(n) for n in LENGTHS], "left")

@@ -229,7 +229,7 @@ def test_generate_takes_the_same_arguments():
 BAD_CALLS = [
     ({"num_recurrences": 0}, ValueError, "num_recurrences=0"),
     ({"num_recurrences": -2}, ValueError, "num_recurrences=-2"),
-    ({"num_recurrences": True}, TypeError, "num_recurrences=True"),
+    ({"num_recurrences": True}, TypeError, "num_recurrences must be an int, got True"),
     ({"num_recurrences": 2.5}, TypeError, "2.5"),
     ({"num_recurrences": torch.tensor([1.0, 2.0])}, TypeError, "float32"),
     ({"num_recurrences": torch.tensor([True, True])}, TypeError, "bool"),
@@ -277,5 +277,5 @@ def test_a_state_of_zeros_that_stays_has_settled(name):
 
 def test_a_rule_is_fresh_for_every_call():
     config = settling_model(halting_criterion="kl").config
-    first = resolve_depth(config, (2, 3), False, "cpu")
-    assert isinstance(first, HaltingRule) and first is not resolve_depth(config, (2, 3), False, "cpu")
+    first = resolve_depth(config, (2, 3), "cpu")
+    assert isinstance(first, HaltingRule) and first is not resolve_depth(config, (2, 3), "cpu")

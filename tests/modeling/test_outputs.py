@@ -38,9 +38,34 @@ def test_one_attention_map_a_layer_call():
             for row, count in enumerate(counts.tolist()):
                 expected = maps[1 + (min(t, count) - 1) * 2 + layer][row]
                 assert relative_error(mixed[1 + (t - 1) * 2 + layer][row], expected) < 1e-5
-    model.set_attn_implementation("sdpa")
-    with pytest.raises(ValueError, match="eager"):
-        model(ids, output_attentions=True)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("extra", [{}, {"sliding_window": 3, "num_prelude_layers": 1}], ids=str)
+@torch.no_grad()
+def test_maps_under_attention_that_has_none(attention, extra):
+    """The maps are those of eager attention, and the call after it runs as before."""
+    model = tiny_model("llama", **extra)
+    ids, mask = pad([random_ids(6), random_ids(4), random_ids(6)], "left")
+    call = {"attention_mask": mask, "num_recurrences": torch.tensor([3, 1, 2])}
+    model.set_attn_implementation("eager")
+    expected = model(ids, output_attentions=True, **call)
+    model.set_attn_implementation(attention)
+    before = model(ids, **call).logits
+    output = model(ids, output_attentions=True, **call)
+    assert len(output.attentions) == len(expected.attentions) > 0
+    for shown, wanted in zip(output.attentions, expected.attentions, strict=True):
+        assert torch.equal(shown, wanted)
+    assert torch.equal(output.logits, expected.logits)
+    assert model.config._attn_implementation == attention
+    assert torch.equal(model(ids, **call).logits, before)
+
+
+def test_maps_of_attention_that_others_registered_are_refused():
+    model = tiny_model()
+    model.config._attn_implementation = "somebody's"
+    with pytest.raises(ValueError, match='attn_implementation="somebody\'s"'):
+        model(random_ids(1, 3), output_attentions=True)
 
 
 def test_logits_to_keep():
@@ -148,3 +173,24 @@ def test_fixed_depth_compiles_whole(style):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert relative_error(compiled(ids, num_recurrences=3).logits, expected) < 1e-5
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "extra", [{}, {"sliding_window": 3, "num_prelude_layers": 1, "input_injection": "concat"}], ids=str
+)
+@torch.no_grad()
+def test_exports_for_any_batch_and_length(strict, extra):
+    model = tiny_model("llama", **extra)
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    program = torch.export.export(
+        model,
+        (),
+        {"input_ids": random_ids(2, 8), "use_cache": False},
+        dynamic_shapes={"input_ids": sizes, "use_cache": None},
+        strict=strict,
+    )
+    for shape in ((3, 5), (2, 40)):
+        ids = random_ids(*shape)
+        output = program.module()(input_ids=ids, use_cache=False)
+        assert relative_error(output.logits, model(ids).logits) < 1e-5

@@ -7,7 +7,7 @@ import torch
 import transformers
 from packaging import version
 from recurrent_models import VOCAB, depth_calls, grid_ids, pad, random_ids, relative_error, tiny_model
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from modeling_recurrent import RecurrentDepthCache
 
@@ -53,8 +53,6 @@ def ways_of_decoding(model):
     calls["drafts"] = {"num_recurrences": 6, "draft_recurrences": 3, "draft_tokens": 2}
     calls["static"] = {"num_recurrences": 4, "cache_implementation": "static"}
     calls["last"] = {"cache_recurrences": "last", **calls["token-state"]}
-    if model.config.input_injection != "none":
-        calls["continuous"] = {"state_init": "previous_token", **calls["token-state"]}
     return calls
 
 
@@ -178,7 +176,7 @@ def test_counts_of_tokens_behind_a_live_cache(whole, chunk):
         )
         assert_same(expected, output)
     for width in (3, 11):
-        with pytest.raises(ValueError, match=rf"num_recurrences has shape \(2, {width}\), the prompt 9 tokens"):
+        with pytest.raises(ValueError, match=rf"shape \(2, {width}\), but the prompt has 9 tokens"):
             generate(model, text, num_recurrences=torch.ones(2, width, dtype=torch.long), prefill_chunk_size=chunk)
 
 
@@ -311,8 +309,6 @@ class TestAssistants:
     ("call", "message"),
     [
         ({"use_cache": False, "past_key_values": "live"}, "use_cache=False with past_key_values"),
-        ({"generation_config": GenerationConfig(num_recurrences=7)}, "generation_config holds num_recurrences=7"),
-        ({"generation_config": GenerationConfig(kl_threshold=0.1)}, "generation_config holds kl_threshold=0.1"),
         ({"attention_mask": torch.tensor([[0, 0, 0, 0]])}, "shows row 0 no real token behind the 0"),
         ({"assistant_early_exit": 1}, "assistant_early_exit=1: the layers here are looped"),
         ({"inputs_embeds": torch.zeros(1, 4, 32).double(), "prefill_chunk_size": 2}, "inputs_embeds does not go with"),

@@ -38,7 +38,7 @@ def test_save_and_load_into_poisoned_memory(style, extra, tmp_path, poisoned_mem
     assert type(decoder) is RecurrentDepthModel
     hidden = decoder(ids, num_recurrences=5).last_hidden_state
     assert torch.equal(loaded.lm_head(hidden), expected)
-    with pytest.raises(StrictDataclassError, match="num_recurrences=0"):
+    with pytest.raises(StrictDataclassError, match=r"field 'num_recurrences':\s.*got 0"):
         AutoModelForCausalLM.from_pretrained(tmp_path, num_recurrences=0)
 
 

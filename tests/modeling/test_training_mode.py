@@ -1,5 +1,7 @@
 """Invariant 5 and what else holds in training: truncation, drawn depths, losses, checkpointing."""
 
+import copy
+
 import pytest
 import torch
 from recurrent_models import random_ids, relative_error, tiny_config, tiny_model
@@ -150,11 +152,98 @@ class TestSampling:
             assert abs((draws == 2).float().mean().item() - 0.238) < 0.03
 
     def test_training_mode_draws_for_itself(self):
-        model = tiny_model(recurrence_sampling="uniform", recurrence_min=2, recurrence_max=6).train()
+        fields = {"recurrence_sampling": "uniform", "recurrence_min": 2, "recurrence_max": 6}
         ids = random_ids(1, 3)
-        torch.manual_seed(5)
-        first = [int(model(ids).num_recurrences[0]) for _ in range(20)]
-        torch.manual_seed(5)
-        assert first == [int(model(ids).num_recurrences[0]) for _ in range(20)]
+
+        def draws(calls=20, **more):
+            model = tiny_model(**fields, **more).train()
+            return [int(model(ids).num_recurrences[0]) for _ in range(calls)]
+
+        first = draws()
         assert len(set(first)) >= 4
-        assert model.eval()(ids).num_recurrences.tolist() == [3]
+        assert first == draws() and first != draws(recurrence_seed=1)
+        config = tiny_config(**fields)
+        assert first == [sample_num_recurrences(config, 0, step) for step in range(20)]
+        assert tiny_model(**fields)(ids).num_recurrences.tolist() == [3]
+
+    def test_replicas_that_share_a_model_draw_on(self):
+        """`nn.DataParallel` copies the attributes of a module for every step; its draws must not start anew."""
+        model = tiny_model(recurrence_sampling="uniform", recurrence_min=1, recurrence_max=9).train()
+        ids = random_ids(1, 3)
+        drawn = []
+        for _ in range(12):
+            replica = copy.copy(model.model)
+            drawn.append(int(replica(ids).num_recurrences[0]))
+        assert len(set(drawn)) >= 4
+
+    @pytest.mark.parametrize("fields", [{}, {"recurrence_sampling": "poisson"}], ids=["fixed", "drawn"])
+    def test_torchs_generators_stay_as_they_are(self, fields):
+        model = tiny_model(state_init="normal", input_injection="add", **fields).train()
+        ids = random_ids(2, 3)
+        before = torch.get_rng_state()
+        model(ids, labels=ids).loss.backward()
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_noise_is_new_at_every_training_forward(self):
+        model = tiny_model(state_init="normal", input_injection="add", num_recurrences=1).train()
+        ids = random_ids(1, 4)
+        states = [model(ids, output_hidden_states=True).hidden_states[0] for _ in range(3)]
+        assert not torch.equal(states[0], states[1]) and not torch.equal(states[1], states[2])
+        fixed = [model(ids, output_hidden_states=True, state_seed=5).hidden_states[0] for _ in range(2)]
+        assert torch.equal(*fixed)
+
+    def test_without_gradients_the_depth_is_that_of_inference(self):
+        """Scoring in train mode, as reinforcement learning does it."""
+        model = tiny_model(recurrence_sampling="uniform", recurrence_min=4, recurrence_max=9, num_recurrences=3)
+        ids = random_ids(2, 5)
+        expected = model(ids, halting_criterion="state_difference", state_difference_threshold=0.9)
+        model.config.halting_criterion, model.config.state_difference_threshold = "state_difference", 0.9
+        model.train()
+        with torch.no_grad():
+            output = model(ids)
+        assert torch.equal(output.num_recurrences, expected.num_recurrences)
+        assert int(model(ids).num_recurrences[0]) >= 4
+
+
+def test_a_training_step_at_fixed_depth_compiles_whole():
+    model = tiny_model("llama", input_injection="add", state_norm="rmsnorm").train()
+    expected = gradients(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    model.zero_grad()
+    torch.manual_seed(0)
+    ids = random_ids(3, 7)
+    compiled(ids, labels=ids).loss.backward()
+    assert same({name: p.grad.clone() for name, p in model.named_parameters()}, expected, 1e-4)
+
+
+class TestShortRows:
+    """Training on a CPU takes the kernel that is faster for short rows, whoever trains."""
+
+    def kernels(self, model, ids, monkeypatch, grad=True):
+        seen = []
+        attend = torch.nn.functional.scaled_dot_product_attention
+
+        def watch(*args, **kwargs):
+            seen.append((torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()))
+            return attend(*args, **kwargs)
+
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+        with torch.set_grad_enabled(grad):
+            logits = model(ids).logits
+        monkeypatch.undo()
+        return set(seen), logits
+
+    def test_which_kernel_runs(self, monkeypatch):
+        model = tiny_model("llama", max_position_embeddings=256).train()
+        plain, blocked = {(False, True)}, {(True, True)}
+        assert self.kernels(model, random_ids(2, 128), monkeypatch)[0] == plain
+        assert self.kernels(model, random_ids(2, 129), monkeypatch)[0] == blocked
+        assert self.kernels(model, random_ids(2, 8), monkeypatch, grad=False)[0] == blocked
+        # Nothing is left behind.
+        assert torch.backends.cuda.flash_sdp_enabled()
+
+    def test_it_is_the_same_arithmetic(self, monkeypatch):
+        model = tiny_model("llama").double().train()
+        ids = random_ids(2, 9)
+        assert relative_error(model(ids).logits, self.kernels(model, ids, monkeypatch, grad=False)[1]) < 1e-12

@@ -1,0 +1,90 @@
+"""The arguments of a call that say how deep it goes and what it shows of its recurrences."""
+
+import difflib
+from collections.abc import Callable
+from typing import TypedDict
+
+import torch
+from transformers.utils import TransformersKwargs
+
+
+class DepthKwargs(TypedDict, total=False):
+    """
+    How deep a call of `forward` or `generate` goes. Except for `num_recurrences`, the names are fields of
+    `RecurrentDepthConfig`; a value given to a call wins over the config's.
+
+    Attributes:
+        num_recurrences (`int`, or `torch.LongTensor` of shape `()`, `(batch,)` or `(batch, sequence)`, *optional*):
+            The number of recurrences of all tokens, of each row or of each token. In a tensor, 0 leaves the row or
+            token to the halting criterion.
+        min_recurrences (`int`, *optional*):
+            The first recurrence at which a row or token may halt.
+        max_recurrences (`int`, or `torch.LongTensor` of shape `()`, `(batch,)` or `(batch, sequence)`, *optional*):
+            The recurrence at which every row or token halts at the latest.
+        halting_criterion (`str`, *optional*):
+            The name of a halting criterion, or `"none"` to switch the config's off.
+        halting_granularity (`"token"` or `"sequence"`, *optional*):
+            Whether every token halts by itself or a row as a whole.
+        kl_threshold, entropy_threshold (`float`, *optional*): In nats.
+        confidence_threshold (`float`, *optional*): A probability.
+        state_difference_threshold, acceleration_threshold (`float`, *optional*): Relative to the norm of the state.
+        argmax_patience (`int`, *optional*): In recurrences.
+    """
+
+    num_recurrences: int | torch.LongTensor | None
+    min_recurrences: int | None
+    max_recurrences: int | torch.LongTensor | None
+    halting_criterion: str | None
+    halting_granularity: str | None
+    kl_threshold: float | None
+    entropy_threshold: float | None
+    confidence_threshold: float | None
+    state_difference_threshold: float | None
+    acceleration_threshold: float | None
+    argmax_patience: int | None
+
+
+class RecurrentDepthKwargs(DepthKwargs, TransformersKwargs, total=False):
+    """
+    Keyword arguments of the forward pass of a recurrent-depth model.
+
+    Attributes:
+        cache_recurrences (`"all"` or `"last"`, *optional*):
+            Which recurrences a new cache keeps; see `RecurrentDepthCache`.
+        on_recurrence (`Callable`, *optional*):
+            Called after each recurrence with its index (from 1), the indices of the rows that are still computed
+            (`None` for all rows) and what the model would return if it stopped there: logits of shape
+            `(rows, kept positions, vocab)`, or, from `RecurrentDepthModel`, the state before the last norm.
+        state_seed (`int`, *optional*):
+            The seed of the noise of `state_init="normal"`.
+    """
+
+    cache_recurrences: str | None
+    on_recurrence: Callable | None
+    state_seed: int | None
+
+
+DEPTH_ARGUMENTS = tuple(DepthKwargs.__annotations__)
+# Those that the library does not know of.
+OWN_ARGUMENTS = tuple(
+    name for name in RecurrentDepthKwargs.__annotations__ if name not in TransformersKwargs.__annotations__
+)
+
+
+def take_depth(kwargs: dict) -> dict:
+    """
+    Takes the arguments of depth out of `kwargs`; those that are not given are `None`.
+
+    Raises:
+        `TypeError`: `kwargs` holds what looks like one of them, misspelt. The rest goes to the attention function,
+            which would pass over it.
+    """
+    depth = {name: kwargs.pop(name, None) for name in DEPTH_ARGUMENTS}
+    for name in kwargs:
+        close = difflib.get_close_matches(name, OWN_ARGUMENTS, n=1, cutoff=0.8)
+        if close and name not in OWN_ARGUMENTS:
+            raise TypeError(f"{name}={kwargs[name]!r}: forward has no argument {name!r}. Did you mean {close[0]!r}?")
+    return depth
+
+
+__all__ = ["DEPTH_ARGUMENTS", "OWN_ARGUMENTS", "DepthKwargs", "RecurrentDepthKwargs", "take_depth"]

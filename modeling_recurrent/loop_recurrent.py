@@ -1,0 +1,143 @@
+"""The loop: the same layers applied again and again to the rows that still need it."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .halting_recurrent import HaltingRule
+
+
+# A criterion reads the logits of this many (token, word) pairs at once; at a vocabulary of 32,000 that is 512 tokens.
+READ_OUT_SLICE = 2**24
+
+
+@dataclass
+class LoopTrace:
+    """
+    What a forward shows of its recurrences.
+
+    Attributes:
+        states, attentions (`list`, *optional*): Filled with what `hidden_states` and `attentions` of the output hold;
+            `None` where they were not asked for.
+        on_recurrence (`Callable`, *optional*): See `RecurrentDepthKwargs`.
+    """
+
+    states: list | None
+    attentions: list | None
+    on_recurrence: Callable | None
+
+
+class RecurrentLoop:
+    """
+    The part of a recurrent-depth decoder that applies its core layers.
+
+    The decoder has a `config`, `recurrent_layers`, `coda_layers`, the last `norm`, and, where the config wants them,
+    an `injection` and a `state_norm`.
+    """
+
+    def loop(self, state, rows, depth, trace, head, start=0, **kwargs):
+        """
+        The loop: inject, apply the layers to the rows still active, ask the rule who has halted, drop these rows.
+
+        A plain `int` for `depth` asks no rule, so that no tensor decides anything. `start` recurrences lie behind
+        `state` already. Returns the state of all rows in their order, and the recurrences that each row or token took.
+        """
+        rule = depth if isinstance(depth, HaltingRule) else None
+        limit = depth if rule is None else rule.limit
+        slots, held, finished = rows.slots, None, []
+        for recurrence in range(start + 1, limit + 1):
+            if slots is not None:
+                slots.recurrence = recurrence
+            with self._gradients(recurrence, limit):
+                updated = self._inject(state, rows.inputs, is_first=recurrence == 1)
+                updated = self.run_layers(self.recurrent_layers, updated, rows, rows.looped_mask, trace, **kwargs)
+            state = updated if held is None else torch.where(held[..., None], state, updated)
+            self._show(recurrence, state, rows, trace, **kwargs)
+            if rule is None:
+                continue
+
+            self._judge(rule, recurrence, state, rows, head, **kwargs)
+            by_token = rule.granularity == "token"
+            done = (rule.taken > 0).all(-1) if by_token else rule.taken > 0
+            if done.any():
+                leaving, staying = done.nonzero().flatten(), (~done).nonzero().flatten()
+                indices = leaving if rows.indices is None else rows.indices[leaving]
+                finished.append((indices, state[leaving], rule.taken[leaving]))
+                if not len(staying):
+                    break
+                state, rows = state[staying], rows.keep(staying)
+                rule.keep(staying)
+            if by_token:
+                slots.held = held = rule.taken > 0
+
+        if slots is not None:
+            slots.keep(None)
+            slots.held = None
+        if rule is None:
+            return state, torch.full((state.shape[0],), limit, device=state.device)
+        indices, pieces, counts = (torch.cat(parts) for parts in zip(*finished))
+        order = indices.argsort()
+        return pieces[order], counts[order]
+
+    def run_layers(self, layers, hidden_states, rows, mask, trace=None, **kwargs):
+        attentions = None if trace is None else trace.attentions
+        for layer in layers:
+            hidden_states, weights = layer(hidden_states, mask, rows.angles, rows.slots, rows.interface, **kwargs)
+            if attentions is not None:
+                # A row that has halted repeats the map of this layer in the recurrence before.
+                before = attentions[-len(layers)] if rows.indices is not None else None
+                attentions.append(rows.spread(weights, before))
+        return hidden_states
+
+    def _inject(self, state, inputs, is_first):
+        if is_first and self.config.state_init == "embedding":
+            return state
+        if not is_first and self.state_norm is not None:
+            state = self.state_norm(state)
+        if self.config.input_injection == "add":
+            return state + inputs
+        if self.injection is not None:
+            return self.injection(torch.cat((state, inputs), dim=-1))
+        return state
+
+    def finish(self, state, rows, trace=None, **kwargs):
+        """What follows the loop, up to the last norm."""
+        if rows.slots is not None:
+            # The coda computes all tokens anew, also those that have halted.
+            rows.slots.held = None
+        return self.run_layers(self.coda_layers, state, rows, rows.mask, trace, **kwargs)
+
+    def _show(self, recurrence, state, rows, trace, **kwargs):
+        """Hands the state after a recurrence to whoever asked for it."""
+        if trace.states is not None:
+            trace.states.append(rows.spread(state, trace.states[-1]))
+        if trace.on_recurrence is not None:
+            trace.on_recurrence(recurrence, rows.indices, self.finish(state, rows, **kwargs))
+
+    def _judge(self, rule, recurrence, state, rows, head, **kwargs):
+        """Shows the rule what its criterion reads: of each row's last real token, or of every token."""
+
+        def log_probs(hidden_states):
+            return head(hidden_states).float().log_softmax(-1)
+
+        if rule.reads is None:
+            rule.update(recurrence, None)
+        elif rule.granularity == "token" and rule.reads == "state":
+            rule.update(recurrence, state.float())
+        elif rule.granularity == "token":
+            at_once = max(READ_OUT_SLICE // self.config.vocab_size, 1)
+            rule.update(recurrence, self.norm(state), read=log_probs, at_once=at_once)
+        else:
+            of_logits = rule.reads == "log_probs"
+            read = self.finish(state, rows, **kwargs) if of_logits else state
+            read = read[torch.arange(len(read), device=read.device), rows.last]
+            rule.update(recurrence, log_probs(self.norm(read)) if of_logits else read.float())
+
+    def _gradients(self, recurrence, limit):
+        reach = self.config.backprop_recurrences
+        return contextlib.nullcontext() if reach is None or limit - recurrence < reach else torch.no_grad()
+
+
+__all__ = ["LoopTrace", "RecurrentLoop"]

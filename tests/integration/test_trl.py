@@ -1,0 +1,95 @@
+"""
+TRL's trainers on a recurrent-depth model: they know nothing of depth, and must not have to.
+
+`SFTTrainer` calls the decoder and the weights of the head, never `RecurrentDepthForCausalLM.forward`.
+"""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+
+trl = pytest.importorskip("trl", reason="trl is not installed")
+
+TEXTS = ["the cat sat on the mat", "a dog", "what did the dog see? the cat", "the dog ran after the cat"] * 2
+COMMON = {
+    "max_steps": 1,
+    "logging_steps": 1,
+    "report_to": "none",
+    "use_cpu": True,
+    "save_strategy": "no",
+    "bf16": False,
+}
+
+
+def load(saved, **fields):
+    return AutoModelForCausalLM.from_pretrained(saved.folder, **fields)
+
+
+def sft_loss(saved, folder, model, **arguments):
+    """The loss of the first step over all texts."""
+    config = trl.SFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=len(TEXTS),
+        learning_rate=1e-3,
+        **COMMON,
+        **{"max_length": 64, **arguments},
+    )
+    trainer = trl.SFTTrainer(
+        model, config, train_dataset=Dataset.from_dict({"text": TEXTS}), processing_class=saved.tokenizer
+    )
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    trainer.train()
+    assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters())
+    return next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+
+
+@pytest.mark.parametrize("fields", [{}, {"sliding_window": 3}], ids=str)
+def test_packing_changes_no_loss(saved, tmp_path, fields):
+    """Packed documents that saw each other would have another loss."""
+    plain = sft_loss(saved, tmp_path, load(saved, **fields), packing=False, padding_free=False)
+    for packing in ({"padding_free": True, "max_length": None}, {"packing": True, "packing_strategy": "bfd"}):
+        assert sft_loss(saved, tmp_path, load(saved, **fields), **packing) == pytest.approx(plain, rel=1e-4), packing
+
+
+def test_depth_is_drawn(saved, tmp_path):
+    model = load(saved, recurrence_sampling="uniform", recurrence_min=2, recurrence_max=6)
+    depths = []
+    model.model.register_forward_hook(lambda _, args, output: depths.append(int(output.num_recurrences[0])))
+    config = trl.SFTConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=2, max_length=64, **{**COMMON, "max_steps": 8}
+    )
+    dataset = Dataset.from_dict({"text": TEXTS})
+    trl.SFTTrainer(model, config, train_dataset=dataset, processing_class=saved.tokenizer).train()
+    assert len(depths) >= 8 and len(set(depths)) >= 3 and set(depths) <= set(range(2, 7))
+
+
+def test_grpo_generates_at_the_depth_of_inference(saved, tmp_path):
+    """It generates in train mode: with the config's criterion, and without drawing a depth for every token."""
+    fields = {"recurrence_sampling": "uniform", "recurrence_min": 5, "recurrence_max": 6}
+    halting = {"halting_criterion": "state_difference", "state_difference_threshold": 0.4, "max_recurrences": 4}
+    model = load(saved, **fields, **halting)
+    generated, trained = set(), set()
+
+    def watch(_, args, output):
+        (trained if torch.is_grad_enabled() else generated).update(output.num_recurrences.flatten().tolist())
+
+    model.model.register_forward_hook(watch)
+    config = trl.GRPOConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        num_generations=4,
+        max_completion_length=6,
+        gradient_checkpointing=False,
+        **COMMON,
+    )
+    trl.GRPOTrainer(
+        model,
+        reward_funcs=lambda completions, **_: [float(len(set(text))) for text in completions],
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": TEXTS}),
+        processing_class=saved.tokenizer,
+    ).train()
+    assert generated - {0} <= {1, 2, 3, 4} and len(generated - {0}) >= 2
+    assert trained <= {5, 6} and trained

@@ -1,0 +1,83 @@
+"""Where `generate` takes its depth from: the call, a generation config, the model's config, in this order."""
+
+import pytest
+import torch
+from recurrent_models import lively_model, random_ids, same_decoding
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+
+HALTING = {"halting_criterion": "state_difference", "state_difference_threshold": 0.5}
+COMMON = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
+
+
+def generate(model, ids, config=None, **call):
+    if config is None:
+        return model.generate(ids, **COMMON, **call)
+    return model.generate(ids, generation_config=GenerationConfig(**COMMON, **config), **call)
+
+
+@pytest.mark.parametrize(
+    "depth",
+    [
+        {"num_recurrences": 7},
+        HALTING,
+        {**HALTING, "max_recurrences": 4, "min_recurrences": 3},
+        {**HALTING, "cache_recurrences": "last"},
+    ],
+    ids=str,
+)
+def test_a_generation_config_says_how_deep(depth, tmp_path):
+    model, ids = lively_model("llama", {"input_injection": "add"}), random_ids(2, 5)
+    expected = generate(model, ids, **depth)
+    assert not torch.equal(expected.num_recurrences, generate(model, ids).num_recurrences)
+    assert same_decoding(generate(model, ids, depth), expected)
+    # The model's own, which is saved with it.
+    for name, value in depth.items():
+        setattr(model.generation_config, name, value)
+    assert same_decoding(generate(model, ids), expected)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    assert same_decoding(generate(loaded, ids), expected)
+    assert same_decoding(generate(loaded, ids, {"top_k": 50}), expected)
+
+
+def test_the_call_wins_over_the_generation_config_and_that_over_the_models():
+    model, ids = lively_model("llama", {"input_injection": "add"}), random_ids(1, 4)
+    model.generation_config.num_recurrences = 5
+    assert generate(model, ids).num_recurrences.unique().tolist() == [5]
+    assert generate(model, ids, {"num_recurrences": 4}).num_recurrences.unique().tolist() == [4]
+    assert generate(model, ids, {"num_recurrences": 4}, num_recurrences=2).num_recurrences.unique().tolist() == [2]
+    assert generate(model, ids, num_recurrences=2).num_recurrences.unique().tolist() == [2]
+    assert generate(model, ids, num_recurrences=torch.tensor(2)).num_recurrences.unique().tolist() == [2]
+    assert model.generation_config.num_recurrences == 5
+
+
+def test_drafts_from_a_generation_config():
+    model, ids = lively_model("llama", {"input_injection": "add"}), random_ids(1, 4)
+    plain = generate(model, ids, num_recurrences=6)
+    output = generate(model, ids, {"num_recurrences": 6, "draft_recurrences": 2, "draft_tokens": 3})
+    assert "accepted_drafts" in output and same_decoding(output, plain)
+
+
+def test_mistakes_are_named():
+    model, ids = lively_model("llama", {}), random_ids(1, 4)
+    with pytest.raises(ValueError, match=r"not used by the model: \['num_recurences'\]"):
+        model.generate(ids, num_recurences=7)
+    with pytest.raises(ValueError, match="halting_criterion='kll' must be one of"):
+        generate(model, ids, {"halting_criterion": "kll"})
+    with pytest.raises(ValueError, match="num_recurrences=0 must be at least 1"):
+        generate(model, ids, {"num_recurrences": 0})
+
+
+@pytest.mark.parametrize("call", [{}, HALTING, {"num_recurrences": 5}], ids=str)
+def test_generation_in_train_mode_is_inference(call):
+    """GRPO and other trainers generate without switching to evaluation mode."""
+    fields = {"recurrence_sampling": "uniform", "recurrence_min": 4, "recurrence_max": 9, "num_recurrences": 3}
+    model, ids = lively_model("llama", {"input_injection": "add", **fields}), random_ids(2, 5)
+    expected = generate(model, ids, **call)
+    model.train()
+    assert same_decoding(generate(model, ids, **call), expected)
+    assert model.training and model.model.training_draws.count == 0
+    for name, value in call.items():
+        setattr(model.config, name, value)
+    assert same_decoding(generate(model, ids), expected)
