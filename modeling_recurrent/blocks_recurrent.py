@@ -15,8 +15,8 @@ from .positions_recurrent import rotate
 
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
-# Up to so many tokens plain matrix products train faster on a CPU than SDPA's blocked kernel, whose backward takes
-# 12 ms for 13 tokens.
+# Up to this length, rows train faster on a CPU with plain matrix products than with SDPA's blocked kernel, whose
+# backward takes 12 ms for 13 tokens.
 SHORT_ROW = 128
 
 
@@ -51,7 +51,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
-    # At least float32; what masks a whole row in float64 would become infinite there.
+    # At least float32: the mask of a whole row in float64 would overflow there.
     precise = torch.promote_types(query.dtype, torch.float32)
     weights = nn.functional.softmax(weights, dim=-1, dtype=precise).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
@@ -132,7 +132,7 @@ class RecurrentDepthBlock(GradientCheckpointingLayer):
     A pre-norm decoder layer of the GPT-2, Llama or Qwen style.
 
     Args:
-        config (`RecurrentDepthConfig`): Of the model.
+        config (`RecurrentDepthConfig`): The config of the model.
         layer_idx (`int`): The place of the layer among all layers with weights.
         is_looped (`bool`): Looped layers attend within the sliding window, and may start scaled down.
     """

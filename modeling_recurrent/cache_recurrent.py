@@ -1,4 +1,4 @@
-"""Keys and values of a looped decoder: per physical layer one buffer with a slot for every recurrence."""
+"""The cache of a looped decoder: one buffer for each layer with weights, with a slot for every recurrence."""
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -8,11 +8,11 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
     """
     Keys and values of one physical layer, in buffers of shape `(slots, batch, kv_heads, capacity, head_dim)`.
 
-    Slot t of a token holds what it computed at recurrence min(t, its count), in every slot that is allocated. A layer
-    outside the loop has one slot, and so has every layer when only the last recurrence is kept.
+    Slot t of a token holds the keys and values that it computed at recurrence min(t, its count). Layers outside the
+    loop have one slot, and so have all layers when only the last recurrence is kept.
 
     Args:
-        single (`bool`): One slot for all recurrences.
+        single (`bool`): Whether there is one slot for all recurrences.
     """
 
     is_compileable = False
@@ -35,7 +35,7 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def reserve(self, slots: int, length: int) -> None:
-        """Makes room for so many slots and tokens. A new slot starts as a copy of the deepest one."""
+        """Makes room for `slots` slots and `length` tokens. A new slot starts as a copy of the deepest one."""
         old_slots, _, _, old_capacity, _ = self.keys.shape
         if slots <= old_slots and length <= old_capacity:
             return
@@ -44,7 +44,7 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_empty((slots, *old.shape[1:3], capacity, old.shape[-1]))
-            # All of the old slots: tokens of the running forward are not committed yet.
+            # The whole capacity is copied: tokens of the running forward are not committed yet.
             new[:old_slots, :, :, :old_capacity] = old
             new[old_slots:, :, :, : self.length] = old[-1:, :, :, : self.length]
             setattr(self, name, new)
@@ -53,8 +53,8 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
         """
         Writes keys and values of shape `(rows, kv_heads, new tokens, head_dim)` behind the committed ones.
 
-        Tokens that are `held` (`(rows, new tokens)`, or `None`) keep those of the recurrence before. Returns what
-        stands in the slot now, for the new tokens of these rows (`None`: of all rows).
+        Tokens that are `held` (a mask of shape `(rows, new tokens)`, or `None`) keep the keys and values of the
+        recurrence before. Returns the content of the slot for the new tokens of `rows` (`None`: of all rows).
         """
         count = key_states.shape[2]
         if held is not None:
@@ -70,7 +70,7 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
         return key_states, value_states
 
     def _new(self, buffer, slot, count, rows=None):
-        """What stands behind the committed tokens; `narrow`, since this runs in every layer for every token."""
+        """The part of a slot behind the committed tokens; by `narrow`, which is fast: every layer runs this."""
         new = buffer[slot].narrow(2, self.length, count)
         return new if rows is None else new[rows]
 
@@ -83,7 +83,8 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
         """
         Ends a forward over `count` new tokens: fills the slots that they did not reach, then lets the length grow.
 
-        `depths` is the recurrences of all (`int`), of each row `(batch,)` or of each token `(batch, count)`.
+        `depths` is the number of recurrences of all tokens (`int`), of each row (shape `(batch,)`) or of each token
+        (shape `(batch, count)`).
         """
         slots = self.keys.shape[0]
         new = slice(self.length, self.length + count)
@@ -102,7 +103,7 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
             buffer[:, :, :, new] = part.gather(0, source.expand_as(part))
 
     def update(self, key_states, value_states, *args, **kwargs):
-        raise TypeError("RecurrentDepthCache is written by recurrent-depth models only: slots belong to recurrences.")
+        raise TypeError("Only recurrent-depth models can update a RecurrentDepthCache: slots belong to recurrences.")
 
     def get_seq_length(self) -> int:
         return self.length
@@ -119,12 +120,12 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
         self.length = 0
 
     def crop(self, tokens: int) -> None:
-        """Negative: drops so many tokens at the end. Positive: keeps so many at the start. 0 changes nothing."""
-        tokens = int(tokens)  # transformers 5.17 gives a tensor, which `commit` would then change in place
+        """Keeps the first `tokens` tokens if positive, drops the last `-tokens` if negative; 0 changes nothing."""
+        tokens = int(tokens)  # transformers 5.17 passes a tensor, which `commit` would then change in place
         self.length = min(self.length, tokens) if tokens > 0 else max(self.length + tokens, 0)
 
     def keep_tokens(self, places: torch.LongTensor) -> None:
-        """Goes on with the tokens at `places` (`(batch, kept)`) of each row, in that order."""
+        """Keeps the tokens at `places` (`(batch, kept)`) of each row, in that order."""
         kept = places.shape[1]
         for buffer in (self.keys, self.values):
             index = places[None, :, None, :, None].expand(buffer.shape[0], -1, buffer.shape[2], -1, buffer.shape[-1])
@@ -147,20 +148,36 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
 
 class RecurrentDepthCache(Cache):
     """
-    The cache of a recurrent-depth model, for `past_key_values`; `generate` makes one by itself.
+    The cache of a recurrent-depth model, for `past_key_values`. `generate` makes one by itself.
 
     Args:
-        config (`RecurrentDepthConfig`): Of the model.
-        cache_recurrences (`"all"` or `"last"`, *optional*): As the config says if not given.
-            `"all"` keeps the keys and values of every recurrence: what a token attends to is what the others computed
+        config (`RecurrentDepthConfig`): The config of the model.
+        cache_recurrences (`"all"` or `"last"`, *optional*, defaults to the config's):
+            `"all"` keeps the keys and values of every recurrence, so that a token attends to what the others computed
             at the same recurrence. `"last"` keeps those of each token's last recurrence only: memory does not grow
             with depth, at the price of an approximation wherever there is a past.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_recurrent import RecurrentDepthCache, RecurrentDepthConfig, RecurrentDepthForCausalLM
+
+    >>> config = RecurrentDepthConfig.llama_style(vocab_size=100, hidden_size=32, num_attention_heads=4)
+    >>> model = RecurrentDepthForCausalLM(config).eval()
+    >>> cache = RecurrentDepthCache(config)
+    >>> with torch.no_grad():
+    ...     for part in torch.randint(100, (2, 9)).split(3, dim=1):
+    ...         output = model(part, past_key_values=cache, num_recurrences=5)
+    >>> cache.get_seq_length(), cache.counts.unique().tolist()
+    (9, [5])
+    ```
     """
 
     def __init__(self, config, cache_recurrences: str | None = None):
         cache_recurrences = config.cache_recurrences if cache_recurrences is None else cache_recurrences
         if cache_recurrences not in ("all", "last"):
-            raise ValueError(f"cache_recurrences={cache_recurrences!r} is neither 'all' nor 'last'.")
+            raise ValueError(f"cache_recurrences={cache_recurrences!r} must be 'all' or 'last'.")
         loop = range(config.num_prelude_layers, config.num_prelude_layers + config.num_recurrent_layers)
         super().__init__(
             layers=[
@@ -174,7 +191,7 @@ class RecurrentDepthCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the buffers hold for committed tokens, over all layers."""
+        """The bytes of the keys and values of committed tokens, over all layers."""
         return sum(
             buffer[:, :, :, : layer.length].numel() * buffer.element_size()
             for layer in self.layers
@@ -183,17 +200,15 @@ class RecurrentDepthCache(Cache):
         )
 
     def check(self, config, batch: int, depth) -> None:
-        """Refuses the cache of another model or batch, or a `depth` that it cannot hold."""
+        """Raises a `ValueError` if the cache belongs to another model or batch, or cannot hold `depth`."""
         expected = _shape(config)
         if self.shape != expected:
             raise ValueError(
-                "past_key_values is of a model with (prelude, recurrent and coda layers, key heads, head size) = "
-                f"{self.shape}, this one has {expected}: make a RecurrentDepthCache with this model's config."
+                "past_key_values belongs to a model with (prelude, recurrent and coda layers, key heads, head size) = "
+                f"{self.shape}, but this model has {expected}. Make a RecurrentDepthCache with this model's config."
             )
         if self.is_initialized and self.batch_size != batch:
-            raise ValueError(
-                f"past_key_values holds {self.batch_size} rows, the input has {batch}: a cache belongs to its batch."
-            )
+            raise ValueError(f"past_key_values holds {self.batch_size} rows, but the input has {batch}.")
 
     @property
     def counts(self) -> torch.LongTensor:
@@ -218,7 +233,7 @@ class RecurrentDepthCache(Cache):
         self._counts = None if self._counts is None else choose(self._counts)
 
     def keep_tokens(self, places: torch.LongTensor) -> None:
-        """Goes on with the tokens at `places` (`(batch, kept)`) of each row, in that order: closes holes."""
+        """Keeps the tokens at `places` (`(batch, kept)`) of each row, in that order, which closes holes."""
         self._counts = self.counts.gather(1, places)
         for layer in self.layers:
             layer.keep_tokens(places)
@@ -240,6 +255,15 @@ class RecurrentDepthCache(Cache):
         self._select_rows(lambda rows: rows[indices.to(rows.device)])
 
 
+def check_cache_type(cache) -> None:
+    """Raises a `TypeError` for the cache of another kind of model."""
+    if cache is not None and not isinstance(cache, RecurrentDepthCache):
+        raise TypeError(
+            f"past_key_values must be a RecurrentDepthCache or None, got a {type(cache).__name__}: a loop needs a "
+            "slot for every recurrence."
+        )
+
+
 def _shape(config):
     layers = config.num_prelude_layers, config.num_recurrent_layers, config.num_coda_layers
     return *layers, config.num_key_value_heads, config.head_dim
@@ -250,14 +274,15 @@ class Slots:
     The slots of a cache that one forward writes and reads.
 
     Args:
-        cache (`RecurrentDepthCache`): Where keys and values go.
-        limit (`int`): No recurrence runs after this one.
-        certain (`bool`): All of them will run. Otherwise slots are doubled as they are needed.
+        cache (`RecurrentDepthCache`): The cache that keys and values are written to.
+        limit (`int`): The last recurrence that may run.
+        certain (`bool`): Whether all recurrences up to `limit` will run. Otherwise slots are doubled as needed.
 
     Attributes:
-        recurrence (`int`): The one that runs (from 1).
-        rows (`torch.LongTensor`, or `None`): Rows of the batch that are still computed; `None`: all.
-        held (`torch.BoolTensor` of shape `(rows, new tokens)`, or `None`): Tokens among them that have halted.
+        recurrence (`int`): The recurrence that runs, counted from 1.
+        rows (`torch.LongTensor` of shape `(rows,)`, or `None`): The rows of the batch that are still computed; `None`
+            for all rows.
+        held (`torch.BoolTensor` of shape `(rows, new tokens)`, or `None`): The tokens of these rows that have halted.
     """
 
     def __init__(self, cache: RecurrentDepthCache, limit: int, certain: bool):
@@ -271,7 +296,7 @@ class Slots:
         self.keep(None)
 
     def keep(self, rows: torch.Tensor | None) -> None:
-        """Goes on with these rows only. Their places are cut into runs, so that each is read as a slice."""
+        """Computes only these rows from now on. Their places are cut into runs, each of which is read as a slice."""
         self.rows = rows
         self.runs = [(slice(None), slice(None))]
         if rows is None or self.static or not self.past:
@@ -285,12 +310,13 @@ class Slots:
 
     def attend(self, layer_idx: int, query, key, value, mask, attend):
         """
-        Stores keys and values and attends to all that stand in the slot.
+        Stores keys and values and attends to the whole slot.
 
         Args:
-            query, key, value (`(rows, heads, new tokens, head_dim)`): Of the rows still computed.
-            mask: Of these rows, or a list of masks, one for each of `runs`.
-            attend (callable): `(query, key, value, mask)` -> output, weights; both with rows first.
+            layer_idx (`int`): The layer.
+            query, key, value (`torch.Tensor` of shape `(rows, heads, new tokens, head_dim)`): The rows still computed.
+            mask: The mask of these rows, or a list with one mask for each of `runs`.
+            attend (`Callable`): Maps query, key, value and mask to output and weights, both with rows first.
         """
         layer = self.cache.layers[layer_idx]
         slot = 0 if layer.single else self.recurrence - 1
@@ -322,4 +348,4 @@ class Slots:
         return torch.cat(output), None if weights[0] is None else torch.cat(weights)
 
 
-__all__ = ["RecurrentDepthCache", "Slots"]
+__all__ = ["RecurrentDepthCache", "Slots", "check_cache_type"]

@@ -9,7 +9,7 @@ from transformers.generation import GenerationMixin, GenerationMode, UnbatchedCl
 from transformers.utils import ModelOutput
 
 from .arguments_recurrent import DEPTH_ARGUMENTS, OWN_ARGUMENTS
-from .cache_recurrent import RecurrentDepthCache
+from .cache_recurrent import RecurrentDepthCache, check_cache_type
 from .depth_record_recurrent import DepthRecord, GenerationCall, Prompt, RememberedEnds
 from .halting_recurrent import last_real
 from .masks_recurrent import create_mask
@@ -18,7 +18,7 @@ from .speculation_recurrent import Speculation, decode, pads_ends
 from .static_cache_recurrent import RecurrentDepthStaticCache
 
 
-# What a generation config may say of depth, beside the arguments of the library.
+# The arguments of depth that a generation config may hold.
 _IN_GENERATION_CONFIG = (*DEPTH_ARGUMENTS, "cache_recurrences", "state_seed")
 _DRAFTS = ("draft_recurrences", "draft_tokens")
 
@@ -32,7 +32,7 @@ def holds_depth(generation_config) -> bool:
 
 
 class RecurrentDepthGenerationMixin(GenerationMixin):
-    """What a looped decoder needs beside the library's `generate`."""
+    """The parts of `generate` that a looped decoder adds to the library's."""
 
     @torch.no_grad()
     def generate(
@@ -171,7 +171,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     def _get_candidate_generator(self, *args, input_ids, model_kwargs, target_tokenizer=None, **kwargs):
         model_kwargs = {name: value for name, value in model_kwargs.items() if name not in OWN_ARGUMENTS}
         if target_tokenizer is None and model_kwargs.get("attention_mask") is None:
-            # The library drops a mask of ones; without one, an assistant would take what was written for padding.
+            # The library drops a mask of ones; without a mask, an assistant would take generated tokens for padding.
             model_kwargs["attention_mask"] = torch.ones_like(input_ids)
         return super()._get_candidate_generator(
             *args, input_ids=input_ids, model_kwargs=model_kwargs, target_tokenizer=target_tokenizer, **kwargs
@@ -195,7 +195,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             if any(processor is given for given in logits_processor or ()):
                 continue
             self._refuse_guidance(generation_config, negative_prompt_ids, model_kwargs, call)
-            # It runs the model on a second text: as deep as on the first, new tokens of which have no counts either.
+            # It runs the model on a second text, which goes as deep as the first.
             depth = {name: model_kwargs.get(name) for name in _IN_GENERATION_CONFIG}
             count = depth["num_recurrences"]
             if isinstance(count, torch.Tensor) and count.ndim == 2:
@@ -211,14 +211,14 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         elif negative_prompt_ids is None and _ends_in_padding(model_kwargs.get("attention_mask")):
             reason = "padding on the right: its second text starts from the last token. Pad on the left"
         if reason is not None:
-            raise ValueError(f"guidance_scale={generation_config.guidance_scale} does not go with {reason}.")
+            raise ValueError(f"guidance_scale={generation_config.guidance_scale} cannot be combined with {reason}.")
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
         if (call := self._current_call()) is not None:
             call.prompt_ids = input_ids_length
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
 
-    # The names are looked at: `generate` accepts what stands here.
+    # `generate` accepts the arguments that are named here.
     def prepare_inputs_for_generation(
         self,
         input_ids,
@@ -234,7 +234,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         length = call.prompt.length if call is not None and call.prompt is not None else 0
         whole = inputs_embeds is None and 0 < length <= input_ids.shape[1]
         if past and whole and is_first_iteration and next_sequence_length is None:
-            # Assisted decoding hands over the whole text, also what a live cache holds already.
+            # Assisted decoding passes the whole text, including the part that a live cache holds already.
             next_sequence_length = input_ids.shape[1] - int(past)
         model_inputs = super().prepare_inputs_for_generation(
             input_ids,
@@ -259,14 +259,14 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         mask = model_kwargs.get("attention_mask")
         if not _ends_in_padding(mask):
             return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
-        # Padding on the right: logits are those of each row's last real token, and positions go on from there.
+        # Padding on the right: the logits of each row's last real token count, and positions continue from there.
         call, cache = self._current_call(), model_kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         empty = (mask[:, past:] == 0).all(-1)
         if empty.any():
             raise ValueError(
-                f"attention_mask shows row {int(empty.nonzero()[0])} no real token behind the {past} of "
-                "past_key_values: every row needs one to go on from."
+                f"attention_mask has no real token for row {int(empty.nonzero()[0])} behind the {past} tokens of "
+                "past_key_values. Every row needs one to continue from."
             )
         last = last_real(mask != 0)
         places, of_row = (last - past).unique(return_inverse=True)
@@ -284,7 +284,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
-        """Masks over a static cache, made outside of the compiled forward: only looped layers have the window."""
+        """The masks over a static cache, made outside the compiled forward. Only looped layers have the window."""
         inputs = {
             "config": config,
             "inputs_embeds": inputs_embeds,
@@ -318,11 +318,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         if self._halts_by_row(model_kwargs):
             self._refuse_for_rows(generation_config, generation_mode)
         cache = model_kwargs.get("past_key_values")
-        if cache is not None and not isinstance(cache, RecurrentDepthCache):
-            raise TypeError(
-                f"past_key_values is a {type(cache).__name__}: slots belong to recurrences here, give a "
-                "RecurrentDepthCache or None."
-            )
+        check_cache_type(cache)
         if (call := self._current_call()) is not None:
             call.prompt = self._describe_prompt(call.prompt_ids, generation_config, model_kwargs)
             if cache is not None and cache.is_compileable:
@@ -348,7 +344,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             return
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
-                f"cache_implementation={generation_config.cache_implementation!r}: it has one slot for each layer, a "
+                f"cache_implementation={generation_config.cache_implementation!r} has one slot for each layer, but a "
                 "loop needs one for each recurrence. Leave it out, or use 'static'."
             )
         model_kwargs["past_key_values"] = RecurrentDepthCache(self.config, cache_recurrences=kept)
@@ -363,17 +359,18 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
 
     @staticmethod
     def _check_room(cache, prompt_length, new_tokens):
-        # The last new token is not read. On a GPU a write behind the end would cost the process.
+        # The last new token is not read. On a GPU, a write behind the end would abort the process.
         room, needed = cache.get_max_length(), prompt_length + new_tokens - 1
         if needed > room:
             raise ValueError(
-                f"past_key_values has room for {room} tokens, but a prompt of {prompt_length} and {new_tokens} new "
-                f"ones need {needed}: make the {type(cache).__name__} with max_cache_len={needed}, or ask for fewer."
+                f"past_key_values has room for {room} tokens, but a prompt of {prompt_length} tokens and {new_tokens} "
+                f"new ones need {needed}. Make the {type(cache).__name__} with max_cache_len={needed}, or lower "
+                "max_new_tokens."
             )
 
     @staticmethod
     def _prompt_length(width, generation_config, model_kwargs):
-        """Tokens in front of the first new one; `width` ids of them are given. By the library's rule in `_prefill`."""
+        """The number of tokens before the first new one, as `_prefill` of the library counts; `width` came as ids."""
         if (embeds := model_kwargs.get("inputs_embeds")) is not None:
             return embeds.shape[1]
         cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
@@ -381,14 +378,14 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         seen = getattr(generation_config, "_mask_length", -1) if mask is None else mask.shape[1]
         if past and seen not in (-1, width, past + width):
             raise ValueError(
-                f"attention_mask has {seen} columns, past_key_values holds {past} tokens and the input {width}: one "
-                "column is needed for each token of both. The last token of a text is not in its cache yet."
+                f"attention_mask has {seen} columns, but past_key_values holds {past} tokens and the input {width}: "
+                "it needs one column for each. The last token of a text is not in its cache yet."
             )
         if not past or seen != width:
             return past + width
         if width <= past:
             raise ValueError(
-                f"The input has {width} tokens and past_key_values holds {past}: give the whole text, or new tokens "
+                f"The input has {width} tokens and past_key_values holds {past}. Pass the whole text, or new tokens "
                 "with an attention_mask over both."
             )
         return width
@@ -398,17 +395,23 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         chunk, mask = generation_config.prefill_chunk_size, model_kwargs.get("attention_mask")
         if generation_config.assistant_early_exit is not None:
             raise ValueError(
-                f"assistant_early_exit={generation_config.assistant_early_exit}: the layers here are looped. Use "
-                "draft_recurrences, which drafts with fewer recurrences."
+                f"assistant_early_exit={generation_config.assistant_early_exit} is not supported for looped layers. "
+                "Use draft_recurrences, which drafts with fewer recurrences."
             )
         if generation_config.use_cache is False and model_kwargs.get("past_key_values") is not None:
-            raise ValueError("use_cache=False with past_key_values: the whole text would be read behind it. Drop one.")
+            raise ValueError(
+                "use_cache=False with past_key_values: the whole text would be appended to it. Drop one of them."
+            )
         if model_kwargs.get("inputs_embeds") is not None and (assisted or chunk is not None):
             what = "assisted generation" if assisted else f"prefill_chunk_size={chunk}"
-            raise ValueError(f"inputs_embeds does not go with {what}, which cuts the prompt's ids: give input_ids.")
+            raise ValueError(
+                f"inputs_embeds cannot be combined with {what}, which splits the ids of the prompt. Pass input_ids."
+            )
         if (assisted or chunk is not None) and _ends_in_padding(mask):
             what = "assisted generation" if assisted else f"prefill_chunk_size={chunk}"
-            raise ValueError(f"attention_mask shows padding on the right, which {what} cannot serve: pad on the left.")
+            raise ValueError(
+                f"attention_mask has padding on the right, which {what} does not support. Pad on the left."
+            )
 
     def _refuse_for_rows(self, generation_config, generation_mode):
         reason = None
@@ -419,12 +422,12 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         elif generation_config.num_beams > 1 and generation_config.use_cache is False:
             reason = f"num_beams={generation_config.num_beams} with use_cache=False"
         elif self.config.num_coda_layers and generation_config.use_cache is False:
-            # The coda would look at earlier tokens that are computed again and still provisional.
+            # The coda would attend to earlier tokens that are recomputed and still provisional.
             reason = f"use_cache=False with num_coda_layers={self.config.num_coda_layers}"
         if reason is not None:
             raise ValueError(
-                "One count for a row and call (halting_granularity='sequence', or a row with 0 in num_recurrences) is "
-                f"nothing that {reason} can carry: use the cache, halting_granularity='token', or a fixed "
+                "One count for a row and call (halting_granularity='sequence', or a row with 0 in num_recurrences) "
+                f"cannot be carried through {reason}. Use the cache, halting_granularity='token', or a fixed "
                 "num_recurrences."
             )
 
@@ -440,13 +443,13 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         counts = counts.to(outputs.logits.device)
         counts = counts[:, None].expand(-1, call.positions) if counts.ndim == 1 else counts
         if call.record.prompt is None and (mask := model_kwargs.get("attention_mask")) is not None:
-            # Also what was a token when the cache read it: a turn may hide what padded the texts of the one before.
+            # A later turn may mask tokens that the cache has read, such as the padding of an earlier one.
             counts = counts.masked_fill(mask[:, : counts.shape[1]].to(counts.device) == 0, 0)
         call.record.add(counts, num_new_tokens)
         given = model_kwargs.get("num_recurrences")
         by_token = isinstance(given, torch.Tensor) and given.ndim == 2
         if cache is not None and by_token:
-            # Counts were given for the prompt; what is new decides for itself.
+            # Counts were given for the prompt; new tokens decide by themselves.
             model_kwargs["num_recurrences"] = None
         elif cache is None and (by_token or call.prompt.halts_by_row):
             # Without a cache the past is computed again. A row's counts are those of the calls before; the tokens'

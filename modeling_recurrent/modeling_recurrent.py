@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 
 from .arguments_recurrent import RecurrentDepthKwargs, take_depth
 from .blocks_recurrent import NORMS, RecurrentDepthBlock, attention_interface
-from .cache_recurrent import RecurrentDepthCache, Slots
+from .cache_recurrent import RecurrentDepthCache, Slots, check_cache_type
 from .configuration_recurrent import RecurrentDepthConfig
 from .generation_recurrent import RecurrentDepthGenerationMixin, holds_depth
 from .halting_recurrent import HaltingRule, last_real, resolve_depth
@@ -92,7 +92,7 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        # On the leaves alone: code that is loaded from a checkpoint is never asked for modules without own parameters.
+        # On the leaves only: for code that comes with a checkpoint, the library skips modules without own parameters.
         if isinstance(module, RecurrentDepthInjection):
             # The adapter starts as the sum of its two inputs.
             init.copy_(module.weight, torch.eye(module.out_features).repeat(1, 2))
@@ -178,6 +178,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds.")
+        check_cache_type(past_key_values)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         shape = inputs_embeds.shape[:2]
@@ -285,7 +286,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             return use_cache
         if use_cache or past_key_values is not None:
             raise ValueError(
-                "position_ids start anew within a row, which marks packed documents, but a cache was asked for: later "
+                "position_ids start anew within a row, which marks packed documents, but a cache is in use: later "
                 "tokens would see all of them. Pass use_cache=False, or one document a row."
             )
         return False
@@ -293,11 +294,6 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
     def _open_slots(self, cache, use_cache, cache_recurrences, depth, batch):
         """The cache of this forward and the slots that it writes; `None` without a cache."""
         if cache is not None:
-            if not isinstance(cache, RecurrentDepthCache):
-                raise TypeError(
-                    f"past_key_values must be a RecurrentDepthCache or None, got a {type(cache).__name__}: a loop "
-                    "needs a slot for every recurrence."
-                )
             cache.check(self.config, batch, depth)
         elif use_cache:
             cache = RecurrentDepthCache(self.config, cache_recurrences)

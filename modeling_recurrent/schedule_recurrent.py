@@ -5,59 +5,64 @@ import torch
 
 class DepthSchedule:
     """
-    Turns what a function says of the tokens of a text into the depth of each forward.
+    Turns a function of the text into the depth of each forward.
 
     Args:
-        depths (callable): `input_ids` of the text so far, `(rows, tokens)` with the padding of the prompt ->
-            `LongTensor` of the same shape, at least 1: each token's count, or the most that it may take where a
-            halting criterion decides. A token's must not depend on the tokens behind it.
+        depths (`Callable`): Maps the ids of the text so far (`(rows, tokens)`, with the padding of the prompt) to a
+            `torch.LongTensor` of the same shape: the count of each token, at least 1, or the most recurrences that it
+            may take where a halting criterion decides. The count of a token must not depend on later tokens.
     """
 
     def __init__(self, depths):
         if not callable(depths):
-            raise TypeError(f"depth_schedule={depths!r} is no function of input_ids.")
+            raise TypeError(f"depth_schedule must be a function of input_ids, got {depths!r}.")
         self.depths = depths
 
     @staticmethod
     def check_arguments(kwargs) -> None:
-        """Refuses arguments of `generate` that say the same in another way."""
+        """Refuses arguments of `generate` that contradict a schedule."""
         for name in ("num_recurrences", "max_recurrences", "draft_recurrences"):
             if kwargs.get(name) is not None:
-                raise ValueError(f"{name}={kwargs[name]!r} and depth_schedule both say how deep it goes: drop one.")
+                raise ValueError(f"{name}={kwargs[name]!r} and depth_schedule both set the depth. Drop one of them.")
         if kwargs.get("inputs_embeds") is not None:
-            raise ValueError("depth_schedule reads input_ids, but the prompt is given as inputs_embeds: give its ids.")
+            raise ValueError(
+                "depth_schedule reads input_ids, but the prompt was given as inputs_embeds. Pass its ids."
+            )
 
     @staticmethod
     def check_mode(generation_config) -> None:
-        """Refuses ways of decoding that do not show the whole text, or have a fixed depth."""
+        """Refuses ways of decoding that do not show the whole text or have a fixed depth."""
         for name, plain in (("prefill_chunk_size", None), ("cache_implementation", "dynamic")):
             value = getattr(generation_config, name)
             if value not in (None, plain):
-                raise ValueError(f"{name}={value!r} does not go with depth_schedule: leave it out.")
+                raise ValueError(f"{name}={value!r} cannot be combined with depth_schedule. Leave it out.")
 
     def arguments(self, input_ids: torch.LongTensor, tokens: int, past: int, halts: bool) -> dict:
         """
         The depth of a forward over the last `tokens` of a text behind `past` others, as arguments of `forward`.
 
-        `halts`: a criterion decides.
+        `halts` says whether a criterion decides.
         """
         if past + tokens != input_ids.shape[1]:
             raise ValueError(
-                f"past_key_values holds {past} tokens and the input goes on with {tokens}, but only "
-                f"{input_ids.shape[1]} ids are given: depth_schedule reads the whole text, give all of its input_ids."
+                f"past_key_values holds {past} tokens and the input adds {tokens}, but there are only "
+                f"{input_ids.shape[1]} ids. depth_schedule reads the whole text: pass all of its input_ids."
             )
         depths = self.depths(input_ids)
         if not isinstance(depths, torch.Tensor) or depths.shape != input_ids.shape or depths.dtype != torch.long:
             got = f"{depths.dtype} {tuple(depths.shape)}" if isinstance(depths, torch.Tensor) else repr(depths)
-            raise ValueError(f"depth_schedule gave {got} for {tuple(input_ids.shape)} tokens: one count for each.")
+            raise ValueError(
+                f"depth_schedule must return a LongTensor of shape {tuple(input_ids.shape)}, a count for each token, "
+                f"got {got}."
+            )
         depths = depths[:, -tokens:].to(input_ids.device)
         if (depths < 1).any():
-            raise ValueError(f"depth_schedule gave {int(depths.min())}: a token takes at least 1 recurrence.")
+            raise ValueError(f"depth_schedule must return counts of at least 1, got {int(depths.min())}.")
         return {"max_recurrences": depths} if halts else {"num_recurrences": _simplest(depths)}
 
 
 def _simplest(counts):
-    """Counts of tokens as those of rows, or as one, where they are: that is cheaper."""
+    """Counts of tokens as counts of rows, or as one count, where they agree: that is cheaper."""
     if not (counts == counts[:, :1]).all():
         return counts
     rows = counts[:, 0]

@@ -1,11 +1,12 @@
 """
 Self-speculation: tokens are drafted with few recurrences and verified, several at once, with all of them.
 
-In a round the newest token of every row runs `draft_recurrences` and proposes the next one, and so on. Then all of
-them go on from the states that they have reached, in one forward: what they computed so far is what a full run
-computes, so nothing is done twice. A row keeps the drafts up to the first that the full depth would not have chosen,
-and one token of the full depth behind them. Rows accept on their own: what one row rejects while another does not
-stays in the cache as a hole, masked, and positions are given explicitly.
+In a round, the newest token of every row runs `draft_recurrences` and proposes the next token, which does the same,
+and so on. Then all of these tokens continue from the states that they have reached, in one forward up to the full
+depth: their first recurrences are those of a full run, so nothing is computed twice. A row keeps the drafts up to the
+first one that the full depth would not have chosen, and the token that the full depth chose there. Rows accept drafts
+independently: a draft that one row rejects while another accepts stays in the cache as a masked hole, and positions
+are given explicitly.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode, l
 from .halting_recurrent import resolve_depth
 
 
-# Processors that look at nothing but the scores: one call serves rows of all lengths.
+# Processors that read the scores only: one call serves rows of all lengths.
 _POINTWISE = (
     logits_process.TemperatureLogitsWarper,
     logits_process.TopKLogitsWarper,
@@ -28,16 +29,16 @@ _POINTWISE = (
     logits_process.EtaLogitsWarper,
 )
 
-# Processors that remember their calls, which drafts would confuse.
+# Processors with a state that drafts would disturb.
 _REMEMBERING = (
     logits_process.UnbatchedClassifierFreeGuidanceLogitsProcessor,
     logits_process.SynthIDTextWatermarkLogitsProcessor,
 )
 
-# Below this share of real tokens the cache is packed.
+# The cache is packed when the share of real tokens falls below this.
 MOST_REAL = 0.75
 
-# Arguments of the prompt's forward that the rounds do not repeat, or give anew.
+# Arguments of the prompt's forward that the rounds leave out or set themselves.
 _OF_THE_PROMPT = (
     "attention_mask",
     "position_ids",
@@ -53,11 +54,11 @@ _OF_THE_PROMPT = (
 @dataclass
 class Speculation:
     """
-    What a call of `generate` asks for.
+    The settings of self-speculation in a call of `generate`.
 
     Args:
         draft_recurrences (`int`): Recurrences of a draft; fewer than the fixed count of the call.
-        draft_tokens (`int`, *optional*): The most tokens that are drafted in a round; 4 if not given.
+        draft_tokens (`int`, *optional*, defaults to 4): The maximum number of tokens drafted in a round.
     """
 
     draft_recurrences: int
@@ -74,19 +75,19 @@ class Speculation:
                 raise ValueError(f"{name}={value} must be at least 1.")
 
     def check_arguments(self, kwargs) -> None:
-        """Refuses arguments with which `generate` goes other ways before it says how it decodes."""
+        """Refuses arguments that make `generate` leave its usual path early."""
         if kwargs.get("custom_generate") is not None:
-            self._refuse(f"custom_generate={kwargs['custom_generate']!r}: it decodes by itself")
+            self._refuse(f"custom_generate={kwargs['custom_generate']!r}, which decodes by itself")
         if kwargs.get("cache_implementation") == "paged":
             self._refuse("cache_implementation='paged': leave it out")
 
     def check_mode(self, generation_config, generation_mode) -> None:
-        """Refuses ways of decoding that drafts cannot serve."""
+        """Refuses ways of decoding that drafts do not support."""
         reason = None
         if generation_mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-            reason = f"{generation_mode.value.replace('_', ' ')}: only greedy decoding and sampling can"
+            reason = f"{generation_mode.value.replace('_', ' ')}: only greedy decoding and sampling are supported"
         elif generation_config.use_cache is False:
-            reason = "use_cache=False: a draft that is accepted goes on from what the cache holds"
+            reason = "use_cache=False: accepted drafts continue from the cache"
         elif generation_config.cache_implementation not in (None, "dynamic"):
             reason = f"cache_implementation={generation_config.cache_implementation!r}: leave it out"
         for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
@@ -95,7 +96,7 @@ class Speculation:
         self._refuse(reason)
 
     def full_count(self, model, model_kwargs, rows: int) -> int:
-        """The fixed count at which drafts are verified; refuses what has none, or cannot hold what a draft leaves."""
+        """The count at which drafts are verified. Refuses calls without one, and caches that cannot hold drafts."""
         names = ("num_recurrences", "min_recurrences", "max_recurrences", "halting_criterion", "halting_granularity")
         depth = resolve_depth(model.config, (rows, 1), "cpu", **{name: model_kwargs.get(name) for name in names})
         cache, reason = model_kwargs["past_key_values"], None
@@ -104,48 +105,49 @@ class Speculation:
         elif self.draft_recurrences >= depth:
             reason = f"num_recurrences={depth}: a draft must take fewer recurrences"
         elif cache.cache_recurrences != "all":
-            reason = f"cache_recurrences={cache.cache_recurrences!r}: it keeps no recurrence to go on from. Use 'all'"
+            reason = f"cache_recurrences={cache.cache_recurrences!r}, which drops the recurrences of drafts. Use 'all'"
         elif cache.is_compileable:
             reason = f"a {type(cache).__name__} as past_key_values: use a RecurrentDepthCache"
         elif rows > 1 and getattr(cache, "_is_user_defined", False):
             reason = (
-                f"past_key_values and {rows} rows: what rows reject stays in the cache. Give one row at a time, or "
-                "the whole text without past_key_values"
+                f"past_key_values and {rows} rows: rejected drafts stay in the cache. Pass one row at a time, or the "
+                "whole text without past_key_values"
             )
         elif model_kwargs.get("on_recurrence") is not None:
-            reason = "on_recurrence: drafts run some recurrences and the verification the others"
+            reason = "on_recurrence: a token runs its first recurrences as a draft and the others in the verification"
         self._refuse(reason)
         return depth
 
     def check_call(self, processors, synced_gpus) -> None:
-        """Refuses what counts the calls."""
+        """Refuses processors with a state, and processes that must take the same number of steps."""
         remembering = [type(processor).__name__ for processor in processors if isinstance(processor, _REMEMBERING)]
         if remembering:
-            self._refuse(f"{remembering[0]}, which remembers its calls")
+            self._refuse(f"{remembering[0]}, which has a state")
         if synced_gpus:
-            self._refuse("synced_gpus=True: processes take different numbers of steps")
+            self._refuse("synced_gpus=True: processes would take different numbers of steps")
 
     def _refuse(self, reason):
         if reason is not None:
-            raise ValueError(f"draft_recurrences={self.draft_recurrences} does not go with {reason}.")
+            raise ValueError(f"draft_recurrences={self.draft_recurrences} cannot be combined with {reason}.")
 
 
 def pads_ends(criteria) -> bool:
-    """Whether padding follows a text that has ended: only where some token ends texts, as the library has it."""
+    """Whether texts that have ended are padded: as in the library, only if there is a token that ends texts."""
     return any(hasattr(criterion, "eos_token_id") for criterion in criteria)
 
 
 class _Texts:
     """
-    The texts of all rows, of different lengths, and what decides how they go on.
+    The texts of all rows, of different lengths, and what decides how they continue.
 
-    Processors and criteria are shown what plain decoding shows them, all rows cut at one length, and the answers for
-    the rows that are so long are used.
+    Processors and criteria see what plain decoding shows them: all rows cut at one length. Their answers are used for
+    the rows that have this length.
 
     Attributes:
-        tokens (`(batch, width)`): Prompt, what was generated, what is drafted; padding behind the end of a row.
-        lengths (`(batch,)`): Tokens of each row that are decided.
-        ends (`(batch,)`): The length at which a criterion held for a row; 0 before.
+        tokens (`torch.LongTensor` of shape `(batch, width)`): Prompt, generated tokens and drafts of each row; padding
+            behind its end.
+        lengths (`torch.LongTensor` of shape `(batch,)`): The number of tokens of each row that are final.
+        ends (`torch.LongTensor` of shape `(batch,)`): The length at which a stopping criterion ended a row; 0 before.
     """
 
     def __init__(self, input_ids, limit, draft_tokens, processors, criteria, generation_config):
@@ -162,24 +164,25 @@ class _Texts:
         self.samples = generation_config.do_sample
 
     def running(self):
-        """`(batch,)`: the rows that still need tokens."""
+        """A mask of shape `(batch,)`: the rows that still need tokens."""
         running = self.ends == 0
         if not self.pads and not running.all():
-            # Nothing pads a row that has ended: it goes on for as long as any other.
+            # Rows that have ended are not padded: they continue as long as any other.
             running |= self.lengths < (self.limit if running.any() else self.ends.max())
         return running
 
     def are_text(self, place):
-        """`(batch,)`: whether the token at `place` is more than padding behind the end of its row."""
+        """A mask of shape `(batch,)`: whether the token at `place` is not padding behind the end of its row."""
         return (self.ends == 0) | (self.ends > place) | (not self.pads)
 
     def scores(self, logits, rows, lengths):
         """
-        What processors make of the logits, in float32; probabilities if tokens are sampled.
+        The logits after all processors, in float32; probabilities if tokens are sampled.
 
         Args:
-            logits (`(rows, n, vocab)`): For the n tokens behind the first `lengths`.
-            rows, lengths (`(rows,)`): Their places in the batch, and what stands before the first of the n.
+            logits (`torch.Tensor` of shape `(rows, n, vocab)`): The logits of the n tokens behind the first `lengths`.
+            rows (`torch.LongTensor` of shape `(rows,)`): The places of the rows in the batch.
+            lengths (`torch.LongTensor` of shape `(rows,)`): The number of tokens before the first of the n.
         """
         scores = logits.float()
         if len(self.processors) and self.pointwise:
@@ -201,18 +204,18 @@ class _Texts:
 
     def append(self, rows, tokens, counts):
         """
-        Adds the first `counts` (`(rows,)`) of `tokens` (`(rows, n)`) to texts, up to where a criterion ends them.
+        Adds the first `counts` (`(rows,)`) of `tokens` (`(rows, n)`) to the texts, until a criterion ends them.
 
-        Returns the number of tokens (`(rows,)`) that each row got.
+        Returns the number of tokens that each row got, of shape `(rows,)`.
         """
         before = self.lengths[rows]
         places = before[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         self.tokens[rows[:, None], places] = tokens
         self.lengths[rows] = after = before + counts
         for length in range(int(before.min()) + 1, int(after.max()) + 1):
-            asked = (before < length) & (length <= after) & (self.ends[rows] == 0)
-            if asked.any():
-                done = asked & self.criteria(self.tokens[:, :length], None)[rows]
+            reached = (before < length) & (length <= after) & (self.ends[rows] == 0)
+            if reached.any():
+                done = reached & self.criteria(self.tokens[:, :length], None)[rows]
                 self.ends[rows[done]] = length
         if self.pads and (ended := self.ends[rows] > 0).any():
             after = torch.where(ended, self.ends[rows], after)
@@ -222,27 +225,28 @@ class _Texts:
         return after - before
 
     def ready(self):
-        """How many tokens all rows have: of those that have ended, the rest is padding."""
+        """The number of tokens that all rows have; rows that have ended are padded up to it."""
         running = self.running()
         return int(self.lengths[running].min() if running.any() else self.ends.max())
 
 
 def accept(drafts, proposed, wanted, samples):
     """
-    How many drafts each row keeps, and the token of the full depth that follows them.
+    The number of drafts that each row keeps, and the token of the full depth that follows them.
 
-    Greedy: the drafts up to the first that differs from the best token at full depth. Sampled: algorithm 1 of
-    arXiv 2211.17192, with which tokens are distributed as at full depth.
+    Greedy decoding keeps the drafts before the first one that differs from the best token at full depth. Sampling
+    follows algorithm 1 of arXiv 2211.17192, which leaves the distribution of the tokens as it is at full depth.
 
     Args:
-        drafts (`(rows, n)`): Drafted tokens.
-        proposed (`(rows, n, vocab)`): Probabilities that they were drawn from; not read if greedy.
-        wanted (`(rows, n + 1, vocab)`): Scores, or probabilities if sampled, of the full depth at the same places and
-            behind the last.
+        drafts (`torch.LongTensor` of shape `(rows, n)`): Drafted tokens.
+        proposed (`torch.Tensor` of shape `(rows, n, vocab)`): The probabilities that drafts were drawn from; not read
+            in greedy decoding.
+        wanted (`torch.Tensor` of shape `(rows, n + 1, vocab)`): The scores (probabilities if sampling) of the full
+            depth at the same places and behind the last draft.
         samples (`bool`): Whether tokens are sampled.
 
     Returns:
-        `(rows,)` counts and `(rows,)` tokens.
+        `tuple` of two `torch.LongTensor` of shape `(rows,)`: counts and tokens.
     """
     if not samples:
         best = wanted.argmax(-1)
@@ -252,11 +256,11 @@ def accept(drafts, proposed, wanted, samples):
         values[:, : drafts.shape[1]].gather(2, drafts[..., None]).squeeze(2) for values in (wanted, proposed)
     )
     kept = (torch.rand_like(wanted_of) * proposed_of < wanted_of).cumprod(-1).sum(-1)
-    # Behind the last draft nothing was proposed: the remainder is all of the wanted distribution.
+    # Nothing was proposed behind the last draft: the remainder is the whole wanted distribution.
     at = kept[:, None, None].expand(-1, 1, wanted.shape[-1])
     wanted = wanted.gather(1, at).squeeze(1)
     rest = (wanted - nn.functional.pad(proposed, (0, 0, 0, 1)).gather(1, at).squeeze(1)).clamp_min(0)
-    # Rounding may leave nothing of two equal distributions.
+    # Rounding may leave nothing of the difference of two equal distributions.
     rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, wanted)
     return kept, torch.multinomial(rest, 1).squeeze(1)
 
@@ -277,14 +281,14 @@ class _Rounds:
         self.drafted = torch.zeros_like(texts.lengths)
 
     def run(self):
-        """One round: drafts, verifies, keeps what is accepted."""
+        """One round: drafts tokens, verifies them and keeps the accepted ones."""
         texts, rows = self.texts, self.rows
         lengths = texts.lengths[rows]
-        # A round gives a row at most one token more than are drafted.
+        # A round adds at most one token more than are drafted.
         left = texts.limit - lengths
         n = max(min(self.speculation.draft_tokens, int(left.max()) - 1), 0)
         steps = torch.minimum(torch.arange(n + 1, device=rows.device), (left[:, None] - 1).clamp_min(0))
-        # Behind a row's limit there may be no position any more; what is drafted there is never used.
+        # There may be no positions beyond the limit of a row; drafts there are never used.
         positions = self.positions[:, None] + steps
 
         states, proposed = [], []
@@ -336,7 +340,7 @@ class _Rounds:
         )
 
     def keep_running(self):
-        """Drops the rows that need no more tokens."""
+        """Drops the rows that need no more tokens; returns a mask of those that stay."""
         running = self.texts.running()[self.rows]
         if running.any() and not running.all():
             chosen = running.nonzero().flatten()
@@ -346,7 +350,7 @@ class _Rounds:
         return running
 
     def _settle(self, kept, new):
-        """Ends a round: of its `new` tokens in the cache each row keeps the first `kept` (`(rows,)`)."""
+        """Ends a round: each row keeps the first `kept` (`(rows,)`) of the round's `new` tokens in the cache."""
         self.positions = self.positions + kept
         kept = kept[self.keep_running()]
         if not len(kept):
@@ -361,7 +365,7 @@ class _Rounds:
         self.mask = torch.cat((self.mask, here), dim=1)
         longest = int(self.mask.sum(-1).max())
         if len(self.texts.tokens) > 1 and longest <= MOST_REAL * self.mask.shape[1]:
-            # Real tokens move to the end of their rows: a copy now and then, not attention to ever more holes.
+            # Real tokens move to the end of their rows: an occasional copy is cheaper than attention to many holes.
             places = self.mask.long().argsort(dim=1, stable=True)[:, -longest:]
             self.cache.keep_tokens(places)
             self.mask = self.mask.gather(1, places)
@@ -380,12 +384,13 @@ def decode(
     **model_kwargs,
 ):
     """
-    Greedy decoding or sampling with drafts, in the place of the library's loop; see `Speculation`.
+    Greedy decoding or sampling with drafts, in place of the library's loop; see `Speculation`.
 
     Returns:
-        The texts, `(batch, tokens)`, or with `return_dict_in_generate` an output that also holds `drafted_tokens` and
-        `accepted_drafts` (`(batch,)`): what was drafted for each row, and what of it came into its text. Its
-        `past_key_values` is `None` for several rows, whose caches do not end together.
+        `torch.LongTensor` of shape `(batch, tokens)`: the texts; or, with `return_dict_in_generate`, an output that
+        also holds `drafted_tokens` and `accepted_drafts`, the number of tokens drafted for each row and of those in
+        its text, each of shape `(batch,)`. `past_key_values` is `None` for several rows, whose caches end at different
+        lengths.
     """
     count = speculation.full_count(model, model_kwargs, len(input_ids))
     speculation.check_call(logits_processor, synced_gpus)
@@ -417,7 +422,7 @@ def decode(
 
     sequences = texts.tokens[:, :ready]
     if len(input_ids) == 1:
-        # As in plain decoding the last token was never read.
+        # As in plain decoding, the last token has not been read.
         rounds.cache.crop(behind_prompt + ready - texts.start - 1)
     if not generation_config.return_dict_in_generate:
         return sequences

@@ -7,11 +7,12 @@ from .cache_recurrent import RecurrentDepthCache, RecurrentDepthCacheLayer
 
 class RecurrentDepthStaticCacheLayer(RecurrentDepthCacheLayer):
     """
-    `RecurrentDepthCacheLayer` whose buffers never change their size or address.
+    A `RecurrentDepthCacheLayer` whose buffers never change their size or address.
 
     Args:
-        slots (`int`), capacity (`int`): Recurrences and tokens that there is room for.
-        shape (`(batch, kv_heads, head_dim)`), dtype, device: Of keys and values.
+        slots (`int`), capacity (`int`): The number of recurrences and tokens that the layer has room for.
+        shape (`tuple`): `(batch, kv_heads, head_dim)` of keys and values.
+        dtype, device: The dtype and device of keys and values.
     """
 
     is_compileable = True
@@ -20,7 +21,7 @@ class RecurrentDepthStaticCacheLayer(RecurrentDepthCacheLayer):
         super().__init__(single=slots == 1)
         batch, heads, head_dim = shape
         self.dtype, self.device = dtype, device
-        # Zeros: what a mask hides is multiplied by zero, which NaN would survive.
+        # Zeros, because masked values are multiplied by zero, which NaN would survive.
         self.keys = torch.zeros(slots, batch, heads, capacity, head_dim, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
         self.length = torch.zeros((), dtype=torch.long, device=device)
@@ -29,7 +30,7 @@ class RecurrentDepthStaticCacheLayer(RecurrentDepthCacheLayer):
             torch._dynamo.mark_static_address(tensor)
 
     def store(self, key_states, value_states, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes `(batch, kv_heads, new tokens, head_dim)` behind the length; returns the whole slot."""
+        """Writes states of shape `(batch, kv_heads, tokens, head_dim)` behind the length; returns the whole slot."""
         places = torch.arange(key_states.shape[2], device=self.device) + self.length
         # Under autocast keys and values may be of other types.
         self.keys[slot].index_copy_(2, places, key_states.to(self.dtype))
@@ -65,10 +66,10 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
     `generate(..., cache_implementation="static")` makes one by itself.
 
     Args:
-        config (`RecurrentDepthConfig`): Of the model.
-        max_batch_size (`int`), max_cache_len (`int`): Rows and tokens that there is room for.
-        num_recurrences (`int`, *optional*): The most that will be asked for; `config.max_recurrences` if not given.
-        dtype, device: Of keys and values.
+        config (`RecurrentDepthConfig`): The config of the model.
+        max_batch_size (`int`), max_cache_len (`int`): The number of rows and tokens that the cache has room for.
+        num_recurrences (`int`, *optional*, defaults to `config.max_recurrences`): The deepest call it can serve.
+        dtype, device: The dtype and device of keys and values.
         cache_recurrences (`"all"` or `"last"`, *optional*): As in `RecurrentDepthCache`.
     """
 
@@ -90,25 +91,23 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
             for layer in self.layers
         ]
         self.num_recurrences = slots
-        # Of each place, for all rows: a call has one depth.
+        # One count a place, for all rows: a call has one depth.
         self.depths = torch.zeros(max_cache_len, dtype=torch.long, device=device)
         torch._dynamo.mark_static_address(self.depths)
 
     def check(self, config, batch: int, depth) -> None:
         super().check(config, batch, depth)
         if not isinstance(depth, int):
-            raise ValueError(
-                "A static cache needs an int num_recurrences: halting and counts drop rows, which changes sizes."
-            )
+            raise ValueError("A static cache needs an int num_recurrences: halting drops rows, which changes sizes.")
         if depth > self.num_recurrences and self.cache_recurrences == "all":
             raise ValueError(
-                f"num_recurrences={depth} is above the {self.num_recurrences} slots of the static cache: make "
-                f"one with num_recurrences={depth}."
+                f"num_recurrences={depth} exceeds the {self.num_recurrences} slots of the static cache. Make one with "
+                f"num_recurrences={depth}."
             )
 
     @property
     def counts(self) -> torch.LongTensor:
-        """`(batch, tokens)`: the recurrences that each token took; padding took as many as what stands beside it."""
+        """`(batch, tokens)`: the recurrences that each token took. Padding counts as the tokens of its call."""
         return self.depths[: int(self.get_seq_length())].expand(self.batch_size, -1)
 
     def commit(self, count: int, depths: int, real=None) -> None:

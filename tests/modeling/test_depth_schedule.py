@@ -199,9 +199,9 @@ def test_what_is_refused():
     refused("draft_recurrences=1", draft_recurrences=1)
     refused("prefill_chunk_size=2", prefill_chunk_size=2)
     refused("cache_implementation='static'", cache_implementation="static")
-    refused("no function", depth_schedule=4)
-    refused("one count for each", depth_schedule=lambda ids: torch.ones(len(ids), dtype=torch.long))
-    refused("one count for each", depth_schedule=lambda ids: torch.ones(ids.shape))
+    refused("must be a function of input_ids, got 4", depth_schedule=4)
+    refused("a count for each token, got", depth_schedule=lambda ids: torch.ones(len(ids), dtype=torch.long))
+    refused("a count for each token, got", depth_schedule=lambda ids: torch.ones(ids.shape))
     refused("at least 1", depth_schedule=lambda ids: torch.zeros_like(ids))
     with pytest.raises(ValueError, match="inputs_embeds"):
         model.generate(inputs_embeds=model.get_input_embeddings()(ids), max_new_tokens=2, depth_schedule=schedule)

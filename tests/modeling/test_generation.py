@@ -332,7 +332,7 @@ def test_caches_of_others_are_refused():
     ):
         other = RecurrentDepthCache(tiny_model(**extra).config)
         for call in (model, lambda ids, **kwargs: model.generate(ids, max_new_tokens=2, **kwargs)):
-            with pytest.raises(ValueError, match="this one has"):
+            with pytest.raises(ValueError, match="this model has"):
                 call(ids, past_key_values=other)
     cache = RecurrentDepthCache(model.config)
     model(ids, past_key_values=cache)

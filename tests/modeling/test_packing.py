@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recurrent_models import lively_model, pad, random_ids, relative_error
+from recurrent_models import depth_calls, lively_model, pad, random_ids, relative_error
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from modeling_recurrent import RecurrentDepthCache
@@ -57,18 +57,12 @@ def test_it_is_what_llama_does():
         assert relative_error(together, apart(model, documents, use_cache=False)) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        {"halting_criterion": "state_difference", "state_difference_threshold": 0.6},
-        {"halting_criterion": "kl", "kl_threshold": 0.3, "min_recurrences": 2},
-    ],
-    ids=["state", "logits"],
-)
+@pytest.mark.parametrize("name", ["token-state", "token-kl"])
 @torch.no_grad()
-def test_tokens_of_packed_documents_halt_by_themselves(call):
+def test_tokens_of_packed_documents_halt_by_themselves(name):
     model = lively_model("llama", {"sliding_window": 4, "input_injection": "add", "state_norm": "rmsnorm"})
-    documents = [random_ids(length) for length in LENGTHS]
+    call = depth_calls(model)[name]
+    documents = [random_ids(length) for length in (14, 1, 9, 17)]
     ids, positions = packed(documents)
     output = model(ids, position_ids=positions, **call)
     alone = [model(document[None], **call) for document in documents]

@@ -128,7 +128,7 @@ def test_a_conversation_of_right_padded_turns():
         assert torch.equal(alone.num_recurrences[0], second.num_recurrences[i])
     mask = torch.cat((mask, mask.new_ones(4, NEW), mask.new_tensor([[1], [0], [1], [1]])), dim=1)
     mask[1, cache.get_seq_length() :] = 0
-    with pytest.raises(ValueError, match="shows row 1 no real token"):
+    with pytest.raises(ValueError, match="no real token for row 1"):
         generate(model, torch.cat((second.sequences, random_ids(4, 1)), dim=1), mask, past_key_values=cache)
 
 
@@ -230,7 +230,7 @@ def test_only_new_ids_behind_a_live_cache():
         generate(model, turn, past_key_values=cache)
     # The text has 14 tokens, the cache 13 of them: the turn alone leaves one out.
     with pytest.raises(
-        ValueError, match="attention_mask has 17 columns, past_key_values holds 13 tokens and the input 3"
+        ValueError, match="attention_mask has 17 columns, but past_key_values holds 13 tokens and the input 3"
     ):
         generate(model, turn, torch.ones(2, 17), past_key_values=cache)
 
@@ -309,14 +309,20 @@ class TestAssistants:
     ("call", "message"),
     [
         ({"use_cache": False, "past_key_values": "live"}, "use_cache=False with past_key_values"),
-        ({"attention_mask": torch.tensor([[0, 0, 0, 0]])}, "shows row 0 no real token behind the 0"),
-        ({"assistant_early_exit": 1}, "assistant_early_exit=1: the layers here are looped"),
-        ({"inputs_embeds": torch.zeros(1, 4, 32).double(), "prefill_chunk_size": 2}, "inputs_embeds does not go with"),
-        ({"inputs_embeds": torch.zeros(1, 4, 32).double(), "prompt_lookup_num_tokens": 2}, "inputs_embeds does not"),
+        ({"attention_mask": torch.tensor([[0, 0, 0, 0]])}, "no real token for row 0 behind the 0"),
+        ({"assistant_early_exit": 1}, "assistant_early_exit=1 is not supported for looped layers"),
+        (
+            {"inputs_embeds": torch.zeros(1, 4, 32).double(), "prefill_chunk_size": 2},
+            "inputs_embeds cannot be combined with",
+        ),
+        ({"inputs_embeds": torch.zeros(1, 4, 32).double(), "prompt_lookup_num_tokens": 2}, "inputs_embeds cannot be"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 0]]), "prefill_chunk_size": 2}, "padding on the right"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 0]]), "prompt_lookup_num_tokens": 2}, "padding on the right"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 0]]), "guidance_scale": 2.0}, "padding on the right"),
-        ({"depth_schedule": torch.ones_like, "guidance_scale": 2.0}, "guidance_scale=2.0 does not go with depth_sch"),
+        (
+            {"depth_schedule": torch.ones_like, "guidance_scale": 2.0},
+            "guidance_scale=2.0 cannot be combined with depth_sch",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )

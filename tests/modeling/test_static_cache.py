@@ -140,7 +140,7 @@ def test_what_changes_sizes_is_refused():
     with pytest.raises(ValueError, match="int num_recurrences"):
         model.generate(ids, max_new_tokens=2, cache_implementation="static", num_recurrences=torch.tensor([1, 2]))
     cache = RecurrentDepthStaticCache(model.config, 2, 8, num_recurrences=2)
-    with pytest.raises(ValueError, match="num_recurrences=3 is above the 2 slots"):
+    with pytest.raises(ValueError, match="num_recurrences=3 exceeds the 2 slots"):
         model(ids, past_key_values=cache, num_recurrences=3)
 
 
@@ -149,7 +149,7 @@ def test_a_cache_that_is_too_short_is_refused():
     ids = random_ids(2, 4)
     cache = RecurrentDepthStaticCache(model.config, 2, 9)
     for call in ({}, {"inputs_embeds": model.model.embed_tokens(ids)}):
-        with pytest.raises(ValueError, match="room for 9 tokens, but a prompt of 4 and 7 new ones need 10"):
+        with pytest.raises(ValueError, match="room for 9 tokens, but a prompt of 4 tokens and 7 new ones need 10"):
             model.generate(None if call else ids, past_key_values=cache, max_new_tokens=7, **call)
     # The last token of a text is never read, so that one more fits.
     text = generate(model, ids, None, past_key_values=cache, num_recurrences=2).sequences
