@@ -154,5 +154,5 @@ def test_a_cache_that_is_too_short_is_refused():
     # The last token of a text is never read, so that one more fits.
     text = generate(model, ids, None, past_key_values=cache, num_recurrences=2).sequences
     assert text.shape == (2, 10) and int(cache.get_seq_length()) == 9
-    with pytest.raises(ValueError, match="room for 9 tokens, but a prompt of 10 and 6 new ones need 15"):
+    with pytest.raises(ValueError, match="room for 9 tokens, but a prompt of 10 tokens and 6 new ones need 15"):
         generate(model, text, None, past_key_values=cache, num_recurrences=2)
