@@ -3,11 +3,11 @@
 import difflib
 from typing import ClassVar, Literal
 
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.dataclasses import as_validated_field, strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
-from transformers.utils.type_validators import interval, positive_int_field
+from transformers.utils.type_validators import positive_int_field
 
 from .halting_recurrent import HALTING_CRITERIA
 
@@ -41,9 +41,30 @@ _AUTO_MAP = {
     "AutoModelForQuestionAnswering": "modeling_recurrent.RecurrentDepthForQuestionAnswering",
 }
 
-_count = interval(min=0)
-_dropout = interval(min=0.0, max=1.0, exclude_max=True)
-_positive = interval(min=0.0, exclude_min=True)
+
+# Not `interval` of the library's validators: in transformers 5.17 it takes a bound of 0 for none.
+@as_validated_field
+def _not_negative(value):
+    if not value >= 0:
+        raise ValueError(f"Value must be at least 0, got {value}")
+
+
+@as_validated_field
+def _positive(value):
+    if not value > 0:
+        raise ValueError(f"Value must be above 0, got {value}")
+
+
+@as_validated_field
+def _dropout(value):
+    if not 0 <= value < 1:
+        raise ValueError(f"Value must be a probability below 1, got {value}")
+
+
+@as_validated_field
+def _probability(value):
+    if not 0 < value <= 1:
+        raise ValueError(f"Value must be above 0 and at most 1, got {value}")
 
 
 @strict
@@ -153,9 +174,9 @@ class RecurrentDepthConfig(PreTrainedConfig):
     vocab_size: int = positive_int_field(default=32000)
     hidden_size: int = positive_int_field(default=768)
     intermediate_size: int | None = positive_int_field(default=None)
-    num_prelude_layers: int = _count(default=0)
+    num_prelude_layers: int = _not_negative(default=0)
     num_recurrent_layers: int = positive_int_field(default=4)
-    num_coda_layers: int = _count(default=0)
+    num_coda_layers: int = _not_negative(default=0)
     num_attention_heads: int = positive_int_field(default=12)
     num_key_value_heads: int | None = positive_int_field(default=None)
     head_dim: int | None = positive_int_field(default=None)
@@ -173,7 +194,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
     max_position_embeddings: int = positive_int_field(default=2048)
     rope_parameters: RopeParameters | dict | None = None
     sliding_window: int | None = positive_int_field(default=None)
-    initializer_range: float = interval(min=0.0)(default=0.02)
+    initializer_range: float = _not_negative(default=0.02)
     residual_init_scale: float | int | None = None
     tie_word_embeddings: bool = False
     use_cache: bool = True
@@ -185,7 +206,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
     num_recurrences: int = positive_int_field(default=4)
     input_injection: Literal["none", "add", "concat"] = "none"
     state_init: Literal["embedding", "zeros", "normal"] = "embedding"
-    state_init_std: float | int = interval(min=0.0)(default=1.0)
+    state_init_std: float | int = _not_negative(default=1.0)
     state_seed: int = 0
     state_norm: Literal["none", "layernorm", "rmsnorm"] = "none"
     recurrence_sampling: Literal["fixed", "uniform", "poisson", "lognormal_poisson"] = "fixed"
@@ -200,7 +221,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
     max_recurrences: int = positive_int_field(default=16)
     kl_threshold: float | int = _positive(default=0.01)
     entropy_threshold: float | int = _positive(default=3.0)
-    confidence_threshold: float | int = interval(min=0.0, max=1.0, exclude_min=True)(default=0.9)
+    confidence_threshold: float | int = _probability(default=0.9)
     state_difference_threshold: float | int = _positive(default=0.05)
     acceleration_threshold: float | int = _positive(default=0.05)
     argmax_patience: int = positive_int_field(default=3)
@@ -226,6 +247,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
             self.halting_criterion = None
         if self.attention_output_bias is None:
             self.attention_output_bias = self.attention_bias
+        self.base_model_tp_plan = self._tensor_parallel_plan()
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
 
     @classmethod
@@ -277,9 +299,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
         """
         return self.num_prelude_layers + self.num_recurrent_layers * self.num_recurrences + self.num_coda_layers
 
-    @property
-    def base_model_tp_plan(self) -> dict[str, str]:
-        """The tensor-parallel plan of the modules that a model of this config has."""
+    def _tensor_parallel_plan(self):
+        """The plan for the modules that a model of this config has."""
         # The fused products are cut into queries, keys and values, or into gate and rest: gathered first.
         plan = {
             "self_attn.qkv_proj": "colwise_gather_output",

@@ -122,7 +122,8 @@ def test_the_tensor_parallel_plan_names_what_is_there(gated):
             for name, module in model.model.named_modules()
             if isinstance(module, torch.nn.Linear)
         }
-        assert set(model.config.base_model_tp_plan) == linear
+        # transformers 5.17 adds the embedding by itself.
+        assert set(model.config.base_model_tp_plan) - {"embed_tokens"} == linear
 
 
 def test_presets_are_the_two_block_families():

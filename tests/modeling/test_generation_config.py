@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recurrent_models import lively_model, random_ids, same_decoding
+from recurrent_models import depth_calls, lively_model, random_ids, same_decoding
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 
@@ -16,18 +16,24 @@ def generate(model, ids, config=None, **call):
     return model.generate(ids, generation_config=GenerationConfig(**COMMON, **config), **call)
 
 
+def halting(model, **more):
+    """A criterion at which this model's tokens differ."""
+    return {**depth_calls(model)["token-state"], **more}
+
+
 @pytest.mark.parametrize(
     "depth",
     [
-        {"num_recurrences": 7},
-        HALTING,
-        {**HALTING, "max_recurrences": 4, "min_recurrences": 3},
-        {**HALTING, "cache_recurrences": "last"},
+        lambda model: {"num_recurrences": 7},
+        halting,
+        lambda model: halting(model, max_recurrences=6, min_recurrences=4),
+        lambda model: halting(model, cache_recurrences="last", max_recurrences=8),
     ],
-    ids=str,
+    ids=["fixed", "halting", "bounded", "last"],
 )
 def test_a_generation_config_says_how_deep(depth, tmp_path):
-    model, ids = lively_model("llama", {"input_injection": "add"}), random_ids(2, 5)
+    model, ids = lively_model("llama", {"input_injection": "add", "num_recurrences": 2}), random_ids(2, 5)
+    depth = depth(model)
     expected = generate(model, ids, **depth)
     assert not torch.equal(expected.num_recurrences, generate(model, ids).num_recurrences)
     assert same_decoding(generate(model, ids, depth), expected)
