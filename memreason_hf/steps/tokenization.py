@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memreason_hf.patches import name_tokens
 from memreason_hf.steps.marks import split_at
 from memreason_hf.steps.scheme import KINDS, PREFIX, Step, StepScheme
 
@@ -50,11 +51,7 @@ def extend_tokenizer(
     if tokens:
         groups = {PREFIX: scheme.prefix_tokens} | {kind: scheme.kind_tokens(kind) for kind in KINDS}
         names = {f"{name}_token": group[0] for name, group in groups.items() if group}
-        # Attributes that the base class knows are saved, loaded and completed with `_id` by it.
-        tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [
-            *tokenizer.SPECIAL_TOKENS_ATTRIBUTES,
-            *(name for name in names if name not in tokenizer.SPECIAL_TOKENS_ATTRIBUTES),
-        ]
+        name_tokens(tokenizer, names)
         # The list comes first, so that ids are in the order of the scheme.
         tokenizer.add_special_tokens({"extra_special_tokens": tokens, **names}, replace_extra_special_tokens=False)
     tokenizer.init_kwargs[SCHEME_KEY] = scheme.to_dict()

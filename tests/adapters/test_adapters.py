@@ -148,7 +148,7 @@ def test_no_such_layers_is_an_error_that_lists_what_is_there():
     with pytest.raises(ValueError, match="'mlp': MambaForCausalLM has no such layer"):
         lora_targets(model, "mlp")
     assert set(lora_targets(model, "all")) == set(linear_layers(model))
-    with pytest.raises(ValueError, match=re.escape("lora_targets='head' is not known; choose one of mlp, attention")):
+    with pytest.raises(ValueError, match=re.escape("lora_targets='head' must be one of mlp, attention")):
         lora_targets(model, "head")
 
 
@@ -337,8 +337,8 @@ def test_a_recurrent_base_keeps_its_arguments(mode):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "prefix"}, "mode='prefix' is not known; choose one of full, lora, tokens, lora+tokens"),
-        ({"lora_targets": "head"}, "lora_targets='head' is not known; choose one of mlp, attention, all"),
+        ({"mode": "prefix"}, "mode='prefix' must be one of full, lora, tokens, lora+tokens"),
+        ({"lora_targets": "head"}, "lora_targets='head' must be one of mlp, attention, all"),
         ({"lora_r": 0}, "lora_r=0 must be an integer of at least 1"),
         ({"lora_r": True}, "lora_r=True must be an integer"),
         ({"lora_alpha": 0}, "lora_alpha=0 must be above 0"),
@@ -387,7 +387,7 @@ def test_heads_that_cannot_have_rows_of_their_own(mode):
     model = llama(len(tokenizer))
     model.lm_head = torch.nn.Linear(16, len(tokenizer), bias=True)
     extend_tokenizer(tokenizer, SCHEME, model)
-    with pytest.raises(ValueError, match="only be stored where it is a linear layer without a bias"):
+    with pytest.raises(ValueError, match="only be stored if it is a linear layer without a bias"):
         add_adapter(model, tokenizer, AdapterArguments(mode))
     tokenizer = byte_level()
     model = recurrent(len(tokenizer), tied=True)

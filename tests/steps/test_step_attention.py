@@ -503,7 +503,7 @@ def test_a_mask_for_pairs_of_tokens_is_refused(family):
     row = torch.tensor([random_text(tokenizer)])
     mask = torch.zeros(1, 1, row.shape[1], row.shape[1]).masked_fill(~causal(row.shape[1]), -1e9)
     plain(input_ids=row, attention_mask=mask)
-    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 1, .*makes the mask of who sees whom itself"):
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 1, .*makes the mask between pairs"):
         sparse(input_ids=row, attention_mask=mask)
     with pytest.raises(ValueError, match="attention_mask is a dict"):
         sparse(input_ids=row, attention_mask={"full_attention": mask})

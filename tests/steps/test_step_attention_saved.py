@@ -138,7 +138,9 @@ def test_the_folder_of_an_adapter_wins_over_its_base(tmp_path):
     assert restore_step_attention(loaded(), adapter) == "own"
 
 
-@pytest.mark.parametrize("content, message", [("{", "no JSON"), ("[]", "lacks"), ('{"variant": "own"}', "lacks")])
+@pytest.mark.parametrize(
+    "content, message", [("{", "is not valid JSON"), ("[]", "lacks"), ('{"variant": "own"}', "lacks")]
+)
 def test_a_damaged_file(content, message, tmp_path):
     model, _ = extended("llama")
     (tmp_path / STEP_ATTENTION_FILE).write_text(content)
