@@ -95,7 +95,7 @@ def test_a_stage_that_takes_too_long():
     assert run(callback, trainer, 1, 100) == 25
     assert callback.failed
     assert len(trainer.measured) == 3
-    assert "Stage 2 was not learned: after 25 steps" in callback.failure(25)
+    assert "Stage 2 was not learned: after 25 steps" in callback.describe_failure(25)
 
 
 def test_a_stage_may_pass_at_its_last_step():
@@ -123,20 +123,20 @@ def test_state_goes_through_json_and_arguments_stay_those_of_the_run():
     callback = CurriculumCallback(CurriculumArguments(eval_steps=10, max_steps_per_stage=25))
     run(callback, FakeTrainer([1.0, 0.1, 0.2, 0.3]), 1, 35)
     assert callback.failed
-    state = json.loads(json.dumps(callback.state()))
+    state = json.loads(json.dumps(callback.progress()))
     other = CurriculumCallback(CurriculumArguments(eval_steps=10, max_steps_per_stage=50))
     other.attach(FakeTrainer([]), np.array([2, 3, 4]))
-    other.restore(state["attributes"])
+    other.restore(state)
     assert (other.stage, other.stage_start) == (3, 10)
     assert not other.is_finished(35)
     assert callback.is_finished(35)
     # Without a bound nothing is given up any more.
     unbounded = CurriculumCallback(CurriculumArguments(eval_steps=10))
     unbounded.attach(FakeTrainer([]), np.array([2, 3, 4]))
-    unbounded.restore(state["attributes"])
+    unbounded.restore(state)
     assert not unbounded.failed and not unbounded.is_finished(35)
     callback.stage_starts.append(99)
-    assert state["attributes"]["stage_starts"] == other.stage_starts == [0, 10]
+    assert state["stage_starts"] == other.stage_starts == [0, 10]
 
 
 @pytest.mark.parametrize(

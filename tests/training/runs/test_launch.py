@@ -25,7 +25,7 @@ def check(environment=None, world_size=1, kind="NO", device="cpu", precision="no
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}
 
 
-def test_what_was_asked_for_passes():
+def test_what_was_requested_passes():
     check()
     check(world_size=2, kind="MULTI_CPU", expected_world_size=2, environment={"WORLD_SIZE": "2"})
     check(world_size=2, kind="MULTI_CPU", environment={**LAUNCHED, "WORLD_SIZE": "2"})
@@ -39,14 +39,14 @@ def test_what_was_asked_for_passes():
     "situation, message",
     [
         ({"expected_world_size": 2}, "expected_world_size=2, but 1"),
-        ({"environment": LAUNCHED}, "asked for several processes and started one"),
+        ({"environment": LAUNCHED}, "should have started several processes, but only one is running"),
         ({"environment": {"WORLD_SIZE": "2"}}, "started 2 processes, but accelerate sees 1"),
-        ({"n_gpu": 4}, "4 GPUs are visible"),
+        ({"n_gpu": 4}, "One process sees 4 GPUs"),
         (
             {"environment": {"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, "world_size": 2, "kind": "MULTI_CPU"},
-            "FSDP was asked for, but accelerate set up MULTI_CPU",
+            "requested FSDP, but accelerate set up MULTI_CPU",
         ),
-        ({"environment": {"ACCELERATE_USE_FSDP": "true"}}, "FSDP was asked for"),
+        ({"environment": {"ACCELERATE_USE_FSDP": "true"}}, "requested FSDP"),
         ({"environment": {"ACCELERATE_USE_DEEPSPEED": "true"}}, "DeepSpeed"),
         ({"environment": {"ACCELERATE_MIXED_PRECISION": "fp16"}, "precision": "bf16", "bf16": True}, "bf16=True"),
     ],

@@ -18,11 +18,11 @@ def test_the_same_run_may_come_back(tmp_path):
 def test_another_run_is_refused_and_named(tmp_path):
     output_folder.claim(tmp_path, RUN, restart=False)
     before = (tmp_path / "run.json").read_text()
-    with pytest.raises(OutputFolderError, match=r"training.seed: 1 there, 2 asked for.*--restart"):
+    with pytest.raises(OutputFolderError, match=r"training.seed was 1, now 2.*--restart"):
         output_folder.claim(tmp_path, RUN | {"training.seed": 2}, restart=False)
-    with pytest.raises(OutputFolderError, match=r"curriculum.gate: None there"):
+    with pytest.raises(OutputFolderError, match=r"curriculum.gate was None"):
         output_folder.claim(tmp_path, RUN | {"curriculum.gate": "train"}, restart=False)
-    with pytest.raises(OutputFolderError, match=r"model.hidden_size: 16 there, None asked for"):
+    with pytest.raises(OutputFolderError, match=r"model.hidden_size was 16, now None"):
         output_folder.claim(tmp_path, {"training.seed": 1}, restart=False)
     assert (tmp_path / "run.json").read_text() == before
 

@@ -177,12 +177,12 @@ def test_a_folder_with_checkpoints_is_not_begun_anew_by_accident(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"learning_rate": 0.5}, "training.learning_rate: 0.01 there, 0.5 asked for"),
+        ({"learning_rate": 0.5}, "training.learning_rate was 0.01, now 0.5"),
         ({"seed": 9}, "training.seed"),
-        ({"per_device_train_batch_size": 4}, "training.global_batch_size: 16 there, 4"),
+        ({"per_device_train_batch_size": 4}, "training.global_batch_size was 16, now 4"),
         ({"supervision": "prefix"}, "training.supervision"),
         ({"curriculum": CURRICULUM}, "curriculum.stages"),
-        ({"model": {"num_recurrences": 4}}, "model.num_recurrences: 3 there, 4 asked for"),
+        ({"model": {"num_recurrences": 4}}, "model.num_recurrences was 3, now 4"),
         ({"train_dataset": 100}, "data.train"),
     ],
     ids=str,

@@ -387,9 +387,9 @@ def test_bad_arguments(tmp_path, arguments, message):
 
 def test_arguments_and_collator_of_its_own(tmp_path):
     trainer = small_finetune(tmp_path)
-    with pytest.raises(ValueError, match="args must be FinetuneArguments, not NoneType"):
+    with pytest.raises(ValueError, match="args must be FinetuneArguments, got NoneType"):
         FinetuneTrainer(trainer.model, None)
-    with pytest.raises(ValueError, match=r"data_collator is needed: StepCollator\(tokenizer\)"):
+    with pytest.raises(ValueError, match=r"data_collator is not given: use StepCollator\(tokenizer\)"):
         FinetuneTrainer(trainer.model, FinetuneArguments(output_dir=str(tmp_path), use_cpu=True))
 
 
