@@ -14,6 +14,7 @@ the text before the first step. Other masks of a model, such as a sliding window
 Decoding token by token needs the steps of earlier tokens, so their ids are kept with the cache.
 """
 
+import contextlib
 import inspect
 import json
 import os
@@ -137,13 +138,9 @@ def restore_step_attention(model: torch.nn.Module, folder: str | os.PathLike | N
     recorded, where = getattr(_inner_model(model).config, STEP_ATTENTION_KEY, None), "the config"
     path = None
     if folder is not None:
-        path = cached_file(
-            os.fspath(folder),
-            STEP_ATTENTION_FILE,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        # A model without this attention has no such file.
+        with contextlib.suppress(OSError):
+            path = cached_file(os.fspath(folder), STEP_ATTENTION_FILE)
     if path is not None:
         where = path
         try:
