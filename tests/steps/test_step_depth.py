@@ -192,13 +192,13 @@ def test_depths_as_text():
         "thought=2",
         "memory=2;reason=3",
     ):
-        with pytest.raises(ValueError, match="no depth of a kind"):
+        with pytest.raises(ValueError, match="is not the depth of a kind"):
             read_depths(text)
 
 
 def test_wrong_requests():
     _, tokenizer = extended("llama")
-    with pytest.raises(ValueError, match="no tokens of kind 'thought', only memory, reason, answer, step"):
+    with pytest.raises(ValueError, match="no tokens of kind 'thought', only of memory, reason, answer, step"):
         DepthByKind(tokenizer, {"thought": 2}, 3)
     with pytest.raises(ValueError, match="memory=0"):
         DepthByKind(tokenizer, {"memory": 0}, 3)
