@@ -301,7 +301,7 @@ class StepScheme:
         blank_is_lost = not self.has_kinds or self.layout == "plan_first"
         if blank_is_lost and not text.strip():
             raise ValueError(
-                f"{shown} is blank, but with marks={self.marks!r} and layout={self.layout!r} a blank step would be lost. "
+                f"{shown} is blank, which would be lost with marks={self.marks!r} and layout={self.layout!r}. "
                 "Leave it out."
             )
 

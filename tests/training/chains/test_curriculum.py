@@ -112,7 +112,44 @@ def test_the_training_gate_counts_rows():
     assert callback.stage_starts == [0, 15]
 
 
-def test_gate_rows_bound_a_look():
+class CountingTrainer(FakeTrainer):
+    """Counts the answers of every step for the gate, as the meter does: right from a step on."""
+
+    def __init__(self, right_from):
+        super().__init__([])
+        self.right_from, self.right, self.seen = right_from, 0, 0
+        self.meter = SimpleNamespace(gate_counts=lambda: (self.right, self.seen))
+
+    def step(self, step):
+        self.right, self.seen = self.right + (step >= self.right_from), self.seen + 1
+
+    def clear_gate_counts(self):
+        self.right, self.seen = 0, 0
+
+
+@pytest.mark.parametrize(
+    "min_steps, right_from, accuracies",
+    [
+        # Without a minimum every evaluation counts the steps since the one before.
+        (0, 11, [0.0, 1.0, 1.0]),
+        # Those before the minimum are forgotten wherever an evaluation would have been due.
+        (25, 21, [1.0]),
+        (25, 26, [0.5]),
+        (20, 11, [1.0]),
+        (20, 12, [0.9]),
+    ],
+)
+def test_the_training_gate_counts_only_the_steps_since_it_was_due(min_steps, right_from, accuracies):
+    trainer = CountingTrainer(right_from)
+    arguments = CurriculumArguments(gate="train", eval_steps=10, min_steps_per_stage=min_steps, stages=[2, 3, 4])
+    callback = CurriculumCallback(arguments)
+    for step in range(1, 31):
+        trainer.step(step)
+        run(callback, trainer, step, step)
+    assert [log["stage_accuracy"] for log in trainer.logs] == accuracies
+
+
+def test_gate_rows_bound_an_evaluation_of_the_gate():
     trainer = FakeTrainer([0.0])
     callback = CurriculumCallback(CurriculumArguments(eval_steps=1, stages=[4], gate_rows=2))
     run(callback, trainer, 1, 1)

@@ -85,6 +85,63 @@ def test_accumulation_is_exact(tmp_path, supervision):
         assert torch.allclose(left, right, rtol=1e-6, atol=1e-8)
 
 
+class Recorder:
+    """What every micro-batch of a run was computed with: the step, the seed of dropout and the model's arguments."""
+
+    def __init__(self, trainer):
+        self.calls = []
+        model_inputs = trainer.model_inputs
+
+        def record(batch):
+            inputs = model_inputs(batch)
+            self.calls.append((trainer.state.global_step, torch.initial_seed(), inputs))
+            return inputs
+
+        trainer.model_inputs = record
+
+    def by_step(self, name):
+        values = {}
+        for step, _, inputs in self.calls:
+            values.setdefault(step, []).append(inputs[name])
+        return list(values.values())
+
+
+def record_run(folder, **arguments):
+    model = small_model(state_init="normal")
+    defaults = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_steps": 3}
+    trainer = small_trainer(folder, model=model, save_strategy="no", restart=True, **{**defaults, **arguments})
+    recorder = Recorder(trainer)
+    trainer.train()
+    return recorder
+
+
+def test_every_micro_batch_has_dropout_of_its_own(tmp_path):
+    seeds = [seed for _, seed, _ in record_run(tmp_path).calls]
+    assert len(seeds) == len(set(seeds)) == 12
+    # It follows from the seed of the run, its step and the micro-batch alone.
+    torch.manual_seed(123)
+    assert [seed for _, seed, _ in record_run(tmp_path).calls] == seeds
+    assert not set(seeds) & {seed for _, seed, _ in record_run(tmp_path, seed=8).calls}
+
+
+def test_every_rank_has_dropout_of_its_own(tmp_path, monkeypatch):
+    trainer = small_trainer(tmp_path)
+    seeds = set()
+    for rank in range(4):
+        monkeypatch.setattr(type(trainer.args), "process_index", rank)
+        seeds.add(trainer.dropout_seed())
+    assert len(seeds) == 4
+
+
+def test_the_initial_state_is_drawn_once_a_step(tmp_path):
+    first, other = (record_run(tmp_path, seed=seed).by_step("state_seed") for seed in (7, 70))
+    assert [len(set(seeds)) for seeds in first] == [1, 1, 1]
+    assert len({seeds[0] for seeds in first + other}) == 6
+    # Without noise there is no seed.
+    arguments = small_trainer(tmp_path, model=small_model()).depth_arguments()
+    assert "state_seed" not in arguments
+
+
 def test_noise_of_the_initial_state_is_that_of_the_step(tmp_path):
     """Else every micro-batch and rank would start from noise of its own."""
     overrides = {"state_init": "normal", "residual_dropout": 0.0}

@@ -52,12 +52,38 @@ def test_fewer_rows_than_a_batch():
     assert np.bincount(np.concatenate(rows)).tolist() == [10, 10]
 
 
-def test_order_depends_on_seed_stage_and_pass():
-    base = [schedule(length_pool=1).rows(at(step)).tolist() for step in range(12)]
-    assert base != [schedule(length_pool=1, seed=2).rows(at(step)).tolist() for step in range(12)]
-    assert base != [schedule(length_pool=1).rows(at(step, stage_index=1)).tolist() for step in range(12)]
-    first, second = ([sorted(x) for x in part] for part in (base[:3], base[11:]))
-    assert first != second
+def test_the_order_depends_on_seed_stage_and_pass():
+    """Rows of one length and batches of all rows: a batch is a permutation, and nothing else changes its order."""
+    size = 50
+
+    def permutation(step, stage_index=0, seed=1):
+        return tuple(BatchSchedule(np.full(size, 4), None, size, 1, seed).rows(at(step, stage_index)).tolist())
+
+    passes = [permutation(step) for step in range(5)]
+    assert {tuple(sorted(rows)) for rows in passes} == {tuple(range(size))}
+    assert len(set(passes)) == 5
+    assert len({permutation(0, seed=seed) for seed in range(5)}) == 5
+    assert len({permutation(0, stage_index=stage) for stage in range(5)}) == 5
+    # A control: the same arguments give the same order.
+    assert permutation(3, 1, 2) == permutation(3, 1, 2)
+
+
+def test_the_batches_of_each_pool_are_shuffled_anew():
+    """Each row is a batch, and has a length of its own: the order of the lengths is that of the shuffle."""
+    size = 50
+
+    def shuffle(pool, stage_index=0, seed=1):
+        one = BatchSchedule(np.arange(2, size + 2), None, 1, size, seed)
+        return tuple(int(one.rows(at(pool * size + step, stage_index))[0]) for step in range(size))
+
+    pools = [shuffle(pool) for pool in range(4)]
+    assert {tuple(sorted(rows)) for rows in pools} == {tuple(range(size))}
+    assert len(set(pools)) == 4
+    assert len({shuffle(0, seed=seed) for seed in range(4)}) == 4
+    assert len({shuffle(0, stage_index=stage) for stage in range(4)}) == 4
+    # The order of the rows and the order of the batches are drawn apart.
+    whole = BatchSchedule(np.full(size, 4), None, size, 1, 1)
+    assert pools[0] != tuple(whole.rows(at(0)).tolist())
 
 
 def test_a_stage_sees_only_its_groups():
