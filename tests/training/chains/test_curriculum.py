@@ -136,7 +136,7 @@ class CountingTrainer(FakeTrainer):
         (25, 21, [1.0]),
         (25, 26, [0.5]),
         (20, 11, [1.0]),
-        (20, 12, [0.9]),
+        (20, 12, [0.9, 1.0]),
     ],
 )
 def test_the_training_gate_counts_only_the_steps_since_it_was_due(min_steps, right_from, accuracies):
