@@ -1,4 +1,4 @@
-"""Adapters on disk: what is in the folder, who can read it, and which base is refused."""
+"""Adapters on disk: the files, the programs that read them, and the bases that are refused."""
 
 import hashlib
 import itertools
@@ -59,7 +59,7 @@ for folder in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def read_elsewhere(tmp_path_factory):
-    """Every mode, tied and untied, exact and padded, the families in turns; all read in one new process."""
+    """Every mode with tied and untied, exact and padded embeddings of all families, read by a new process."""
     folder, cases = tmp_path_factory.mktemp("adapters"), {}
     families = list(MODELS)
     for index, (mode, tied, padding) in enumerate(itertools.product(MODES, (True, False), (0, 40))):
@@ -100,7 +100,7 @@ def test_a_new_process_computes_the_same_logits(read_elsewhere, mode, tied, padd
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", MODELS)
 def test_rows_that_the_padding_holds_in_part(family, tied, tmp_path):
-    """Fewer rows to spare than new tokens: some rows were there, some are added."""
+    """With less padding than new tokens some of their rows exist before, and some are added."""
     base = save_base(tmp_path / "base", family, tied=tied, padding=5)
     for mode in MODES:
         model, tokenizer = adapted(base, mode)
@@ -132,7 +132,7 @@ def test_nothing_but_the_adapter_and_the_new_rows_is_stored(mode, tied, tmp_path
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
     size = (tmp_path / "adapter" / WEIGHTS).stat().st_size
     assert 4 * values < size <= 4 * values * 1.05
-    # The note on the base does not grow with it.
+    # The note on the base is small, whatever the size of the base.
     assert (tmp_path / "adapter" / "memreason_adapter.json").stat().st_size < 40_000
 
 
@@ -140,7 +140,7 @@ def test_nothing_but_the_adapter_and_the_new_rows_is_stored(mode, tied, tmp_path
 def test_the_scheme_travels_with_the_adapter(mode, tmp_path):
     model, tokenizer = adapted(save_base(tmp_path / "base", "qwen2"), mode, StepScheme(1, 2))
     save_adapter(model, tokenizer, tmp_path / "adapter")
-    # Beside a Qwen2 config the library would read any tokenizer as Qwen2's; here is none.
+    # With a Qwen2 config in the folder, the library would load any tokenizer as Qwen2's. An adapter has no config.
     for read in (AutoTokenizer.from_pretrained(tmp_path / "adapter"), load_adapter(tmp_path / "adapter")[1]):
         assert read_scheme(read) == StepScheme(1, 2)
         assert read.get_vocab() == tokenizer.get_vocab() and type(read) is type(tokenizer)
@@ -149,7 +149,7 @@ def test_the_scheme_travels_with_the_adapter(mode, tmp_path):
 
 
 def test_rows_of_tokens_that_were_added_elsewhere_are_stored_too(tmp_path):
-    """AutoPeft gives them random rows."""
+    """PEFT alone would give them random rows."""
     base = save_base(tmp_path / "base")
     tokenizer = byte_level()
     tokenizer.add_tokens(["<extra>"])
@@ -185,7 +185,7 @@ def test_full_models_are_saved_whole(tmp_path):
 
 
 def test_an_adapter_on_a_fully_trained_model(tmp_path):
-    """Its base has the rows already, trained."""
+    """Its base contains trained rows."""
     model, tokenizer, _ = extended(save_base(tmp_path / "base"))
     save_adapter(as_if_trained(model), tokenizer, tmp_path / "full")
     for mode in MODES:
@@ -200,7 +200,7 @@ def test_an_adapter_on_a_fully_trained_model(tmp_path):
 
 
 class Unwritable:
-    """A tokenizer that the disk has no room for."""
+    """A tokenizer that does not fit on the disk."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -413,7 +413,7 @@ def test_a_base_that_changes_before_the_first_save_keeps_its_blocks(on_a_base, t
 
 
 def test_blocks_of_a_large_file(tmp_path):
-    """They show a tensor that was trained further, and a changed size. A single changed byte takes a whole check."""
+    """They show a tensor that was trained further, and a changed size. A single changed byte needs a whole check."""
     path, size = tmp_path / "model.safetensors", 20 * 2**20
     distance = size // 1023
 
@@ -462,7 +462,7 @@ def test_new_rows_of_the_base_do_not_count(tmp_path):
 
 
 def test_a_base_on_the_hub_is_loaded_at_its_commit(on_a_base, tmp_path, monkeypatch):
-    """A download of two commits, as huggingface_hub keeps it; the branch has moved on since the training."""
+    """Two downloaded commits, as huggingface_hub stores them. The branch has moved on since the training."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--owner--base"
     first, second = "a" * 40, "b" * 40
@@ -501,7 +501,7 @@ def test_a_digest_of_the_weights_in_memory(on_a_base):
             assert weights_digest(model) != digest
             parameter.copy_(before)
     assert weights_digest(model) == digest
-    # Its places do not fall into one column.
+    # The samples are not from a single column.
     with torch.no_grad():
         model.lm_head.weight.copy_(torch.arange(16).float().expand_as(model.lm_head.weight))
     assert len(_sample(model.lm_head.weight).unique()) > 1
@@ -519,7 +519,7 @@ def test_a_tokenizer_that_is_not_the_adapters(tmp_path):
     other.save_pretrained(adapter)
     with pytest.raises(ValueError, match=r"is not the one that the adapter was trained with: its tokens or their ids"):
         load_adapter(adapter)
-    # The scheme says more tokens than there are.
+    # The scheme has more tokens than the tokenizer.
     config = json.loads((adapter / "tokenizer_config.json").read_text())
     config["step_scheme"]["num_step_tokens"] = 9
     (adapter / "tokenizer_config.json").write_text(json.dumps(config))
@@ -599,7 +599,7 @@ def test_an_adapter_and_a_whole_model_are_not_saved_into_one_folder(tmp_path):
     assert not (tmp_path / "adapter" / "config.json").exists()
 
 
-def test_the_attention_of_an_adapter_saved_before_is_gone(tmp_path):
+def test_saving_again_removes_the_attention_of_the_previous_adapter(tmp_path):
     base, folder = save_base(tmp_path / "base"), tmp_path / "adapter"
     model, tokenizer = adapted(base, "tokens")
     set_step_attention(model, tokenizer, "own")

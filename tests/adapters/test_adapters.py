@@ -1,4 +1,4 @@
-"""What is trained in each mode, and where adapters go."""
+"""Which weights each mode trains, and which layers are adapted."""
 
 import re
 
@@ -18,6 +18,7 @@ from transformers import (
 
 from memreason_hf.adapters.modes import ADAPTER_MODES, AdapterArguments, add_adapter
 from memreason_hf.adapters.targets import LORA_TARGETS, linear_layers, lora_targets
+from memreason_hf.patches import restore_class
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.tokenization import extend_tokenizer, new_rows
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
@@ -27,7 +28,7 @@ ADAPTERS = [mode for mode in ADAPTER_MODES if mode != "full"]
 
 
 def deep(vocab_size, tied=True, **config):
-    """Layers before, in and after the loop, and an injection whose linear layer is in none of them."""
+    """Layers before, in and after the loop, and a linear layer of the injection, which belongs to none of them."""
     return RecurrentDepthForCausalLM(
         RecurrentDepthConfig.llama_style(
             **{
@@ -52,7 +53,7 @@ def deep(vocab_size, tied=True, **config):
 
 
 def opt(vocab_size, tied=True):
-    """Its feed-forward layers stand in the decoder layer itself."""
+    """Its feed-forward layers are directly in the decoder layer."""
     sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24, "num_hidden_layers": 1}
     return OPTForCausalLM(OPTConfig(vocab_size=vocab_size, num_attention_heads=2, tie_word_embeddings=tied, **sizes))
 
@@ -90,7 +91,7 @@ EXPECTED = {
 }
 
 
-# ---- Where adapters go ----
+# ---- Which layers are adapted ----
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -124,7 +125,7 @@ def test_exactly_those_layers_are_wrapped(family, targets):
 
 
 def test_many_layers():
-    """From 20 on PEFT shortens the list of paths to endings: they must not catch others."""
+    """From 20 paths on PEFT shortens them to endings, which must not match other layers."""
     tokenizer = byte_level()
     model = gpt2(len(tokenizer))
     config = model.config
@@ -137,7 +138,7 @@ def test_many_layers():
     assert wrapped == {f"base_model.model.{end}" for end in ends}
 
 
-def test_no_such_layers_is_an_error_that_lists_what_is_there():
+def test_a_model_without_such_layers_is_an_error_that_lists_its_layers():
     model = MambaForCausalLM(
         MambaConfig(vocab_size=300, hidden_size=16, state_size=4, num_hidden_layers=1, tie_word_embeddings=False)
     )
@@ -152,11 +153,11 @@ def test_no_such_layers_is_an_error_that_lists_what_is_there():
         lora_targets(model, "head")
 
 
-# ---- What is trained ----
+# ---- Which weights are trained ----
 
 
 def train(model, tokenizer, steps=2):
-    """Two, as the first moves one half of each low-rank update only: the other half starts from zero."""
+    """Two steps, because the first one changes only half of each low-rank update. The other half starts from zero."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
     model.train()
@@ -191,13 +192,13 @@ def test_every_trainable_weight_moves_and_no_other(family, mode, tied):
             rows += 1
         else:
             assert torch.equal(parameter, before[name]) != expected, name
-    # `lora` has them, too, but frozen; a tied head has none of its own.
+    # `lora` has frozen rows. A tied head has none of its own.
     assert rows == (0 if mode == "full" else 1 if tied else 2)
 
 
 @torch.no_grad()
 def matrices(model):
-    """Those of embedding and head, as a call sees them."""
+    """The matrices of embedding and head with the trained rows."""
     modules = model.get_input_embeddings(), model.get_output_embeddings()
     return [getattr(module, "token_adapter", module).get_merged_weights(["default"]).clone() for module in modules]
 
@@ -246,7 +247,7 @@ def test_frozen_rows_stay_frozen_whatever_switches_adapters_on():
 @pytest.mark.parametrize("mode", ADAPTERS)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "deep"])
 def test_gradients_are_those_of_peft(family, mode, tied, autocast):
-    """Its own layers take a gradient of the whole matrix; ours of the rows."""
+    """PEFT's layers compute a gradient of the whole matrix, and ours of the rows."""
     tokenizer = byte_level()
     model = FAMILIES[family](len(tokenizer) + 30, tied=tied)
     extend_tokenizer(tokenizer, SCHEME, model)
@@ -265,7 +266,7 @@ def test_gradients_are_those_of_peft(family, mode, tied, autocast):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert torch.equal(model(input_ids=ids).logits, logits)
     for layer in model.token_layers():
-        layer.__class__ = TrainableTokensLayer
+        restore_class(layer, TrainableTokensLayer)
     expected_logits, expected = gradients()
     assert torch.equal(logits, expected_logits)
     assert ours.keys() == expected.keys() and len(ours) > 0
@@ -305,7 +306,7 @@ def test_rows_in_place_give_the_same_logits_and_leave_no_trace(mode, tied, tmp_p
 
 @pytest.mark.parametrize("mode", ADAPTERS)
 def test_a_recurrent_base_keeps_its_arguments(mode):
-    """Counts, labels already in place and generation go through the adapter."""
+    """The adapter passes on counts, shifted labels and the arguments of generate."""
     tokenizer = byte_level()
     model = deep(len(tokenizer))
     extend_tokenizer(tokenizer, SCHEME, model)

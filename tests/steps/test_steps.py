@@ -1,4 +1,4 @@
-"""What a scheme writes it reads back; what published texts write is read too."""
+"""A scheme parses what it renders, and the spellings of published texts."""
 
 import random
 
@@ -57,7 +57,7 @@ PIECES = [
 def random_text(rng, can_be_blank):
     while True:
         text = "".join(rng.choices(PIECES, k=rng.randint(0, 8)))
-        # Pieces can add up to a token, which is refused.
+        # Joined pieces can form a token, which is refused.
         if (text.strip() or can_be_blank) and not FAMILY_TOKEN.search(text):
             return text
 
@@ -236,7 +236,7 @@ def test_a_plan_that_was_cut_has_no_steps():
     assert (solution, solution.plan, solution.truncated) == ([], ["memory", "reason"], True)
     solution = scheme.parse(f"{P}{M}\n{P}{R} other than planned\n")
     assert (solution, solution.plan) == ([Step("reason", "other than planned")], ["memory"])
-    # For another scheme these are steps that say nothing.
+    # For another scheme these are steps without a text.
     assert StepScheme(2, 4).parse(f"{P}{M}\n{P}{R} b\n") == [Step("memory", ""), Step("reason", "b")]
 
 

@@ -51,12 +51,12 @@ def test_what_was_requested_passes():
         ({"environment": {"ACCELERATE_MIXED_PRECISION": "fp16"}, "precision": "bf16", "bf16": True}, "bf16=True"),
     ],
 )
-def test_anything_else_is_refused(situation, message):
+def test_what_differs_from_the_request_is_refused(situation, message):
     with pytest.raises(LaunchError, match=message):
         check(**situation)
 
 
-def test_one_process_can_be_meant():
+def test_one_process_can_be_requested():
     check(environment=LAUNCHED, expected_world_size=1)
 
 
@@ -69,13 +69,13 @@ def test_one_process_can_be_meant():
         ("fsdp2", 8, {"use_fsdp": True, "use_cpu": False}),
     ],
 )
-def test_configurations_are_read_as_they_are_meant(name, processes, flags):
+def test_configurations_start_what_they_say(name, processes, flags):
     path = RECIPES_FOLDER / "accelerate" / f"{name}.yaml"
     args = launch_command_parser().parse_args(["--config_file", str(path), "program.py"])
     args, _, _ = _validate_launch_command(args)
     assert args.num_processes == processes
     assert {flag: getattr(args, flag) for flag in flags} == flags
-    # The recipe decides.
+    # The recipe decides the precision.
     assert args.mixed_precision == "no"
     if args.use_fsdp:
         environment = prepare_multi_gpu_env(args)

@@ -9,7 +9,7 @@ from memreason_hf.training.runs.errors import OutputFolderError
 RUN = {"training.seed": 1, "model.hidden_size": 16}
 
 
-def test_the_same_run_may_come_back(tmp_path):
+def test_the_same_run_is_accepted_again(tmp_path):
     output_folder.claim(tmp_path / "run", RUN, restart=False)
     output_folder.claim(tmp_path / "run", dict(reversed(RUN.items())), restart=False)
     assert os.listdir(tmp_path / "run") == ["run.json"]
@@ -28,7 +28,7 @@ def test_another_run_is_refused_and_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_model_of_unknown_origin_is_not_written_over(tmp_path, name):
+def test_a_model_of_unknown_origin_is_not_overwritten(tmp_path, name):
     (tmp_path / name).write_text("x")
     with pytest.raises(OutputFolderError, match=name):
         output_folder.claim(tmp_path, RUN, restart=False)
@@ -41,7 +41,7 @@ def test_checkpoints_of_unknown_origin(tmp_path):
         output_folder.claim(tmp_path, RUN, restart=False)
 
 
-def test_other_files_are_no_hindrance(tmp_path):
+def test_other_files_may_be_in_the_folder(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     output_folder.claim(tmp_path, RUN, restart=False)
 
@@ -66,7 +66,7 @@ def test_restart_removes_the_run_and_only_the_run(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["notes.txt", "run.json"]
 
 
-def test_the_config_comes_last(tmp_path, monkeypatch):
+def test_the_config_is_moved_last(tmp_path, monkeypatch):
     staged = tmp_path / ".model.partial"
     staged.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
@@ -85,7 +85,7 @@ def test_a_damaged_record_is_refused_but_can_be_removed(tmp_path):
     output_folder.claim(tmp_path, RUN, restart=True)
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_is_not_a_folder(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputFolderError, match="is a file"):
         output_folder.claim(tmp_path / "file", RUN, restart=False)

@@ -13,7 +13,7 @@ CURRICULUM = {"threshold": 1e-9, "eval_steps": 5, "gate": "train"}
 
 
 class StopAt(TrainerCallback):
-    """Ends training after a step, as if max_steps were smaller."""
+    """Ends training after a step, as a smaller max_steps would."""
 
     def __init__(self, step):
         self.step = step
@@ -57,8 +57,8 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, arguments):
 @pytest.mark.parametrize("optimizer", ["keep", "restart"])
 @pytest.mark.parametrize("gate", ["train", "heldout"])
 @pytest.mark.parametrize("save_steps", [3, 4])
-def test_also_in_the_middle_of_a_curriculum(tmp_path, optimizer, gate, save_steps):
-    """Saved at the beginning of a stage and within one."""
+def test_a_resumed_curriculum_ends_with_the_same_weights(tmp_path, optimizer, gate, save_steps):
+    """From a checkpoint at the start of a stage, and from one within a stage."""
     whole, second = assert_resumes_exactly(
         tmp_path,
         stop=9,
@@ -75,12 +75,12 @@ def test_also_in_the_middle_of_a_curriculum(tmp_path, optimizer, gate, save_step
     assert rates[0] == rates[1]
 
 
-def test_the_gate_remembers_what_it_has_seen(tmp_path):
-    """A look at training rows that spans the checkpoint counts those before it, too."""
+def test_the_gate_remembers_its_counts(tmp_path):
+    """An evaluation of the gate after a checkpoint also counts the training rows before the checkpoint."""
     arguments = {"curriculum": {**CURRICULUM, "eval_steps": 8, "threshold": 1.0}, "save_steps": 6, "max_steps": 8}
     whole, second = assert_resumes_exactly(tmp_path, **arguments)
-    looks = [[e for e in t.state.log_history if "stage_accuracy" in e] for t in (whole, second)]
-    assert looks[0] == looks[1] != []
+    evaluations = [[e for e in t.state.log_history if "stage_accuracy" in e] for t in (whole, second)]
+    assert evaluations[0] == evaluations[1] != []
 
 
 def test_a_finished_run_returns_at_once(tmp_path):
@@ -100,7 +100,7 @@ def test_a_finished_run_returns_at_once(tmp_path):
     ]
 
 
-def test_so_does_a_finished_curriculum(tmp_path):
+def test_a_finished_curriculum_returns_at_once(tmp_path):
     arguments = {"curriculum": {**CURRICULUM, "final_steps": 2}, "max_steps": 100}
     first = small_trainer(tmp_path, **arguments)
     first.train()
@@ -111,7 +111,7 @@ def test_so_does_a_finished_curriculum(tmp_path):
     assert_same_weights(weights(again.model), weights(first.model))
 
 
-def test_more_steps_go_on_where_the_run_ended(tmp_path):
+def test_a_run_with_more_steps_continues_where_it_ended(tmp_path):
     small_trainer(tmp_path / "a", max_steps=8).train()
     longer = small_trainer(tmp_path / "a", max_steps=12)
     longer.train(resume_from_checkpoint=True)
@@ -122,7 +122,7 @@ def test_more_steps_go_on_where_the_run_ended(tmp_path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "scheduler.pt"])
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
-def test_a_damaged_checkpoint_is_passed_over_or_refused_by_name(tmp_path, caplog, name, damage):
+def test_a_damaged_checkpoint_is_skipped_or_refused_by_name(tmp_path, caplog, name, damage):
     small_trainer(tmp_path).train()
     reference = weights(small_trainer_at(tmp_path))
     bad = tmp_path / "checkpoint-12" / name
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused_by_name(tmp_path, caplog
         trainer.train(resume_from_checkpoint=True)
     assert name in caplog.text
     assert trainer.resumed_from.endswith("checkpoint-8")
-    # The damaged one has been replaced.
+    # The damaged checkpoint has been replaced.
     assert_same_weights(weights(small_trainer_at(tmp_path)), reference)
 
 
@@ -157,13 +157,13 @@ def test_an_explicit_path(tmp_path):
         small_trainer(tmp_path / "new").train(resume_from_checkpoint=True)
 
 
-def test_only_the_model_was_saved(tmp_path):
+def test_a_checkpoint_without_optimizer_is_refused(tmp_path):
     small_trainer(tmp_path, save_only_model=True, max_steps=8).train()
     with pytest.raises(CheckpointError, match="save_only_model"):
         small_trainer(tmp_path, max_steps=12).train(resume_from_checkpoint=True)
 
 
-def test_a_folder_with_checkpoints_is_not_begun_anew_by_accident(tmp_path):
+def test_a_folder_with_checkpoints_is_not_overwritten_by_accident(tmp_path):
     small_trainer(tmp_path, max_steps=4).train()
     with pytest.raises(OutputFolderError, match=r"holds checkpoint-4.*resume_from_checkpoint=True.*--restart"):
         small_trainer(tmp_path, max_steps=4).train()
@@ -230,7 +230,7 @@ def test_the_best_checkpoint_is_known_by_its_real_path(tmp_path):
     assert state["best_model_checkpoint"] == str(best)
     saved = weights(AutoModelForCausalLM.from_pretrained(best))
     assert_same_weights(weights(trainer.model), saved)
-    # Moved elsewhere it is still found.
+    # Also after the folder was moved.
     shutil.move(tmp_path / "old", tmp_path / "new")
     moved = small_trainer(tmp_path / "new", max_steps=10, save_total_limit=2, **arguments)
     moved.train(resume_from_checkpoint=True)
@@ -238,7 +238,7 @@ def test_the_best_checkpoint_is_known_by_its_real_path(tmp_path):
     assert_same_weights(weights(moved.model), saved)
 
 
-def test_the_saved_model_loads_with_its_tokenizer_and_nothing_is_left_over(tmp_path):
+def test_the_saved_model_loads_with_its_tokenizer_and_leaves_no_temporary_files(tmp_path):
     heldout = small_chains()[2]
     trainer = small_trainer(tmp_path, max_steps=4)
     trainer.train()
