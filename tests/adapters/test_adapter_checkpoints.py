@@ -322,6 +322,9 @@ def refused(folder, **kwargs):
         ({"padding": 50}, "vocabulary: its embedding has 350 rows, the adapter's base has 300"),
         ({"make": "qwen2"}, "model_type is 'qwen2', the adapter's base has 'llama'"),
         ({"num_hidden_layers": 2}, "num_hidden_layers is 2, the adapter's base has 1"),
+        ({"intermediate_size": 48}, "intermediate_size is 48, the adapter's base has 32"),
+        ({"num_attention_heads": 4, "num_key_value_heads": 2}, "num_attention_heads is 4, the adapter's base has 2"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads is 1, the adapter's base has 2"),
         ({}, "its weight files differ: model.safetensors"),
     ],
     ids=str,
@@ -331,6 +334,7 @@ def test_another_base_is_refused(on_a_base, other, said, tmp_path):
     assert said in refused(on_a_base / "adapter", base=base)
     message = refused(on_a_base / "adapter", base=AutoModelForCausalLM.from_pretrained(base))
     assert said in message and "Use the model that the adapter was trained on (base=)." in message
+    assert message.startswith(f"'{base}' is not the base model")
 
 
 def trained_further(base, folder, name):
@@ -501,6 +505,16 @@ def test_a_digest_of_the_weights_in_memory(on_a_base):
             assert weights_digest(model) != digest
             parameter.copy_(before)
     assert weights_digest(model) == digest
+    # Weights that are not loaded, or in 4 bits, are left out; and so are integers.
+    others = [torch.nn.Parameter(torch.zeros(3, device="meta")), torch.nn.Parameter(torch.zeros(3))]
+    others[1].quant_state = object()
+    others.append(torch.nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False))
+    for parameter in others:
+        model.register_parameter("other", parameter)
+        assert weights_digest(model) == digest
+    model.register_parameter("other", torch.nn.Parameter(torch.zeros(0)))
+    assert weights_digest(model) != digest
+    del model.other
     # The samples are not from a single column.
     with torch.no_grad():
         model.lm_head.weight.copy_(torch.arange(16).float().expand_as(model.lm_head.weight))
@@ -582,7 +596,8 @@ def test_an_adapter_on_a_model_that_was_never_saved(tmp_path):
     # Its weights cannot be recognised, but its shape can.
     assert read_adapter_note(tmp_path / "adapter")["base"]["weights"] == {}
     load_adapter(tmp_path / "adapter", base=tmp_path / "base")
-    assert "width (hidden_size)" in refused(tmp_path / "adapter", base=llama(300, hidden_size=32))
+    message = refused(tmp_path / "adapter", base=llama(300, hidden_size=32))
+    assert message.startswith("'llama' is not the base model") and "width (hidden_size)" in message
 
 
 def test_an_adapter_and_a_whole_model_are_not_saved_into_one_folder(tmp_path):

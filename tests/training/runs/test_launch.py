@@ -1,3 +1,4 @@
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -6,8 +7,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 
 from memreason_hf.recipes import RECIPES_FOLDER
+from memreason_hf.training.runs import launch
 from memreason_hf.training.runs.errors import LaunchError
-from memreason_hf.training.runs.launch import check_launch
+from memreason_hf.training.runs.launch import check_launch, on_main_process
 from modeling_recurrent import RecurrentDepthForCausalLM
 
 
@@ -47,6 +49,9 @@ def test_what_was_requested_passes():
             "requested FSDP, but accelerate set up MULTI_CPU",
         ),
         ({"environment": {"ACCELERATE_USE_FSDP": "true"}}, "requested FSDP"),
+        ({"environment": {"ACCELERATE_USE_FSDP": "true"}, "device": "cuda"}, "requested FSDP, but .* NO on cuda"),
+        ({"environment": {"ACCELERATE_USE_FSDP": "true"}, "kind": "FSDP"}, "requested FSDP, but .* FSDP on cpu"),
+        ({"deepspeed": "config.json"}, "DeepSpeed is not supported"),
         ({"environment": {"ACCELERATE_USE_DEEPSPEED": "true"}}, "DeepSpeed"),
         ({"environment": {"ACCELERATE_MIXED_PRECISION": "fp16"}, "precision": "bf16", "bf16": True}, "bf16=True"),
     ],
@@ -54,6 +59,55 @@ def test_what_was_requested_passes():
 def test_what_differs_from_the_request_is_refused(situation, message):
     with pytest.raises(LaunchError, match=message):
         check(**situation)
+
+
+@pytest.mark.parametrize(
+    "value, refused", [("1", 1), ("True", 1), ("yes", 1), ("on", 1), ("0", 0), ("no", 0), ("", 0)]
+)
+def test_flags_of_the_environment(value, refused):
+    with pytest.raises(LaunchError) if refused else contextlib.nullcontext():
+        check(environment={"ACCELERATE_USE_DEEPSPEED": value})
+
+
+class Broadcast:
+    """Stands for the other processes: rank 0 sends what it has, and the others receive it."""
+
+    def __init__(self, monkeypatch):
+        self.sent = None
+        monkeypatch.setattr(launch, "broadcast_object_list", self)
+
+    def __call__(self, values):
+        if self.sent is None:
+            self.sent = list(values)
+        values[:] = self.sent
+
+    def run(self, rank, action, world_size=2):
+        return on_main_process(SimpleNamespace(process_index=rank, world_size=world_size), action)
+
+
+def test_an_action_runs_on_one_process_and_all_have_its_result(monkeypatch):
+    processes, calls = Broadcast(monkeypatch), []
+
+    def action():
+        calls.append(1)
+        return "result"
+
+    assert [processes.run(rank, action) for rank in range(3)] == ["result"] * 3
+    assert calls == [1]
+    # Alone, nothing is sent.
+    processes.sent = ["another", None]
+    assert processes.run(0, action, world_size=1) == "result"
+
+
+def test_an_error_on_one_process_is_raised_on_all(monkeypatch):
+    processes = Broadcast(monkeypatch)
+
+    def action():
+        raise KeyError("missing")
+
+    for rank in range(3):
+        with pytest.raises(KeyError, match="missing"):
+            processes.run(rank, action)
 
 
 def test_one_process_can_be_requested():

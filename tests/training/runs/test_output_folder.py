@@ -1,3 +1,4 @@
+import json
 import os
 
 import pytest
@@ -64,6 +65,31 @@ def test_restart_removes_the_run_and_only_the_run(tmp_path):
     ]
     output_folder.claim(tmp_path, RUN | {"training.seed": 2}, restart=True)
     assert sorted(os.listdir(tmp_path)) == ["notes.txt", "run.json"]
+
+
+def model_files(folder, *names):
+    staged = folder / ".model.partial"
+    staged.mkdir()
+    for name in names:
+        (staged / name).write_text("x")
+    output_folder.move_in(staged, folder)
+
+
+def test_restart_removes_the_files_of_every_saved_model(tmp_path):
+    """Also those that only an earlier save wrote, and some of which are gone."""
+    folder = tmp_path / "a" / "run"
+    output_folder.claim(folder, RUN, restart=False)
+    model_files(folder, "config.json", "model.safetensors", "old.json")
+    model_files(folder, "config.json", "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    output_folder.claim(folder, RUN, restart=True)
+    assert os.listdir(folder) == ["run.json"]
+    assert json.loads((folder / "run.json").read_text()) == {"fingerprint": RUN, "files": []}
+
+
+def test_a_model_in_a_folder_without_a_run_needs_no_record(tmp_path):
+    model_files(tmp_path, "config.json")
+    assert os.listdir(tmp_path) == ["config.json"]
 
 
 def test_the_config_is_moved_last(tmp_path, monkeypatch):
