@@ -219,14 +219,17 @@ def test_the_best_epoch_is_what_remains(tmp_path, learned):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("step", [3, 5])
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path, family, step):
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path, family):
     """Interrupted at the end of an epoch, and within one. GPT-2 and the recurrent model have dropout."""
     arguments = {"gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine", "per_device_train_batch_size": 1}
     whole = small_finetune(tmp_path / "whole", family, **arguments)
     whole.train()
-    final = weights(AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "checkpoint-9"))
-    parts = tmp_path / "parts"
+    for step in (3, 5):
+        assert_resumes_exactly(tmp_path / f"interrupted-{step}", whole, family, step, arguments)
+
+
+def assert_resumes_exactly(parts, whole, family, step, arguments):
+    final = weights(AutoModelForCausalLM.from_pretrained(f"{whole.args.output_dir}/checkpoint-9"))
     first = small_finetune(parts, family, callbacks=[At(step, interrupt)], **arguments)
     first.train()
     # The step of the interruption is the last one. Both are ends of epochs, which are not evaluated any more.
