@@ -79,6 +79,7 @@ class ScheduledTrainer(ResumableTrainer):
         self.add_callback(_MeterCallback(self))
 
     def run_fingerprint(self) -> dict:
+        self._check_train_dataset()
         return run_fingerprint(self) | self.origin
 
     # ---- Data ----
@@ -103,6 +104,10 @@ class ScheduledTrainer(ResumableTrainer):
             seed,
         )
 
+    def _check_train_dataset(self):
+        if self.train_rows is None:
+            raise ValueError("Trainer: training requires a train_dataset.")
+
     def position(self) -> Position:
         """Where training is."""
         return Position(0, None, self.state.global_step)
@@ -113,8 +118,7 @@ class ScheduledTrainer(ResumableTrainer):
 
         accelerate does not prepare them: it would fetch one batch ahead, which would still belong to the old stage.
         """
-        if self.train_rows is None:
-            raise ValueError("Trainer: training requires a train_dataset.")
+        self._check_train_dataset()
         return TrainBatches(
             self.train_rows,
             self.schedule,
@@ -136,6 +140,7 @@ class ScheduledTrainer(ResumableTrainer):
     @property
     def planned_steps(self) -> int:
         """The training steps of the whole run."""
+        self._check_train_dataset()
         if self.args.max_steps > 0:
             return self.args.max_steps
         return int(np.ceil(self.args.num_train_epochs * self.steps_per_epoch))

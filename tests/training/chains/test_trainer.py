@@ -343,6 +343,6 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     with pytest.raises(ValueError, match="trial is not supported"):
         trainer.train(trial={"learning_rate": 1.0})
     evaluating = RecurrentTrainer(model=small_model(), args=args, data_collator=ChainCollator(0))
-    for call in (evaluating.get_train_dataloader, evaluating.evaluate):
+    for call in (evaluating.train, evaluating.get_train_dataloader, evaluating.evaluate):
         with pytest.raises(ValueError, match=r"Trainer: .* requires"):
             call()

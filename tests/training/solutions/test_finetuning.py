@@ -394,6 +394,13 @@ def test_it_needs_its_own_arguments_and_a_collator(tmp_path):
         FinetuneTrainer(trainer.model, None)
     with pytest.raises(ValueError, match=r"data_collator is not given: use StepCollator\(tokenizer\)"):
         FinetuneTrainer(trainer.model, FinetuneArguments(output_dir=str(tmp_path), use_cpu=True))
+    args = FinetuneArguments(output_dir=str(tmp_path), use_cpu=True, eval_strategy="no")
+    evaluating = FinetuneTrainer(trainer.model, args, data_collator=trainer.data_collator)
+    for call in (evaluating.train, evaluating.evaluate):
+        with pytest.raises(ValueError, match=r"Trainer: .* requires an? \w+_dataset"):
+            call()
+    with pytest.raises(ValueError, match="the eval_dataset is empty"):
+        evaluating.evaluate([])
 
 
 def test_without_evaluation_no_checkpoint_is_the_best(tmp_path):
