@@ -203,9 +203,8 @@ def read_base_config(folder: Path | str, base: str | Path | None = None) -> PreT
 
     Raises:
         OSError: the base cannot be read.
-        ValueError: the adapter names no base, or another program wrote it.
+        ValueError: the adapter names no base.
     """
-    read_adapter_note(folder)
     adapter = PeftConfig.from_pretrained(folder)
     name = str(base or adapter.base_model_name_or_path or "")
     if not name:

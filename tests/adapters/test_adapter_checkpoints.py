@@ -18,7 +18,7 @@ from small_adapters import SCHEME, adapted, as_if_trained, extended, save_base, 
 from small_tokenizers import MODELS, byte_level, llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from memreason_hf.adapters import base_files
+from memreason_hf.adapters import base_files, saving
 from memreason_hf.adapters.base import _sample, weights_digest
 from memreason_hf.adapters.modes import (
     AdapterArguments,
@@ -466,10 +466,10 @@ def test_new_rows_of_the_base_do_not_count(tmp_path):
 
 
 def test_a_base_on_the_hub_is_loaded_at_its_commit(on_a_base, tmp_path, monkeypatch):
-    """Two downloaded commits, as huggingface_hub stores them. The branch has moved on since the training."""
+    """Three downloaded commits, as huggingface_hub stores them. The branch has moved on since the training."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--owner--base"
-    first, second = "a" * 40, "b" * 40
+    first, second, third = "a" * 40, "b" * 40, "c" * 40
     shutil.copytree(on_a_base / "base", repository / "snapshots" / first)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(first)
@@ -479,7 +479,8 @@ def test_a_base_on_the_hub_is_loaded_at_its_commit(on_a_base, tmp_path, monkeypa
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["revision"] == first
 
     trained_further(on_a_base / "base", repository / "snapshots" / second, "model.embed_tokens.weight")
-    (repository / "refs" / "main").write_text(second)
+    save_base(repository / "snapshots" / third, hidden_size=32)
+    (repository / "refs" / "main").write_text(third)
     ids = some_ids(tokenizer)
     with torch.no_grad():
         expected = model(input_ids=ids).logits
@@ -490,8 +491,18 @@ def test_a_base_on_the_hub_is_loaded_at_its_commit(on_a_base, tmp_path, monkeypa
         # A copy in a folder is the same base. The other commit is not.
         copied, _ = load_adapter(tmp_path / "adapter", base=on_a_base / "base")
         assert torch.equal(copied(input_ids=ids).logits, expected)
-    assert "its weight files differ" in refused(tmp_path / "adapter", base="owner/base")
+    assert "width (hidden_size) is 32" in refused(tmp_path / "adapter", base="owner/base")
     assert "its weight files differ" in refused(tmp_path / "adapter", revision=second)
+    # A base that has to be downloaded first is checked afterwards.
+    weight_files, calls = base_files.weight_files, []
+
+    def before_and_after_the_download(name, revision=None):
+        calls.append((name, revision))
+        return {} if len(calls) == 1 else weight_files(name, revision)
+
+    monkeypatch.setattr(saving, "weight_files", before_and_after_the_download)
+    assert "its weight files differ" in refused(tmp_path / "adapter", revision=second)
+    assert calls == [("owner/base", second)] * 2
 
 
 def test_a_digest_of_the_weights_in_memory(on_a_base):

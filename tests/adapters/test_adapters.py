@@ -351,6 +351,11 @@ def test_bad_arguments(arguments, message):
         AdapterArguments(**arguments)
 
 
+def test_documented_defaults():
+    assert AdapterArguments() == AdapterArguments("lora+tokens", 16, 16, 0.05, "mlp")
+    AdapterArguments(lora_r=1, lora_alpha=1e-3, lora_dropout=0.0)
+
+
 @pytest.mark.parametrize("mode", ADAPTER_MODES)
 def test_a_tokenizer_without_the_tokens(mode):
     tokenizer = byte_level()
