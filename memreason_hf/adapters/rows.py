@@ -18,7 +18,7 @@ class TrainedRowsLayer(TrainableTokensLayer):
     """
 
     def forward_adapters(self, x: torch.Tensor, active_adapters, *args, **kwargs) -> torch.Tensor:
-        trained = [name for name in active_adapters or () if self.trainable_tokens_delta[name].requires_grad]
+        trained = [name for name in active_adapters if self.trainable_tokens_delta[name].requires_grad]
         if self.disable_adapters or self.merged or not trained or not torch.is_grad_enabled():
             return super().forward_adapters(x, active_adapters, *args, **kwargs)
         base = self.base_layer

@@ -64,6 +64,23 @@ def neox(vocab_size, tied=False):
     return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=vocab_size, tie_word_embeddings=tied, **sizes))
 
 
+class ScaledEmbedding(torch.nn.Embedding):
+    """As in Gemma: the embedding is multiplied by a constant."""
+
+    embed_scale = torch.tensor(3.0)
+
+    def forward(self, ids):
+        return super().forward(ids) * self.embed_scale
+
+
+def scaled(vocab_size, tied=True):
+    model = llama(vocab_size, tied=tied)
+    model.set_input_embeddings(ScaledEmbedding(vocab_size, 16, padding_idx=2, _weight=model.lm_head.weight.clone()))
+    if tied:
+        model.lm_head.weight = model.get_input_embeddings().weight
+    return model
+
+
 FAMILIES = {**MODELS, "deep": deep, "opt": opt, "neox": neox}
 LLAMA_MLP = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
 LLAMA_ATTENTION = [f"self_attn.{name}_proj" for name in "qkvo"]
@@ -136,6 +153,22 @@ def test_many_layers():
     wrapped = {name.split(".lora_A")[0] for name, _ in adapted.named_parameters() if ".lora_A." in name}
     ends = [f"transformer.h.{layer}.mlp.{name}" for layer in range(12) for name in ("c_fc", "c_proj")]
     assert wrapped == {f"base_model.model.{end}" for end in ends}
+
+
+class HeadInALayer(torch.nn.Module):
+    """A decoder that predicts from its last layer, whose head is a part of that layer."""
+
+    def __init__(self):
+        super().__init__()
+        block = {"mlp": torch.nn.Linear(4, 4), "mlp_head": torch.nn.Linear(4, 9)}
+        self.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"ffn": torch.nn.ModuleDict(block)})])
+
+    def get_output_embeddings(self):
+        return self.layers[0]["ffn"]["mlp_head"]
+
+
+def test_the_head_is_no_target_wherever_it_is():
+    assert linear_layers(HeadInALayer()) == {"layers.0.ffn.mlp": "mlp"}
 
 
 def test_a_model_without_such_layers_is_an_error_that_lists_its_layers():
@@ -245,11 +278,17 @@ def test_frozen_rows_stay_frozen_whatever_switches_adapters_on():
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("mode", ADAPTERS)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "deep"])
-def test_gradients_are_those_of_peft(family, mode, tied, autocast):
+@pytest.mark.parametrize("family", ["llama", "gpt2", "deep", "scaled"])
+def test_gradients_are_those_of_peft(family, mode, tied, autocast, monkeypatch):
     """PEFT's layers compute a gradient of the whole matrix, and ours of the rows."""
+    peft_forward, used = TrainableTokensLayer.forward_adapters, []
+    monkeypatch.setattr(
+        TrainableTokensLayer,
+        "forward_adapters",
+        lambda layer, *args, **kwargs: (used.append(layer), peft_forward(layer, *args, **kwargs))[1],
+    )
     tokenizer = byte_level()
-    model = FAMILIES[family](len(tokenizer) + 30, tied=tied)
+    model = {**FAMILIES, "scaled": scaled}[family](len(tokenizer) + 30, tied=tied)
     extend_tokenizer(tokenizer, SCHEME, model)
     model = add_adapter(model, tokenizer, AdapterArguments(mode, lora_targets="all", lora_dropout=0.0))
     as_if_trained(model)
@@ -263,6 +302,8 @@ def test_gradients_are_those_of_peft(family, mode, tied, autocast):
         return outputs.logits, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
     logits, ours = gradients()
+    # Frozen rows, and a forward without gradients, are left to PEFT.
+    assert len(used) == (2 if mode == "lora" else 0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert torch.equal(model(input_ids=ids).logits, logits)
     for layer in model.token_layers():
