@@ -29,8 +29,8 @@ def override(obj: Any, name: str, function: Callable) -> None:
     """
     Makes `obj.name(*args)` call `function(obj, *args)`, which can call the method of the class, `type(obj).name`.
 
-    - On a [`~transformers.Cache`]: its methods that move rows or tokens. A cache calls nobody when its rows are
-      reordered, and `steps.cached_ids` keeps data for every row.
+    - On a [`~transformers.Cache`]: its methods that move rows or tokens. A cache has no hooks for them, and
+      `steps.cached_ids` keeps data for every row.
     - On a [`~transformers.PreTrainedModel`]: `_validate_generation_mode`, the only method that `generate` calls with
       the final generation config before it starts. `steps.attention` refuses beam search there.
 

@@ -30,7 +30,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, str]:
     """
     head = model.get_output_embeddings()
     modules = dict(model.named_modules())
-    found = {}
+    kinds = {}
     for path, module in modules.items():
         if module is head or not isinstance(module, nn.Linear | Conv1D):
             continue
@@ -39,8 +39,8 @@ def linear_layers(model: PreTrainedModel) -> dict[str, str]:
         # After the path of the list come the decoder layer and something inside it.
         if lists and len(names) >= lists[0] + 2:
             ends = range(len(names) - 1, lists[0] + 1, -1)
-            found[path] = _kind([(names[end - 1], modules[".".join(names[:end])]) for end in ends])
-    return found
+            kinds[path] = _kind([(names[end - 1], modules[".".join(names[:end])]) for end in ends])
+    return kinds
 
 
 def lora_targets(model: PreTrainedModel, targets: str) -> list[str]:

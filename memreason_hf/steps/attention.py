@@ -240,14 +240,14 @@ class _StepAttention:
 
     def before(self, decoder, args, kwargs):
         """Reads the steps of the past and the new tokens."""
-        given = kwargs
+        inputs = kwargs
         if args:
-            given = {**inspect.signature(decoder.forward).bind_partial(*args).arguments, **kwargs}
-        ids, cache = given.get("input_ids"), given.get("past_key_values")
-        self._check(decoder, ids, cache, given)
+            inputs = {**inspect.signature(decoder.forward).bind_partial(*args).arguments, **kwargs}
+        ids, cache = inputs.get("input_ids"), inputs.get("past_key_values")
+        self._check(decoder, ids, cache, inputs)
         past = read_past(cache, len(ids))
         ids = ids if past is None else torch.cat((past.to(ids.device), ids), dim=1)
-        real = given.get("attention_mask")
+        real = inputs.get("attention_mask")
         real = real.to(ids.device).bool() if isinstance(real, torch.Tensor) and real.ndim == 2 else None
         if real is not None and real.shape != ids.shape:
             raise ValueError(
@@ -275,7 +275,7 @@ class _StepAttention:
         if cache is not None:
             record_ids(cache, steps.ids)
 
-    def _check(self, decoder, ids, cache, given):
+    def _check(self, decoder, ids, cache, inputs):
         implementation = decoder.config._attn_implementation
         if implementation not in IMPLEMENTATIONS.values():
             raise ValueError(
@@ -292,7 +292,7 @@ class _StepAttention:
                 f"past_key_values is a {type(cache).__name__}: attention between steps does not support a static "
                 "cache. Use a DynamicCache, or the model's own cache."
             )
-        mask = given.get("attention_mask")
+        mask = inputs.get("attention_mask")
         if mask is not None and getattr(mask, "ndim", None) != 2:
             # The library would use such a mask as it is, in place of all others.
             shown = f"has shape {tuple(mask.shape)}" if hasattr(mask, "shape") else f"is a {type(mask).__name__}"
@@ -300,7 +300,7 @@ class _StepAttention:
                 f"attention_mask {shown}: attention between steps makes the mask between pairs of tokens itself. Pass "
                 "one of shape (batch, tokens), 0 on padding, or call set_step_attention(model, tokenizer, None)."
             )
-        positions = given.get("position_ids")
+        positions = inputs.get("position_ids")
         could_be_packed = cache is None and mask is None and positions is not None
         if could_be_packed and (positions.diff(dim=-1) != 1).any():
             raise ValueError(

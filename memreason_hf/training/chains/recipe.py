@@ -161,21 +161,21 @@ def make_model(model: dict, tokenizer: PreTrainedTokenizerBase) -> RecurrentDept
         ValueError: a vocabulary that does not match the tokenizer's, or a model of another class.
         StrictDataclassError: an impossible config.
     """
-    given = {name: value for name, value in model.items() if name not in ("style", "path")}
+    chosen = {name: value for name, value in model.items() if name not in ("style", "path")}
     if model.get("path"):
-        return _load_model(model["path"], given, tokenizer)
-    if given.get("vocab_size", len(tokenizer)) < len(tokenizer):
+        return _load_model(model["path"], chosen, tokenizer)
+    if chosen.get("vocab_size", len(tokenizer)) < len(tokenizer):
         raise ValueError(
-            f"model.vocab_size={given['vocab_size']} is below the {len(tokenizer)} tokens of the tokenizer. Leave it "
+            f"model.vocab_size={chosen['vocab_size']} is below the {len(tokenizer)} tokens of the tokenizer. Leave it "
             "out, or use at least that number."
         )
     # The embedding of padding stays zero. No token attends to padding.
     defaults = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    return RecurrentDepthForCausalLM(STYLES[model.get("style", "gpt2")](**{**defaults, **given}))
+    return RecurrentDepthForCausalLM(STYLES[model.get("style", "gpt2")](**{**defaults, **chosen}))
 
 
-def _load_model(path, given, tokenizer):
-    model = AutoModelForCausalLM.from_pretrained(path, **given)
+def _load_model(path, chosen, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(path, **chosen)
     if not isinstance(model, RecurrentDepthForCausalLM):
         raise ValueError(f"model.path={path!r} holds a {type(model).__name__}, not a RecurrentDepthForCausalLM.")
     if len(tokenizer) > model.config.vocab_size:

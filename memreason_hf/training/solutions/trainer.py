@@ -140,9 +140,9 @@ class FinetuneTrainer(ScheduledTrainer):
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def _check_recurrences(self):
-        given = [name for name in ("recurrence_loss", "eval_num_recurrences") if self._differs_from_default(name)]
-        if given and not self.is_recurrent:
-            name = given[0]
+        changed = [name for name in ("recurrence_loss", "eval_num_recurrences") if self._differs_from_default(name)]
+        if changed and not self.is_recurrent:
+            name = changed[0]
             raise ValueError(
                 f"{name}={getattr(self.args, name)!r} is for recurrent-depth models, but the model is a "
                 f"{type(self._base_model()).__name__}. Leave it out."
