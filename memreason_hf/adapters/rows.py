@@ -31,8 +31,7 @@ class TrainedRowsLayer(TrainableTokensLayer):
         if isinstance(base, nn.Linear):
             # In place: for a long text and a large vocabulary no other tensor is as large.
             return functional.linear(x, matrix).index_add_(-1, ids, _zero(functional.linear(x.detach(), rows)))
-        options = {"max_norm": base.max_norm, "norm_type": base.norm_type}
-        result = functional.embedding(x, matrix, padding_idx=base.padding_idx, **options)
+        result = functional.embedding(x, matrix, max_norm=base.max_norm, norm_type=base.norm_type)
         place = torch.full((len(matrix),), -1, device=ids.device).index_copy(0, ids, torch.arange(len(ids)).to(ids))[x]
         result = result + _zero(functional.embedding(place.clamp(min=0), rows)) * (place >= 0).unsqueeze(-1)
         scale = self._get_embed_scale()

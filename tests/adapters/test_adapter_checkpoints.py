@@ -258,6 +258,21 @@ def test_training_goes_on(mode, tmp_path):
     assert not frozen.training and not any(p.requires_grad for p in frozen.parameters())
 
 
+def test_an_adapter_on_the_hub(on_a_base, tmp_path, monkeypatch):
+    """PEFT reads it from its download."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository, commit = tmp_path / "hub" / "models--owner--adapter", "d" * 40
+    shutil.copytree(on_a_base / "adapter", repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    model, _ = adapted(on_a_base / "base", "lora")
+    as_if_trained(model)
+    result = model.load_adapter("owner/adapter", "default", torch_device="cpu")
+    assert result.unexpected_keys == []
+    stored = load_file(on_a_base / "adapter" / WEIGHTS)
+    assert all(torch.equal(value, stored[name]) for name, value in model.stored_weights().items())
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_base_can_be_given(mode, tmp_path):
     model, tokenizer = adapted(save_base(tmp_path / "base"), mode)

@@ -317,6 +317,21 @@ def test_gradients_are_those_of_peft(family, mode, tied, autocast, monkeypatch):
         assert error < (2e-2 if autocast else 1e-5), name
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("mode", ["tokens", "lora+tokens"])
+def test_a_disabled_adapter_is_the_base_also_with_gradients(mode, tied, tmp_path):
+    base = save_base(tmp_path / "base", tied=tied, padding=40)
+    plain, tokenizer, _ = extended(base)
+    model, _ = adapted(base, mode)
+    as_if_trained(model)
+    ids = some_ids(tokenizer)
+    with torch.no_grad():
+        expected = plain.eval()(input_ids=ids).logits
+    with model.disable_adapter():
+        assert torch.equal(model(input_ids=ids).logits, expected)
+    assert not torch.allclose(model(input_ids=ids).logits, expected)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("mode", ADAPTERS)

@@ -150,7 +150,8 @@ class RecurrentTrainer(ScheduledTrainer):
         optimizer = self.optimizer.optimizer if isinstance(self.optimizer, AcceleratedOptimizer) else self.optimizer
         optimizer.state.clear()
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"]
+            # Only schedules that follow the metrics have no `initial_lr`.
+            group["lr"] = group.get("initial_lr", self.args.learning_rate)
         self.lr_scheduler = None
         self.create_scheduler(self.state.max_steps)
         self.callback_handler.lr_scheduler = self.lr_scheduler

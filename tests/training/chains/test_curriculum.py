@@ -294,6 +294,29 @@ def test_training_stops_with_an_error_when_a_stage_is_not_learned(tmp_path):
         more.train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize("schedule", ["constant_with_warmup", "linear", "reduce_lr_on_plateau"])
+def test_a_restart_returns_to_the_first_learning_rate(tmp_path, schedule):
+    trainer = small_trainer(
+        tmp_path,
+        lr_scheduler_type=schedule,
+        learning_rate=0.02,
+        eval_strategy="steps",
+        eval_steps=4,
+        metric_for_best_model="accuracy",
+        max_steps=4,
+        save_strategy="no",
+    )
+    trainer.train()
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 1e-7
+    before = trainer.lr_scheduler
+    trainer.restart_optimizer()
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.02}
+    assert len(trainer.optimizer.state) == 0
+    # Callbacks are given the new schedule, which the next checkpoint saves.
+    assert trainer.callback_handler.lr_scheduler is trainer.lr_scheduler is not before
+
+
 def test_a_new_stage_restarts_the_optimizer_and_its_warm_up(tmp_path):
     trainer = small_trainer(
         tmp_path,

@@ -7,6 +7,7 @@ from small_runs import assert_same_weights, small_chains, small_model, small_tra
 
 from memreason_hf.training import ChainCollator, RecurrentTrainer, RecurrentTrainingArguments
 from memreason_hf.training.runs.errors import LaunchError, NonFiniteLossError
+from memreason_hf.training.scheduled.batches import Position
 from modeling_recurrent import sampling_recurrent
 
 
@@ -31,6 +32,18 @@ def test_every_parameter_moves_and_the_loss_falls(tmp_path, recurrence_loss, sup
     assert [name for name, value in weights(trainer.model).items() if torch.equal(value, before[name])] == []
     found = losses(trainer)
     assert sum(found[-5:]) < 0.95 * sum(found[:5])
+
+
+def test_the_data_seed_decides_the_rows_alone(tmp_path):
+    def rows(**seeds):
+        trainer = small_trainer(tmp_path, **seeds)
+        drawn = [tuple(trainer.schedule.rows(Position(0, None, step)).tolist()) for step in range(4)]
+        return drawn, (trainer.dropout_seed(), [trainer.step_recurrences()])
+
+    assert rows(data_seed=7) == rows()
+    (order, others), (default_order, default_others) = rows(data_seed=8), rows()
+    assert order != default_order and others == default_others
+    assert rows(seed=8)[0] == order
 
 
 def test_depth_of_a_step_follows_from_seed_and_step(tmp_path):
