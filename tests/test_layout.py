@@ -22,7 +22,7 @@ FLOORS = (
     ("adapters",),
     ("data",),
     ("steps",),
-    ("files", "tables", "messages"),
+    ("files", "tables", "messages", "patches"),
     ("modeling_recurrent",),
 )
 # Inside `training` a further order holds.

@@ -1,1 +1,1 @@
-"""PEFT modes for models that write steps: adapted layers, rows of new tokens, saving, and the base they belong to."""
+"""PEFT modes for models that write steps: adapted layers, rows of new tokens, saving, and the base of an adapter."""

@@ -1,9 +1,9 @@
 """
-Which weights are trained: all, LoRA, the new rows, or LoRA and the new rows.
+Which weights are trained: all of them, LoRA, the new rows, or LoRA and the new rows.
 
     extend_tokenizer(tokenizer, scheme, model)
     model = add_adapter(model, tokenizer, AdapterArguments("lora+tokens"))
-    ... # training
+    ...  # training
     save_adapter(model, tokenizer, folder)
     model, tokenizer = load_adapter(folder)
 """
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from memreason_hf.adapters.base import describe_base
+from memreason_hf.adapters.base_files import resolve_commit
 from memreason_hf.adapters.model import AdapterModel
 from memreason_hf.adapters.saving import is_adapter_folder, load_adapter, save_adapter
 from memreason_hf.adapters.targets import LORA_TARGETS, lora_targets
@@ -38,15 +39,21 @@ ADAPTER_MODES = ("full", "lora", "tokens", "lora+tokens")
 @dataclass
 class AdapterArguments:
     """
+    Which weights are trained.
+
     Args:
-        mode (`str`, defaults to `"lora+tokens"`):
-            `"full"`: every weight is trained. `"lora"`: low-rank updates of the linear layers; the rows of new tokens
-            stay as they were set. `"tokens"`: only those rows. `"lora+tokens"`: both.
-        lora_r (`int`, defaults to 16), lora_alpha (`float`, defaults to 16), lora_dropout (`float`, defaults to 0.05):
-            As in PEFT's `LoraConfig`.
-        lora_targets (`str`, defaults to `"mlp"`):
+        mode (`str`, *optional*, defaults to `"lora+tokens"`):
+            `"full"`: all weights. `"lora"`: low-rank updates of linear layers; the rows of new tokens stay as
+            `extend_tokenizer` set them. `"tokens"`: only those rows. `"lora+tokens"`: both.
+        lora_r (`int`, *optional*, defaults to 16): The rank, as in PEFT's `LoraConfig`.
+        lora_alpha (`float`, *optional*, defaults to 16): The scale of the updates is `lora_alpha / lora_r`.
+        lora_dropout (`float`, *optional*, defaults to 0.05): Dropout before the updates.
+        lora_targets (`str`, *optional*, defaults to `"mlp"`):
             The linear layers of the feed-forward networks (`"mlp"`), of the attention (`"attention"`), or both
             (`"all"`). Never the head.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
     mode: str = field(
@@ -64,7 +71,7 @@ class AdapterArguments:
     def __post_init__(self):
         for name, known in (("mode", ADAPTER_MODES), ("lora_targets", LORA_TARGETS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(known)}.")
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}.")
         if isinstance(self.lora_r, bool) or not isinstance(self.lora_r, int) or self.lora_r < 1:
             raise ValueError(f"lora_r={self.lora_r!r} must be an integer of at least 1.")
         if not self.lora_alpha > 0:
@@ -74,23 +81,39 @@ class AdapterArguments:
 
 
 def add_adapter(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: AdapterArguments
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: AdapterArguments,
+    *,
+    revision: str | None = None,
 ) -> PreTrainedModel | AdapterModel:
     """
-    Freezes what is not trained and adds what is.
+    Freezes the weights that are not trained and adds an adapter.
 
     Args:
-        model: extended for the tokenizer by `extend_tokenizer`; wrapped in place. Its name, `model.name_or_path`, is
-            noted as that of the base.
-        tokenizer: carries the scheme of steps.
-        arguments: see there.
+        model ([`~transformers.PreTrainedModel`]):
+            A model that `extend_tokenizer` extended for the tokenizer. It is wrapped in place. The adapter records
+            the files that it was loaded from, so changed weights must be saved and loaded first.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The extended tokenizer.
+        arguments ([`AdapterArguments`]): Which weights are trained.
+        revision (`str`, *optional*):
+            The revision of a model that was loaded from the Hub, if it is not the default one. The adapter names its
+            commit.
 
     Returns:
-        The model itself for `full`, in which all weights are trained; otherwise an `AdapterModel`.
+        The model itself for the mode `"full"`, otherwise an `AdapterModel`.
 
     Raises:
         ValueError: a model that was not extended, a tokenizer without the scheme's tokens, no layers to adapt, no new
-            rows to train, or a head that PEFT cannot train rows of.
+            rows to train, or a head whose rows PEFT cannot train.
+
+    Example:
+
+    ```python
+    >>> extend_tokenizer(tokenizer, StepScheme(1, 2), model)
+    >>> model = add_adapter(model, tokenizer, AdapterArguments("lora+tokens", lora_r=8))
+    >>> model.print_trainable_parameters()
+    ```
     """
     read_scheme(tokenizer)
     if arguments.mode == "full":
@@ -98,17 +121,20 @@ def add_adapter(
         return model
     _, ids = new_rows(model)
     if arguments.mode == "lora":
-        # Stored, as whoever loads the adapter has a base without them; `AdapterModel` keeps them frozen.
+        # The rows are stored, because the base that the adapter is loaded on lacks them. `AdapterModel` freezes them.
         config = _lora_config(model, arguments, ids)
     elif not ids:
-        raise ValueError(f"mode={arguments.mode!r}: the scheme of the tokenizer has no tokens, so no row is new.")
+        raise ValueError(f"mode={arguments.mode!r}: the tokenizer's scheme has no tokens, so no row is new.")
     elif arguments.mode == "tokens":
         config = TrainableTokensConfig(
             token_indices=list(ids), target_modules=_token_modules(model), task_type=TaskType.CAUSAL_LM
         )
     else:
         config = _lora_config(model, arguments, ids)
-    return AdapterModel(model, config, mode=arguments.mode, base=describe_base(model, tokenizer))
+    # PEFT, too, loads the base at this commit.
+    config.revision = resolve_commit(model.name_or_path, revision)
+    base = describe_base(model, tokenizer, config.revision)
+    return AdapterModel(model, config, mode=arguments.mode, base=base)
 
 
 def _lora_config(model, arguments, ids) -> PeftConfig:
@@ -125,7 +151,7 @@ def _lora_config(model, arguments, ids) -> PeftConfig:
 
 
 def _token_modules(model) -> list[str]:
-    """The paths of the embedding, and of the head where it has rows of its own. PEFT finds a tied head by itself."""
+    """The paths of the embedding and, unless it is tied, of the head. PEFT finds a tied head itself."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     paths = {id(module): path for path, module in model.named_modules()}
     if head is None:
@@ -134,11 +160,11 @@ def _token_modules(model) -> list[str]:
     if tied != bool(model.config.tie_word_embeddings):
         raise ValueError(
             f"tie_word_embeddings={model.config.tie_word_embeddings} in the config of {type(model).__name__}, but its "
-            f"head {'is' if tied else 'is not'} tied to the embedding. Make the config say what is."
+            f"head {'is' if tied else 'is not'} tied to the embedding. Correct the config."
         )
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ValueError(
-            f"The head of {type(model).__name__} is {head}: rows of it can only be stored where it is a linear layer "
-            "without a bias. Choose mode='full'."
+            f"The head of {type(model).__name__} is {head}, but its rows can only be stored if it is a linear layer "
+            "without a bias. Use mode='full'."
         )
     return [paths[id(embedding)], *([] if tied else [paths[id(head)]])]

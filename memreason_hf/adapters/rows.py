@@ -1,4 +1,4 @@
-"""PEFT's layer for single rows of an embedding or a head, with gradients for those rows alone."""
+"""A layer that trains single rows of an embedding or a head, with gradients for those rows alone."""
 
 import torch
 from peft.tuners.trainable_tokens import TrainableTokensLayer
@@ -8,20 +8,17 @@ from torch.nn import functional
 
 class TrainedRowsLayer(TrainableTokensLayer):
     """
-    Computes what `TrainableTokensLayer` does, bit for bit, and the same gradients up to rounding.
+    Computes what PEFT's `TrainableTokensLayer` computes, bit for bit, and the same gradients up to rounding.
 
-    PEFT copies the matrix, puts the rows in and differentiates through the copy: a gradient of the whole matrix, of
-    which all but some rows are thrown away. For the head of a large vocabulary that is a third of its work, and as
-    much memory again. Here the copy takes no gradient, and the rows get theirs from a term that is zero.
+    PEFT copies the matrix, inserts the rows and differentiates through the copy: it computes a gradient of the whole
+    matrix and keeps only some of its rows. For the head of a large vocabulary that is a third of the work, and as much
+    memory again. Here the copy has no gradient, and the rows get theirs from a term whose value is zero.
+
+    PEFT creates its own layers; `patches.swap_class` turns them into this class.
     """
 
-    @classmethod
-    def take_over(cls, layer: TrainableTokensLayer):
-        """Turns PEFT's layer into one of these, in place."""
-        layer.__class__ = cls
-
     def forward_adapters(self, x: torch.Tensor, active_adapters, *args, **kwargs) -> torch.Tensor:
-        trained = [name for name in active_adapters or () if self.trainable_tokens_delta[name].requires_grad]
+        trained = [name for name in active_adapters if self.trainable_tokens_delta[name].requires_grad]
         if self.disable_adapters or self.merged or not trained or not torch.is_grad_enabled():
             return super().forward_adapters(x, active_adapters, *args, **kwargs)
         base = self.base_layer
@@ -32,10 +29,9 @@ class TrainedRowsLayer(TrainableTokensLayer):
         ids = torch.tensor(self.token_indices[trained[0]], device=matrix.device)
         rows = self.trainable_tokens_delta[trained[0]].to(matrix)
         if isinstance(base, nn.Linear):
-            # The term is added in place: for a long text and a large vocabulary nothing else is as large.
+            # In place: for a long text and a large vocabulary no other tensor is as large.
             return functional.linear(x, matrix).index_add_(-1, ids, _zero(functional.linear(x.detach(), rows)))
-        options = {"max_norm": base.max_norm, "norm_type": base.norm_type}
-        result = functional.embedding(x, matrix, padding_idx=base.padding_idx, **options)
+        result = functional.embedding(x, matrix, max_norm=base.max_norm, norm_type=base.norm_type)
         place = torch.full((len(matrix),), -1, device=ids.device).index_copy(0, ids, torch.arange(len(ids)).to(ids))[x]
         result = result + _zero(functional.embedding(place.clamp(min=0), rows)) * (place >= 0).unsqueeze(-1)
         scale = self._get_embed_scale()
@@ -43,5 +39,5 @@ class TrainedRowsLayer(TrainableTokensLayer):
 
 
 def _zero(values):
-    """Zeros whose gradient is that of the values."""
+    """Zeros with the gradient of the values."""
     return values - values.detach()

@@ -1,4 +1,4 @@
-"""Adapters on disk: a folder with the adapter, the new rows, the tokenizer with its scheme, and what the base is."""
+"""Adapters on disk: a folder with the adapter, the new rows, the tokenizer with its scheme, and a note on the base."""
 
 import json
 import shutil
@@ -19,14 +19,18 @@ from transformers import (
 
 import modeling_recurrent  # noqa: F401  (registers its model: a base can be one)
 from memreason_hf import files
-from memreason_hf.adapters.base import check_base, check_config, check_tokenizer
+from memreason_hf.adapters.base import DESCRIPTION, check_config, check_rows, check_tokenizer, check_weights
+from memreason_hf.adapters.base_files import weight_files
 from memreason_hf.adapters.model import ADAPTER, ADAPTER_FILE, AdapterModel
 from memreason_hf.steps.attention import STEP_ATTENTION_FILE, restore_step_attention
 from memreason_hf.steps.tokenization import extend_tokenizer, read_scheme
 
 
+BASE_CHECKS = ("blocks", "sha256", "none")
+
+
 def is_adapter_folder(folder: Path | str) -> bool:
-    """Whether a folder holds an adapter, of this package or of PEFT, and no whole model."""
+    """Whether a folder holds an adapter, of this package or of PEFT alone."""
     return (Path(folder) / CONFIG_NAME).is_file()
 
 
@@ -34,10 +38,15 @@ def save_adapter(
     model: AdapterModel | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str
 ) -> None:
     """
-    Saves an adapter, or the whole model of the mode `full`, with its tokenizer and scheme.
+    Saves an adapter, or the whole model of the mode `"full"`, with its tokenizer and scheme.
 
-    A folder that is not there yet appears whole or not at all; in one that is, every file is replaced whole, the
-    config last.
+    A new folder appears whole or not at all. In an existing one every file is replaced whole, the config last. The
+    first save of an adapter reads the weight files of its base whole, to record their hashes (1.2 s per GB).
+
+    Args:
+        model ([`AdapterModel`] or [`~transformers.PreTrainedModel`]): The result of `add_adapter`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The extended tokenizer.
+        folder (`Path` or `str`): Where to save.
 
     Raises:
         ValueError: a tokenizer without the scheme's tokens.
@@ -47,11 +56,11 @@ def save_adapter(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, not a folder.")
-    # Of two, only the adapter would be found again.
+    # Of two in one folder, only the adapter would be loaded.
     is_adapter = isinstance(model, AdapterModel)
     if (folder / (MODEL_CONFIG_NAME if is_adapter else CONFIG_NAME)).is_file():
         kinds = ("a whole model", "an adapter") if is_adapter else ("an adapter", "a whole model")
-        raise FileExistsError(f"{folder} holds {kinds[0]}, beside which {kinds[1]} cannot be saved: choose another.")
+        raise FileExistsError(f"{folder} holds {kinds[0]}, so {kinds[1]} cannot be saved there. Use another folder.")
     if not folder.exists():
         with files.whole_folder(folder) as staged:
             model.save_pretrained(staged)
@@ -64,7 +73,7 @@ def save_adapter(
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         if not (staged / STEP_ATTENTION_FILE).exists():
-            # Of an adapter that was saved there before.
+            # It belongs to an adapter that was saved there before.
             (folder / STEP_ATTENTION_FILE).unlink(missing_ok=True)
         files.move_files(staged, folder, last=(MODEL_CONFIG_NAME, CONFIG_NAME))
     finally:
@@ -73,25 +82,28 @@ def save_adapter(
 
 def read_adapter_note(folder: Path | str) -> dict:
     """
-    What an adapter of this package notes: `mode`, and `base`, what its base model must be.
+    What an adapter of this package records: `mode`, and `base`, the result of `describe_base`.
 
     Raises:
-        OSError: no adapter is there.
-        ValueError: the note cannot be read, or another program wrote the adapter.
+        OSError: the folder holds no adapter.
+        ValueError: the file cannot be read, or another program wrote the adapter.
     """
     folder = Path(folder)
     if not is_adapter_folder(folder):
-        raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}: no adapter is there.")
+        raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}, so it is not an adapter.")
     try:
         note = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-        return {"mode": note["mode"], "base": note["base"]}
+        return {"mode": note["mode"], "base": {name: note["base"][name] for name in DESCRIPTION}}
     except FileNotFoundError:
         raise ValueError(
             f"{folder} holds an adapter without {ADAPTER_FILE}: another program wrote it. Load it with peft's "
             "AutoPeftModelForCausalLM."
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{folder / ADAPTER_FILE} cannot be read: the adapter is damaged.") from None
+        raise ValueError(
+            f"{folder / ADAPTER_FILE} cannot be read: the adapter is damaged, or an earlier version of this package "
+            "wrote it. Train it again."
+        ) from None
 
 
 def load_adapter(
@@ -100,49 +112,63 @@ def load_adapter(
     base: str | Path | PreTrainedModel | None = None,
     dtype: str | torch.dtype | None = None,
     is_trainable: bool = False,
+    base_check: str = "blocks",
     **kwargs,
 ) -> tuple[AdapterModel, PreTrainedTokenizerBase]:
     """
-    An adapter on its base, which is extended first, and the tokenizer; with the attention between steps that it was
-    trained with.
+    Loads an adapter on its base, which is extended first, and the tokenizer. The attention between steps that the
+    adapter was trained with is set, too.
 
     Args:
-        folder: what `save_adapter` or a Trainer wrote.
-        base: the base as a model (extended already or not; wrapped in place), or its folder or name on the Hub.
-            Default: the one that the adapter names.
-        dtype: of the base, where it is not given as a model; default, or `"auto"`: the one that the adapter was
-            trained on, whatever the base was saved in.
-        is_trainable: go on training it.
-        kwargs: passed to the base's `from_pretrained`, for example `quantization_config` and `device_map`.
+        folder (`Path` or `str`): What `save_adapter` or a Trainer wrote.
+        base (`str`, `Path` or [`~transformers.PreTrainedModel`], *optional*):
+            The folder of the base, its name on the Hub, or the loaded base, extended or not, which is wrapped in
+            place. Default: the base that the adapter names, on the Hub at the commit that it was trained on.
+        dtype (`str` or `torch.dtype`, *optional*):
+            The dtype of a base that is loaded here. Default, and `"auto"`: the dtype that the adapter was trained on,
+            whatever the base was saved in.
+        is_trainable (`bool`, *optional*, defaults to `False`): Whether to continue its training.
+        base_check (`str`, *optional*, defaults to `"blocks"`):
+            How the weights of the base are recognised. `"blocks"`: by 1,024 blocks of each of its files, in
+            milliseconds. `"sha256"`: by its whole files (1.2 s per GB). `"none"`: not at all, for a base that was
+            saved again in another dtype or in other shards. The weights of a model that was never saved cannot be
+            recognised, and neither can changes of a loaded base in memory.
+        kwargs: Passed to the base's `from_pretrained`, for example `quantization_config` and `device_map`.
 
     Returns:
         The model, in evaluation mode unless it is trainable, and the tokenizer.
 
     Raises:
-        OSError: no adapter or no base is there.
+        OSError: there is no adapter or no base.
         ValueError: the tokenizer lacks the scheme's tokens or is another one, the base is another model (width, tying,
             vocabulary, architecture or weights), or the stored weights belong to another adapter.
+
+    Example:
+
+    ```python
+    >>> model, tokenizer = load_adapter("runs/lora")
+    >>> model, tokenizer = load_adapter("runs/lora", base="models/moved", dtype="bfloat16")
+    ```
     """
+    if base_check not in BASE_CHECKS:
+        raise ValueError(f"base_check={base_check!r} must be one of {', '.join(BASE_CHECKS)}.")
     folder = Path(folder)
     note = read_adapter_note(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     scheme = read_scheme(tokenizer)
     check_tokenizer(tokenizer, note["base"])
     config = PeftConfig.from_pretrained(folder)
-    model = base
     if isinstance(base, PreTrainedModel):
         if kwargs or dtype is not None:
             given = ", ".join([*kwargs, *(["dtype"] if dtype is not None else [])])
-            raise ValueError(f"{given}: only used where the base is loaded here; it was given as a model.")
-        check_config(model.config, note["base"])
+            raise ValueError(f"{given}: only used if the base is loaded here, but base is a loaded model.")
+        check_config(base.config, note["base"])
+        check_weights(base.config, weight_files(base.name_or_path), note["base"], base_check)
+        model = base
     else:
-        # Another base is recognised before its weights are read.
-        check_config(read_base_config(folder, base), note["base"])
-        name = str(base or config.base_model_name_or_path)
-        dtype = note["base"].get("dtype", "auto") if dtype in (None, "auto") else dtype
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **kwargs)
+        model = _load_base(folder, base, config, dtype, note["base"], base_check, kwargs)
     extend_tokenizer(tokenizer, scheme, model)
-    check_base(model, note["base"])
+    check_rows(model, note["base"])
     config.inference_mode = not is_trainable
     model = AdapterModel(model, config, mode=note["mode"], base=note["base"])
     model.load_adapter(folder, ADAPTER, is_trainable=is_trainable)
@@ -150,28 +176,47 @@ def load_adapter(
     return model.train(is_trainable), tokenizer
 
 
+def _load_base(folder, base, config, dtype, description, base_check, kwargs):
+    name = str(base or config.base_model_name_or_path)
+    if base is None and config.revision is not None:
+        kwargs = {"revision": config.revision, **kwargs}
+    # Another base is recognised before its weights are read, unless it still has to be downloaded.
+    base_config = read_base_config(folder, base)
+    check_config(base_config, description)
+    files = weight_files(name, kwargs.get("revision"))
+    check_weights(base_config, files, description, base_check)
+    dtype = description.get("dtype", "auto") if dtype in (None, "auto") else dtype
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **kwargs)
+    if not files:
+        files = weight_files(name, kwargs.get("revision"))
+        check_weights(model.config, files, description, base_check)
+    return model
+
+
 def read_base_config(folder: Path | str, base: str | Path | None = None) -> PreTrainedConfig:
     """
     The config of an adapter's base, as it was before its tokenizer was extended.
 
     Args:
-        base: where the base is, if not where the adapter says.
+        folder (`Path` or `str`): The adapter.
+        base (`str` or `Path`, *optional*): The base. Default: the one that the adapter names.
 
     Raises:
-        OSError: it is not there.
-        ValueError: the adapter names none, or another program wrote it.
+        OSError: the base cannot be read.
+        ValueError: the adapter names no base.
     """
-    read_adapter_note(folder)
-    name = str(base or PeftConfig.from_pretrained(folder).base_model_name_or_path or "")
+    adapter = PeftConfig.from_pretrained(folder)
+    name = str(base or adapter.base_model_name_or_path or "")
     if not name:
         raise ValueError(
-            f"The adapter {folder} names no base model: it was trained on one that was never saved. Save that model "
-            "and say where it is (base=)."
+            f"The adapter {folder} names no base model: it was trained on a model that was never saved. Save that "
+            "model and pass its folder (base=)."
         )
+    revision = {} if base is not None or adapter.revision is None else {"revision": adapter.revision}
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, **revision)
     except (OSError, ValueError) as error:
         raise OSError(
             f"The base model {name!r} of the adapter {folder} cannot be read ({str(error).splitlines()[0]}). "
-            "Say where it is (base=)."
+            "Pass its folder (base=)."
         ) from error

@@ -7,34 +7,40 @@ from transformers.pytorch_utils import Conv1D
 
 LORA_TARGETS = ("mlp", "attention", "all")
 
-# Of the class or the attribute that holds a linear layer, in lower case: GPT2Attention, self_attn, linear_attn; …
+# Parts of the names of classes and attributes around a linear layer, in lower case: GPT2Attention, self_attn.
 _ATTENTION = ("attention", "attn")
-# … RecurrentDepthMLP, feed_forward, block_sparse_moe, experts.
+# RecurrentDepthMLP, feed_forward, block_sparse_moe, experts.
 _MLP = ("mlp", "feedforward", "feed_forward", "ffn", "moe", "expert")
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, str]:
     """
-    The linear layers inside the decoder layers: `{full module path: "mlp" | "attention" | "other"}`.
+    The linear layers inside the decoder layers of a model.
 
-    A decoder layer is an item of an outermost `ModuleList`, whatever the model's type. What a linear layer belongs to
-    is said by the modules around it there, from the innermost outwards, because its own name can be that of another:
-    GPT-2 has a `c_proj` in both. One that stands in the decoder layer itself is of its feed-forward network, as in
-    OPT. 8-bit and 4-bit layers and GPT-2's `Conv1D` count; the head does not, wherever it is.
+    A decoder layer is an item of an outermost `ModuleList`, whatever the model's type. The kind of a linear layer
+    follows from the modules around it, from the innermost outwards, and not from its own name: GPT-2 has a `c_proj` in
+    both its MLP and its attention. A linear layer directly in the decoder layer belongs to the feed-forward network,
+    as in OPT. 8-bit and 4-bit layers and GPT-2's `Conv1D` count as linear layers. The head does not, wherever it is.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): Any decoder.
+
+    Returns:
+        `dict[str, str]`: the kind, `"mlp"`, `"attention"` or `"other"`, by the full path of the module.
     """
     head = model.get_output_embeddings()
     modules = dict(model.named_modules())
-    found = {}
+    kinds = {}
     for path, module in modules.items():
         if module is head or not isinstance(module, nn.Linear | Conv1D):
             continue
         names = path.split(".")
         lists = [n for n in range(1, len(names)) if isinstance(modules[".".join(names[:n])], nn.ModuleList)]
-        # Two names more make the decoder layer and something in it.
+        # After the path of the list come the decoder layer and something inside it.
         if lists and len(names) >= lists[0] + 2:
             ends = range(len(names) - 1, lists[0] + 1, -1)
-            found[path] = _kind([(names[end - 1], modules[".".join(names[:end])]) for end in ends])
-    return found
+            kinds[path] = _kind([(names[end - 1], modules[".".join(names[:end])]) for end in ends])
+    return kinds
 
 
 def lora_targets(model: PreTrainedModel, targets: str) -> list[str]:
@@ -42,13 +48,14 @@ def lora_targets(model: PreTrainedModel, targets: str) -> list[str]:
     The full module paths of the linear layers to adapt.
 
     Args:
-        targets: `"mlp"`, `"attention"` or `"all"` (every linear layer inside a decoder layer).
+        model ([`~transformers.PreTrainedModel`]): Any decoder.
+        targets (`str`): `"mlp"`, `"attention"` or `"all"` (every linear layer inside a decoder layer).
 
     Raises:
-        ValueError: another word, or a model in which there is none; the message lists its linear layers.
+        ValueError: another word, or a model without such layers. The message lists its linear layers.
     """
     if targets not in LORA_TARGETS:
-        raise ValueError(f"lora_targets={targets!r} is not known; choose one of {', '.join(LORA_TARGETS)}.")
+        raise ValueError(f"lora_targets={targets!r} must be one of {', '.join(LORA_TARGETS)}.")
     layers = linear_layers(model)
     chosen = [path for path, kind in layers.items() if targets in ("all", kind)]
     if not chosen:
@@ -57,7 +64,7 @@ def lora_targets(model: PreTrainedModel, targets: str) -> list[str]:
         more = f" and {len(linear) - 20} more" if len(linear) > 20 else ""
         raise ValueError(
             f"lora_targets={targets!r}: {type(model).__name__} has no such layer. Its linear layers: "
-            f"{shown or 'none'}{more}. Choose another of {', '.join(LORA_TARGETS)}."
+            f"{shown or 'none'}{more}. Use another one of {', '.join(LORA_TARGETS)}."
         )
     return chosen
 

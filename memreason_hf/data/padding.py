@@ -1,4 +1,4 @@
-"""Rows of different lengths as one batch: padded on a side, with a label at every position."""
+"""Pads rows of different lengths into one batch, with a label at every position."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,26 +6,37 @@ import numpy as np
 import torch
 
 
-# What torch's cross entropy passes over.
+# The label that the cross entropy of torch ignores.
 IGNORED_LABEL = -100
 
 
 def pad_rows(rows: Sequence[Mapping], pad_token_id: int, *, side: str) -> dict[str, torch.Tensor]:
     """
-    Rows of `input_ids` and `label_ids` (the label at a position) as a batch.
+    Pads rows into a batch.
 
     Args:
-        side: `"left"` or `"right"`, where shorter rows are filled up.
+        rows (`Sequence[Mapping]`): Each with `input_ids` and `label_ids`, the label of each position.
+        pad_token_id (`int`): What fills up shorter rows.
+        side (`str`): `"left"` or `"right"`, where they are filled up.
 
     Returns:
-        Int64 tensors of shape `(batch, longest row)`: `input_ids`, `shift_labels` and, where a row was padded,
+        Int64 tensors of shape `(batch, longest row)`: `input_ids`, `shift_labels` and, if a row was padded,
         `attention_mask`.
 
     Raises:
-        ValueError: no rows, a row without tokens, or labels that are fewer or more than the tokens.
+        ValueError: no rows, a row without tokens, or a row with another number of labels than tokens.
+
+    Example:
+
+    ```python
+    >>> rows = [{"input_ids": [5, 6], "label_ids": [6, 7]}, {"input_ids": [8], "label_ids": [9]}]
+    >>> pad_rows(rows, 0, side="left")["shift_labels"]
+    tensor([[   6,    7],
+            [-100,    9]])
+    ```
     """
     if len(rows) == 0:
-        raise ValueError("A batch needs at least one row, got none.")
+        raise ValueError("A batch needs at least one row, but got none.")
     lengths = [len(row["input_ids"]) for row in rows]
     width, shortest = max(lengths), min(lengths)
     if shortest == 0:

@@ -1,4 +1,4 @@
-"""What a step of a solution is: the scheme of its marks, and how tokenizers, attention and depth follow it."""
+"""Steps of a solution: the scheme of their marks, and tokenizers, attention and depth that follow it."""
 
 from memreason_hf.steps.scheme import (
     ANSWER_MARKER,

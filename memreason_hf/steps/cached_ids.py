@@ -1,64 +1,96 @@
-"""The ids of the tokens in a cache, kept with it: what is decoded later has to know the steps of what came before."""
-
-from types import MethodType
+"""The ids of the tokens in a cache, kept with the cache: later tokens depend on the steps of earlier ones."""
 
 import torch
 from transformers import Cache
 
+from memreason_hf.patches import attach, attached, override
 
-_IDS = "_memreason_ids"
 
-# What a cache can do to its rows or tokens, and the same for the ids. Cutting its end is seen from its length.
-_CHANGES = {
-    "reorder_cache": lambda ids, rows: ids[rows.to(ids.device)],
-    "batch_select_indices": lambda ids, rows: ids[rows.to(ids.device)],
-    "batch_repeat_interleave": lambda ids, repeats: ids.repeat_interleave(repeats, dim=0),
-    "keep_tokens": lambda ids, places: ids.gather(1, places.to(ids.device)),
-}
+_IDS = "ids"
 
 
 def read_past(cache: Cache | None, batch: int) -> torch.LongTensor | None:
     """
-    The ids of the tokens in a cache, `(batch, tokens)`; None if there are none.
+    The ids of the tokens in a cache.
+
+    Args:
+        cache ([`~transformers.Cache`], *optional*): The cache of a forward.
+        batch (`int`): The rows of the forward.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch, tokens)`, or `None` for an empty cache.
 
     Raises:
-        ValueError: it was filled by a model that kept no ids, or with another batch.
+        ValueError: the cache was filled without attention between steps, or with another number of rows.
     """
     length = 0 if cache is None else int(cache.get_seq_length())
     if length == 0:
         return None
-    ids = getattr(cache, _IDS, None)
+    ids = attached(cache, _IDS)
     if ids is None or ids.shape[1] < length:
         known = 0 if ids is None else ids.shape[1]
         raise ValueError(
             f"past_key_values holds {length} tokens, of which only {known} were read with attention between steps. "
-            "Run the whole text with it, and an empty cache."
+            "Start with an empty cache and run the whole text with it."
         )
     if ids.shape[0] != batch:
-        raise ValueError(f"past_key_values holds {ids.shape[0]} rows, the input has {batch}.")
+        raise ValueError(f"past_key_values has {ids.shape[0]} rows, but the input has {batch}.")
+    # The cache may have been cropped since.
     return ids[:, :length]
 
 
 def record_ids(cache: Cache, ids: torch.LongTensor) -> None:
-    """Keeps the ids (`(batch, tokens)`) of all tokens in a cache with it; they follow what is done to its rows."""
-    if not hasattr(cache, _IDS):
-        for name, change in _CHANGES.items():
+    """
+    Keeps the ids of all tokens of a cache with it. They follow every method that moves its rows or tokens.
+
+    Args:
+        cache ([`~transformers.Cache`]): The cache after a forward.
+        ids (`torch.LongTensor` of shape `(batch, tokens)`): The ids of past and new tokens.
+    """
+    if attached(cache, _IDS) is None:
+        for name, follow in _FOLLOWERS.items():
             if hasattr(cache, name):
-                setattr(cache, name, MethodType(_followed(name, change), cache))
-    setattr(cache, _IDS, ids)
+                override(cache, name, follow)
+    attach(cache, _IDS, ids)
 
 
 def cache_in(output) -> Cache | None:
-    """The cache that a forward made itself, in its output."""
+    """The cache in the output of a forward, which may have created it itself."""
     values = output.values() if hasattr(output, "values") else output
     return next((value for value in values if isinstance(value, Cache)), None) if values is not None else None
 
 
-def _followed(name, change):
-    # Bound by MethodType, so that a copy of the cache has methods of its own.
-    def method(cache, *args, **kwargs):
-        result = getattr(type(cache), name)(cache, *args, **kwargs)
-        setattr(cache, _IDS, change(getattr(cache, _IDS), *args, *kwargs.values()))
-        return result
+# The methods of a cache that move its rows or tokens, each followed by the same change of the ids. Cropping needs
+# none, because it shows in the length of the cache.
 
-    return method
+
+def _reorder(cache, beam_idx):
+    type(cache).reorder_cache(cache, beam_idx)
+    _change(cache, lambda ids: ids[beam_idx.to(ids.device)])
+
+
+def _select(cache, indices):
+    type(cache).batch_select_indices(cache, indices)
+    _change(cache, lambda ids: ids[indices.to(ids.device)])
+
+
+def _repeat(cache, repeats):
+    type(cache).batch_repeat_interleave(cache, repeats)
+    _change(cache, lambda ids: ids.repeat_interleave(repeats, dim=0))
+
+
+def _keep(cache, places):
+    type(cache).keep_tokens(cache, places)
+    _change(cache, lambda ids: ids.gather(1, places.to(ids.device)))
+
+
+def _change(cache, change):
+    attach(cache, _IDS, change(attached(cache, _IDS)))
+
+
+_FOLLOWERS = {
+    "reorder_cache": _reorder,
+    "batch_select_indices": _select,
+    "batch_repeat_interleave": _repeat,
+    "keep_tokens": _keep,
+}

@@ -1,12 +1,12 @@
 """
-Depth by the kind of step: recall shallowly, reason deeply, with a recurrent-depth model.
+Depth by the kind of a step: a recurrent-depth model recalls with few recurrences and reasons with many.
 
     depths = DepthByKind(tokenizer, {"memory": 2, "reason": 16}, otherwise=8)
     output = model.generate(input_ids, depth_schedule=depths, return_dict_in_generate=True)
     recurrences_by_kind(depths.kinds, output.sequences, output.num_recurrences)
 
-A token is of the kind whose tokens last came before it, itself included; the question, and prefix tokens, which come
-before the kind is told, are of none. Every row changes on its own.
+A token has the kind of the last step token up to and including itself. The question has no kind, and neither have
+prefix tokens, which come before the token of the kind. Each row changes its depth on its own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,29 +23,47 @@ NO_KIND_YET = "none"
 
 class StepKinds:
     """
-    The kinds of the tokens of texts in ids.
+    Finds the kinds of the tokens of texts in ids.
 
     Args:
-        tokens: the tokenizer that was extended, or the ids of every group, as `step_token_ids` gives them.
+        tokens ([`~transformers.PreTrainedTokenizerBase`] or `Mapping`):
+            The extended tokenizer, or the ids of every group, as `step_token_ids` returns them.
 
     Attributes:
-        names: what the numbers of `read` stand for: `"none"`, then the kinds that have tokens.
+        names (`list[str]`): What the numbers of `read` stand for: `"none"`, then the kinds that have tokens.
 
     Raises:
-        ValueError: a scheme whose tokens tell no kinds.
+        ValueError: the scheme has no tokens for kinds.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> kinds = StepKinds({"memory": [8], "reason": [9]})
+    >>> [kinds.names[number] for number in kinds.read(torch.tensor([[1, 8, 2, 9]]))[0]]
+    ['none', 'memory', 'memory', 'reason']
+    ```
     """
 
     def __init__(self, tokens: PreTrainedTokenizerBase | Mapping[str, Sequence[int]]):
         groups = step_token_ids(tokens) if isinstance(tokens, PreTrainedTokenizerBase) else tokens
         self.names = [NO_KIND_YET, *(kind for kind in KINDS if groups.get(kind))]
         if len(self.names) == 1:
-            raise ValueError("The scheme has no tokens for kinds of steps: nothing in the ids tells them.")
+            raise ValueError("The scheme has no tokens for kinds of steps, so the ids do not show them.")
         known = dict.fromkeys(groups.get(PREFIX, ()), 0)
         known |= {token_id: number for number, kind in enumerate(self.names) for token_id in groups.get(kind, ())}
         self.ids, self.numbers = map(torch.tensor, zip(*sorted(known.items())))
 
     def read(self, input_ids: torch.LongTensor) -> torch.LongTensor:
-        """`(batch, tokens)` ids from the start of a text -> the kind of each token, a number of `names`."""
+        """
+        The kind of each token.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): Texts from their start.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, tokens)`, indices of `names`.
+        """
         ids, numbers = self.ids.to(input_ids.device), self.numbers.to(input_ids.device)
         code = torch.searchsorted(ids, input_ids.contiguous()).clamp_max(len(ids) - 1)
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -55,15 +73,16 @@ class StepKinds:
 
 class DepthByKind:
     """
-    A `depth_schedule` for `generate`: each token's count, or the most that it takes where a criterion decides.
+    A `depth_schedule` for `generate`: the number of recurrences of each token, or the most of them where a halting
+    criterion decides.
 
     Args:
-        tokens: as for `StepKinds`.
-        depths: recurrences by kind.
-        otherwise: those of all other kinds, of the question and of prefix tokens.
+        tokens ([`~transformers.PreTrainedTokenizerBase`] or `Mapping`): As for `StepKinds`.
+        depths (`Mapping[str, int]`): The recurrences of each kind.
+        otherwise (`int`): The recurrences of all other kinds, of the question and of prefix tokens.
 
     Raises:
-        ValueError, TypeError: a kind without tokens, a depth that is no positive int.
+        ValueError, TypeError: a kind without tokens, or a depth that is not a positive int.
     """
 
     def __init__(
@@ -75,27 +94,35 @@ class DepthByKind:
         self.kinds = StepKinds(tokens)
         for name, depth in {**depths, "otherwise": otherwise}.items():
             if name not in (*self.kinds.names[1:], "otherwise"):
-                raise ValueError(f"{name}={depth}: there are no tokens of kind {name!r}, only {self._known()}.")
+                kinds = ", ".join(self.kinds.names[1:])
+                raise ValueError(f"{name}={depth}: the scheme has no tokens of kind {name!r}, only of {kinds}.")
             if isinstance(depth, bool) or not isinstance(depth, int):
-                raise TypeError(f"{name}={depth!r} recurrences is no int.")
+                raise TypeError(f"{name}={depth!r} must be an int, the number of recurrences.")
             if depth < 1:
-                raise ValueError(f"{name}={depth} recurrences must be at least 1.")
+                raise ValueError(f"{name}={depth} must be at least 1.")
         self.depths = torch.tensor([otherwise, *(depths.get(kind, otherwise) for kind in self.kinds.names[1:])])
 
     def __call__(self, input_ids: torch.LongTensor) -> torch.LongTensor:
-        """`(batch, tokens)` ids -> recurrences of each token."""
+        """The recurrences of each token of `input_ids`; both have the shape `(batch, tokens)`."""
         return self.depths.to(input_ids.device)[self.kinds.read(input_ids)]
-
-    def _known(self):
-        return ", ".join(self.kinds.names[1:])
 
 
 def read_depths(text: str) -> dict[str, int]:
     """
-    `"memory=2,reason=16"` -> `{"memory": 2, "reason": 16}`.
+    Reads depths of kinds from a flag.
+
+    Args:
+        text (`str`): For example `"memory=2,reason=16"`.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the text has another form.
+
+    Example:
+
+    ```python
+    >>> read_depths("memory=2,reason=16")
+    {'memory': 2, 'reason': 16}
+    ```
     """
     depths = {}
     for part in text.split(","):
@@ -103,7 +130,7 @@ def read_depths(text: str) -> dict[str, int]:
         kind = kind.strip()
         if kind not in KINDS or not depth.strip().isdecimal() or kind in depths:
             raise ValueError(
-                f"{part!r} in {text!r} is no depth of a kind: write, for example, memory=2,reason=16, each of "
+                f"{part!r} in {text!r} is not the depth of a kind. Write, for example, memory=2,reason=16, each of "
                 f"{', '.join(KINDS)} at most once."
             )
         depths[kind] = int(depth)
@@ -117,18 +144,22 @@ def recurrences_by_kind(
     num_tokens: Sequence[int] | None = None,
 ) -> list[dict[str, list[int]]]:
     """
-    What generated tokens cost: a new token costs the recurrences of the position before it, and counts for its kind.
+    The recurrences of generated tokens by kind.
+
+    A new token takes the recurrences of the position before it, and counts for the kind of that position.
 
     Args:
-        sequences: `(rows, tokens)`, as `generate` returns them, prompts included.
-        num_recurrences: `(rows, new tokens)`, from the same output; 0 behind the end of a text, where nothing counts.
-        num_tokens: how many of its new tokens count, of each row; None for all.
+        kinds (`StepKinds`): Finds the kinds of tokens.
+        sequences (`torch.LongTensor` of shape `(rows, tokens)`): What `generate` returned, prompts included.
+        num_recurrences (`torch.LongTensor` of shape `(rows, new tokens)`):
+            From the same output. It is 0 after the end of a text, where nothing counts.
+        num_tokens (`Sequence[int]`, *optional*): How many new tokens of each row count. Default: all of them.
 
     Returns:
-        For each row `{kind: [tokens, recurrences]}`, kinds without tokens left out.
+        `list[dict[str, list[int]]]`: for each row `{kind: [tokens, recurrences]}`, without kinds that have no tokens.
     """
     new = num_recurrences.shape[1]
-    # The position before the first new token is the last of the prompt.
+    # The position before the first new token is the last one of the prompt.
     numbers = kinds.read(sequences)[:, -new - 1 : -1].tolist()
     rows = []
     for row, (of_kind, counts) in enumerate(zip(numbers, num_recurrences.tolist())):
@@ -145,7 +176,7 @@ def recurrences_by_kind(
 
 
 def mean_recurrences_by_kind(rows: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, float]:
-    """The mean recurrences of a token by kind, from what `recurrences_by_kind` gives; none first, then by `KINDS`."""
+    """The mean recurrences of a token by kind, over the rows of `recurrences_by_kind`. `"none"` is the first kind."""
     totals = {}
     for row in rows:
         for kind, (tokens, recurrences) in row.items():

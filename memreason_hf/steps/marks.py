@@ -1,9 +1,9 @@
 """
-Finding the marks of steps in a text: groups of special tokens, in the spellings that published texts use.
+Finds the marks of steps in a text: groups of special tokens, in the spellings of published texts.
 
-A group is the prefix tokens, if there are any, and then the tokens of a kind in order: `<prefix_0><prefix_1><memory_0>
-<memory_1>`. How many there are is not fixed, but the same within a text: a group that is shorter than the longest one
-of its text is cut short, and marks nothing.
+A group consists of the prefix tokens, if there are any, and the tokens of a kind in order: `<prefix_0><prefix_1>
+<memory_0><memory_1>`. Their number is not fixed, but it is the same within a text: a group that is shorter than the
+longest one of its text is incomplete and marks nothing.
 """
 
 import re
@@ -17,13 +17,13 @@ FAMILY_TOKEN = re.compile(rf"<({_PREFIX_NAME}|{'|'.join(_KIND_NAMES)})(?:_(\d+))
 _BLANKS = re.compile(r"[^\S\n]*")
 _AT_LINE_START = re.compile(r"^[^\S\n]*", re.MULTILINE)
 _AFTER_WHITE_SPACE = re.compile(r"(?:^|(?<=\s))(?=<)")
-# A token that the end of the text cuts through.
+# A token that the end of the text cuts off.
 _FRAGMENT = re.compile(r"<\w*\Z")
 
 
 @dataclass
 class _Group:
-    """A run of tokens from `start` to `end`; `num_prefix` and `num_tokens` are None where a token has no number."""
+    """Consecutive tokens from `start` to `end`. `num_prefix` and `num_tokens` are None if a token has no number."""
 
     start: int
     end: int
@@ -37,10 +37,13 @@ class _Group:
 @dataclass(frozen=True, slots=True)
 class Piece:
     """
-    Where a step stands in its text: the mark from `start`, what is said from `text_start` to `end`.
+    The place of a step in its text.
 
-    `mark_end` is where the mark ends; one space behind it belongs to neither. Without a mark, `kind` is None and the
-    three first places are one.
+    Attributes:
+        kind (`str`, *optional*): The kind that the mark names. `None` without a mark.
+        start, mark_end (`int`): Where the mark starts and ends. Without a mark both equal `text_start`.
+        text_start, end (`int`): Where the text of the step starts and ends. One space after the mark belongs to
+            neither.
     """
 
     kind: str | None
@@ -55,12 +58,12 @@ def find_groups(text: str, num_prefix_tokens: int, num_step_tokens: int) -> tupl
     Cuts a text into steps.
 
     Args:
-        text: a solution.
-        num_prefix_tokens, num_step_tokens: how many tokens a group has, where the text itself does not tell.
+        text (`str`): A solution.
+        num_prefix_tokens, num_step_tokens (`int`): The tokens of a group, if the text itself does not show it.
 
     Returns:
-        The steps, their kind None where there is no complete group, and where the text stops: before its end if it
-        ends inside a group.
+        The steps, with the kind `None` where there is no complete group, and the end of the last step: before the end
+        of the text if the text ends inside a group.
     """
     has_lines = "\n" in text
     groups = _candidates(text, has_lines)
@@ -81,7 +84,7 @@ def find_groups(text: str, num_prefix_tokens: int, num_step_tokens: int) -> tupl
 
 
 def find_lines(text: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
-    """Where the lines of a text that are not blank begin and end."""
+    """The start and the end of every line of a text that is not blank."""
     end = len(text) if end is None else end
     while start < end:
         stop = text.find("\n", start, end)
@@ -92,7 +95,7 @@ def find_lines(text: str, start: int = 0, end: int | None = None) -> Iterator[tu
 
 
 def split_at(text: str, tokens: Sequence[str]) -> list[str]:
-    """Cuts a text before and after each of the tokens; joined again, the pieces are the text."""
+    """Cuts a text before and after each of the tokens. The joined pieces are the text."""
     if not tokens:
         return [text] if text else []
     return [piece for piece in re.split(f"({'|'.join(map(re.escape, tokens))})", text) if piece]
@@ -106,7 +109,7 @@ def _without_kind(text, start, end, has_lines):
 
 
 def _candidates(text, has_lines):
-    """Runs of tokens where a step may start, complete or not."""
+    """The groups, complete or not, at the places where a step may start."""
     groups = []
     for start in (_AT_LINE_START if has_lines else _AFTER_WHITE_SPACE).finditer(text):
         if groups and start.end() < groups[-1].end:
@@ -134,7 +137,7 @@ def _read_group(text, start, position):
         position = _BLANKS.match(text, end).end()
     if not tokens:
         return None
-    # A token that cannot start a group must not follow: the tokens before it were not all of theirs.
+    # If a token follows that cannot start a group, the tokens before it are only a part of their group.
     in_order = token is None or token[2] in (None, "0")
     return _Group(
         start=start,
@@ -156,10 +159,10 @@ def _count(numbers):
 
 
 def _complete(groups, num_prefix_tokens, num_step_tokens):
-    """The groups that mark a step, and whether the last one of all is cut off by the end of the text."""
-    told = [group for group in groups if group.in_order and group.kind is not None and not group.is_last]
-    num_prefix = max((group.num_prefix or 0 for group in told), default=num_prefix_tokens)
-    num_tokens = max((group.num_tokens or 0 for group in told), default=num_step_tokens)
+    """The groups that mark a step, and whether the end of the text cuts off the last one."""
+    whole = [group for group in groups if group.in_order and group.kind is not None and not group.is_last]
+    num_prefix = max((group.num_prefix or 0 for group in whole), default=num_prefix_tokens)
+    num_tokens = max((group.num_tokens or 0 for group in whole), default=num_step_tokens)
     complete, truncated = [], False
     for group in groups:
         if not group.in_order:

@@ -1,5 +1,5 @@
 """
-The scheme of steps: what marks a step of a solution, how a solution is written, and how a text is read back.
+The scheme of steps: how the steps of a solution are marked, and how a solution is written and parsed.
 
     scheme = StepScheme(num_prefix_tokens=2, num_step_tokens=4)
     solution = [Step("memory", "Air scatters blue light."), answer_step("True")]
@@ -33,9 +33,13 @@ class Step:
     One step of a solution.
 
     Attributes:
-        kind: `"memory"` (recalls knowledge), `"reason"` (reasons over it), `"answer"`, or `"step"` for a step without
-            a kind.
-        text: what the step says; one line.
+        kind (`str`):
+            `"memory"` (recalls knowledge), `"reason"` (reasons over it), `"answer"`, or `"step"` for a step without a
+            kind.
+        text (`str`): What the step says, in one line.
+
+    Raises:
+        ValueError, TypeError: another kind, or a text that is not a string.
     """
 
     kind: str
@@ -43,21 +47,21 @@ class Step:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r} is no kind of step; there are {', '.join(KINDS)}.")
+            raise ValueError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}.")
         if not isinstance(self.text, str):
-            raise TypeError(f"text={self.text!r} of a step must be a string.")
+            raise TypeError(f"text={self.text!r} must be a string.")
 
 
 @dataclass(frozen=True, slots=True)
 class StepSpan:
     """
-    Where a step stands in a text.
+    The place of a step in a text.
 
     Attributes:
-        kind: of the step.
-        start, mark_end: its mark; the two are the same where it has none.
-        text_start, end: what it says; one space after the mark belongs to neither.
-        is_plan: it is announced by a plan before the steps, and not written out there.
+        kind (`str`): The kind of the step.
+        start, mark_end (`int`): Where its mark starts and ends. Without a mark the two are the same.
+        text_start, end (`int`): Where its text starts and ends. One space after the mark belongs to neither.
+        is_plan (`bool`): Whether a plan before the steps announces it, without its text.
     """
 
     kind: str
@@ -70,11 +74,11 @@ class StepSpan:
 
 class Solution(list):
     """
-    The steps that were read from a text: a list of `Step`.
+    The steps of a parsed text: a list of `Step`.
 
     Attributes:
-        truncated: the text ends inside the tokens of a step, which is not among the steps.
-        plan: the kinds that a plan before the steps announced; None without such a plan.
+        truncated (`bool`): Whether the text ends inside the tokens of a step, which is not among the steps.
+        plan (`list[str]`, *optional*): The kinds that a plan before the steps announces, if there is a plan.
     """
 
     def __init__(self, steps: Iterable[Step] = (), *, truncated: bool = False, plan: list[str] | None = None):
@@ -94,23 +98,42 @@ class StepScheme:
     How the steps of a solution are marked and laid out.
 
     Args:
-        num_prefix_tokens: tokens `<prefix_0>`, `<prefix_1>` … before every step, whatever its kind; may be 0.
-        num_step_tokens: tokens `<memory_0>`, `<memory_1>` … of each kind. With one of them the name is plain:
-            `<memory>`; so is `<prefix>`.
-        marks: `"tokens"`; `"words"` for a hard prompt in plain words (`Memory: …`); `"none"` for no marks at all.
-        layout: `"steps"` (each step marked); `"front"` (the prefix tokens once, before the first step, and no kinds);
-            `"plan_first"` (the marks of all steps, one a line, then the steps); `"plan_only"` (the same, but of the
-            steps only the answer is written out).
-        ordered: memory steps come before all others, the answer last.
+        num_prefix_tokens (`int`, *optional*, defaults to 2):
+            The tokens `<prefix_0>`, `<prefix_1>`, … before every step, whatever its kind. May be 0.
+        num_step_tokens (`int`, *optional*, defaults to 4):
+            The tokens `<memory_0>`, `<memory_1>`, … of each kind. If there is only one, its name has no number:
+            `<memory>`. The same holds for `<prefix>`.
+        marks (`str`, *optional*, defaults to `"tokens"`):
+            `"tokens"`; `"words"` for a hard prompt in plain words (`Memory: …`); `"none"` for no marks at all.
+        layout (`str`, *optional*, defaults to `"steps"`):
+            `"steps"`: each step is marked. `"front"`: the prefix tokens once, before the first step, and no kinds.
+            `"plan_first"`: the marks of all steps, one on each line, then the steps. `"plan_only"`: the same, but only
+            the answer has a text.
+        ordered (`bool`, *optional*, defaults to `False`): Memory steps come before all others, and the answer last.
 
     Raises:
-        ValueError, TypeError: for anything else, and for combinations that say nothing.
+        ValueError, TypeError: a value out of range, or values that contradict each other.
+
+    Example:
+
+    ```python
+    >>> from memreason_hf import StepScheme
+    >>> from memreason_hf.steps import Step, answer_step
+
+    >>> scheme = StepScheme(num_prefix_tokens=1, num_step_tokens=1)
+    >>> text = scheme.render([Step("memory", "Air scatters blue light."), answer_step("True")])
+    >>> print(text, end="")
+    <prefix><memory> Air scatters blue light.
+    <prefix><answer> The answer is: True
+    >>> scheme.parse(text)[0]
+    Step(kind='memory', text='Air scatters blue light.')
+    ```
     """
 
     num_prefix_tokens: int = field(default=2, metadata={"help": "Tokens before every step, whatever its kind."})
-    num_step_tokens: int = field(default=4, metadata={"help": "Tokens that tell the kind of a step."})
+    num_step_tokens: int = field(default=4, metadata={"help": "Tokens of the kind of a step."})
     marks: str = field(default="tokens", metadata={"help": f"What marks a step: {', '.join(MARKS)}."})
-    layout: str = field(default="steps", metadata={"help": f"What a text consists of: {', '.join(LAYOUTS)}."})
+    layout: str = field(default="steps", metadata={"help": f"The layout of a text: {', '.join(LAYOUTS)}."})
     ordered: bool = field(default=False, metadata={"help": "All memory steps before the others."})
 
     def __post_init__(self):
@@ -122,64 +145,66 @@ class StepScheme:
                 raise ValueError(f"{name}={value} must not be negative.")
         for name, values in (("marks", MARKS), ("layout", LAYOUTS)):
             if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; there are {', '.join(values)}.")
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(values)}.")
         if not isinstance(self.ordered, bool):
             raise TypeError(f"ordered={self.ordered!r} must be True or False.")
         if self.layout == "front" and (self.marks != "tokens" or self.num_prefix_tokens == 0):
             raise ValueError(
                 f"layout='front' writes prefix tokens before the first step, but marks={self.marks!r} and "
-                f"num_prefix_tokens={self.num_prefix_tokens}: use tokens, and at least one for the prefix."
+                f"num_prefix_tokens={self.num_prefix_tokens}. Use marks='tokens' and at least one prefix token."
             )
         if self.marks == "none" and self.layout != "steps":
             raise ValueError(f"layout={self.layout!r} needs marks, but marks='none'. Use layout='steps'.")
         if self.marks == "tokens" and self.layout != "front" and self.num_step_tokens == 0:
-            raise ValueError("num_step_tokens=0 leaves no token to tell the kinds apart: give at least 1.")
+            raise ValueError("num_step_tokens=0 leaves no token for the kinds. Use at least 1.")
 
     @property
     def has_kinds(self) -> bool:
-        """Whether a text of this scheme tells the kinds of its steps."""
+        """Whether a text of this scheme shows the kinds of its steps."""
         return self.marks != "none" and self.layout != "front"
 
     @property
     def prefix_tokens(self) -> tuple[str, ...]:
-        """The tokens before every step, `()` if there are none."""
+        """The tokens before every step; empty if there are none."""
         return _names(PREFIX, self.num_prefix_tokens) if self.marks == "tokens" else ()
 
     def kind_tokens(self, kind: str) -> tuple[str, ...]:
-        """The tokens of one kind, without the prefix; `()` if the scheme has none."""
+        """The tokens of one kind, without the prefix; empty if the scheme has none."""
         if kind not in KINDS:
-            raise ValueError(f"kind={kind!r} is no kind of step; there are {', '.join(KINDS)}.")
+            raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}.")
         return _names(kind, self.num_step_tokens) if self.marks == "tokens" and self.has_kinds else ()
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """All tokens, in the order in which a tokenizer gets them: prefix, memory, reason, answer, step."""
+        """All tokens in the order of their ids: prefix, memory, reason, answer, step."""
         return self.prefix_tokens + tuple(token for kind in KINDS for token in self.kind_tokens(kind))
 
     @property
     def words(self) -> dict[str, str]:
-        """For every token the word that it stands for."""
+        """The word that each token stands for."""
         words = dict.fromkeys(self.prefix_tokens, PREFIX)
         return words | {token: kind for kind in KINDS for token in self.kind_tokens(kind)}
 
     def mark(self, kind: str) -> str:
-        """What stands before the text of a step: glued tokens, or a word and a colon."""
+        """The mark before the text of a step: tokens without spaces, or a word and a colon."""
         if self.marks == "words":
             return f"{kind.capitalize()}:"
         return "".join(self.prefix_tokens + self.kind_tokens(kind)) if self.marks == "tokens" else ""
 
     def question_text(self, question: str) -> str:
-        """The question as it stands before a solution: `Question: …` and a newline."""
+        """The question before a solution: `Question: …` and a newline."""
         return f"{QUESTION_MARKER}{question.removeprefix(QUESTION_MARKER)}\n"
 
     def prompt(self, question: str) -> str:
-        """The text that a model goes on from: the question, then the prefix tokens of the first step."""
+        """The text that a model continues: the question, then the prefix tokens of the first step."""
         return self.question_text(question) + "".join(self.prefix_tokens)
 
     def arrange(self, steps: Iterable[Step | Mapping]) -> list[Step]:
         """
-        What a text of this scheme can say of these steps, so that `parse(render(steps)) == arrange(steps)`: all of it,
-        but for kinds where it has none, for texts where only a plan is written, and for the order.
+        The steps as a text of this scheme can express them: `parse(render(steps)) == arrange(steps)`.
+
+        The kinds are lost where the scheme has none, the texts where only a plan is written, and the order where the
+        scheme is ordered.
         """
         steps = [step if isinstance(step, Step) else Step(**step) for step in steps]
         if self.ordered:
@@ -191,14 +216,14 @@ class StepScheme:
 
     def render(self, steps: Iterable[Step | Mapping]) -> str:
         """
-        Writes a solution: a line for each step, of its mark, one space and its text.
+        Writes a solution: for each step a line with its mark, one space and its text.
 
         Args:
-            steps: `Step`s, or mappings with `kind` and `text` as in the rows of a data set.
+            steps (`Iterable[Step]`): The steps, or mappings with `kind` and `text` as in the rows of a dataset.
 
         Raises:
-            ValueError: for a text that could not be read back: one that holds a newline or a token of the scheme, that
-                begins with a token of another scheme, or that is empty where nothing would tell it from no step.
+            ValueError: a text that could not be parsed: it contains a newline or a token of the scheme, starts with a
+                token of another scheme, or is empty where an empty step would not show.
         """
         steps = [step if isinstance(step, Step) else Step(**step) for step in steps]
         arranged = self.arrange(steps)
@@ -217,12 +242,12 @@ class StepScheme:
 
     def parse(self, text: str) -> Solution:
         """
-        Reads a solution, also one with other numbers of tokens than the scheme's, with spaces between them, or with
+        Parses a solution, also one with other numbers of tokens than the scheme's, with spaces between them, or with
         `rag` in place of `memory`.
 
         A step starts at a complete group of tokens (prefix tokens, if any, then all tokens of a kind in order) at the
-        start of a line; in a text without newlines, after white space. Every other line that is not blank is a step
-        without a kind, its text kept as it is. The text should begin after the question.
+        start of a line or, in a text without newlines, after white space. Every other line that is not blank is a step
+        without a kind. The text should begin after the question.
         """
         spans, stop = self.locate(text)
         return Solution(
@@ -233,10 +258,11 @@ class StepScheme:
 
     def locate(self, text: str) -> tuple[list[StepSpan], int]:
         """
-        Where the steps that `parse` reads stand in the text, those of a plan first.
+        The places of the steps that `parse` reads, those of a plan first.
 
         Returns:
-            The places, in their order, and where the text stops: before its end if it ends inside a step's tokens.
+            The places in their order, and the end of the last step: before the end of the text if the text ends inside
+            the tokens of a step.
         """
         stop = len(text)
         if self.marks == "none":
@@ -249,7 +275,7 @@ class StepScheme:
             pieces, stop = find_groups(text, self.num_prefix_tokens, self.num_step_tokens)
         num_planned = 0
         if self.layout == "plan_first":
-            written = (i for i, piece in enumerate(pieces) if piece.kind is None or _says_something(text, piece))
+            written = (i for i, piece in enumerate(pieces) if piece.kind is None or _has_text(text, piece))
             num_planned = next(written, len(pieces))
         spans = [
             StepSpan(piece.kind or NO_KIND, piece.start, piece.mark_end, piece.text_start, piece.end, i < num_planned)
@@ -263,28 +289,28 @@ class StepScheme:
     def _check(self, step):
         text, shown = step.text, f"The text of a {step.kind} step, {step.text[:80]!r},"
         if "\n" in text:
-            raise ValueError(f"{shown} holds a newline: a step is one line.")
+            raise ValueError(f"{shown} holds a newline, but a step is one line.")
         for token in self.tokens:
             if token in text:
-                raise ValueError(f"{shown} holds {token}, which is a token of the scheme. Take it out of the text.")
+                raise ValueError(f"{shown} holds {token}, a token of the scheme. Remove it from the text.")
         if self.marks == "tokens" and FAMILY_TOKEN.match(text.lstrip()):
             raise ValueError(
-                f"{shown} begins with a step token of another scheme, which would be read as part of the mark. Take "
-                "it out of the text."
+                f"{shown} begins with a step token of another scheme, which would be parsed as part of its mark. "
+                "Remove it from the text."
             )
         blank_is_lost = not self.has_kinds or self.layout == "plan_first"
         if blank_is_lost and not text.strip():
             raise ValueError(
-                f"{shown} is blank: with marks={self.marks!r} and layout={self.layout!r} it could not be told from no "
-                "step. Leave it out."
+                f"{shown} is blank, which would be lost with marks={self.marks!r} and layout={self.layout!r}. "
+                "Leave it out."
             )
 
     def _locate_words(self, text, start, end):
         match = _WORD_MARK.match(text, start, end)
         if match is None:
             return Piece(None, start, start, start, end)
-        said = match.end() if match[2] is None else match.start(2)
-        return Piece(match[1].lower(), start, match.end(1) + 1, said, end)
+        text_start = match.end() if match[2] is None else match.start(2)
+        return Piece(match[1].lower(), start, match.end(1) + 1, text_start, end)
 
     def _locate_front(self, text):
         lines = list(find_lines(text))
@@ -293,8 +319,8 @@ class StepScheme:
         (start, end), *others = lines
         pieces = [Piece(None, first, first, first, last) for first, last in others]
         if text[front.end() : end].strip():
-            said = front.end() + text.startswith(" ", front.end(), end)
-            return [Piece(None, start, front.end(), said, end), *pieces], len(text)
+            text_start = front.end() + text.startswith(" ", front.end(), end)
+            return [Piece(None, start, front.end(), text_start, end), *pieces], len(text)
         return pieces, len(text) if others else start
 
     def to_dict(self) -> dict:
@@ -304,13 +330,15 @@ class StepScheme:
     @classmethod
     def from_dict(cls, values: Mapping) -> "StepScheme":
         """
+        The scheme with the fields of `to_dict`.
+
         Raises:
-            ValueError: for a key that is no field.
+            ValueError: an unknown field.
         """
         names = [item.name for item in fields(cls)]
         unknown = [name for name in values if name not in names]
         if unknown:
-            raise ValueError(f"A scheme of steps has no {', '.join(map(str, unknown))}; it has {', '.join(names)}.")
+            raise ValueError(f"A StepScheme has no {', '.join(map(str, unknown))}. Fields: {', '.join(names)}.")
         return cls(**values)
 
 
@@ -318,7 +346,7 @@ _WORD_MARK = re.compile(rf"({'|'.join(kind.capitalize() for kind in KINDS)}):(?:
 _FRONT = re.compile(r"\s*(?:<prefix(?:_\d+)?>\s*?)+")
 
 
-def _says_something(text, piece):
+def _has_text(text, piece):
     return bool(text[piece.text_start : piece.end].strip())
 
 

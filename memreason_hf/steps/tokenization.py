@@ -1,5 +1,5 @@
 """
-Tokens of steps in a tokenizer and in a model: adding them, encoding texts around them, decoding what was generated.
+Step tokens in a tokenizer and in a model: adds them, encodes texts around them, decodes generated ids.
 
     scheme = StepScheme(num_prefix_tokens=2, num_step_tokens=4)
     extend_tokenizer(tokenizer, scheme, model)
@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memreason_hf.patches import name_tokens
 from memreason_hf.steps.marks import split_at
 from memreason_hf.steps.scheme import KINDS, PREFIX, Step, StepScheme
 
 
-# The key of the scheme among a tokenizer's init arguments, which travel with it, and in a model's config.
+# The key of the scheme among a tokenizer's init arguments, which are saved with it, and in a model's config.
 SCHEME_KEY = "step_scheme"
 _IDS_KEY = "token_ids"
 _ROWS_BEFORE_KEY, _NEW_ROWS_KEY = "rows_before", "new_rows"
@@ -29,33 +30,40 @@ def extend_tokenizer(
     """
     Adds the tokens of a scheme to a tokenizer, and rows for them to a model. Calling it again changes nothing.
 
-    The first token of every group gets a name: `tokenizer.memory_token`, `.memory_token_id`, and so on for prefix,
-    reason, answer and step. Names and scheme are saved with the tokenizer (`read_scheme`).
+    The first token of every group gets a name: `tokenizer.memory_token`, `tokenizer.memory_token_id`, and so on for
+    prefix, reason, answer and step. Names and scheme are saved with the tokenizer (`read_scheme`).
 
-    The model is resized only if the vocabulary outgrows its rows, and never made smaller: an embedding matrix can be
-    larger than the vocabulary. A new row is the mean over the pieces of the word that its token stands for, with a
-    leading space, or of all old rows where the tokenizer knows no piece; computed in float32, in the input embedding
-    and in a head that is not tied to it separately. That the rows were set is noted in the model's config, so that
-    rows that were trained, saved and loaded are left alone.
+    The model is resized only if the vocabulary outgrows its rows, and never made smaller, because an embedding matrix
+    can be larger than the vocabulary. A new row is the mean of the rows of the word that its token stands for, with a
+    leading space, or of all old rows if the tokenizer does not know the word. The mean is computed in float32, for the
+    input embedding and for a head that is not tied to it. The model's config records which rows were set, so trained
+    rows are kept after saving and loading.
 
     Args:
-        tokenizer: byte-pair, word-level or any other; changed in place.
-        scheme: names the tokens; one without tokens is only noted.
-        model: a model for this tokenizer, as it was before or extended already; changed in place.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Any tokenizer. It is changed in place.
+        scheme (`StepScheme`): Names the tokens. A scheme without tokens is only recorded.
+        model ([`~transformers.PreTrainedModel`], *optional*):
+            A model for this tokenizer, extended before or not. It is changed in place.
 
     Returns:
-        The ids of the scheme's tokens, in the order of `scheme.tokens`.
+        `list[int]`: the ids of the scheme's tokens, in the order of `scheme.tokens`.
+
+    Example:
+
+    ```python
+    >>> from memreason_hf import StepScheme, extend_tokenizer
+
+    >>> ids = extend_tokenizer(tokenizer, StepScheme(num_prefix_tokens=1, num_step_tokens=1), model)
+    >>> tokenizer.memory_token
+    '<memory>'
+    ```
     """
     tokens = list(scheme.tokens)
     if tokens:
         groups = {PREFIX: scheme.prefix_tokens} | {kind: scheme.kind_tokens(kind) for kind in KINDS}
         names = {f"{name}_token": group[0] for name, group in groups.items() if group}
-        # Attributes that the base class knows are saved, loaded and completed with `_id` by it.
-        tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [
-            *tokenizer.SPECIAL_TOKENS_ATTRIBUTES,
-            *(name for name in names if name not in tokenizer.SPECIAL_TOKENS_ATTRIBUTES),
-        ]
-        # The list comes first, so that ids are in the order of the scheme.
+        name_tokens(tokenizer, names)
+        # The list comes before the names, so that the ids are in the order of the scheme.
         tokenizer.add_special_tokens({"extra_special_tokens": tokens, **names}, replace_extra_special_tokens=False)
     tokenizer.init_kwargs[SCHEME_KEY] = scheme.to_dict()
     token_ids = tokenizer.convert_tokens_to_ids(tokens)
@@ -66,16 +74,16 @@ def extend_tokenizer(
 
 def read_scheme(tokenizer: PreTrainedTokenizerBase) -> StepScheme:
     """
-    The scheme that a tokenizer was extended with, before or after it was saved and loaded.
+    The scheme that a tokenizer was extended with. It is kept when the tokenizer is saved and loaded.
 
     Raises:
-        ValueError: it was not extended, or lacks tokens of its scheme.
+        ValueError: the tokenizer was not extended, or lacks tokens of its scheme.
     """
     values = tokenizer.init_kwargs.get(SCHEME_KEY)
     if values is None:
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} has no scheme of steps. Extend it, extend_tokenizer(tokenizer, "
-            "StepScheme(...)), or take the tokenizer that is saved with the trained model."
+            "StepScheme(...)), or use the tokenizer that was saved with the trained model."
         )
     scheme = StepScheme.from_dict(values)
     check_tokens(tokenizer, scheme)
@@ -84,10 +92,12 @@ def read_scheme(tokenizer: PreTrainedTokenizerBase) -> StepScheme:
 
 def check_tokens(tokenizer: PreTrainedTokenizerBase, scheme: StepScheme) -> None:
     """
+    Checks that a tokenizer has the tokens of a scheme.
+
     Raises:
-        ValueError: the tokenizer lacks tokens of the scheme; the message names some.
+        ValueError: it lacks some, which the message names.
     """
-    # Asked one by one: a whole vocabulary takes its time, and this is called for every prompt.
+    # One by one: `get_vocab` takes long for a large vocabulary, and this is called for every prompt.
     ids = [tokenizer.convert_tokens_to_ids(token) for token in scheme.tokens]
     missing = [
         token for token, id_ in zip(scheme.tokens, ids) if id_ is None or tokenizer.convert_ids_to_tokens(id_) != token
@@ -95,31 +105,33 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, scheme: StepScheme) -> None
     if missing:
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} lacks {len(missing)} of the {len(scheme.tokens)} tokens of "
-            f"{scheme}: {', '.join(missing[:5])}. Extend it, extend_tokenizer(tokenizer, scheme), or take the "
-            "tokenizer that is saved with the trained model."
+            f"{scheme}: {', '.join(missing[:5])}. Extend it, extend_tokenizer(tokenizer, scheme), or use the "
+            "tokenizer that was saved with the trained model."
         )
 
 
 def new_rows(model: PreTrainedModel) -> tuple[int, list[int]]:
     """
-    What `extend_tokenizer` did to a model: how many rows its embedding had before, and the ids whose rows were set.
+    How `extend_tokenizer` changed a model.
 
-    The ids are those of the scheme's tokens, and of other tokens or gaps that the model had no row for.
+    Returns:
+        The rows of its embedding before, and the ids whose rows were set: those of the scheme's tokens, and of other
+        tokens or gaps that the model had no row for.
 
     Raises:
         ValueError: the model was not extended.
     """
-    noted = getattr(model.config, SCHEME_KEY, None) or {}
-    if _NEW_ROWS_KEY not in noted:
+    recorded = getattr(model.config, SCHEME_KEY, None) or {}
+    if _NEW_ROWS_KEY not in recorded:
         raise ValueError(
             f"The model {model.name_or_path!r} has no rows for the tokens of steps. Extend it together with its "
             "tokenizer: extend_tokenizer(tokenizer, scheme, model)."
         )
-    return noted[_ROWS_BEFORE_KEY], noted[_NEW_ROWS_KEY]
+    return recorded[_ROWS_BEFORE_KEY], recorded[_NEW_ROWS_KEY]
 
 
 def step_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """The ids of every group of tokens: `{"prefix": [...], "memory": [...], "reason": [...], ...}`, some empty."""
+    """The ids of every group of tokens: `{"prefix": [...], "memory": [...], "reason": [...], ...}`. Some are empty."""
     scheme = read_scheme(tokenizer)
     groups = {PREFIX: scheme.prefix_tokens} | {kind: scheme.kind_tokens(kind) for kind in KINDS}
     return {name: tokenizer.convert_tokens_to_ids(list(tokens)) for name, tokens in groups.items()}
@@ -127,12 +139,12 @@ def step_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """
-    The ids of a text in which nothing is special: `</s>` or `<memory_0>` in a user's question is some characters.
+    The ids of a text without special tokens: `</s>` or `<memory_0>` in a user's question is encoded as characters.
 
-    A word-level vocabulary can hold such a string as a word; it becomes the unknown token then.
+    A word-level vocabulary can contain such a string as a word. The unknown token replaces it then.
 
     Raises:
-        ValueError: there is no unknown token to replace it with.
+        ValueError: the tokenizer has no unknown token.
     """
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     unknown = tokenizer.unk_token_id
@@ -140,35 +152,35 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     if special.isdisjoint(ids):
         return ids
     if unknown is None or unknown in special:
-        found = tokenizer.convert_ids_to_tokens(next(token_id for token_id in ids if token_id in special))
+        token = tokenizer.convert_ids_to_tokens(next(token_id for token_id in ids if token_id in special))
         raise ValueError(
-            f"{text[:80]!r} holds {found}, which this tokenizer can only read as a special token: it has no unknown "
-            "token. Take it out of the text."
+            f"{text[:80]!r} holds {token}, which this tokenizer can only read as a special token, because it has no "
+            "unknown token. Remove it from the text."
         )
     return [unknown if token_id in special else token_id for token_id in ids]
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """
-    What shorter rows of a batch are filled up with: the padding token, or the end of text where there is none.
+    The id that fills up shorter rows of a batch: that of the padding token, or else of the end of text.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: the tokenizer has neither.
     """
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return token_id
-    raise ValueError("The tokenizer has neither a padding nor an end token: set tokenizer.pad_token.")
+    raise ValueError("The tokenizer has neither a padding nor an end token. Set tokenizer.pad_token.")
 
 
 def encode_solution(tokenizer: PreTrainedTokenizerBase, steps: Iterable[Step | Mapping]) -> list[int]:
-    """The ids of a solution, as `read_scheme(tokenizer).render(steps)` writes it: only its marks are special."""
+    """The ids of the text `read_scheme(tokenizer).render(steps)`. Only its marks become special tokens."""
     scheme = read_scheme(tokenizer)
     text = scheme.render(steps)
     foreign = [token for token in tokenizer.all_special_tokens if token not in scheme.tokens]
     if not any(token in text for token in foreign):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
-    # Piece by piece. Not the rule, because some tokenizers put a space before every piece.
+    # Piece by piece, but only where it is necessary: some tokenizers put a space before every piece.
     ids = []
     for piece in split_at(text, scheme.tokens):
         is_mark = piece in scheme.tokens
@@ -180,13 +192,14 @@ def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, question: str, demonstrations: Sequence[tuple[str, Sequence]] = ()
 ) -> list[int]:
     """
-    The ids that a model goes on from: begin of text where the tokenizer puts one, the demonstrations, the question,
-    and the prefix tokens of the first step.
+    The ids that a model continues: begin of text if the tokenizer uses one, the demonstrations, the question, and the
+    prefix tokens of the first step.
 
     Args:
-        tokenizer: one that was extended.
-        question: plain text; special strings in it stay plain.
-        demonstrations: pairs of a question and the steps of its solution, the answer last; a blank line follows each.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The extended tokenizer.
+        question (`str`): Plain text. Special strings in it stay plain.
+        demonstrations (`Sequence[tuple[str, Sequence]]`, *optional*):
+            Pairs of a question and the steps of its solution, the answer last. A blank line follows each of them.
     """
     scheme = read_scheme(tokenizer)
     ids = begin_ids(tokenizer)
@@ -198,15 +211,16 @@ def encode_prompt(
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The id that a text begins with, where the tokenizer puts one."""
+    """The id of begin of text in a list, which is empty if the tokenizer uses none."""
     begin = tokenizer("")["input_ids"][:1]
     return begin if begin and begin[0] == tokenizer.bos_token_id else []
 
 
 def decode_solution(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int] | torch.Tensor) -> str:
     """
-    The text of generated ids with the tokens of its steps, which decoding usually skips: only begin of text, end of
-    text and padding are left out.
+    The text of generated ids with its step tokens, which `skip_special_tokens` would remove.
+
+    Only begin of text, end of text and padding are left out.
     """
     ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
     dropped = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -224,14 +238,14 @@ def _decode(tokenizer, ids):
 
 
 def _adds_spaces(tokenizer, token):
-    """Whether encoding puts a space before every piece of text, as Llama 2's does: one more than was there."""
+    """Whether encoding adds a space before every piece of text, as the tokenizer of Llama 2 does."""
     probe = f"{token} {token}"
     return _decode(tokenizer, tokenizer(probe, add_special_tokens=False)["input_ids"]) == f"{token}  {token}"
 
 
 def _extend_model(model, tokenizer, scheme, token_ids):
-    noted = getattr(model.config, SCHEME_KEY, None) or {}
-    done = set(noted.get(_IDS_KEY, ()))
+    recorded = getattr(model.config, SCHEME_KEY, None) or {}
+    done = set(recorded.get(_IDS_KEY, ()))
     vocabulary = tokenizer.get_vocab()
     # Ids can have gaps, so the largest counts as well as their number.
     needed = max(len(tokenizer), 1 + max(vocabulary.values(), default=-1))
@@ -240,7 +254,7 @@ def _extend_model(model, tokenizer, scheme, token_ids):
         model.resize_token_embeddings(needed, mean_resizing=False)
     of_steps = set(token_ids)
     old_ids = sorted(id_ for id_ in vocabulary.values() if id_ < rows_before and id_ not in of_steps)
-    # Rows beyond the scheme's come from tokens that were added elsewhere, or from gaps.
+    # Other new rows belong to tokens that were added elsewhere, or to gaps between ids.
     pieces = {id_: [] for id_ in range(rows_before, needed)}
     words = scheme.words
     candidates = set(old_ids) - {tokenizer.unk_token_id}
@@ -255,14 +269,13 @@ def _extend_model(model, tokenizer, scheme, token_ids):
         with torch.no_grad():
             for matrix in matrices:
                 _set_rows(matrix, pieces, old_ids)
-    note = {
+    record = {
         **scheme.to_dict(),
         _IDS_KEY: list(token_ids),
-        # A model of an older note has its tokens' rows already; how many it had before them is not known any more.
-        _ROWS_BEFORE_KEY: noted.get(_ROWS_BEFORE_KEY, rows_before),
-        _NEW_ROWS_KEY: sorted({*noted.get(_NEW_ROWS_KEY, token_ids), *pieces}),
+        _ROWS_BEFORE_KEY: recorded.get(_ROWS_BEFORE_KEY, rows_before),
+        _NEW_ROWS_KEY: sorted({*recorded.get(_NEW_ROWS_KEY, token_ids), *pieces}),
     }
-    setattr(model.config, SCHEME_KEY, note)
+    setattr(model.config, SCHEME_KEY, record)
 
 
 def _known_pieces(tokenizer, word, candidates):
@@ -274,11 +287,11 @@ def _known_pieces(tokenizer, word, candidates):
 
 
 def _set_rows(matrix, pieces, old_ids):
-    """Sets the rows `pieces` of a matrix, or of a bias, to means over other rows."""
+    """Sets rows of a matrix, or of a bias, each to the mean of the rows of its pieces, or of all old rows."""
     mean = None
     if not all(pieces.values()):
         is_range = old_ids == list(range(len(old_ids)))
-        # A slice is not copied, which matters for a large vocabulary.
+        # A slice is a view. A copy would be as large as the vocabulary.
         old = matrix[: len(old_ids)] if is_range else matrix[old_ids]
         mean = old.mean(dim=0, dtype=torch.float32)
     for row, ids in pieces.items():

@@ -5,7 +5,8 @@ from memreason_hf.data.questions.encoding import StepCollator, encode_solutions
 from memreason_hf.training.chains.arguments import RecurrentTrainingArguments
 from memreason_hf.training.chains.curriculum import CurriculumArguments, CurriculumCallback
 from memreason_hf.training.chains.trainer import RecurrentTrainer
-from memreason_hf.training.solutions.trainer import FinetuneArguments, FinetuneTrainer
+from memreason_hf.training.solutions.arguments import FinetuneArguments
+from memreason_hf.training.solutions.trainer import FinetuneTrainer
 
 
 __all__ = [

@@ -1,5 +1,6 @@
-"""Adapters on disk: what is in the folder, who can read it, and which base is refused."""
+"""Adapters on disk: the files, the programs that read them, and the bases that are refused."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -17,7 +18,8 @@ from small_adapters import SCHEME, adapted, as_if_trained, extended, save_base, 
 from small_tokenizers import MODELS, byte_level, llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from memreason_hf.adapters.base import describe_base
+from memreason_hf.adapters import base_files, saving
+from memreason_hf.adapters.base import _sample, weights_digest
 from memreason_hf.adapters.modes import (
     AdapterArguments,
     AdapterModel,
@@ -26,6 +28,7 @@ from memreason_hf.adapters.modes import (
     load_adapter,
     save_adapter,
 )
+from memreason_hf.adapters.saving import read_adapter_note
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.attention import get_step_attention, set_step_attention
 from memreason_hf.steps.tokenization import extend_tokenizer, read_scheme
@@ -56,7 +59,7 @@ for folder in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def read_elsewhere(tmp_path_factory):
-    """Every mode, tied and untied, exact and padded, the families in turns; all read in one new process."""
+    """Every mode with tied and untied, exact and padded embeddings of all families, read by a new process."""
     folder, cases = tmp_path_factory.mktemp("adapters"), {}
     families = list(MODELS)
     for index, (mode, tied, padding) in enumerate(itertools.product(MODES, (True, False), (0, 40))):
@@ -97,7 +100,7 @@ def test_a_new_process_computes_the_same_logits(read_elsewhere, mode, tied, padd
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", MODELS)
 def test_rows_that_the_padding_holds_in_part(family, tied, tmp_path):
-    """Fewer rows to spare than new tokens: some rows were there, some are added."""
+    """With less padding than new tokens some of their rows exist before, and some are added."""
     base = save_base(tmp_path / "base", family, tied=tied, padding=5)
     for mode in MODES:
         model, tokenizer = adapted(base, mode)
@@ -129,7 +132,7 @@ def test_nothing_but_the_adapter_and_the_new_rows_is_stored(mode, tied, tmp_path
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
     size = (tmp_path / "adapter" / WEIGHTS).stat().st_size
     assert 4 * values < size <= 4 * values * 1.05
-    # The note on the base does not grow with it.
+    # The note on the base is small, whatever the size of the base.
     assert (tmp_path / "adapter" / "memreason_adapter.json").stat().st_size < 40_000
 
 
@@ -137,7 +140,7 @@ def test_nothing_but_the_adapter_and_the_new_rows_is_stored(mode, tied, tmp_path
 def test_the_scheme_travels_with_the_adapter(mode, tmp_path):
     model, tokenizer = adapted(save_base(tmp_path / "base", "qwen2"), mode, StepScheme(1, 2))
     save_adapter(model, tokenizer, tmp_path / "adapter")
-    # Beside a Qwen2 config the library would read any tokenizer as Qwen2's; here is none.
+    # With a Qwen2 config in the folder, the library would load any tokenizer as Qwen2's. An adapter has no config.
     for read in (AutoTokenizer.from_pretrained(tmp_path / "adapter"), load_adapter(tmp_path / "adapter")[1]):
         assert read_scheme(read) == StepScheme(1, 2)
         assert read.get_vocab() == tokenizer.get_vocab() and type(read) is type(tokenizer)
@@ -146,7 +149,7 @@ def test_the_scheme_travels_with_the_adapter(mode, tmp_path):
 
 
 def test_rows_of_tokens_that_were_added_elsewhere_are_stored_too(tmp_path):
-    """AutoPeft gives them random rows."""
+    """PEFT alone would give them random rows."""
     base = save_base(tmp_path / "base")
     tokenizer = byte_level()
     tokenizer.add_tokens(["<extra>"])
@@ -182,7 +185,7 @@ def test_full_models_are_saved_whole(tmp_path):
 
 
 def test_an_adapter_on_a_fully_trained_model(tmp_path):
-    """Its base has the rows already, trained."""
+    """Its base contains trained rows."""
     model, tokenizer, _ = extended(save_base(tmp_path / "base"))
     save_adapter(as_if_trained(model), tokenizer, tmp_path / "full")
     for mode in MODES:
@@ -197,7 +200,7 @@ def test_an_adapter_on_a_fully_trained_model(tmp_path):
 
 
 class Unwritable:
-    """A tokenizer that the disk has no room for."""
+    """A tokenizer that does not fit on the disk."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -255,6 +258,21 @@ def test_training_goes_on(mode, tmp_path):
     assert not frozen.training and not any(p.requires_grad for p in frozen.parameters())
 
 
+def test_an_adapter_on_the_hub(on_a_base, tmp_path, monkeypatch):
+    """PEFT reads it from its download."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository, commit = tmp_path / "hub" / "models--owner--adapter", "d" * 40
+    shutil.copytree(on_a_base / "adapter", repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    model, _ = adapted(on_a_base / "base", "lora")
+    as_if_trained(model)
+    result = model.load_adapter("owner/adapter", "default", torch_device="cpu")
+    assert result.unexpected_keys == []
+    stored = load_file(on_a_base / "adapter" / WEIGHTS)
+    assert all(torch.equal(value, stored[name]) for name, value in model.stored_weights().items())
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_base_can_be_given(mode, tmp_path):
     model, tokenizer = adapted(save_base(tmp_path / "base"), mode)
@@ -269,20 +287,19 @@ def test_the_base_can_be_given(mode, tmp_path):
         for base in (tmp_path / "moved", str(tmp_path / "moved"), plain, extended(tmp_path / "moved")[0]):
             loaded, _ = load_adapter(tmp_path / "adapter", base=base)
             assert torch.equal(loaded(input_ids=ids).logits, expected)
-    with pytest.raises(ValueError, match="dtype: only used where the base is loaded here"):
+    with pytest.raises(ValueError, match="dtype: only used if the base is loaded here"):
         load_adapter(tmp_path / "adapter", base=plain, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("trained", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("used", ["float32", "bfloat16", "float16"])
-def test_the_base_in_another_dtype_is_the_same_base(trained, used, tmp_path):
+def test_the_base_in_another_dtype_is_the_same_base(trained, tmp_path):
     base = save_base(tmp_path / "base")
     model, tokenizer, _ = extended(base, dtype=trained)
     model = as_if_trained(add_adapter(model, tokenizer, AdapterArguments("lora+tokens")))
     save_adapter(model, tokenizer, tmp_path / "adapter")
-    loaded, _ = load_adapter(tmp_path / "adapter", dtype=used)
-    assert str(loaded.dtype) == f"torch.{used}"
-    # The base was saved in float32; the adapter was fitted to what it became.
+    for used in ("float32", "bfloat16", "float16"):
+        assert str(load_adapter(tmp_path / "adapter", dtype=used)[0].dtype) == f"torch.{used}"
+    # The base was saved in float32, but the adapter was trained on what it became.
     ids = some_ids(tokenizer)
     for dtype in (None, "auto"):
         as_trained, _ = load_adapter(tmp_path / "adapter", dtype=dtype)
@@ -291,12 +308,18 @@ def test_the_base_in_another_dtype_is_the_same_base(trained, used, tmp_path):
             assert torch.equal(as_trained(input_ids=ids).logits, model(input_ids=ids).logits)
     # Adapters are float32 in any case.
     assert {tensor.dtype for tensor in load_file(tmp_path / "adapter" / WEIGHTS).values()} == {torch.float32}
-    other = save_base(tmp_path / "other")
-    with pytest.raises(ValueError, match="have other values"):
-        load_adapter(tmp_path / "adapter", base=other, dtype=used)
 
 
 # ---- Other bases ----
+
+
+@pytest.fixture(scope="module")
+def on_a_base(tmp_path_factory):
+    """A folder with a base, and with an adapter on it. Which mode it has does not matter here."""
+    folder = tmp_path_factory.mktemp("on_a_base")
+    model, tokenizer = adapted(save_base(folder / "base"), "lora")
+    save_adapter(model, tokenizer, folder / "adapter")
+    return folder
 
 
 def refused(folder, **kwargs):
@@ -314,34 +337,132 @@ def refused(folder, **kwargs):
         ({"padding": 50}, "vocabulary: its embedding has 350 rows, the adapter's base has 300"),
         ({"make": "qwen2"}, "model_type is 'qwen2', the adapter's base has 'llama'"),
         ({"num_hidden_layers": 2}, "num_hidden_layers is 2, the adapter's base has 1"),
-        ({}, "weights that were sampled have other values: model.embed_tokens.weight"),
+        ({"intermediate_size": 48}, "intermediate_size is 48, the adapter's base has 32"),
+        ({"num_attention_heads": 4, "num_key_value_heads": 2}, "num_attention_heads is 4, the adapter's base has 2"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads is 1, the adapter's base has 2"),
+        ({}, "its weight files differ: model.safetensors"),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("mode", MODES)
-def test_another_base_is_refused(mode, other, said, tmp_path):
-    model, tokenizer = adapted(save_base(tmp_path / "base"), mode)
-    save_adapter(model, tokenizer, tmp_path / "adapter")
+def test_another_base_is_refused(on_a_base, other, said, tmp_path):
     base = save_base(tmp_path / "other", **other)
-    assert said in refused(tmp_path / "adapter", base=base)
-    message = refused(tmp_path / "adapter", base=AutoModelForCausalLM.from_pretrained(base))
-    assert said in message and "Give the model that the adapter was trained on (base=)." in message
+    assert said in refused(on_a_base / "adapter", base=base)
+    message = refused(on_a_base / "adapter", base=AutoModelForCausalLM.from_pretrained(base))
+    assert said in message and "Use the model that the adapter was trained on (base=)." in message
+    assert message.startswith(f"'{base}' is not the base model")
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_base_that_was_trained_further_is_another(tied, tmp_path):
-    """A step of training in each tensor alone."""
-    base = save_base(tmp_path / "base", tied=tied)
-    model, tokenizer = adapted(base, "lora")
+def trained_further(base, folder, name):
+    """The base after a step of training in one of its tensors, saved into a folder."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.get_parameter(name).mul_(1.001)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_base_that_was_trained_further_is_another(on_a_base, tmp_path):
+    base = on_a_base / "base"
+    for index, (name, _) in enumerate(AutoModelForCausalLM.from_pretrained(base).named_parameters()):
+        other = trained_further(base, tmp_path / str(index), name)
+        assert "its weight files differ: model.safetensors" in refused(on_a_base / "adapter", base=other)
+
+
+def test_a_base_that_was_trained_further_in_its_own_folder_is_noticed(on_a_base, tmp_path):
+    folder = shutil.copytree(on_a_base, tmp_path / "both")
+    load_adapter(folder / "adapter", base=folder / "base")
+    trained_further(folder / "base", folder / "base", "model.norm.weight")
+    for check in ("blocks", "sha256"):
+        message = refused(folder / "adapter", base=folder / "base", base_check=check)
+        assert "its weight files differ" in message and "base_check='none'" in message
+    loaded, _ = load_adapter(folder / "adapter", base=folder / "base", base_check="none")
+    assert isinstance(loaded, AdapterModel)
+    with pytest.raises(ValueError, match="base_check='quick' must be one of blocks, sha256, none"):
+        load_adapter(folder / "adapter", base_check="quick")
+
+
+def test_a_base_that_was_saved_in_another_way_is_accepted_on_request(on_a_base, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(on_a_base / "base")
+    base.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    shards = len(list((tmp_path / "shards").glob("*.safetensors")))
+    assert shards > 1
+    message = refused(on_a_base / "adapter", base=tmp_path / "shards")
+    assert "its weight files differ: model-00001-of" in message and message.count("model-0000") <= 3
+    load_adapter(on_a_base / "adapter", base=tmp_path / "shards", base_check="none")
+    # Each shard is recorded.
+    model, tokenizer = adapted(tmp_path / "shards", "tokens")
     save_adapter(model, tokenizer, tmp_path / "adapter")
-    names = [name for name, _ in AutoModelForCausalLM.from_pretrained(base).named_parameters()]
-    for name in names:
-        other = AutoModelForCausalLM.from_pretrained(base)
-        with torch.no_grad():
-            other.get_parameter(name).mul_(1.001)
-        assert f"1 of {len(names)} weights that were sampled have other values: {name}" in refused(
-            tmp_path / "adapter", base=other
-        )
+    assert len(read_adapter_note(tmp_path / "adapter")["base"]["weights"]) == shards
+    load_adapter(tmp_path / "adapter", base_check="sha256")
+
+
+def test_the_note_holds_whole_hashes_from_the_first_save_on(on_a_base, tmp_path, monkeypatch):
+    base = shutil.copytree(on_a_base / "base", tmp_path / "base")
+    model, tokenizer = adapted(base, "tokens")
+    read = []
+    sha256 = base_files._sha256
+    monkeypatch.setattr(base_files, "_sha256", lambda path: (read.append(path.name), sha256(path))[1])
+    for folder in ("first", "second"):
+        save_adapter(model, tokenizer, tmp_path / folder)
+        weights = read_adapter_note(tmp_path / folder)["base"]["weights"]
+        content = (base / "model.safetensors").read_bytes()
+        assert weights["model.safetensors"]["sha256"] == hashlib.sha256(content).hexdigest()
+    # Read whole once, and not to load the adapter.
+    loaded, _ = load_adapter(tmp_path / "second")
+    save_adapter(loaded, tokenizer, tmp_path / "third")
+    assert read == ["model.safetensors"]
+    assert read_adapter_note(tmp_path / "third") == read_adapter_note(tmp_path / "second")
+    load_adapter(tmp_path / "second", base_check="sha256")
+    assert read == ["model.safetensors"] * 2
+
+
+def test_a_base_that_changes_before_the_first_save_keeps_its_blocks(on_a_base, tmp_path, caplog):
+    base = shutil.copytree(on_a_base / "base", tmp_path / "base")
+    model, tokenizer = adapted(base, "tokens")
+    before = base_files.block_digests(base_files.weight_files(str(base)))
+    trained_further(base, base, "model.norm.weight")
+    with caplog.at_level("WARNING"):
+        save_adapter(model, tokenizer, tmp_path / "adapter")
+    assert "changed or disappeared after it was loaded" in caplog.text
+    assert read_adapter_note(tmp_path / "adapter")["base"]["weights"] == before
+    assert "its weight files differ" in refused(tmp_path / "adapter")
+    # Without sha256 in the note, a whole check compares the blocks.
+    assert "its weight files differ" in refused(tmp_path / "adapter", base_check="sha256")
+    load_adapter(tmp_path / "adapter", base=on_a_base / "base", base_check="sha256")
+
+
+def test_blocks_of_a_large_file(tmp_path):
+    """They show a tensor that was trained further, and a changed size. A single changed byte needs a whole check."""
+    path, size = tmp_path / "model.safetensors", 20 * 2**20
+    distance = size // 1023
+
+    def digests_with(place, content):
+        with path.open("wb") as file:
+            file.truncate(size)
+            file.seek(place)
+            file.write(content)
+        return base_files.block_digests(files)
+
+    path.touch()
+    files = base_files.weight_files(str(tmp_path))
+    before = digests_with(0, b"")
+    assert base_files.add_sha256(before, files)
+    assert base_files.differing_files(before, files) == base_files.differing_files(before, files, whole=True) == []
+    for place in (0, size // 3, size - 2 * distance):
+        assert digests_with(place, b"x" * 2 * distance) != {path.name: {"blocks": before[path.name]["blocks"]}}
+    for place in (0, size - 1):
+        digests_with(place, b"x")
+        assert base_files.differing_files(before, files) == [path.name]
+    between = 4096 + 10
+    digests_with(between, b"x")
+    assert base_files.differing_files(before, files) == []
+    assert base_files.differing_files(before, files, whole=True) == [path.name]
+    digests_with(size, b"x")
+    assert base_files.differing_files(before, files) == [path.name]
+    assert not base_files.add_sha256(dict(before), files)
+    path.unlink()
+    assert base_files.weight_files(str(tmp_path)) == {}
+    assert base_files.differing_files(before, {}) == [path.name]
 
 
 def test_new_rows_of_the_base_do_not_count(tmp_path):
@@ -359,18 +480,71 @@ def test_new_rows_of_the_base_do_not_count(tmp_path):
         assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
-def test_the_description_samples_every_tensor_and_stays_small():
-    tokenizer = byte_level()
-    model = llama(len(tokenizer), num_hidden_layers=40)
-    extend_tokenizer(tokenizer, SCHEME, model)
-    samples = describe_base(model, tokenizer)["samples"]
-    assert list(samples) == [name for name, _ in model.named_parameters()]
-    counts = {len(text.split(":")[1]) // 8 for text in samples.values()}
-    assert len(counts) == 1 and 1 <= counts.pop() * len(samples) <= 2048
-    # Places do not fall into one column.
-    model.get_input_embeddings().weight.data.copy_(torch.arange(16).float().expand(len(tokenizer), 16))
-    text = describe_base(model, tokenizer)["samples"]["model.embed_tokens.weight"].split(":")[1]
-    assert len({text[place : place + 8] for place in range(0, len(text), 8)}) > 1
+def test_a_base_on_the_hub_is_loaded_at_its_commit(on_a_base, tmp_path, monkeypatch):
+    """Three downloaded commits, as huggingface_hub stores them. The branch has moved on since the training."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--owner--base"
+    first, second, third = "a" * 40, "b" * 40, "c" * 40
+    shutil.copytree(on_a_base / "base", repository / "snapshots" / first)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(first)
+    model, tokenizer = adapted("owner/base", "lora")
+    as_if_trained(model)
+    save_adapter(model, tokenizer, tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["revision"] == first
+
+    trained_further(on_a_base / "base", repository / "snapshots" / second, "model.embed_tokens.weight")
+    save_base(repository / "snapshots" / third, hidden_size=32)
+    (repository / "refs" / "main").write_text(third)
+    ids = some_ids(tokenizer)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        loaded, _ = load_adapter(tmp_path / "adapter")
+        assert torch.equal(loaded(input_ids=ids).logits, expected)
+        peft = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+        assert torch.equal(peft(input_ids=ids).logits, expected)
+        # A copy in a folder is the same base. The other commit is not.
+        copied, _ = load_adapter(tmp_path / "adapter", base=on_a_base / "base")
+        assert torch.equal(copied(input_ids=ids).logits, expected)
+    assert "width (hidden_size) is 32" in refused(tmp_path / "adapter", base="owner/base")
+    assert "its weight files differ" in refused(tmp_path / "adapter", revision=second)
+    # A base that has to be downloaded first is checked afterwards.
+    weight_files, calls = base_files.weight_files, []
+
+    def before_and_after_the_download(name, revision=None):
+        calls.append((name, revision))
+        return {} if len(calls) == 1 else weight_files(name, revision)
+
+    monkeypatch.setattr(saving, "weight_files", before_and_after_the_download)
+    assert "its weight files differ" in refused(tmp_path / "adapter", revision=second)
+    assert calls == [("owner/base", second)] * 2
+
+
+def test_a_digest_of_the_weights_in_memory(on_a_base):
+    model = AutoModelForCausalLM.from_pretrained(on_a_base / "base")
+    digest = weights_digest(model)
+    assert weights_digest(AutoModelForCausalLM.from_pretrained(on_a_base / "base")) == digest
+    for _, parameter in model.named_parameters():
+        before = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.mul_(1.001)
+            assert weights_digest(model) != digest
+            parameter.copy_(before)
+    assert weights_digest(model) == digest
+    # Weights that are not loaded, or in 4 bits, are left out; and so are integers.
+    others = [torch.nn.Parameter(torch.zeros(3, device="meta")), torch.nn.Parameter(torch.zeros(3))]
+    others[1].quant_state = object()
+    others.append(torch.nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False))
+    for parameter in others:
+        model.register_parameter("other", parameter)
+        assert weights_digest(model) == digest
+    model.register_parameter("other", torch.nn.Parameter(torch.zeros(0)))
+    assert weights_digest(model) != digest
+    del model.other
+    # The samples are not from a single column.
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.arange(16).float().expand_as(model.lm_head.weight))
+    assert len(_sample(model.lm_head.weight).unique()) > 1
 
 
 def test_a_tokenizer_that_is_not_the_adapters(tmp_path):
@@ -385,7 +559,7 @@ def test_a_tokenizer_that_is_not_the_adapters(tmp_path):
     other.save_pretrained(adapter)
     with pytest.raises(ValueError, match=r"is not the one that the adapter was trained with: its tokens or their ids"):
         load_adapter(adapter)
-    # The scheme says more tokens than there are.
+    # The scheme has more tokens than the tokenizer.
     config = json.loads((adapter / "tokenizer_config.json").read_text())
     config["step_scheme"]["num_step_tokens"] = 9
     (adapter / "tokenizer_config.json").write_text(json.dumps(config))
@@ -405,29 +579,29 @@ def test_damaged_and_foreign_folders(tmp_path):
         shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
         return shutil.copytree(whole, tmp_path / "damaged")
 
-    with pytest.raises(FileNotFoundError, match=r"holds no adapter_config\.json: no adapter is there"):
+    with pytest.raises(FileNotFoundError, match=r"holds no adapter_config\.json, so it is not an adapter"):
         load_adapter(tmp_path / "base")
-    with pytest.raises(FileNotFoundError, match="no adapter is there"):
+    with pytest.raises(FileNotFoundError, match="so it is not an adapter"):
         load_adapter(tmp_path / "nowhere")
     (damaged() / "memreason_adapter.json").unlink()
     with pytest.raises(ValueError, match="another program wrote it"):
         load_adapter(tmp_path / "damaged")
-    for content in ("", "{}", "[]", '{"mode": "lora"}'):
+    for content in ("", "{}", "[]", '{"mode": "lora"}', '{"mode": "lora", "base": {"rows": 3}}'):
         (damaged() / "memreason_adapter.json").write_text(content)
-        with pytest.raises(ValueError, match="cannot be read: the adapter is damaged"):
+        with pytest.raises(ValueError, match="cannot be read: the adapter is damaged, or an earlier version"):
             load_adapter(tmp_path / "damaged")
     (damaged() / WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no adapter_model\.safetensors"):
         load_adapter(tmp_path / "damaged")
     content = (whole / WEIGHTS).read_bytes()
     (damaged() / WEIGHTS).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="cannot be read, the file may be cut off"):
+    with pytest.raises(ValueError, match=r"cannot be read\. The file may be truncated"):
         load_adapter(tmp_path / "damaged")
     stored = load_file(whole / WEIGHTS)
     first = next(iter(stored))
     for changed, said in (
         ({name: value for name, value in stored.items() if name != first}, f"{first} is missing"),
-        ({**stored, "more": torch.zeros(2)}, "more belongs nowhere"),
+        ({**stored, "more": torch.zeros(2)}, "more is unknown"),
         ({**stored, first: torch.zeros(3, 4)}, f"{first} has the shape (3, 4) instead of"),
     ):
         save_file(changed, damaged() / WEIGHTS)
@@ -443,26 +617,30 @@ def test_an_adapter_on_a_model_that_was_never_saved(tmp_path):
     extend_tokenizer(tokenizer, SCHEME, model)
     model = add_adapter(model, tokenizer, AdapterArguments("tokens"))
     save_adapter(model, tokenizer, tmp_path / "adapter")
-    with pytest.raises(ValueError, match="names no base model: it was trained on one that was never saved"):
+    with pytest.raises(ValueError, match="names no base model: it was trained on a model that was never saved"):
         load_adapter(tmp_path / "adapter")
+    # Its weights cannot be recognised, but its shape can.
+    assert read_adapter_note(tmp_path / "adapter")["base"]["weights"] == {}
     load_adapter(tmp_path / "adapter", base=tmp_path / "base")
+    message = refused(tmp_path / "adapter", base=llama(300, hidden_size=32))
+    assert message.startswith("'llama' is not the base model") and "width (hidden_size)" in message
 
 
 def test_an_adapter_and_a_whole_model_are_not_saved_into_one_folder(tmp_path):
     base = save_base(tmp_path / "base")
     model, tokenizer = adapted(base, "lora+tokens")
     before = {path.name: path.read_bytes() for path in base.iterdir()}
-    with pytest.raises(FileExistsError, match="base holds a whole model, beside which an adapter"):
+    with pytest.raises(FileExistsError, match="base holds a whole model, so an adapter cannot be saved there"):
         save_adapter(model, tokenizer, base)
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
     save_adapter(model, tokenizer, tmp_path / "adapter")
     whole, tokenizer = adapted(base, "full")
-    with pytest.raises(FileExistsError, match="adapter holds an adapter, beside which a whole model"):
+    with pytest.raises(FileExistsError, match="adapter holds an adapter, so a whole model cannot be saved there"):
         save_adapter(whole, tokenizer, tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "config.json").exists()
 
 
-def test_the_attention_of_an_adapter_saved_before_is_gone(tmp_path):
+def test_saving_again_removes_the_attention_of_the_previous_adapter(tmp_path):
     base, folder = save_base(tmp_path / "base"), tmp_path / "adapter"
     model, tokenizer = adapted(base, "tokens")
     set_step_attention(model, tokenizer, "own")

@@ -23,7 +23,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def plain_trainer(output_dir, base, mode, **arguments):
-    """The library's own."""
+    """The Trainer of the library."""
     set_seed(3)
     model, tokenizer = adapted(base, mode, lora_targets="all", lora_dropout=0.1)
     ids = some_ids(tokenizer, rows=24, length=8).tolist()
@@ -90,7 +90,7 @@ def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path):
 
 
 def recurrent_trainer(output_dir, base, mode, **arguments):
-    # All runs share the tokenizer of the chains, and extending changes it.
+    # A copy, because all runs share the tokenizer of the chains.
     tokenizer = copy.deepcopy(small_chains()[0])
     set_seed(0)
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -134,9 +134,9 @@ def test_runs_of_recurrent_models(mode, recurrent_base, tmp_path):
 def test_another_adapter_is_another_run(recurrent_base, tmp_path):
     recurrent_trainer(tmp_path / "run", recurrent_base, "lora", max_steps=4).train()
     other = recurrent_trainer(tmp_path / "run", recurrent_base, "lora+tokens", max_steps=4)
-    with pytest.raises(OutputFolderError, match=r"adapter\.mode: 'lora' there, 'lora\+tokens' asked for"):
+    with pytest.raises(OutputFolderError, match=r"adapter\.mode was 'lora', now 'lora\+tokens'"):
         other.train(resume_from_checkpoint=True)
-    # A folder with an adapter of unknown origin is not written over either.
+    # A folder with an adapter of unknown origin is not overwritten either.
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "adapter_config.json").write_text("{}")
     with pytest.raises(OutputFolderError, match=r"holds adapter_config\.json, but no run\.json"):

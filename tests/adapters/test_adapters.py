@@ -1,4 +1,4 @@
-"""What is trained in each mode, and where adapters go."""
+"""Which weights each mode trains, and which layers are adapted."""
 
 import re
 
@@ -18,6 +18,7 @@ from transformers import (
 
 from memreason_hf.adapters.modes import ADAPTER_MODES, AdapterArguments, add_adapter
 from memreason_hf.adapters.targets import LORA_TARGETS, linear_layers, lora_targets
+from memreason_hf.patches import restore_class
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.tokenization import extend_tokenizer, new_rows
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
@@ -27,7 +28,7 @@ ADAPTERS = [mode for mode in ADAPTER_MODES if mode != "full"]
 
 
 def deep(vocab_size, tied=True, **config):
-    """Layers before, in and after the loop, and an injection whose linear layer is in none of them."""
+    """Layers before, in and after the loop, and a linear layer of the injection, which belongs to none of them."""
     return RecurrentDepthForCausalLM(
         RecurrentDepthConfig.llama_style(
             **{
@@ -52,7 +53,7 @@ def deep(vocab_size, tied=True, **config):
 
 
 def opt(vocab_size, tied=True):
-    """Its feed-forward layers stand in the decoder layer itself."""
+    """Its feed-forward layers are directly in the decoder layer."""
     sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24, "num_hidden_layers": 1}
     return OPTForCausalLM(OPTConfig(vocab_size=vocab_size, num_attention_heads=2, tie_word_embeddings=tied, **sizes))
 
@@ -61,6 +62,23 @@ def neox(vocab_size, tied=False):
     """Its head is called embed_out."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=vocab_size, tie_word_embeddings=tied, **sizes))
+
+
+class ScaledEmbedding(torch.nn.Embedding):
+    """As in Gemma: the embedding is multiplied by a constant."""
+
+    embed_scale = torch.tensor(3.0)
+
+    def forward(self, ids):
+        return super().forward(ids) * self.embed_scale
+
+
+def scaled(vocab_size, tied=True):
+    model = llama(vocab_size, tied=tied)
+    model.set_input_embeddings(ScaledEmbedding(vocab_size, 16, padding_idx=2, _weight=model.lm_head.weight.clone()))
+    if tied:
+        model.lm_head.weight = model.get_input_embeddings().weight
+    return model
 
 
 FAMILIES = {**MODELS, "deep": deep, "opt": opt, "neox": neox}
@@ -90,7 +108,7 @@ EXPECTED = {
 }
 
 
-# ---- Where adapters go ----
+# ---- Which layers are adapted ----
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -124,7 +142,7 @@ def test_exactly_those_layers_are_wrapped(family, targets):
 
 
 def test_many_layers():
-    """From 20 on PEFT shortens the list of paths to endings: they must not catch others."""
+    """From 20 paths on PEFT shortens them to endings, which must not match other layers."""
     tokenizer = byte_level()
     model = gpt2(len(tokenizer))
     config = model.config
@@ -137,7 +155,23 @@ def test_many_layers():
     assert wrapped == {f"base_model.model.{end}" for end in ends}
 
 
-def test_no_such_layers_is_an_error_that_lists_what_is_there():
+class HeadInALayer(torch.nn.Module):
+    """A decoder that predicts from its last layer, whose head is a part of that layer."""
+
+    def __init__(self):
+        super().__init__()
+        block = {"mlp": torch.nn.Linear(4, 4), "mlp_head": torch.nn.Linear(4, 9)}
+        self.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"ffn": torch.nn.ModuleDict(block)})])
+
+    def get_output_embeddings(self):
+        return self.layers[0]["ffn"]["mlp_head"]
+
+
+def test_the_head_is_no_target_wherever_it_is():
+    assert linear_layers(HeadInALayer()) == {"layers.0.ffn.mlp": "mlp"}
+
+
+def test_a_model_without_such_layers_is_an_error_that_lists_its_layers():
     model = MambaForCausalLM(
         MambaConfig(vocab_size=300, hidden_size=16, state_size=4, num_hidden_layers=1, tie_word_embeddings=False)
     )
@@ -148,15 +182,15 @@ def test_no_such_layers_is_an_error_that_lists_what_is_there():
     with pytest.raises(ValueError, match="'mlp': MambaForCausalLM has no such layer"):
         lora_targets(model, "mlp")
     assert set(lora_targets(model, "all")) == set(linear_layers(model))
-    with pytest.raises(ValueError, match=re.escape("lora_targets='head' is not known; choose one of mlp, attention")):
+    with pytest.raises(ValueError, match=re.escape("lora_targets='head' must be one of mlp, attention")):
         lora_targets(model, "head")
 
 
-# ---- What is trained ----
+# ---- Which weights are trained ----
 
 
 def train(model, tokenizer, steps=2):
-    """Two, as the first moves one half of each low-rank update only: the other half starts from zero."""
+    """Two steps, because the first one changes only half of each low-rank update. The other half starts from zero."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
     model.train()
@@ -191,13 +225,13 @@ def test_every_trainable_weight_moves_and_no_other(family, mode, tied):
             rows += 1
         else:
             assert torch.equal(parameter, before[name]) != expected, name
-    # `lora` has them, too, but frozen; a tied head has none of its own.
+    # `lora` has frozen rows. A tied head has none of its own.
     assert rows == (0 if mode == "full" else 1 if tied else 2)
 
 
 @torch.no_grad()
 def matrices(model):
-    """Those of embedding and head, as a call sees them."""
+    """The matrices of embedding and head with the trained rows."""
     modules = model.get_input_embeddings(), model.get_output_embeddings()
     return [getattr(module, "token_adapter", module).get_merged_weights(["default"]).clone() for module in modules]
 
@@ -244,11 +278,17 @@ def test_frozen_rows_stay_frozen_whatever_switches_adapters_on():
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("mode", ADAPTERS)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "deep"])
-def test_gradients_are_those_of_peft(family, mode, tied, autocast):
-    """Its own layers take a gradient of the whole matrix; ours of the rows."""
+@pytest.mark.parametrize("family", ["llama", "gpt2", "deep", "scaled"])
+def test_gradients_are_those_of_peft(family, mode, tied, autocast, monkeypatch):
+    """PEFT's layers compute a gradient of the whole matrix, and ours of the rows."""
+    peft_forward, used = TrainableTokensLayer.forward_adapters, []
+    monkeypatch.setattr(
+        TrainableTokensLayer,
+        "forward_adapters",
+        lambda layer, *args, **kwargs: (used.append(layer), peft_forward(layer, *args, **kwargs))[1],
+    )
     tokenizer = byte_level()
-    model = FAMILIES[family](len(tokenizer) + 30, tied=tied)
+    model = {**FAMILIES, "scaled": scaled}[family](len(tokenizer) + 30, tied=tied)
     extend_tokenizer(tokenizer, SCHEME, model)
     model = add_adapter(model, tokenizer, AdapterArguments(mode, lora_targets="all", lora_dropout=0.0))
     as_if_trained(model)
@@ -262,10 +302,12 @@ def test_gradients_are_those_of_peft(family, mode, tied, autocast):
         return outputs.logits, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
     logits, ours = gradients()
+    # Frozen rows, and a forward without gradients, are left to PEFT.
+    assert len(used) == (2 if mode == "lora" else 0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert torch.equal(model(input_ids=ids).logits, logits)
     for layer in model.token_layers():
-        layer.__class__ = TrainableTokensLayer
+        restore_class(layer, TrainableTokensLayer)
     expected_logits, expected = gradients()
     assert torch.equal(logits, expected_logits)
     assert ours.keys() == expected.keys() and len(ours) > 0
@@ -273,6 +315,21 @@ def test_gradients_are_those_of_peft(family, mode, tied, autocast):
         assert gradient.dtype == expected[name].dtype == torch.float32
         error = (gradient - expected[name]).norm() / expected[name].norm()
         assert error < (2e-2 if autocast else 1e-5), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("mode", ["tokens", "lora+tokens"])
+def test_a_disabled_adapter_is_the_base_also_with_gradients(mode, tied, tmp_path):
+    base = save_base(tmp_path / "base", tied=tied, padding=40)
+    plain, tokenizer, _ = extended(base)
+    model, _ = adapted(base, mode)
+    as_if_trained(model)
+    ids = some_ids(tokenizer)
+    with torch.no_grad():
+        expected = plain.eval()(input_ids=ids).logits
+    with model.disable_adapter():
+        assert torch.equal(model(input_ids=ids).logits, expected)
+    assert not torch.allclose(model(input_ids=ids).logits, expected)
 
 
 @torch.no_grad()
@@ -305,7 +362,7 @@ def test_rows_in_place_give_the_same_logits_and_leave_no_trace(mode, tied, tmp_p
 
 @pytest.mark.parametrize("mode", ADAPTERS)
 def test_a_recurrent_base_keeps_its_arguments(mode):
-    """Counts, labels already in place and generation go through the adapter."""
+    """The adapter passes on counts, shifted labels and the arguments of generate."""
     tokenizer = byte_level()
     model = deep(len(tokenizer))
     extend_tokenizer(tokenizer, SCHEME, model)
@@ -337,8 +394,8 @@ def test_a_recurrent_base_keeps_its_arguments(mode):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "prefix"}, "mode='prefix' is not known; choose one of full, lora, tokens, lora+tokens"),
-        ({"lora_targets": "head"}, "lora_targets='head' is not known; choose one of mlp, attention, all"),
+        ({"mode": "prefix"}, "mode='prefix' must be one of full, lora, tokens, lora+tokens"),
+        ({"lora_targets": "head"}, "lora_targets='head' must be one of mlp, attention, all"),
         ({"lora_r": 0}, "lora_r=0 must be an integer of at least 1"),
         ({"lora_r": True}, "lora_r=True must be an integer"),
         ({"lora_alpha": 0}, "lora_alpha=0 must be above 0"),
@@ -348,6 +405,11 @@ def test_a_recurrent_base_keeps_its_arguments(mode):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         AdapterArguments(**arguments)
+
+
+def test_documented_defaults():
+    assert AdapterArguments() == AdapterArguments("lora+tokens", 16, 16, 0.05, "mlp")
+    AdapterArguments(lora_r=1, lora_alpha=1e-3, lora_dropout=0.0)
 
 
 @pytest.mark.parametrize("mode", ADAPTER_MODES)
@@ -387,7 +449,7 @@ def test_heads_that_cannot_have_rows_of_their_own(mode):
     model = llama(len(tokenizer))
     model.lm_head = torch.nn.Linear(16, len(tokenizer), bias=True)
     extend_tokenizer(tokenizer, SCHEME, model)
-    with pytest.raises(ValueError, match="only be stored where it is a linear layer without a bias"):
+    with pytest.raises(ValueError, match="only be stored if it is a linear layer without a bias"):
         add_adapter(model, tokenizer, AdapterArguments(mode))
     tokenizer = byte_level()
     model = recurrent(len(tokenizer), tied=True)

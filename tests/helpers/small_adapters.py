@@ -1,4 +1,4 @@
-"""Saved small bases and adapters whose trained weights are random, as if long trained."""
+"""Small saved bases, and adapters with random trainable weights, as after a long training."""
 
 import torch
 from small_tokenizers import MODELS, byte_level, with_random_rows
@@ -35,7 +35,7 @@ def adapted(base, mode, scheme=SCHEME, **arguments):
 
 
 def as_if_trained(model):
-    """Every trainable weight somewhere else."""
+    """Changes every trainable weight."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -44,7 +44,7 @@ def as_if_trained(model):
 
 
 def some_ids(tokenizer, rows=2, length=24):
-    """Random ids, every new token among them, with another after it to be predicted from it."""
+    """Random ids with every new token in each row, followed by another token."""
     new = tokenizer.convert_tokens_to_ids(list(SCHEME.tokens))
     ids = torch.randint(0, len(tokenizer), (rows, length))
     return torch.cat((ids, torch.tensor(new).repeat(rows, 1), ids[:, :1]), dim=1)

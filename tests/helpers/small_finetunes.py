@@ -73,7 +73,7 @@ def small_model(family="llama", seed=0):
 
 
 def small_finetune(output_dir, family="llama", *, model=None, items=ITEMS, test=ITEMS, callbacks=None, **arguments):
-    """A trainer; by default 3 epochs of 3 steps, evaluated and saved after each."""
+    """A trainer. By default it runs 3 epochs of 3 steps, and evaluates and saves after each."""
     tokenizer = small_tokenizer()
     defaults = {
         "output_dir": str(output_dir),

@@ -52,7 +52,9 @@ def small_model(seed=0, **overrides):
     return RecurrentDepthForCausalLM(RecurrentDepthConfig.gpt2_style(**{**fields, **overrides}))
 
 
-def small_trainer(output_dir, model=None, curriculum=None, train_dataset=None, callbacks=(), **arguments):
+def small_trainer(
+    output_dir, model=None, curriculum=None, train_dataset=None, callbacks=(), model_init=None, **arguments
+):
     tokenizer, train, heldout = small_chains()
     defaults = {
         "output_dir": str(output_dir),
@@ -80,6 +82,7 @@ def small_trainer(output_dir, model=None, curriculum=None, train_dataset=None, c
         data_collator=ChainCollator(tokenizer.pad_token_id, args.supervision),
         processing_class=tokenizer,
         callbacks=callbacks,
+        model_init=model_init,
     )
 
 

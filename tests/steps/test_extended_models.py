@@ -23,7 +23,7 @@ def snapshot(model):
 
 
 def expected_row(tokenizer, before, word):
-    """Computed apart from the package: the mean of the rows of the word's pieces, else of all rows."""
+    """The mean of the rows of the word's pieces, or else of all rows, computed without the package."""
     try:
         pieces = tokenizer(" " + word, add_special_tokens=False)["input_ids"]
     except Exception:
@@ -70,7 +70,7 @@ def test_a_padded_matrix_is_never_made_smaller(tied, padding):
     assert after["input"].shape[0] == max(size + padding, len(tokenizer))
     for matrix, rows in after.items():
         for token, token_id in zip(SCHEME.tokens, ids):
-            # The padding is no row of a token: it does not count in a mean.
+            # Padding rows belong to no token, so they do not count in a mean.
             expected = expected_row(tokenizer, before[matrix][:size], SCHEME.words[token])
             np.testing.assert_allclose(rows[token_id], expected, rtol=1e-5, atol=1e-6)
         untouched = [row for row in range(len(before[matrix])) if row not in ids]
@@ -96,7 +96,7 @@ def test_words_without_known_pieces_start_from_the_mean_of_all(poisoned_memory):
 
 
 def word_level_without(word, unknown, elsewhere=()):
-    """Ids in a row, but for those that `elsewhere` names."""
+    """Consecutive ids, except those of `elsewhere`."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -153,7 +153,7 @@ def test_trained_rows_survive_saving_loading_and_extending_again(name, padding, 
             matrix[ids] += 1
     before = snapshot(model)
     model.save_pretrained(tmp_path / "model")
-    # Beside a Qwen2 config the library would read it as Qwen2's tokenizer, and add that one's tokens.
+    # With a Qwen2 config in the folder, the library would load any tokenizer as Qwen2's and add its tokens.
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     loaded_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
@@ -166,7 +166,7 @@ def test_trained_rows_survive_saving_loading_and_extending_again(name, padding, 
 
 @pytest.mark.parametrize("padding", [0, 40])
 def test_a_saved_tokenizer_extends_a_fresh_model_to_the_same_rows(padding, tmp_path):
-    """What a loader of adapters does: the base again, the tokenizer as it was saved."""
+    """As `load_adapter` does: a fresh base, and the saved tokenizer."""
     tokenizer = byte_level()
     fresh = [with_random_rows(llama(len(tokenizer) + padding)) for _ in range(2)]
     extend_tokenizer(tokenizer, SCHEME, fresh[0])

@@ -1,4 +1,4 @@
-"""The steps of the texts that the authors published."""
+"""The steps of the published texts."""
 
 import json
 from collections import Counter

@@ -90,7 +90,7 @@ def test_a_text_may_be_cut_into_calls(family, variant):
             cache = output.past_key_values
             pieces.append(output.logits[0])
         torch.testing.assert_close(torch.cat(pieces), expected, **CLOSE)
-    # A cache that is shortened, and goes on with another text.
+    # A cache that is cropped and continued with another text.
     cache.crop(-3)
     other = row[:-3] + random_text(tokenizer)
     logits = sparse(input_ids=torch.tensor([other[len(row) - 3 :]]), past_key_values=cache).logits[0]
@@ -100,7 +100,7 @@ def test_a_text_may_be_cut_into_calls(family, variant):
 @each_variant
 @each_family
 @torch.no_grad()
-def test_what_is_done_to_the_rows_of_a_cache(family, variant):
+def test_ids_follow_the_rows_of_a_cache(family, variant):
     plain, sparse, tokenizer = pair(family, variant)
     starts = [random_text(tokenizer)[:9] for _ in range(3)]
     ends = [random_text(tokenizer, question=False)[:6] for _ in range(3)]
@@ -181,7 +181,7 @@ def test_other_ways_of_decoding_give_the_same_text(family, variant):
     if family == "recurrent":
         drafted = sparse.generate(input_ids=ids, num_recurrences=3, draft_recurrences=2, draft_tokens=3, **settings)
         assert torch.equal(drafted, expected)
-    # Guesses that are wrong are cut off the cache again.
+    # Wrong guesses are cropped from the cache.
     row = ids[:1, int((real[0] == 0).sum()) :]
     settings["attention_mask"] = None
     alone = sparse.generate(input_ids=row, **settings)
@@ -191,7 +191,7 @@ def test_other_ways_of_decoding_give_the_same_text(family, variant):
 @each_variant
 @each_family
 @torch.no_grad()
-def test_maps_show_nothing_where_nothing_is_seen(family, variant):
+def test_attention_maps_are_zero_where_the_mask_hides_tokens(family, variant):
     _, sparse, tokenizer = pair(family, variant, "eager")
     row = random_text(tokenizer)
     maps = sparse(input_ids=torch.tensor([row]), output_attentions=True, use_cache=False).attentions
@@ -238,7 +238,7 @@ def test_rows_that_stop_early_keep_their_own_masks(variant):
         rows = texts(tokenizer)
         ids, real = padded(rows)
         counts = torch.tensor([3, 1, 6, 2])
-        # With a past, so that rows are read in several runs.
+        # With a past, so that rows are read in several contiguous runs.
         with torch.no_grad():
             first = sparse(input_ids=ids[:, :5], attention_mask=real[:, :5], num_recurrences=counts, use_cache=True)
             rest = sparse(
@@ -260,7 +260,7 @@ def test_rows_that_stop_early_keep_their_own_masks(variant):
 
 
 @torch.no_grad()
-def test_a_sliding_window_holds_besides():
+def test_a_sliding_window_applies_in_addition():
     plain, sparse, tokenizer = pair("recurrent", "tokens", num_prelude_layers=0, num_coda_layers=0, sliding_window=3)
     row = random_text(tokenizer)
     seen = sees(row, step_token_ids(tokenizer), "tokens").triu(-2)
@@ -339,7 +339,7 @@ def test_depth_that_is_decided_on_the_way(criterion, granularity, variant):
         counts = torch.cat((made.prompt_recurrences, made.num_recurrences[:, 1:]), dim=1)
         if len(counts.unique()) > 4:
             break
-    # Padding has 0; a model that halts everywhere at once shows nothing.
+    # Padding has 0. A model that halts at the same depth everywhere would show nothing.
     assert len(counts.unique()) > 4
     for index, sequence in enumerate(made.sequences):
         kept = torch.cat((real[index], torch.ones(8, dtype=torch.long))).bool()
@@ -352,7 +352,7 @@ def test_depth_that_is_decided_on_the_way(criterion, granularity, variant):
 @each_variant
 @torch.no_grad()
 def test_a_decoder_that_is_a_part_of_the_base_model(variant):
-    """OPT's head calls it directly."""
+    """The head of OPT calls it directly."""
     tokenizer = byte_level()
     sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "max_position_embeddings": 128}
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -381,7 +381,7 @@ def test_a_decoder_that_is_a_part_of_the_base_model(variant):
 
 
 def test_a_model_with_recurrent_layers_is_refused():
-    """Their state would carry what the mask hides."""
+    """Their state carries what the mask hides."""
     tokenizer = byte_level()
     model = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1))
     extend_tokenizer(tokenizer, StepScheme(1, 2), model)
@@ -402,7 +402,7 @@ def test_two_models_side_by_side():
         else by_hand(plain, tokenizer, row, get_step_attention(sparse))
         for (plain, sparse, tokenizer), row in zip(models, rows)
     ]
-    # Token by token, in turn.
+    # Token by token, the models in turn.
     caches, logits = [None] * len(models), [[] for _ in models]
     for place in range(max(map(len, rows))):
         for index, (_, sparse, _) in enumerate(models):
@@ -414,7 +414,7 @@ def test_two_models_side_by_side():
     for got, wanted in zip(logits, expected):
         torch.testing.assert_close(torch.cat(got), wanted, **CLOSE)
 
-    # And at once, one model in several threads.
+    # At the same time, each model in several threads.
     outcome = {}
 
     def work(index):
@@ -454,7 +454,7 @@ def test_gradients_are_those_of_the_mask_by_hand(family, variant):
 
 @each_family
 @torch.no_grad()
-def test_removed_it_leaves_nothing_but_a_note(family):
+def test_removing_it_leaves_only_a_record(family):
     plain, sparse, tokenizer = pair(family, "own")
     row = torch.tensor([random_text(tokenizer)])
     before = plain(input_ids=row).logits
@@ -503,7 +503,7 @@ def test_a_mask_for_pairs_of_tokens_is_refused(family):
     row = torch.tensor([random_text(tokenizer)])
     mask = torch.zeros(1, 1, row.shape[1], row.shape[1]).masked_fill(~causal(row.shape[1]), -1e9)
     plain(input_ids=row, attention_mask=mask)
-    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 1, .*makes the mask of who sees whom itself"):
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 1, .*makes the mask between pairs"):
         sparse(input_ids=row, attention_mask=mask)
     with pytest.raises(ValueError, match="attention_mask is a dict"):
         sparse(input_ids=row, attention_mask={"full_attention": mask})

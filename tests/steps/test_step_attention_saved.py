@@ -44,7 +44,7 @@ def test_it_is_restored_from_the_folder_of_a_model(family, variant, tmp_path):
         assert restore_step_attention(loaded, tmp_path) == restore_step_attention(loaded) == variant
         assert get_step_attention(loaded) == variant
         torch.testing.assert_close(logits_of(loaded, row), logits_of(model, row), rtol=0, atol=0)
-    # Saved without it, the folder knows nothing more.
+    # Saved without it, the folder no longer records it.
     set_step_attention(model, tokenizer, None)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -99,7 +99,7 @@ def test_it_is_restored_from_the_folder_of_an_adapter(family, first, variant, tm
 
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     loaded = PeftModel.from_pretrained(loaded, tmp_path / "adapter").eval()
-    texts = (random_text(tokenizer) for _ in range(20))  # some are too short to hide anything
+    texts = (random_text(tokenizer) for _ in range(20))  # in some of them nothing is hidden
     row = next(text for text in texts if not torch.equal(logits_of(loaded, text), logits_of(model, text)))
     assert restore_step_attention(loaded, tmp_path / "adapter") == get_step_attention(loaded) == variant
     torch.testing.assert_close(logits_of(loaded, row), logits_of(model, row), rtol=0, atol=0)
@@ -127,18 +127,20 @@ def test_the_folder_of_an_adapter_wins_over_its_base(tmp_path):
     save_step_attention(model, adapter)
     model = loaded()
     assert restore_step_attention(model, adapter) == "tokens"
-    # Taken off again, before training.
+    # Removed again before training.
     set_step_attention(model, tokenizer, None)
     save_step_attention(model, adapter)
     model = loaded()
     assert restore_step_attention(model, adapter) is None and get_step_attention(model) is None
-    # Nothing to say: an older file goes.
+    # A model without it deletes the file.
     save_step_attention(extended("llama")[0], adapter)
     assert not (adapter / STEP_ATTENTION_FILE).exists()
     assert restore_step_attention(loaded(), adapter) == "own"
 
 
-@pytest.mark.parametrize("content, message", [("{", "no JSON"), ("[]", "lacks"), ('{"variant": "own"}', "lacks")])
+@pytest.mark.parametrize(
+    "content, message", [("{", "is not valid JSON"), ("[]", "lacks"), ('{"variant": "own"}', "lacks")]
+)
 def test_a_damaged_file(content, message, tmp_path):
     model, _ = extended("llama")
     (tmp_path / STEP_ATTENTION_FILE).write_text(content)
@@ -148,7 +150,7 @@ def test_a_damaged_file(content, message, tmp_path):
 
 @pytest.fixture
 def own_modules(tmp_path, monkeypatch):
-    """Code that is loaded from checkpoints goes into a folder of the test, and leaves no modules."""
+    """Code that is loaded from checkpoints is cached in a folder of the test, and leaves no modules."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     package = dynamic_module_utils.TRANSFORMERS_DYNAMIC_MODULE_NAME
     # Other tests may have loaded that package from the usual folder, or put this folder in front.
@@ -164,7 +166,7 @@ def own_modules(tmp_path, monkeypatch):
 
 
 def test_code_beside_the_weights_keeps_rows_apart(tmp_path, own_modules):
-    """A model of this package that was loaded with its own copy of the code."""
+    """A model of this package that is loaded with the code in its folder."""
     model, tokenizer = extended("recurrent")
     model.save_pretrained(tmp_path)
     remote = dynamic_module_utils.get_class_from_dynamic_module(

@@ -1,4 +1,4 @@
-"""Depth that follows the kind of the step being written, and what it cost."""
+"""Depth that follows the kind of the step being generated, and the recurrences of each kind."""
 
 import random
 from itertools import pairwise
@@ -40,7 +40,7 @@ def depths_of(ids, tokenizer):
 
 
 def talkative(scheme=None, **kwargs):
-    """A model that writes step tokens often, so that rows change their kind at different places."""
+    """A model that often generates step tokens, so that rows change their kind at different places."""
     model, tokenizer = extended("recurrent", scheme, tie_word_embeddings=False, **kwargs)
     groups = step_token_ids(tokenizer)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_kinds_of_tokens(scheme):
     assert read.shape == ids.shape
     for index, row in enumerate(rows):
         assert [kinds.names[number] for number in read[index][real[index].bool()]] == kinds_of(row, tokenizer)
-        # A token's kind depends on what came before it alone.
+        # The kind of a token depends only on the tokens before it.
         for end in (3, len(row) // 2):
             assert kinds.read(torch.tensor([row[:end]]))[0].tolist() == read[index][real[index].bool()][:end].tolist()
     assert len(read.unique()) > 3
@@ -97,7 +97,7 @@ def test_each_row_changes_on_its_own():
         expected = depths_of(text, tokenizer)
         prompt = made.prompt_recurrences[index][real[index].bool()].tolist()
         assert prompt + made.num_recurrences[index, 1:].tolist() == expected
-        # From scratch, with the counts given by token.
+        # Without a cache, with the counts of the tokens.
         logits = model(input_ids=torch.tensor([text]), num_recurrences=torch.tensor([expected])).logits[0]
         assert logits[-NEW:].argmax(-1).tolist() == new[index]
         alone = generate(model, tokenizer, torch.tensor([row]), None)
@@ -192,13 +192,13 @@ def test_depths_as_text():
         "thought=2",
         "memory=2;reason=3",
     ):
-        with pytest.raises(ValueError, match="no depth of a kind"):
+        with pytest.raises(ValueError, match="is not the depth of a kind"):
             read_depths(text)
 
 
 def test_wrong_requests():
     _, tokenizer = extended("llama")
-    with pytest.raises(ValueError, match="no tokens of kind 'thought', only memory, reason, answer, step"):
+    with pytest.raises(ValueError, match="no tokens of kind 'thought', only of memory, reason, answer, step"):
         DepthByKind(tokenizer, {"thought": 2}, 3)
     with pytest.raises(ValueError, match="memory=0"):
         DepthByKind(tokenizer, {"memory": 0}, 3)

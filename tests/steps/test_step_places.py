@@ -1,4 +1,4 @@
-"""Where steps stand in a text: against places that are counted off while the text is written."""
+"""The places of steps in a text, compared with places that are counted while the text is written."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What a scheme writes it reads back; what published texts write is read too."""
+"""A scheme parses what it renders, and the spellings of published texts."""
 
 import random
 
@@ -57,7 +57,7 @@ PIECES = [
 def random_text(rng, can_be_blank):
     while True:
         text = "".join(rng.choices(PIECES, k=rng.randint(0, 8)))
-        # Pieces can add up to a token, which is refused.
+        # Joined pieces can form a token, which is refused.
         if (text.strip() or can_be_blank) and not FAMILY_TOKEN.search(text):
             return text
 
@@ -236,7 +236,7 @@ def test_a_plan_that_was_cut_has_no_steps():
     assert (solution, solution.plan, solution.truncated) == ([], ["memory", "reason"], True)
     solution = scheme.parse(f"{P}{M}\n{P}{R} other than planned\n")
     assert (solution, solution.plan) == ([Step("reason", "other than planned")], ["memory"])
-    # For another scheme these are steps that say nothing.
+    # For another scheme these are steps without a text.
     assert StepScheme(2, 4).parse(f"{P}{M}\n{P}{R} b\n") == [Step("memory", ""), Step("reason", "b")]
 
 
@@ -246,7 +246,7 @@ def test_a_plan_that_was_cut_has_no_steps():
         (StepScheme(), Step("memory", "a\nb"), "holds a newline"),
         (StepScheme(marks="none"), Step("memory", "a\nb"), "holds a newline"),
         (StepScheme(marks="words"), Step("memory", "a\nb"), "holds a newline"),
-        (StepScheme(2, 4), Step("memory", "un<reason_0>able"), "holds <reason_0>, which is a token of the scheme"),
+        (StepScheme(2, 4), Step("memory", "un<reason_0>able"), "holds <reason_0>, a token of the scheme"),
         (StepScheme(2, 1), Step("step", "a <answer> b"), "holds <answer>"),
         (StepScheme(2, 0, layout="front"), Step("reason", "<prefix_1>"), "holds <prefix_1>"),
         (StepScheme(2, 4), Step("memory", " <memory_4> a"), "begins with a step token of another scheme"),
@@ -273,8 +273,8 @@ def test_tokens_of_other_schemes_inside_a_text_are_kept():
         ({"num_step_tokens": 0}, ValueError, "num_step_tokens=0"),
         ({"num_step_tokens": "4"}, TypeError, "num_step_tokens='4' must be a whole number"),
         ({"num_step_tokens": True}, TypeError, "whole number"),
-        ({"marks": "token"}, ValueError, "marks='token' is unknown; there are tokens, words, none"),
-        ({"layout": "first"}, ValueError, "layout='first' is unknown"),
+        ({"marks": "token"}, ValueError, "marks='token' must be one of tokens, words, none"),
+        ({"layout": "first"}, ValueError, "layout='first' must be one of"),
         ({"ordered": 1}, TypeError, "ordered=1"),
         ({"layout": "front", "num_prefix_tokens": 0}, ValueError, "layout='front'"),
         ({"layout": "front", "marks": "words"}, ValueError, "layout='front'"),
@@ -291,7 +291,7 @@ def test_bad_steps_are_refused():
         Step("rag", "a")
     with pytest.raises(TypeError, match="text=3"):
         Step("memory", 3)
-    with pytest.raises(ValueError, match="no kind of step"):
+    with pytest.raises(ValueError, match="kind='prefix' must be one of"):
         StepScheme().kind_tokens("prefix")
 
 
@@ -301,7 +301,7 @@ def test_a_scheme_goes_through_json_values(scheme):
 
 
 def test_unknown_fields_are_refused():
-    with pytest.raises(ValueError, match="no num_tokens; it has num_prefix_tokens"):
+    with pytest.raises(ValueError, match=r"no num_tokens\. Fields: num_prefix_tokens"):
         StepScheme.from_dict({"num_tokens": 4})
 
 

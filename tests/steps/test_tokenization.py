@@ -1,4 +1,4 @@
-"""Tokens of steps in tokenizers: ids, names, saving, plain text, decoding."""
+"""Step tokens in tokenizers: ids, names, saving, plain text, decoding."""
 
 import copy
 import json
@@ -108,7 +108,7 @@ def test_a_tokenizer_without_the_tokens_is_refused(tmp_path):
     extend_tokenizer(tokenizer, StepScheme(2, 4))
     with pytest.raises(ValueError, match=r"lacks 4 of the 14 tokens.*<memory_2>, <reason_2>"):
         check_tokens(byte_level_of(StepScheme(2, 2)), StepScheme(2, 3))
-    # A config that came with another tokenizer.json.
+    # A config with the tokenizer.json of another tokenizer.
     tokenizer.save_pretrained(tmp_path)
     byte_level().backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -138,10 +138,10 @@ def test_a_solution_survives_encoding_and_decoding(tokenizer, scheme):
             tokenizer, [tokenizer.pad_token_id, tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
         )
         if scheme.layout == "front" and is_word_level:
-            continue  # no newlines, no marks: nothing is left to tell the steps apart
+            continue  # without newlines and marks the steps cannot be separated
         solution = scheme.parse(text)
         if is_word_level:
-            # Its vocabulary glues nothing: "is:" was split, or is unknown.
+            # Its vocabulary does not join tokens: "is:" is split or unknown.
             assert [step.kind for step in solution] == [step.kind for step in scheme.arrange(steps)]
             continue
         assert solution == scheme.arrange(steps)
@@ -168,7 +168,7 @@ def test_a_prompt_ends_with_the_prefix_tokens_and_begins_as_the_training_text(to
     if scheme.marks == "tokens":
         training = encode_plain(tokenizer, scheme.question_text(question)) + encode_solution(tokenizer, steps)
         assert training[: len(prompt)] == prompt
-        # The same as encoding the whole text at once: nothing is gained or lost at the seam.
+        # The same ids as those of the whole text.
         whole = scheme.question_text(question) + scheme.render(steps)
         assert training == tokenizer(whole, add_special_tokens=False)["input_ids"]
 
@@ -209,7 +209,7 @@ def test_special_strings_of_a_user_are_plain_text(tokenizer, question):
     assert encoded and not special & set(encoded)
     prompt = encode_prompt(tokenizer, question)
     assert [id_ for id_ in prompt if id_ in special] == ids[:2]
-    # The next text is read as usual.
+    # Later texts are encoded as usual.
     assert tokenizer("</s>", add_special_tokens=False)["input_ids"] == [tokenizer.eos_token_id]
 
 

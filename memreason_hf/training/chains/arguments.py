@@ -11,32 +11,44 @@ from memreason_hf.training.scheduled.arguments import ScheduledTrainingArguments
 @dataclass
 class RecurrentTrainingArguments(ScheduledTrainingArguments):
     """
-    Arguments of `RecurrentTrainer`: those of `ScheduledTrainingArguments`, and
+    Arguments of [`RecurrentTrainer`], in addition to those of `ScheduledTrainingArguments`.
 
     Args:
-        supervision (`str`, defaults to `"answer"`):
-            `"answer"`: a label at the last position only. `"prefix"`: one after every relation, the entity reached so
-            far.
-        group_column (`str`, defaults to `"hops"`): The column that names the group of a row.
+        supervision (`str`, *optional*, defaults to `"answer"`):
+            `"answer"`: a label at the last position only. `"prefix"`: a label after every relation, the entity
+            reached so far.
+        group_column (`str`, *optional*, defaults to `"hops"`): The column with the group of a row.
 
-    Defaults that differ from the parent's: `learning_rate` 1e-4, `weight_decay` 0.01, `lr_scheduler_type`
-    `"constant_with_warmup"`, `per_device_train_batch_size` 128, `per_device_eval_batch_size` 512,
-    `metric_for_best_model` `"accuracy"` with `load_best_model_at_end`.
+    These defaults differ from the parent's: `learning_rate` 1e-4, `weight_decay` 0.01, `lr_scheduler_type`
+    `"constant_with_warmup"`, `per_device_train_batch_size` 128, `per_device_eval_batch_size` 512. With
+    `load_best_model_at_end`, `metric_for_best_model` is `"accuracy"`.
+
+    Example:
+
+    ```python
+    >>> from memreason_hf import RecurrentTrainingArguments
+
+    >>> args = RecurrentTrainingArguments(output_dir="run", max_steps=1000, recurrence_loss="geometric", use_cpu=True)
+    >>> args.learning_rate
+    0.0001
+    ```
     """
 
     supervision: str = field(
         default="answer",
-        metadata={"help": "Labels: the 'answer' only, or ('prefix') the entity reached after every relation."},
+        metadata={"help": "Labels: only the 'answer', or ('prefix') the entity reached after every relation."},
     )
-    group_column: str = field(default="hops", metadata={"help": "The column that names the group of a row."})
+    group_column: str = field(default="hops", metadata={"help": "The column with the group of a row."})
 
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Rows of a step on each device."})
-    per_device_eval_batch_size: int = field(default=512, metadata={"help": "Rows of a forward call in evaluation."})
+    per_device_train_batch_size: int = field(
+        default=128, metadata={"help": "The rows of a micro-batch on each device."}
+    )
+    per_device_eval_batch_size: int = field(default=512, metadata={"help": "The rows of a forward in evaluation."})
     learning_rate: float = field(default=1e-4, metadata={"help": "The (highest) learning rate."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay, not on biases and norms."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay. Biases and norms have none."})
     lr_scheduler_type: SchedulerType | str = field(
         default="constant_with_warmup",
-        metadata={"help": "The learning rate schedule. Where the optimiser starts anew it does, too."},
+        metadata={"help": "The learning rate schedule. It restarts wherever the optimizer does."},
     )
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""From a recipe to a trainer: the data set is opened or built, the model made, both checked against each other."""
+"""From a recipe to a trainer: opens or builds the dataset, makes the model, and checks that they match."""
 
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from pathlib import Path
@@ -26,40 +26,40 @@ from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 STYLES = {"gpt2": RecurrentDepthConfig.gpt2_style, "llama": RecurrentDepthConfig.llama_style}
 _MODEL_HELP = {
     "hidden_size": "Width of the state.",
-    "intermediate_size": "Width of the MLP; otherwise four times hidden_size.",
+    "intermediate_size": "Width of the MLP. Default: four times hidden_size.",
     "num_prelude_layers": "Layers before the loop.",
     "num_recurrent_layers": "Layers in the loop.",
     "num_coda_layers": "Layers after the loop.",
     "num_attention_heads": "Attention heads.",
-    "position_embedding_type": "learned, sinusoidal, rope or none.",
-    "sliding_window": "Tokens that the looped layers see, the own included; otherwise all before.",
-    "residual_init_scale": "Factor on the initial output projections of looped layers; 0: they start as the identity.",
-    "num_recurrences": "Recurrences, and their mean in training.",
+    "position_embedding_type": "Positions: learned, sinusoidal, rope or none.",
+    "sliding_window": "Tokens that the looped layers attend to, including the current one. Default: all.",
+    "residual_init_scale": "Factor on the initial output projections in the loop. 0: it starts as the identity.",
+    "num_recurrences": "Number of recurrences; in training their mean.",
     "recurrence_sampling": "Recurrences of a training step: fixed, uniform, poisson or lognormal_poisson.",
-    "recurrence_min": "At least so many in training.",
-    "recurrence_max": "At most so many in training.",
-    "backprop_recurrences": "Gradients flow through the last so many recurrences only.",
-    "input_injection": "The input before every recurrence: none, add or concat.",
+    "recurrence_min": "The least recurrences of a training step.",
+    "recurrence_max": "The most recurrences of a training step.",
+    "backprop_recurrences": "How many of the last recurrences gradients flow through. Default: all.",
+    "input_injection": "How the input enters every recurrence: none, add or concat.",
     "state_init": "The state before the first recurrence: embedding, zeros or normal.",
     "state_norm": "Norm of the state between recurrences: none, layernorm or rmsnorm.",
-    "vocab_size": "Rows of the embedding; otherwise as many as the tokenizer has tokens.",
+    "vocab_size": "Rows of the embedding. Default: the tokens of the tokenizer.",
 }
 
 
 def _model_arguments() -> type:
-    """A dataclass of what a recipe may say of the model: `style`, `path` and the config's own fields."""
-    # Its own fields; of those of the library only these matter to a recipe.
+    """A dataclass of section `model`: `style`, `path` and the fields that the config itself declares."""
+    # Not the fields that the config inherits from the library.
     own = RecurrentDepthConfig.__annotations__
     described = [
         (
             "style",
             Literal["gpt2", "llama"],
-            field(default="gpt2", metadata={"help": "Blocks as in GPT-2 or as in Llama: the defaults of the others."}),
+            field(default="gpt2", metadata={"help": "Blocks as in GPT-2 or Llama: the defaults of the other fields."}),
         ),
         (
             "path",
             str | None,
-            field(default=None, metadata={"help": "A trained model to go on from, instead of a new one."}),
+            field(default=None, metadata={"help": "A trained model to start from, instead of a new one."}),
         ),
     ]
     for item in fields(RecurrentDepthConfig):
@@ -74,13 +74,14 @@ ModelArguments = _model_arguments()
 
 @dataclass(frozen=True)
 class DataArguments(MultiHopConfig):
-    """Where the multi-hop data are, and the sizes they are built with if they are not there."""
+    """The folder of the multi-hop data, and the sizes to build them with if the folder is empty."""
 
     path: str | None = field(
-        default=None, metadata={"help": "Folder of the data set. Built there, with the sizes below, if there is none."}
+        default=None,
+        metadata={"help": "Folder of the dataset. If there is none, it is built with the sizes below."},
     )
     eval_split: str = field(
-        default="validation", metadata={"help": "Split whose test chains evaluation and the curriculum use."}
+        default="validation", metadata={"help": "The split whose test chains evaluation and the curriculum use."}
     )
 
 
@@ -88,19 +89,21 @@ def prepare_run(
     args: RecurrentTrainingArguments, *, model: dict, data: dict, curriculum: dict | None = None
 ) -> RecurrentTrainer:
     """
-    The trainer of a recipe.
+    Makes the trainer of a recipe.
 
     Args:
-        args: section `training`.
-        model: what section `model` gives: fields of `ModelArguments`.
-        data: what section `data` gives: fields of `DataArguments`.
-        curriculum: what section `curriculum` gives: fields of `CurriculumArguments`. Empty or `None`: no curriculum.
+        args ([`RecurrentTrainingArguments`]): Section `training`.
+        model (`dict`): Section `model`, fields of `ModelArguments`.
+        data (`dict`): Section `data`, fields of `DataArguments`.
+        curriculum (`dict`, *optional*):
+            Section `curriculum`, fields of `CurriculumArguments`. If it is empty or `None`, there is no curriculum.
 
     Raises:
-        ValueError, OSError, StrictDataclassError, TrainingError: what is missing, impossible or does not match.
+        ValueError, OSError, StrictDataclassError, TrainingError: a part that is missing or impossible, or parts that
+            do not match.
     """
     stages = CurriculumArguments(**curriculum) if curriculum else None
-    with args.main_process_first(desc="opening the data set"):
+    with args.main_process_first(desc="opening the dataset"):
         tokenizer, train, heldout = open_data(data)
     set_seed(args.seed)
     return RecurrentTrainer(
@@ -111,20 +114,27 @@ def prepare_run(
         data_collator=ChainCollator(tokenizer.pad_token_id, args.supervision),
         processing_class=tokenizer,
         callbacks=[CurriculumCallback(stages)] if stages is not None and stages.enabled else None,
+        origin={"model.path": model.get("path")},
     )
 
 
 def open_data(data: dict) -> tuple[PreTrainedTokenizerBase, Dataset, Dataset]:
     """
-    The tokenizer, the encoded training rows and the encoded held-out chains of a multi-hop data set.
+    Opens a multi-hop dataset, or builds it if the folder holds none.
+
+    Args:
+        data (`dict`): Fields of `DataArguments`.
+
+    Returns:
+        The tokenizer, the encoded training rows and the encoded held-out chains.
 
     Raises:
-        ValueError: no path, or sizes that are not those of the data set that is there.
-        OSError: files that are missing.
+        ValueError: no path, or other sizes than those of the dataset in the folder.
+        OSError: missing files.
     """
     sizes = {name: value for name, value in data.items() if name not in ("path", "eval_split")}
     if not data.get("path"):
-        raise ValueError("data.path is not given: name the folder of the data set, --data_path FOLDER.")
+        raise ValueError("data.path is not given. Name the folder of the dataset: --data_path FOLDER.")
     path, split = Path(data["path"]), data.get("eval_split", "validation")
     manifest = read_manifest(path)
     if manifest is None and not _holds_data(path):
@@ -134,34 +144,38 @@ def open_data(data: dict) -> tuple[PreTrainedTokenizerBase, Dataset, Dataset]:
     tokenizer = load_multi_hop_tokenizer(path)
     dataset = load_multi_hop(path)
     if split not in dataset:
-        raise ValueError(f"data.eval_split={split!r} is not in {path}; there are {', '.join(dataset)}.")
+        raise ValueError(f"data.eval_split={split!r} is not in {path}. Splits: {', '.join(dataset)}.")
     heldout = select_chains(dataset[split], kind="test")
     return tokenizer, encode_chains(dataset["train"], tokenizer), encode_chains(heldout, tokenizer)
 
 
 def make_model(model: dict, tokenizer: PreTrainedTokenizerBase) -> RecurrentDepthForCausalLM:
     """
-    A new model, or the one at `path` with other fields than it was saved with.
+    Makes a new model, or loads the one at `path`.
+
+    Args:
+        model (`dict`): Fields of `ModelArguments`. They win over the config of a loaded model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the data.
 
     Raises:
-        ValueError: a vocabulary that does not match the tokenizer's, or no model of this package.
+        ValueError: a vocabulary that does not match the tokenizer's, or a model of another class.
         StrictDataclassError: an impossible config.
     """
-    given = {name: value for name, value in model.items() if name not in ("style", "path")}
+    chosen = {name: value for name, value in model.items() if name not in ("style", "path")}
     if model.get("path"):
-        return _load_model(model["path"], given, tokenizer)
-    if given.get("vocab_size", len(tokenizer)) < len(tokenizer):
+        return _load_model(model["path"], chosen, tokenizer)
+    if chosen.get("vocab_size", len(tokenizer)) < len(tokenizer):
         raise ValueError(
-            f"model.vocab_size={given['vocab_size']} is below the {len(tokenizer)} tokens of the tokenizer: leave it "
-            "out, or give at least as many."
+            f"model.vocab_size={chosen['vocab_size']} is below the {len(tokenizer)} tokens of the tokenizer. Leave it "
+            "out, or use at least that number."
         )
-    # The embedding of padding stays zero; it is never looked at.
+    # The embedding of padding stays zero. No token attends to padding.
     defaults = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    return RecurrentDepthForCausalLM(STYLES[model.get("style", "gpt2")](**{**defaults, **given}))
+    return RecurrentDepthForCausalLM(STYLES[model.get("style", "gpt2")](**{**defaults, **chosen}))
 
 
-def _load_model(path, given, tokenizer):
-    model = AutoModelForCausalLM.from_pretrained(path, **given)
+def _load_model(path, chosen, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(path, **chosen)
     if not isinstance(model, RecurrentDepthForCausalLM):
         raise ValueError(f"model.path={path!r} holds a {type(model).__name__}, not a RecurrentDepthForCausalLM.")
     if len(tokenizer) > model.config.vocab_size:
@@ -175,7 +189,7 @@ def _load_model(path, given, tokenizer):
         if differing:
             raise ValueError(
                 f"The vocabulary does not match: {differing[0]!r} is token {tokenizer.get_vocab()[differing[0]]} in "
-                f"the data and {known.get(differing[0])} for the model at {path}."
+                f"the data, but {known.get(differing[0])} in the model at {path}."
             )
     return model
 
@@ -188,12 +202,12 @@ def _check_sizes(path, wanted, sizes, manifest):
     built = (manifest or {}).get("config")
     if built is None:
         raise ValueError(
-            f"data.path={str(path)!r} holds a data set that was not built here, so its sizes cannot be compared with "
-            f"{', '.join(sizes)}: leave them out."
+            f"data.path={str(path)!r} holds a dataset that another program built, so its sizes are unknown. Leave out "
+            f"{', '.join(sizes)}."
         )
     differing = [name for name in sizes if built.get(name) != getattr(wanted, name)]
     if differing:
         shown = ", ".join(
-            f"{name}={built.get(name)!r} there, {getattr(wanted, name)!r} asked for" for name in differing
+            f"{name}={built.get(name)!r} in the folder, {getattr(wanted, name)!r} in the recipe" for name in differing
         )
-        raise ValueError(f"data.path={str(path)!r} holds another data set ({shown}). Choose another folder.")
+        raise ValueError(f"data.path={str(path)!r} holds another dataset ({shown}). Choose another folder.")

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written whole, verified against their manifest, rotated."""
+"""The checkpoints of a run: each is written whole, verified against its manifest, and deleted when it is surplus."""
 
 import json
 import logging
@@ -16,23 +16,23 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def checkpoint_step(path: Path | str) -> int | None:
-    """The step in the name `checkpoint-STEP`; `None` for any other name."""
+    """The training step in the name `checkpoint-STEP`, or `None` for any other name."""
     match = _CHECKPOINT.fullmatch(Path(path).name)
     return int(match[1]) if match else None
 
 
 def list_checkpoints(output_dir: Path | str) -> list[Path]:
-    """All checkpoint folders of a run, complete or not, by rising step."""
+    """All checkpoint folders of a run, complete or not, ordered by training step."""
     folder = Path(output_dir)
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if checkpoint_step(path) is not None and path.is_dir()]
-    return sorted(found, key=checkpoint_step)
+    folders = [path for path in folder.iterdir() if checkpoint_step(path) is not None and path.is_dir()]
+    return sorted(folders, key=checkpoint_step)
 
 
 def commit(staged: Path, final: Path):
     """
-    Turns a staged folder into the checkpoint `final`: adds the manifest, then `files.commit_folder`.
+    Turns a staging folder into the checkpoint `final`: writes the manifest, syncs every file, then renames the folder.
     """
     sizes = {
         str(path.relative_to(staged)): path.stat().st_size for path in sorted(staged.rglob("*")) if path.is_file()
@@ -42,13 +42,20 @@ def commit(staged: Path, final: Path):
 
 
 def rotate(output_dir: Path | str, limit: int | None, best: str | None):
-    """Deletes the oldest checkpoints beyond `limit`; the newest and `best` stay whatever the limit."""
+    """
+    Deletes the oldest checkpoints beyond `limit`.
+
+    Args:
+        output_dir (`Path` or `str`): The folder of the run.
+        limit (`int`, *optional*): How many checkpoints to keep. `None` or 0 keeps all of them.
+        best (`str`, *optional*): The best checkpoint. It is kept whatever the limit, and so is the newest one.
+    """
     if limit is None or limit <= 0:
         return
     checkpoints = list_checkpoints(output_dir)
-    kept = {path.name for path in checkpoints[-1:]} | ({Path(best).name} if best else set())
-    surplus = len(checkpoints) - max(limit, len(kept))
-    for path in [path for path in checkpoints if path.name not in kept][: max(surplus, 0)]:
+    protected = {path.name for path in checkpoints[-1:]} | ({Path(best).name} if best else set())
+    surplus = max(len(checkpoints) - max(limit, len(protected)), 0)
+    for path in [path for path in checkpoints if path.name not in protected][:surplus]:
         files.remove_folder(path)
 
 
@@ -57,7 +64,7 @@ def verify(checkpoint: Path | str):
     Checks a checkpoint against its manifest.
 
     Raises:
-        CheckpointError: names the folder and the file that is missing or of a wrong size.
+        CheckpointError: a missing folder or file, or a file of the wrong size. The message names it.
     """
     checkpoint = Path(checkpoint)
     if not checkpoint.is_dir():
@@ -66,7 +73,7 @@ def verify(checkpoint: Path | str):
         sizes = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
         raise CheckpointError(
-            f"{checkpoint} lacks the file {MANIFEST}: it was not written whole, or by another trainer."
+            f"{checkpoint} lacks the file {MANIFEST}: it is incomplete, or another trainer wrote it."
         ) from None
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{checkpoint / MANIFEST} cannot be read: the checkpoint is damaged.") from None
@@ -82,23 +89,24 @@ def verify(checkpoint: Path | str):
 
 def newest_complete(output_dir: Path | str) -> Path | None:
     """
-    The newest complete checkpoint of a run, or `None` if there is no checkpoint at all. Damaged ones are passed over
-    with a warning that names the file.
+    The newest complete checkpoint of a run, or `None` if the run has no checkpoint at all.
+
+    Skips damaged checkpoints with a warning that names the file.
 
     Raises:
-        CheckpointError: there are checkpoints, and all of them are damaged.
+        CheckpointError: the run has checkpoints, but all of them are damaged.
     """
     checkpoints = list_checkpoints(output_dir)
     for checkpoint in reversed(checkpoints):
         try:
             verify(checkpoint)
         except CheckpointError as error:
-            logger.warning("Passing over a checkpoint. %s", error)
+            logger.warning("Skipping a checkpoint. %s", error)
         else:
             return checkpoint
     if checkpoints:
         raise CheckpointError(
             f"All checkpoints of {output_dir} are damaged ({', '.join(path.name for path in checkpoints)}). "
-            "Begin anew with --restart."
+            "Start again with --restart."
         )
     return None

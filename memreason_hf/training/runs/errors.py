@@ -1,4 +1,4 @@
-"""What training refuses or gives up: each with a message that says what to do."""
+"""The expected errors of training. Each message says what to do."""
 
 
 class TrainingError(RuntimeError):
@@ -6,20 +6,20 @@ class TrainingError(RuntimeError):
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint that lacks a file or holds a truncated one, or none where one was asked for."""
+    """A checkpoint is missing, lacks a file or holds a truncated one."""
 
 
 class OutputFolderError(TrainingError):
-    """An output folder that holds another run."""
+    """An output folder holds another run, or files of another program."""
 
 
 class LaunchError(TrainingError):
-    """What accelerate set up is not what was asked for."""
+    """accelerate set up something else than the launcher or the arguments requested."""
 
 
 class NonFiniteLossError(TrainingError):
-    """A loss or gradient that is no finite number."""
+    """A loss or a gradient is NaN or infinite."""
 
 
 class StageNotLearnedError(TrainingError):
-    """A stage of the curriculum that was not passed within the steps it was given."""
+    """A stage of the curriculum was not passed within `max_steps_per_stage`."""

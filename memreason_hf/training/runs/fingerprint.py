@@ -1,57 +1,210 @@
-"""What decides the weights of a run: two runs of one fingerprint are the same run."""
+"""
+What decides the weights of a run: two runs with the same fingerprint are the same run.
+
+Everything counts, unless it is listed here as changing no weights. A field that is new in the library or in a subclass
+of the arguments therefore counts until somebody lists it. A run that wrongly counts as another one is refused with a
+message; a run that wrongly counts as the same one would be resumed silently with other weights.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+
+import torch
 
 from memreason_hf.adapters.model import AdapterModel
 
 
-_ARGUMENTS = (
-    "seed",
-    "data_seed",
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "optim",
-    "optim_args",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "mixed_precision",
-    "recurrence_loss",
-    "recurrence_loss_decay",
-    "supervision",
-    "length_pool",
-    "eval_num_recurrences",
+# Fields of `TrainingArguments` that change no weights. A subclass lists its own in `not_in_fingerprint`.
+UNCOUNTED_ARGUMENTS = (
+    # Where a run is kept and how it is started: the same run can be moved, and is resumed with other words.
+    "output_dir",
+    "resume_from_checkpoint",
+    "restore_callback_states_from_checkpoint",
+    "do_train",
+    "do_eval",
+    "do_predict",
+    # Logs and reports: they read what training does.
+    "logging_strategy",
+    "logging_steps",
+    "logging_first_step",
+    "logging_nan_inf_filter",
+    "log_on_each_node",
+    "log_level",
+    "log_level_replica",
+    "include_num_input_tokens_seen",
+    "disable_tqdm",
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_space_id",
+    "trackio_bucket_id",
+    "trackio_static_space_id",
+    "skip_memory_metrics",
+    "debug",
+    # Checkpoints and the Hub: they copy what training does.
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+    "save_only_model",
+    "save_on_each_node",
+    "enable_jit_checkpoint",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_private_repo",
+    "hub_always_push",
+    "hub_revision",
+    # How a global batch is laid out over processes, devices and micro-batches: `global_batch_size` counts instead.
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "eval_accumulation_steps",
+    "use_cpu",
+    "local_rank",
+    "parallelism_config",
+    "accelerator_config",
+    "ddp_backend",
+    "ddp_broadcast_buffers",
+    "ddp_bucket_cap_mb",
+    "ddp_find_unused_parameters",
+    "ddp_static_graph",
+    "ddp_timeout",
+    "fsdp",
+    "fsdp_config",
+    "deepspeed",
+    # Memory against time: the same sums, computed again or by another kernel.
+    "activation_checkpointing",
+    "activation_checkpointing_kwargs",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "torch_compile",
+    "torch_compile_backend",
+    "torch_compile_mode",
+    "torch_empty_cache_steps",
+    # How fast rows are read: the collator and the schedule decide what they are.
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context",
+    # The precision can also be chosen by the launcher: `mixed_precision` counts, where both choices meet.
+    "bf16",
+    "fp16",
 )
-# Schedules that do not look ahead: such a run may be given more steps and go on.
+# When a run is evaluated. It counts where the learning rate follows the metrics (`_FOLLOWS_METRICS`).
+UNCOUNTED_EVALUATION = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start")
+# How long a run is. It counts unless the learning rate does not look ahead (`_OPEN_ENDED`).
+UNCOUNTED_LENGTH = ("max_steps", "num_train_epochs")
+_FOLLOWS_METRICS = ("reduce_lr_on_plateau", "greedy")
 _OPEN_ENDED = ("constant", "constant_with_warmup", "inverse_sqrt")
-# Of the config: what the library adds, and what it takes over from the tokenizer when training begins.
-_IGNORED = ("transformers_version", "architectures", "auto_map", "dtype", "use_cache", "_name_or_path")
+# Entries of a model's config that change no weights.
+UNCOUNTED_CONFIG = (
+    # The library writes these when it saves or loads a model.
+    "transformers_version",
+    "architectures",
+    "auto_map",
+    "_name_or_path",
+    # The dtype of the weights counts instead: the config has it only after saving or loading.
+    "dtype",
+    # Training always passes `use_cache=False`.
+    "use_cache",
+    # The Trainer copies these from the tokenizer when training begins. `padding_idx` counts instead.
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
 
 
 def run_fingerprint(trainer) -> dict:
     """
-    What decides the weights of `trainer`'s run, flat: the model's config and adapter, the training data, the arguments
-    that matter. How often it saves, logs or evaluates does not, nor how many processes share a batch.
+    What decides the weights of a run, flat and JSON-like.
+
+    Args:
+        trainer ([`ScheduledTrainer`]): Its model and adapter, training rows and arguments are read.
+
+    Raises:
+        TypeError: an argument whose value cannot be written as JSON.
     """
-    config = trainer.model.config.to_dict()
+    args, model = trainer.args, trainer.model
     fingerprint = {
-        f"model.{name}": value
-        for name, value in sorted(config.items())
-        if name not in _IGNORED and not name.endswith("_token_id")
+        f"model.{name}": plain_value(value, f"model.{name}")
+        for name, value in sorted(model.config.to_dict().items())
+        if name not in UNCOUNTED_CONFIG
     }
-    if isinstance(trainer.model, AdapterModel):
-        fingerprint |= trainer.model.settings()
-    args = trainer.args
-    arguments = args.to_dict()
-    fingerprint |= {
-        f"training.{name}": arguments.get(name, getattr(args, name, None))
-        for name in _ARGUMENTS
-        if hasattr(args, name)
-    }
+    fingerprint["model.dtype"] = plain_value(model.dtype, "model.dtype")
+    fingerprint["model.padding_idx"] = getattr(model.get_input_embeddings(), "padding_idx", None)
+    if isinstance(model, AdapterModel):
+        fingerprint |= {f"adapter.{name}": plain_value(value, name) for name, value in model.settings().items()}
+    fingerprint |= {f"training.{name}": value for name, value in counted_arguments(args).items()}
+    fingerprint["training.mixed_precision"] = args.mixed_precision
     fingerprint["training.global_batch_size"] = trainer.schedule.batch_size
-    if arguments["lr_scheduler_type"] not in _OPEN_ENDED or 0 < args.warmup_steps < 1:
-        fingerprint |= {f"training.{name}": arguments[name] for name in ("max_steps", "num_train_epochs")}
     fingerprint["data.train"] = trainer.train_rows.fingerprint()
     return fingerprint
+
+
+def counted_arguments(args) -> dict:
+    """The fields of training arguments that decide the weights, as plain values."""
+    uncounted = {*UNCOUNTED_ARGUMENTS, *_names_of_classes(type(args))}
+    schedule = plain_value(args.lr_scheduler_type, "lr_scheduler_type")
+    if schedule not in _FOLLOWS_METRICS:
+        uncounted.update(UNCOUNTED_EVALUATION)
+    # A warm-up that is a share of the run depends on its length, too.
+    if schedule in _OPEN_ENDED and not 0 < args.warmup_steps < 1:
+        uncounted.update(UNCOUNTED_LENGTH)
+    return counted_fields(args, uncounted)
+
+
+def counted_fields(arguments, uncounted: Iterable[str]) -> dict:
+    """
+    All fields of a dataclass as plain values, except the uncounted ones and secrets.
+
+    Args:
+        arguments: An instance of any dataclass.
+        uncounted (`Iterable[str]`): The names of fields that change no weights.
+    """
+    uncounted = set(uncounted)
+    return {
+        field.name: plain_value(getattr(arguments, field.name), field.name)
+        for field in fields(arguments)
+        # The library treats fields of this name as secrets.
+        if field.name not in uncounted and not field.name.endswith("_token")
+    }
+
+
+def plain_value(value, name: str):
+    """
+    A value as JSON would hold it: enums become their values, dataclasses and configs dicts, sets sorted lists.
+
+    Args:
+        value: Any argument.
+        name (`str`): What the error message calls it.
+
+    Raises:
+        TypeError: a value without such a form.
+    """
+    if isinstance(value, Enum):
+        return plain_value(value.value, name)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path | torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(item, name) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((plain_value(item, name) for item in value), key=str)
+    if isinstance(value, list | tuple):
+        return [plain_value(item, name) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain_value(getattr(value, field.name), name) for field in fields(value)}
+    if hasattr(value, "to_dict"):
+        return plain_value(value.to_dict(), name)
+    raise TypeError(
+        f"{name}={value!r} cannot be part of a run's fingerprint: {type(value).__name__} has no JSON form. Use plain "
+        "values, or list the field in not_in_fingerprint of its arguments class if it changes no weights."
+    )
+
+
+def _names_of_classes(cls):
+    return (name for parent in cls.__mro__ for name in vars(parent).get("not_in_fingerprint", ()))

@@ -1,121 +1,113 @@
-"""Arguments of trainers whose steps follow from their number, beside those of transformers."""
+"""Arguments of trainers whose training steps follow from their number."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
-from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from memreason_hf.training.runs.arguments import ResumableArguments
 from memreason_hf.training.scheduled.losses import RECURRENCE_LOSSES
 
 
 @dataclass
-class ScheduledTrainingArguments(TrainingArguments):
+class ScheduledTrainingArguments(ResumableArguments):
     """
-    `TrainingArguments` of a `ScheduledTrainer`, whose steps follow from their number.
+    [`~transformers.TrainingArguments`] of a `ScheduledTrainer`.
 
-    How deep a step of a recurrent-depth model runs is not set here but in the model's config (`recurrence_sampling`,
-    `num_recurrences`, `recurrence_min`, `recurrence_max`); it is drawn from (`seed`, global step).
+    The depth of a training step of a recurrent-depth model is not set here but in the model's config
+    (`recurrence_sampling`, `num_recurrences`, `recurrence_min`, `recurrence_max`). It is drawn from `seed` and the
+    training step.
 
     > Recurrent-depth models
 
     Args:
-        recurrence_loss (`str`, defaults to `"last"`):
-            Which recurrences are trained: `"last"`, or every one with `"uniform"` or `"geometric"` weights, which sum
-            to 1.
-        recurrence_loss_decay (`float`, defaults to 0.5):
-            `"geometric"`: the weight of recurrence t of R is proportional to `recurrence_loss_decay ** (R - t)`. Below
-            1 the last recurrence weighs most, above 1 the first.
+        recurrence_loss (`str`, *optional*, defaults to `"last"`):
+            Which recurrences have a loss: `"last"`, or all of them with `"uniform"` or `"geometric"` weights, which
+            sum to 1.
+        recurrence_loss_decay (`float`, *optional*, defaults to 0.5):
+            For `"geometric"`: the weight of recurrence t of R is proportional to `recurrence_loss_decay ** (R - t)`.
+            Below 1 the last recurrence has the largest weight, above 1 the first.
         eval_num_recurrences (`int`, *optional*):
-            Recurrences in evaluation, the criterion off. `None`: as the model's config says.
+            The number of recurrences in evaluation, without a halting criterion. `None`: what the model's config
+            says.
 
     > Batches
 
     Args:
-        length_pool (`int`, defaults to 32):
-            Rows of so many global batches are sorted by length together, then cut into batches, then shuffled, so that
-            a batch is padded little. 1: batches of mixed length, each padded to its own longest row.
+        length_pool (`int`, *optional*, defaults to 32):
+            How many global batches form a pool. The rows of a pool are sorted by length and cut into batches, which
+            are shuffled, so that a batch needs little padding. With 1 a batch has rows of mixed length.
 
     > Runs
 
     Args:
-        expected_world_size (`int`, *optional*): Processes that must have been started; another number is an error.
-        restart (`bool`, defaults to `False`): Begin anew in an `output_dir` that holds a run; the old one is removed.
+        expected_world_size (`int`, *optional*):
+            The number of processes that must be running. Any other number is an error.
+        restart (`bool`, *optional*, defaults to `False`):
+            Start again in an `output_dir` that holds a run, which is removed.
 
-    Defaults that differ from the parent's: `save_total_limit` 2, `logging_nan_inf_filter` False (a loss that is not
-    finite ends the run), `remove_unused_columns` False, `ignore_data_skip` True (batches are computed from the step,
-    none is skipped). With `bf16` and no accelerator `use_cpu` is set.
+    These defaults differ from the parent's: `save_total_limit` 2, `logging_nan_inf_filter` `False` (a loss that is NaN
+    or infinite ends the run), `remove_unused_columns` `False`, `ignore_data_skip` `True` (batches are computed from
+    the training step, so none has to be skipped). With `bf16` and no accelerator, `use_cpu` is set.
+
+    Raises:
+        ValueError: a value out of range, or a setting of the parent that these trainers do not support.
     """
 
-    # Whether 'epoch' may be said where the library wants to know when.
-    counts_epochs = False
+    # Whether the strategies of logging, evaluation and saving may be "epoch".
+    counts_epochs: ClassVar[bool] = False
 
     recurrence_loss: str = field(
         default="last",
-        metadata={"help": "Recurrences that are trained: 'last', or all with 'uniform' or 'geometric'."},
+        metadata={"help": "Recurrences with a loss: 'last', or all with 'uniform' or 'geometric' weights."},
     )
     recurrence_loss_decay: float = field(
         default=0.5, metadata={"help": "Geometric weights: decay ** (recurrences after this one)."}
     )
     eval_num_recurrences: int | None = field(
-        default=None, metadata={"help": "Recurrences in evaluation; otherwise what the model's config says."}
+        default=None, metadata={"help": "Recurrences in evaluation. Default: what the model's config says."}
     )
     length_pool: int = field(
-        default=32, metadata={"help": "Global batches whose rows are sorted by length together; 1: no sorting."}
-    )
-    expected_world_size: int | None = field(
-        default=None, metadata={"help": "Processes that must have been started; another number is an error."}
-    )
-    restart: bool = field(
-        default=False, metadata={"help": "Begin anew in an output_dir that holds a run; the old one is removed."}
+        default=32, metadata={"help": "Global batches whose rows are sorted by length together. 1: no sorting."}
     )
 
-    output_dir: str | None = field(default=None, metadata={"help": "Where checkpoints and the trained model go."})
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "A checkpoint to go on from; otherwise the newest complete one of output_dir."}
-    )
     max_steps: int = field(
-        default=-1, metadata={"help": "Steps; if not given, num_train_epochs passes over the data."}
-    )
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints that are kept: the newest, and the best one."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave losses that are not finite out of the logs; they end the run anyway."}
+        default=-1, metadata={"help": "Training steps. Default: num_train_epochs passes over the data."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: the collator picks its columns."})
-    ignore_data_skip: bool = field(default=True, metadata={"help": "Always true: batches are computed, none skipped."})
+    ignore_data_skip: bool = field(
+        default=True, metadata={"help": "Always true: batches are computed, so none has to be skipped."}
+    )
 
     def __post_init__(self):
         if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
         self.ignore_data_skip = True
-        self._validate_scheduled()
+        self._check_ranges()
+        self._check_unsupported()
 
-    def _validate_scheduled(self):
+    def _check_ranges(self):
         one_of("recurrence_loss", self.recurrence_loss, RECURRENCE_LOSSES)
         for name in ("length_pool", "per_device_train_batch_size", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("eval_num_recurrences", "expected_world_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1, or not given.")
+        if self.eval_num_recurrences is not None and self.eval_num_recurrences < 1:
+            raise ValueError(f"eval_num_recurrences={self.eval_num_recurrences} must be at least 1, or not given.")
         if self.recurrence_loss_decay <= 0:
             raise ValueError(f"recurrence_loss_decay={self.recurrence_loss_decay} must be above 0.")
-        if self.save_total_limit == 1 and self.metric_for_best_model is not None:
-            raise ValueError(
-                "save_total_limit=1 with metric_for_best_model is not supported: the newest checkpoint would be "
-                "deleted at the end for the best one, and with it that the run is finished. Use at least 2."
-            )
-        # Settings of the stock Trainer that would be ignored, or would break that batches follow from the step.
+
+    def _check_unsupported(self):
+        """Refuses settings that would be ignored, or with which a batch would not follow from the training step."""
         if self.label_smoothing_factor:
             raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor} is not supported.")
         if self.auto_find_batch_size:
             raise ValueError("auto_find_batch_size is not supported: the batch of a step must not depend on memory.")
         if self.train_sampling_strategy != "random":
             raise ValueError(
-                f"train_sampling_strategy={self.train_sampling_strategy!r} is not supported; length_pool groups rows."
+                f"train_sampling_strategy={self.train_sampling_strategy!r} is not supported. Use length_pool to group "
+                "rows by length."
             )
         for name, strategies in (
             ("logging_strategy", IntervalStrategy),
@@ -124,14 +116,14 @@ class ScheduledTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name) == strategies.EPOCH and not self.counts_epochs:
                 raise ValueError(f"{name}='epoch' is not supported: training counts steps. Use 'steps'.")
-        if self.save_strategy == SaveStrategy.BEST:
-            raise ValueError(
-                "save_strategy='best' is not supported: the last step would not be saved, and no run could go on from "
-                "it. metric_for_best_model keeps the best checkpoint beside the newest."
-            )
 
 
-def one_of(name: str, value, known):
-    """Raises ValueError if the value of a field is not among the known ones."""
-    if value not in known:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}.")
+def one_of(name: str, value, choices):
+    """
+    Checks that the value of a field is one of its choices.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}.")

@@ -1,4 +1,4 @@
-"""Which rows a step trains on: a pure function of (seed, stage, step of the stage), the same on every rank."""
+"""The rows of every training step: a pure function of (seed, stage, step of the stage), the same on every rank."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 
+# The key of a `RowInfo` in a micro-batch.
 ROW_INFO = "row_info"
-# Streams of random numbers that must not coincide.
+# Independent streams of random numbers.
 _PERMUTATION, _POOL = 0, 1
 
 
@@ -19,9 +20,9 @@ class Position:
     Where training is.
 
     Attributes:
-        stage_index: index of the stage, from 0.
-        limit: rows whose group is above it are not trained on yet; `None`: all rows are.
-        step: steps that the stage has done.
+        stage_index (`int`): The index of the curriculum's stage, from 0.
+        limit (`int`, *optional*): Only rows of groups up to it are trained on. `None`: all rows.
+        step (`int`): The training steps that the stage has taken.
     """
 
     stage_index: int
@@ -31,7 +32,13 @@ class Position:
 
 @dataclass(frozen=True)
 class RowInfo:
-    """What is known of a micro-batch's rows: their groups `(rows,)`, and the real tokens of the whole global batch."""
+    """
+    About the rows of a micro-batch.
+
+    Attributes:
+        groups (`np.ndarray` of shape `(rows,)`, *optional*): The groups of the rows.
+        tokens_of_step (`int`): The unpadded tokens of the whole global batch.
+    """
 
     groups: np.ndarray | None
     tokens_of_step: int
@@ -39,11 +46,12 @@ class RowInfo:
 
 class TokenRows:
     """
-    The rows of a data set in memory, its columns of integer lists flat: fetching a row costs no decoding.
+    The rows of a dataset in memory. Columns of integer lists are flat arrays, so no row has to be decoded.
 
     Args:
-        dataset (`datasets.Dataset`): needs `input_ids`; all other columns of integer lists are kept, too.
-        group_column: a column of integers, kept as `groups` (`None` if there is no such column); `None`: no groups.
+        dataset (`datasets.Dataset`): Needs `input_ids`. Its other columns of integer lists are kept, too.
+        group_column (`str`, *optional*, defaults to `"hops"`):
+            A column of integers, kept as `groups`. If there is no such column, `groups` is `None`.
 
     Raises:
         ValueError: no rows, or no column `input_ids` of integer lists.
@@ -51,7 +59,7 @@ class TokenRows:
 
     def __init__(self, dataset, group_column: str | None = "hops"):
         if len(dataset) == 0:
-            raise ValueError("The training data set is empty: there is nothing to train on.")
+            raise ValueError("The training dataset is empty.")
         table = dataset.with_format("arrow")[:]
         self._columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for name in table.column_names:
@@ -61,9 +69,7 @@ class TokenRows:
                 offsets = np.concatenate(([0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))))
                 self._columns[name] = (lists.flatten().to_numpy(zero_copy_only=False), offsets.astype(np.int64))
         if "input_ids" not in self._columns:
-            raise ValueError(
-                f"The training data need a column input_ids of token ids; there are {table.column_names}."
-            )
+            raise ValueError(f"The training data need a column input_ids of token ids. Columns: {table.column_names}.")
         self.lengths = np.diff(self._columns["input_ids"][1])
         self.groups = None
         if group_column in table.column_names and pa.types.is_integer(table.schema.field(group_column).type):
@@ -77,11 +83,11 @@ class TokenRows:
 
     @property
     def largest_id(self) -> int:
-        """The largest token id, of inputs and labels."""
+        """The largest token id among inputs and labels."""
         return max(int(flat.max()) for flat, _ in self._columns.values())
 
     def fingerprint(self) -> str:
-        """A hash of the rows in their order; it does not depend on where they are stored."""
+        """A hash of the rows in their order. It does not depend on where they are stored."""
         digest = hashlib.blake2b(digest_size=16)
         for name in sorted(self._columns):
             for array in (np.frombuffer(name.encode(), dtype=np.uint8), *self._columns[name]):
@@ -96,35 +102,42 @@ class BatchSchedule:
     The rows of every global batch.
 
     A stage reads an endless stream: one permutation of its rows after the other, so that no row comes twice before all
-    have come once. `length_pool * batch_size` rows of the stream are a pool: sorted by length, cut into batches,
-    the batches shuffled. Permutations and shuffles follow from (seed, stage, index), so any step is reached directly.
+    have come once. `length_pool * batch_size` rows of the stream form a pool, which is sorted by length and cut into
+    batches, and the batches are shuffled. Permutations and shuffles follow from (seed, stage, index), so any step can
+    be computed directly.
 
     Args:
-        lengths: tokens of every row, `(rows,)`.
-        groups: group of every row, `(rows,)`; `None` where there are no stages.
-        batch_size: rows of a global batch, over all ranks and accumulated micro-batches.
-        length_pool: batches of a pool; 1 leaves batches of mixed length.
-        seed: any integer.
+        lengths (`np.ndarray` of shape `(rows,)`): The number of tokens of every row.
+        groups (`np.ndarray` of shape `(rows,)`, *optional*): The group of every row, for a curriculum.
+        batch_size (`int`): The rows of a global batch, over all ranks and accumulated micro-batches.
+        length_pool (`int`): The batches of a pool. With 1 a batch has rows of mixed length.
+        seed (`int`): Any integer.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> schedule = BatchSchedule(np.array([3, 3, 4, 5]), None, batch_size=2, length_pool=2, seed=0)
+    >>> sorted(np.concatenate([schedule.rows(Position(0, None, step)) for step in range(2)]).tolist())
+    [0, 1, 2, 3]
+    ```
     """
 
     def __init__(self, lengths: np.ndarray, groups: np.ndarray | None, batch_size: int, length_pool: int, seed: int):
         self.lengths, self.groups = lengths, groups
         self.batch_size, self.length_pool, self.seed = batch_size, length_pool, seed
+        # Each of these is computed again when training moves on.
         self._stage = (None, None)
         self._permutations: dict[tuple, np.ndarray] = {}
         self._pool = (None, None)
 
     def rows(self, position: Position) -> np.ndarray:
-        """Row indices of the global batch at `position`, shape `(batch_size,)`, the shortest row first."""
+        """The row indices of the global batch at `position`, of shape `(batch_size,)`, the shortest row first."""
         number, place = divmod(position.step, self.length_pool)
         key = (position.stage_index, position.limit, number)
         if self._pool[0] != key:
             self._pool = (key, self._make_pool(position, number))
         return self._pool[1][place]
-
-    def num_rows(self, limit: int | None) -> int:
-        """How many rows a stage with that limit has."""
-        return len(self._stage_rows(limit))
 
     def _make_pool(self, position, number):
         candidates = self._stage_rows(position.limit)
@@ -153,7 +166,7 @@ class BatchSchedule:
             rows = np.arange(len(self.lengths))
             rows = rows if limit is None else rows[self.groups <= limit]
             if len(rows) == 0:
-                raise ValueError(f"No training row is in a group up to {limit}: the stage has nothing to train on.")
+                raise ValueError(f"The stage has nothing to train on: no training row is in a group up to {limit}.")
             self._stage = ((limit,), rows)
         return self._stage[1]
 
@@ -163,17 +176,21 @@ class BatchSchedule:
 
 class TrainBatches:
     """
-    The micro-batches of one rank, computed when they are asked for: nothing is fetched ahead, so that a step follows
-    from where training is then, also after a change of stage or a resume.
+    The micro-batches of one rank, each computed when it is needed. Nothing is fetched ahead, so a batch follows from
+    where training is at that moment, also after a change of stage or a resume.
 
-    Each rank takes its slice of the global batch. Micro-batch m of rank r is slice `m * world_size + r`: what the
-    ranks compute at the same time has similar lengths.
+    Each rank takes its slice of the global batch. Micro-batch m of rank r is slice `m * world_size + r`, so that the
+    micro-batches that the ranks compute at the same time have similar lengths.
 
     Args:
-        rows, schedule: the data and the order.
-        collator: makes a batch (a dict of tensors) of a list of rows.
-        position: where training is now.
-        per_device_batch_size, gradient_accumulation_steps, rank, world_size: the shape of a global batch.
+        rows (`TokenRows`): The data.
+        schedule (`BatchSchedule`): The order of the data.
+        collator (`Callable`): Turns a list of rows into a batch, a dict of tensors.
+        position (`Callable`): Returns the current `Position` of training.
+        per_device_batch_size (`int`): The rows of a micro-batch.
+        gradient_accumulation_steps (`int`, *optional*, defaults to 1): The micro-batches of a rank in a training step.
+        rank (`int`, *optional*, defaults to 0): The index of the process.
+        world_size (`int`, *optional*, defaults to 1): The number of processes.
     """
 
     def __init__(
@@ -200,7 +217,7 @@ class TrainBatches:
                 yield self.micro_batch(position, micro_batch)
 
     def micro_batch(self, position: Position, micro_batch: int) -> dict:
-        """One micro-batch of this rank: what the collator makes of its rows, and a `RowInfo` under `ROW_INFO`."""
+        """A micro-batch of this rank: the collator's batch, with a `RowInfo` under the key `ROW_INFO`."""
         chosen = self.schedule.rows(position)
         first = (micro_batch * self.world_size + self.rank) * self.per_device_batch_size
         own = chosen[first : first + self.per_device_batch_size]

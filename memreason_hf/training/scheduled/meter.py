@@ -1,4 +1,4 @@
-"""What training has seen since the last log and since the last look at the gate."""
+"""What training has seen since the last log, and since the gate of a curriculum was last evaluated."""
 
 import time
 from collections.abc import Callable
@@ -8,15 +8,16 @@ import torch
 
 def answers_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    Which rows have their last label predicted.
+    Whether the last label of each row is predicted.
 
     Args:
-        logits: `(labels that are not -100, vocabulary)`, row by row, as the model returns them with
-            `labelled_logits_only=True`.
-        labels: `(batch, sequence)`, in place; every row has at least one.
+        logits (`torch.Tensor` of shape `(labels that are not -100, vocabulary)`):
+            Row by row, as the model returns them with `labelled_logits_only=True`.
+        labels (`torch.LongTensor` of shape `(batch, sequence)`):
+            The label of each position. Every row has at least one.
 
     Returns:
-        Bool tensor `(batch,)`.
+        `torch.BoolTensor` of shape `(batch,)`.
     """
     labelled = labels.ne(-100)
     last_logit = labelled.sum(1).cumsum(0) - 1
@@ -27,11 +28,11 @@ def answers_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 class TrainingMeter:
     """
-    Sums over the steps since the last `take`. Nothing is fetched from the device before that.
+    Sums over the training steps since the last call of `take`. Nothing is copied from the device before that call.
 
     Args:
-        device: where the model computes.
-        reduce: sums a tensor over all ranks.
+        device (`torch.device`): Where the model computes.
+        reduce (`Callable`): Sums a tensor over all ranks.
     """
 
     def __init__(self, device: torch.device, reduce: Callable[[torch.Tensor], torch.Tensor]):
@@ -41,18 +42,29 @@ class TrainingMeter:
         self.set_gate_counts(0, 0)
 
     def start_step(self, num_recurrences: int | None = None):
-        """A step begins, before its batch is made; of a model without recurrences nothing is said of them."""
+        """
+        Starts the time of a training step, before its batch is made.
+
+        Args:
+            num_recurrences (`int`, *optional*): The depth of the step, for a recurrent-depth model.
+        """
         self._started = time.perf_counter()
         self._recurrences += num_recurrences or 0
 
     def end_step(self, tokens: int):
-        """It ends, before evaluation and saving; `tokens`: real ones, of all ranks."""
+        """Stops the time, before evaluation and saving. `tokens` counts the unpadded tokens of all ranks."""
         self._seconds += time.perf_counter() - self._started
         self._steps += 1
         self._tokens += tokens
 
     def add_answers(self, right: torch.Tensor, of_stage: torch.Tensor | None):
-        """`right` `(rows,)` of a micro-batch; `of_stage` `(rows,)`, bool, on the CPU: rows that count for the gate."""
+        """
+        Adds the answers of a micro-batch.
+
+        Args:
+            right (`torch.BoolTensor` of shape `(rows,)`): Which answers are right.
+            of_stage (`torch.BoolTensor` of shape `(rows,)`, *optional*): On the CPU: which rows the gate counts.
+        """
         self._right += right.sum()
         self._rows += len(right)
         if of_stage is not None:
@@ -61,8 +73,9 @@ class TrainingMeter:
 
     def take(self) -> dict[str, float]:
         """
-        The means since the last call: accuracy of the answers, recurrences, tokens and steps a second. All ranks must
-        call it.
+        The means since the last call: accuracy of the answers, recurrences, tokens and steps per second.
+
+        All ranks must call it.
         """
         right, rows = self._sum_ranks(self._right, self._rows)
         steps, seconds = max(self._steps, 1), max(self._seconds, 1e-9)
@@ -75,10 +88,11 @@ class TrainingMeter:
         return logs
 
     def gate_counts(self) -> tuple[int, int]:
-        """(right, rows) of the gate's group since they were cleared, over all ranks, which must all call it."""
+        """The right answers and the rows of the gate since they were last set, over all ranks. All must call it."""
         return self._sum_ranks(self._gate_right, self._gate_rows)
 
     def set_gate_counts(self, right: int, rows: int):
+        """Sets the right answers and the rows of the gate on this rank."""
         self._gate_right = torch.full((), right, dtype=torch.int64, device=self._device)
         self._gate_rows = rows
 

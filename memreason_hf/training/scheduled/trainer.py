@@ -1,11 +1,13 @@
-"""A resumable Trainer in which everything about a step follows from its number: rows, depth, dropout."""
+"""A resumable Trainer in which everything about a training step follows from its number: rows, depth, dropout."""
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from memreason_hf.data.padding import IGNORED_LABEL
 from memreason_hf.training.runs.fingerprint import run_fingerprint
 from memreason_hf.training.runs.launch import check_launch
 from memreason_hf.training.runs.trainer import ResumableTrainer
@@ -18,45 +20,48 @@ from modeling_recurrent import RecurrentDepthConfig
 from modeling_recurrent.sampling_recurrent import sample_num_recurrences
 
 
-def may_leave_out_parameters(config) -> bool:
-    """Whether a training step may use only some of the parameters, which DDP must search for then, at a price."""
-    least = config.recurrence_min or 1
-    if config.recurrence_sampling == "fixed":
-        least = max(least, min(config.num_recurrences, config.recurrence_max or config.num_recurrences))
-    # What stands between recurrences is left out of a step of one.
-    between = config.state_norm != "none" or config.input_injection == "concat"
-    return config.backprop_recurrences is not None or (between and least < 2)
-
-
 class ScheduledTrainer(ResumableTrainer):
     """
-    The part of `RecurrentTrainer` and `FinetuneTrainer` that makes up a step.
+    The part of `RecurrentTrainer` and `FinetuneTrainer` that makes up a training step.
 
     A step follows from its number: the rows from (seed, step, stage history), the depth of a recurrent-depth model
-    from (seed, step), dropout from (seed, step, rank). A run that was killed and resumed ends with the weights of an
-    undisturbed one, bit for bit; on several ranks the gradients are those of one process with the same global batch.
+    from (seed, step), dropout from (seed, step, rank, micro-batch). A run that was killed and resumed ends with the
+    weights of an undisturbed one, bit for bit. On several ranks the gradients are those of one process with the same
+    global batch.
 
-    Beside what `Trainer` takes:
-        args: of the class `arguments_class`.
-        train_dataset (`datasets.Dataset`): rows with `input_ids` and what the collator wants, all of them held in
-            memory.
-        data_collator: must give `input_ids` and `shift_labels`, the label at a position being compared with the logits
-            at that position.
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The model, or an `AdapterModel` around it.
+        args (`ScheduledTrainingArguments`): Of the class `arguments_class`.
+        origin (`Mapping`, *optional*):
+            What decides the weights of the run in addition to the arguments, the data and the config, flat and
+            JSON-like: for example the path of the model that training starts from.
+        kwargs:
+            As for [`~transformers.Trainer`]. `train_dataset` (`datasets.Dataset`) has rows with `input_ids` and what
+            the collator needs, all of them held in memory. `data_collator` must return `input_ids` and
+            `shift_labels`, the label at a position being compared with the logits at that position.
 
     Raises:
         ValueError: data, model or arguments that do not fit together.
-        LaunchError: accelerate set up something else than what was asked for.
+        LaunchError: accelerate set up something else than what was requested.
     """
 
     arguments_class: ClassVar[type] = ScheduledTrainingArguments
-    # Named in the message about a missing one.
+    # What the message about a missing collator suggests.
     usual_collator: ClassVar[str] = "a collator"
 
-    def __init__(self, model=None, args: ScheduledTrainingArguments | None = None, **kwargs):
+    def __init__(
+        self,
+        model=None,
+        args: ScheduledTrainingArguments | None = None,
+        *,
+        origin: Mapping | None = None,
+        **kwargs,
+    ):
         if not isinstance(args, self.arguments_class):
-            raise ValueError(f"args must be {self.arguments_class.__name__}, not {type(args).__name__}.")
+            raise ValueError(f"args must be {self.arguments_class.__name__}, got {type(args).__name__}.")
         if kwargs.get("data_collator") is None:
-            raise ValueError(f"data_collator is needed: {self.usual_collator}.")
+            raise ValueError(f"data_collator is not given: use {self.usual_collator}.")
+        self.origin = dict(origin or {})
         config = getattr(model, "config", None)
         self.is_recurrent = isinstance(config, RecurrentDepthConfig)
         if args.ddp_find_unused_parameters is None and self.is_recurrent:
@@ -65,16 +70,17 @@ class ScheduledTrainer(ResumableTrainer):
         super().__init__(model=model, args=args, **kwargs)
         check_launch(args, self.accelerator)
         if config_use_cache is not None:
-            # The parent writes `args.use_cache` into a config that is saved; training passes use_cache=False instead.
+            # The parent writes `args.use_cache` into a config that is saved. Training passes use_cache=False instead.
             self.model.config.use_cache = config_use_cache
         self.meter = TrainingMeter(args.device, lambda tensor: self.accelerator.reduce(tensor, "sum"))
-        self._tokens_of_step = 0
+        self.tokens_of_step = 0
         self._micro_batch = 0
         self._prepare_data()
         self.add_callback(_MeterCallback(self))
 
     def run_fingerprint(self) -> dict:
-        return run_fingerprint(self)
+        self._check_train_dataset()
+        return run_fingerprint(self) | self.origin
 
     # ---- Data ----
 
@@ -86,8 +92,8 @@ class ScheduledTrainer(ResumableTrainer):
         vocab_size = self.model.config.get_text_config().vocab_size
         if self.train_rows.largest_id >= vocab_size:
             raise ValueError(
-                f"The training data hold the token id {self.train_rows.largest_id}, but the model's vocab_size is "
-                f"{vocab_size}: the vocabulary does not match. Encode the data with the model's tokenizer."
+                f"The vocabulary does not match: the training data contain the token id {self.train_rows.largest_id}, "
+                f"but the model's vocab_size is {vocab_size}. Encode the data with the model's tokenizer."
             )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self.schedule = BatchSchedule(
@@ -98,17 +104,21 @@ class ScheduledTrainer(ResumableTrainer):
             seed,
         )
 
+    def _check_train_dataset(self):
+        if self.train_rows is None:
+            raise ValueError("Trainer: training requires a train_dataset.")
+
     def position(self) -> Position:
         """Where training is."""
         return Position(0, None, self.state.global_step)
 
     def get_train_dataloader(self) -> TrainBatches:
         """
-        Micro-batches of this rank for the step that is due. Not prepared by accelerate, which would fetch one ahead:
-        it would still be of the old stage.
+        The micro-batches of this rank.
+
+        accelerate does not prepare them: it would fetch one batch ahead, which would still belong to the old stage.
         """
-        if self.train_rows is None:
-            raise ValueError("Trainer: training requires a train_dataset.")
+        self._check_train_dataset()
         return TrainBatches(
             self.train_rows,
             self.schedule,
@@ -120,66 +130,92 @@ class ScheduledTrainer(ResumableTrainer):
             world_size=self.args.world_size,
         )
 
+    # ---- The length of a run ----
+
     @property
     def steps_per_epoch(self) -> float:
-        """Steps that a pass over the data takes."""
+        """The training steps of a pass over the data."""
         return len(self.train_rows) / self.schedule.batch_size
 
     @property
     def planned_steps(self) -> int:
-        """Steps of the whole run."""
+        """The training steps of the whole run."""
+        self._check_train_dataset()
         if self.args.max_steps > 0:
             return self.args.max_steps
         return int(np.ceil(self.args.num_train_epochs * self.steps_per_epoch))
 
+    def is_finished(self, global_step: int) -> bool:
+        return global_step >= self.planned_steps
+
     def set_initial_training_values(self, args, dataloader):
-        """One "epoch" of all steps, whatever the number of passes over the data: see `TrainBatches`."""
+        """
+        The seven numbers that the parent plans a run by.
+
+        All training steps form one epoch, whatever the number of passes over the data, because `TrainBatches` is
+        endless. A finished run that is resumed has no epoch.
+        """
         batch_size, max_steps = self.schedule.batch_size, self.planned_steps
+        epochs = 0 if self.resumes_finished_run else 1
         micro_batches = max_steps * args.gradient_accumulation_steps
-        return 1, max_steps, len(self.train_rows), max_steps * batch_size, batch_size, micro_batches, max_steps
+        return epochs, max_steps, len(self.train_rows), max_steps * batch_size, batch_size, micro_batches, max_steps
 
     def passes_over_data(self) -> float:
         return self.state.global_step / self.steps_per_epoch
 
-    # ---- A step ----
+    # ---- A training step ----
 
     def step_recurrences(self) -> int:
-        """The recurrences of the step that is due, the same on every rank and for every micro-batch."""
+        """The number of recurrences of the next training step, the same for every rank and micro-batch."""
         return sample_num_recurrences(self.model.config, self.args.seed, self.state.global_step)
 
     def depth_arguments(self) -> dict:
-        """What a recurrent-depth model is told in the step that is due, beside the batch."""
+        """The arguments of a recurrent-depth model in the next training step, in addition to the batch."""
         recurrences = self.step_recurrences()
         arguments = {"num_recurrences": recurrences}
         weights = recurrence_loss_weights(self.args.recurrence_loss, recurrences, self.args.recurrence_loss_decay)
         if weights is not None:
             arguments["recurrence_loss_weights"] = weights.to(self.args.device)
         if self.model.config.state_init == "normal":
-            # Left to itself each rank and micro-batch would start from noise of its own.
+            # Without it every rank and micro-batch would start from noise of its own.
             arguments["state_seed"] = self.args.seed + self.state.global_step
         return arguments
+
+    def dropout_seed(self) -> int:
+        """The seed of dropout in the next micro-batch: the same whenever this micro-batch is computed."""
+        entropy = [self.args.seed % 2**63, self.state.global_step, self.args.process_index, self._micro_batch]
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         self.meter.start_step(self.step_recurrences() if self.is_recurrent else None)
         self._micro_batch = 0
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, self.count_labels(batches, device)
 
-    def _get_num_items_in_batch(self, batch_samples, device):
-        """Labels of all micro-batches of a step; over all ranks with `average_tokens_across_devices`."""
-        count = sum(batch["shift_labels"].ne(-100).sum() for batch in batch_samples).to(device)
+    def count_labels(self, batches: Sequence[dict], device: torch.device) -> torch.Tensor:
+        """
+        The labels of a training step, by which its loss is divided.
+
+        Args:
+            batches (`Sequence[dict]`): The micro-batches of this rank.
+            device (`torch.device`): Where the count is needed.
+
+        Returns:
+            A 0-d tensor: the labels of all micro-batches, with `average_tokens_across_devices` over all ranks.
+        """
+        count = sum(batch["shift_labels"].ne(IGNORED_LABEL).sum() for batch in batches).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.reduce(count, "sum")
         return count
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        # Dropout: the same whenever and wherever this micro-batch of this step is computed.
-        entropy = [self.args.seed % 2**63, self.state.global_step, self.args.process_index, self._micro_batch]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+        torch.manual_seed(self.dropout_seed())
         self._micro_batch += 1
         with short_attention(inputs["input_ids"]):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of a micro-batch; in training at the depth of the training step."""
         inputs = dict(inputs)
         info: RowInfo | None = inputs.pop(ROW_INFO, None)
         if not model.training:
@@ -187,16 +223,16 @@ class ScheduledTrainer(ResumableTrainer):
         labels = inputs["shift_labels"]
         loss, outputs = super().compute_loss(model, self.model_inputs(inputs), True, num_items_in_batch)
         if info is not None:
-            self._tokens_of_step = info.tokens_of_step
+            self.tokens_of_step = info.tokens_of_step
             self.look_at_outputs(outputs, labels, info)
         return (loss, outputs) if return_outputs else loss
 
     def model_inputs(self, batch: dict) -> dict:
-        """What the model is called with for a micro-batch of the step that is due."""
+        """The model's arguments for a micro-batch of the next training step."""
         return batch | self.depth_arguments() | {"labelled_logits_only": True, "use_cache": False}
 
     def look_at_outputs(self, outputs, labels: torch.Tensor, info: RowInfo):
-        """Called after every micro-batch; a subclass may count what it has learned."""
+        """Called after every micro-batch. A subclass may count what was learned."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -204,11 +240,23 @@ class ScheduledTrainer(ResumableTrainer):
         super().log(logs, start_time)
 
 
+def may_leave_out_parameters(config: RecurrentDepthConfig) -> bool:
+    """
+    Whether a training step may use only some of the parameters. DDP must search for the others then, which costs time.
+    """
+    least = config.recurrence_min or 1
+    if config.recurrence_sampling == "fixed":
+        least = max(least, min(config.num_recurrences, config.recurrence_max or config.num_recurrences))
+    # A step of one recurrence uses nothing that stands between recurrences.
+    between = config.state_norm != "none" or config.input_injection == "concat"
+    return config.backprop_recurrences is not None or (between and least < 2)
+
+
 class _MeterCallback(TrainerCallback):
-    """Ends the measured time of a step before anything is evaluated or saved."""
+    """Stops the time of a training step before anything is evaluated or saved."""
 
     def __init__(self, trainer: ScheduledTrainer):
         self.trainer = trainer
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.meter.end_step(self.trainer._tokens_of_step)
+        self.trainer.meter.end_step(self.trainer.tokens_of_step)

@@ -7,6 +7,7 @@ from small_runs import assert_same_weights, small_chains, small_model, small_tra
 
 from memreason_hf.training import ChainCollator, RecurrentTrainer, RecurrentTrainingArguments
 from memreason_hf.training.runs.errors import LaunchError, NonFiniteLossError
+from memreason_hf.training.scheduled.batches import Position
 from modeling_recurrent import sampling_recurrent
 
 
@@ -33,6 +34,18 @@ def test_every_parameter_moves_and_the_loss_falls(tmp_path, recurrence_loss, sup
     assert sum(found[-5:]) < 0.95 * sum(found[:5])
 
 
+def test_the_data_seed_decides_the_rows_alone(tmp_path):
+    def rows(**seeds):
+        trainer = small_trainer(tmp_path, **seeds)
+        drawn = [tuple(trainer.schedule.rows(Position(0, None, step)).tolist()) for step in range(4)]
+        return drawn, (trainer.dropout_seed(), [trainer.step_recurrences()])
+
+    assert rows(data_seed=7) == rows()
+    (order, others), (default_order, default_others) = rows(data_seed=8), rows()
+    assert order != default_order and others == default_others
+    assert rows(seed=8)[0] == order
+
+
 def test_depth_of_a_step_follows_from_seed_and_step(tmp_path):
     trainer = small_trainer(tmp_path, max_steps=20, logging_steps=1, save_strategy="no", seed=3)
     trainer.train()
@@ -43,11 +56,11 @@ def test_depth_of_a_step_follows_from_seed_and_step(tmp_path):
 
 
 def test_the_loss_is_the_weighted_sum_over_recurrences(tmp_path):
-    """Against losses computed one recurrence at a time, with all logits, outside the trainer."""
+    """Compared with losses that are computed outside the trainer, one recurrence at a time, with all logits."""
     model = small_model(residual_dropout=0.0)
     trainer = small_trainer(tmp_path, model=model, recurrence_loss="geometric", recurrence_loss_decay=0.7)
     batch = next(iter(trainer.get_train_dataloader()))
-    num_items = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    num_items = trainer.count_labels([batch], torch.device("cpu"))
     model.train()
     loss = trainer.compute_loss(model, batch, num_items_in_batch=num_items)
     recurrences = trainer.step_recurrences()
@@ -85,8 +98,65 @@ def test_accumulation_is_exact(tmp_path, supervision):
         assert torch.allclose(left, right, rtol=1e-6, atol=1e-8)
 
 
-def test_noise_of_the_initial_state_is_that_of_the_step(tmp_path):
-    """Else every micro-batch and rank would start from noise of its own."""
+class Recorder:
+    """Records the step, the seed of dropout and the model's arguments of every micro-batch."""
+
+    def __init__(self, trainer):
+        self.calls = []
+        model_inputs = trainer.model_inputs
+
+        def record(batch):
+            inputs = model_inputs(batch)
+            self.calls.append((trainer.state.global_step, torch.initial_seed(), inputs))
+            return inputs
+
+        trainer.model_inputs = record
+
+    def by_step(self, name):
+        values = {}
+        for step, _, inputs in self.calls:
+            values.setdefault(step, []).append(inputs[name])
+        return list(values.values())
+
+
+def record_run(folder, **arguments):
+    model = small_model(state_init="normal")
+    defaults = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_steps": 3}
+    trainer = small_trainer(folder, model=model, save_strategy="no", restart=True, **{**defaults, **arguments})
+    recorder = Recorder(trainer)
+    trainer.train()
+    return recorder
+
+
+def test_every_micro_batch_has_dropout_of_its_own(tmp_path):
+    seeds = [seed for _, seed, _ in record_run(tmp_path).calls]
+    assert len(seeds) == len(set(seeds)) == 12
+    # The same run draws the same dropout, whatever the state of torch's generator.
+    torch.manual_seed(123)
+    assert [seed for _, seed, _ in record_run(tmp_path).calls] == seeds
+    assert not set(seeds) & {seed for _, seed, _ in record_run(tmp_path, seed=8).calls}
+
+
+def test_every_rank_has_dropout_of_its_own(tmp_path, monkeypatch):
+    trainer = small_trainer(tmp_path)
+    seeds = set()
+    for rank in range(4):
+        monkeypatch.setattr(type(trainer.args), "process_index", rank)
+        seeds.add(trainer.dropout_seed())
+    assert len(seeds) == 4
+
+
+def test_the_initial_state_is_drawn_once_a_step(tmp_path):
+    first, other = (record_run(tmp_path, seed=seed).by_step("state_seed") for seed in (7, 70))
+    assert [len(set(seeds)) for seeds in first] == [1, 1, 1]
+    assert len({seeds[0] for seeds in first + other}) == 6
+    # Without noise there is no seed.
+    arguments = small_trainer(tmp_path, model=small_model()).depth_arguments()
+    assert "state_seed" not in arguments
+
+
+def test_all_micro_batches_share_the_noise_of_the_initial_state(tmp_path):
+    """Compared with the whole batch at once: micro-batches must not start from noise of their own."""
     overrides = {"state_init": "normal", "residual_dropout": 0.0}
     runs = []
     for name, per_device, accumulation in (("whole", 16, 1), ("parts", 4, 4)):
@@ -104,8 +174,8 @@ def test_noise_of_the_initial_state_is_that_of_the_step(tmp_path):
     assert runs[0] == pytest.approx(runs[1], rel=1e-4)
 
 
-def test_two_runs_are_one(tmp_path):
-    """Dropout and all, whatever happened to torch's generator before."""
+def test_two_runs_with_one_seed_are_equal(tmp_path):
+    """With dropout, whatever the state of torch's generator."""
     results = []
     for name in ("first", "second"):
         model = small_model()
@@ -126,7 +196,7 @@ def test_logs_hold_rates_depth_and_accuracy(tmp_path):
     assert 2 <= entry["num_recurrences"] <= 5
     assert 0 <= entry["accuracy"] <= 1
     assert entry["tokens_per_second"] > entry["steps_per_second"] > 0
-    # Real tokens only: 16 rows of 2 to 5 tokens a step.
+    # Only unpadded tokens count: 16 rows of 2 to 5 tokens in a step.
     assert 2 * 16 <= entry["tokens_per_second"] / entry["steps_per_second"] <= 5 * 16
     evaluation = next(entry for entry in trainer.state.log_history if "eval_accuracy" in entry)
     assert {"eval_accuracy_2", "eval_accuracy_3", "eval_accuracy_4", "eval_num_recurrences"} <= set(evaluation)
@@ -134,7 +204,7 @@ def test_logs_hold_rates_depth_and_accuracy(tmp_path):
 
 
 def test_training_accuracy_is_that_of_the_answers(tmp_path):
-    """A model that always predicts one token is right as often as that token is the answer, prefix labels or not."""
+    """A model that always predicts one token is right as often as that token is the answer."""
     model = small_model(tie_word_embeddings=False)
     torch.nn.init.zeros_(model.lm_head.weight)
     trainer = small_trainer(
@@ -195,7 +265,7 @@ def test_evaluation_during_training_leaves_no_trace(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_what_is_no_number_stops_training_before_it_reaches_the_weights(tmp_path, where):
+def test_nan_and_infinity_stop_training_before_they_reach_the_weights(tmp_path, where):
     model = small_model()
     trainer = small_trainer(tmp_path, model=model, max_steps=12, save_steps=4)
     compute_loss = trainer.compute_loss
@@ -217,7 +287,7 @@ def test_what_is_no_number_stops_training_before_it_reaches_the_weights(tmp_path
         trainer.train()
     assert all(torch.isfinite(value).all() for value in weights(trainer.model).values())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "run.json"]
-    # Without the poison the kept checkpoint goes on to the end.
+    # Without NaN the run continues from its checkpoint.
     healthy = small_trainer(tmp_path, max_steps=12, save_steps=4)
     healthy.train(resume_from_checkpoint=True)
     undisturbed = small_trainer(tmp_path / "undisturbed", max_steps=12, save_steps=4)
@@ -225,10 +295,17 @@ def test_what_is_no_number_stops_training_before_it_reaches_the_weights(tmp_path
     assert_same_weights(weights(healthy.model), weights(undisturbed.model))
 
 
-def test_nothing_to_fall_back_on_is_said_too(tmp_path):
+def test_the_message_says_that_there_is_no_checkpoint_yet(tmp_path):
     trainer = small_trainer(tmp_path, learning_rate=1e30, max_grad_norm=0.0, max_steps=12, save_steps=50)
     with pytest.raises(NonFiniteLossError, match="There is no checkpoint yet"):
         trainer.train()
+
+
+def test_the_learning_rate_falls_over_the_whole_run(tmp_path):
+    trainer = small_trainer(tmp_path, lr_scheduler_type="linear", max_steps=8, logging_steps=1, save_strategy="no")
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
+    assert rates == pytest.approx([1e-2 * (8 - step) / 8 for step in range(8)])
 
 
 def test_epochs_give_the_number_of_steps(tmp_path):
@@ -260,7 +337,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     _, train, heldout = small_chains()
     with pytest.raises(ValueError, match="empty"):
         small_trainer(tmp_path, train_dataset=train.select([]))
-    with pytest.raises(ValueError, match=r"vocab_size is 5: the vocabulary does not match"):
+    with pytest.raises(ValueError, match=r"The vocabulary does not match: .*vocab_size is 5"):
         small_trainer(tmp_path, model=small_model(vocab_size=5))
     with pytest.raises(ValueError, match="input_ids"):
         small_trainer(tmp_path, train_dataset=Dataset.from_dict({"text": ["a"]}))
@@ -271,6 +348,14 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
         RecurrentTrainer(model=small_model(), args=args, train_dataset=train)
     with pytest.raises(ValueError, match="RecurrentTrainingArguments"):
         RecurrentTrainer(model=small_model(), data_collator=ChainCollator(0))
+    with pytest.raises(ValueError, match="model_init is not supported"):
+        small_trainer(tmp_path, model_init=small_model)
     trainer = small_trainer(tmp_path)
     with pytest.raises(ValueError, match="empty"):
         trainer.evaluate(heldout.select([]))
+    with pytest.raises(ValueError, match="trial is not supported"):
+        trainer.train(trial={"learning_rate": 1.0})
+    evaluating = RecurrentTrainer(model=small_model(), args=args, data_collator=ChainCollator(0))
+    for call in (evaluating.train, evaluating.get_train_dataloader, evaluating.evaluate):
+        with pytest.raises(ValueError, match=r"Trainer: .* requires"):
+            call()

@@ -51,6 +51,8 @@ def test_folders_inside_a_checkpoint_count(tmp_path):
         (lambda folder: (folder / "weights").write_text("01234"), "weights has 5 bytes instead of 10"),
         (lambda folder: (folder / "manifest.json").unlink(), "lacks the file manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
     ],
 )
 def test_damage_is_found_and_the_one_before_is_taken(tmp_path, caplog, damage, message):

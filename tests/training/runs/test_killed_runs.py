@@ -1,4 +1,4 @@
-"""Runs that are killed at the worst moments, in processes of their own."""
+"""Runs in child processes that are killed at the worst moments."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def kill():
 
 
 def kill_in_step(trainer):
-    """In the middle of step 11, its gradients computed and its weights not changed."""
+    """In the middle of step 11: the gradients are computed, but the weights have not changed."""
     training_step = trainer.training_step
 
     def step(*args):
@@ -36,13 +36,13 @@ def kill_in_step(trainer):
 
 
 def kill_between_files(trainer):
-    """Of the third checkpoint the weights are written, the optimiser is not."""
+    """The weights of the third checkpoint are written, but the optimizer is not."""
     save = trainer._save_optimizer_and_scheduler
     trainer._save_optimizer_and_scheduler = lambda folder: kill() if trainer.state.global_step == 12 else save(folder)
 
 
 def kill_in_a_file(trainer):
-    """The optimiser of the third checkpoint is written in part."""
+    """The optimizer of the third checkpoint is truncated."""
 
     def truncated(folder):
         if trainer.state.global_step == 12:
@@ -62,7 +62,7 @@ def kill_before_renaming(trainer):
 
 
 def kill_while_deleting_old_ones(trainer):
-    """The third checkpoint is in place, the first one is about to go."""
+    """The third checkpoint is complete, and the first one is being deleted."""
     rmtree = shutil.rmtree
 
     def half(path, **kwargs):
@@ -126,7 +126,7 @@ def resume_until_killed(folder, sabotage):
 
 
 class Interrupt(TrainerCallback):
-    """Sends SIGINT in the middle of given steps."""
+    """Sends SIGINT in the middle of the given steps."""
 
     def __init__(self, *steps):
         self.steps = steps

@@ -1,3 +1,4 @@
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -6,8 +7,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 
 from memreason_hf.recipes import RECIPES_FOLDER
+from memreason_hf.training.runs import launch
 from memreason_hf.training.runs.errors import LaunchError
-from memreason_hf.training.runs.launch import check_launch
+from memreason_hf.training.runs.launch import check_launch, on_main_process
 from modeling_recurrent import RecurrentDepthForCausalLM
 
 
@@ -25,7 +27,7 @@ def check(environment=None, world_size=1, kind="NO", device="cpu", precision="no
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}
 
 
-def test_what_was_asked_for_passes():
+def test_what_was_requested_passes():
     check()
     check(world_size=2, kind="MULTI_CPU", expected_world_size=2, environment={"WORLD_SIZE": "2"})
     check(world_size=2, kind="MULTI_CPU", environment={**LAUNCHED, "WORLD_SIZE": "2"})
@@ -39,24 +41,76 @@ def test_what_was_asked_for_passes():
     "situation, message",
     [
         ({"expected_world_size": 2}, "expected_world_size=2, but 1"),
-        ({"environment": LAUNCHED}, "asked for several processes and started one"),
+        ({"environment": LAUNCHED}, "should have started several processes, but only one is running"),
         ({"environment": {"WORLD_SIZE": "2"}}, "started 2 processes, but accelerate sees 1"),
-        ({"n_gpu": 4}, "4 GPUs are visible"),
+        ({"n_gpu": 4}, "One process sees 4 GPUs"),
         (
             {"environment": {"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, "world_size": 2, "kind": "MULTI_CPU"},
-            "FSDP was asked for, but accelerate set up MULTI_CPU",
+            "requested FSDP, but accelerate set up MULTI_CPU",
         ),
-        ({"environment": {"ACCELERATE_USE_FSDP": "true"}}, "FSDP was asked for"),
+        ({"environment": {"ACCELERATE_USE_FSDP": "true"}}, "requested FSDP"),
+        ({"environment": {"ACCELERATE_USE_FSDP": "true"}, "device": "cuda"}, "requested FSDP, but .* NO on cuda"),
+        ({"environment": {"ACCELERATE_USE_FSDP": "true"}, "kind": "FSDP"}, "requested FSDP, but .* FSDP on cpu"),
+        ({"deepspeed": "config.json"}, "DeepSpeed is not supported"),
         ({"environment": {"ACCELERATE_USE_DEEPSPEED": "true"}}, "DeepSpeed"),
         ({"environment": {"ACCELERATE_MIXED_PRECISION": "fp16"}, "precision": "bf16", "bf16": True}, "bf16=True"),
     ],
 )
-def test_anything_else_is_refused(situation, message):
+def test_what_differs_from_the_request_is_refused(situation, message):
     with pytest.raises(LaunchError, match=message):
         check(**situation)
 
 
-def test_one_process_can_be_meant():
+@pytest.mark.parametrize(
+    "value, refused", [("1", 1), ("True", 1), ("yes", 1), ("on", 1), ("0", 0), ("no", 0), ("", 0)]
+)
+def test_flags_of_the_environment(value, refused):
+    with pytest.raises(LaunchError) if refused else contextlib.nullcontext():
+        check(environment={"ACCELERATE_USE_DEEPSPEED": value})
+
+
+class Broadcast:
+    """Stands for the other processes: rank 0 sends what it has, and the others receive it."""
+
+    def __init__(self, monkeypatch):
+        self.sent = None
+        monkeypatch.setattr(launch, "broadcast_object_list", self)
+
+    def __call__(self, values):
+        if self.sent is None:
+            self.sent = list(values)
+        values[:] = self.sent
+
+    def run(self, rank, action, world_size=2):
+        return on_main_process(SimpleNamespace(process_index=rank, world_size=world_size), action)
+
+
+def test_an_action_runs_on_one_process_and_all_have_its_result(monkeypatch):
+    processes, calls = Broadcast(monkeypatch), []
+
+    def action():
+        calls.append(1)
+        return "result"
+
+    assert [processes.run(rank, action) for rank in range(3)] == ["result"] * 3
+    assert calls == [1]
+    # Alone, nothing is sent.
+    processes.sent = ["another", None]
+    assert processes.run(0, action, world_size=1) == "result"
+
+
+def test_an_error_on_one_process_is_raised_on_all(monkeypatch):
+    processes = Broadcast(monkeypatch)
+
+    def action():
+        raise KeyError("missing")
+
+    for rank in range(3):
+        with pytest.raises(KeyError, match="missing"):
+            processes.run(rank, action)
+
+
+def test_one_process_can_be_requested():
     check(environment=LAUNCHED, expected_world_size=1)
 
 
@@ -69,13 +123,13 @@ def test_one_process_can_be_meant():
         ("fsdp2", 8, {"use_fsdp": True, "use_cpu": False}),
     ],
 )
-def test_configurations_are_read_as_they_are_meant(name, processes, flags):
+def test_configurations_start_what_they_say(name, processes, flags):
     path = RECIPES_FOLDER / "accelerate" / f"{name}.yaml"
     args = launch_command_parser().parse_args(["--config_file", str(path), "program.py"])
     args, _, _ = _validate_launch_command(args)
     assert args.num_processes == processes
     assert {flag: getattr(args, flag) for flag in flags} == flags
-    # The recipe decides.
+    # The recipe decides the precision.
     assert args.mixed_precision == "no"
     if args.use_fsdp:
         environment = prepare_multi_gpu_env(args)

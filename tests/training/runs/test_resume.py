@@ -7,19 +7,35 @@ from small_runs import assert_same_weights, small_chains, small_model, small_tra
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from memreason_hf.training.runs.errors import CheckpointError, OutputFolderError
+from memreason_hf.training.runs.trainer import ResumableCallback
 
 
 CURRICULUM = {"threshold": 1e-9, "eval_steps": 5, "gate": "train"}
 
 
 class StopAt(TrainerCallback):
-    """Ends training after a step, as if max_steps were smaller."""
+    """Ends training after a step, as a smaller max_steps would."""
 
     def __init__(self, step):
         self.step = step
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = control.should_training_stop or state.global_step >= self.step
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run of 12 steps, and its weights."""
+    folder = tmp_path_factory.mktemp("finished")
+    trainer = small_trainer(folder)
+    trainer.train()
+    return folder, weights(trainer.model)
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of that folder. Moving a run does not make it another one."""
+    return shutil.copytree(finished[0], tmp_path / "run")
 
 
 def assert_resumes_exactly(tmp_path, stop=6, **arguments):
@@ -54,11 +70,13 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, arguments):
     assert_resumes_exactly(tmp_path, **arguments)
 
 
-@pytest.mark.parametrize("optimizer", ["keep", "restart"])
-@pytest.mark.parametrize("gate", ["train", "heldout"])
-@pytest.mark.parametrize("save_steps", [3, 4])
-def test_also_in_the_middle_of_a_curriculum(tmp_path, optimizer, gate, save_steps):
-    """Saved at the beginning of a stage and within one."""
+# Every pair of values occurs.
+@pytest.mark.parametrize(
+    "optimizer, gate, save_steps",
+    [("keep", "train", 3), ("keep", "heldout", 4), ("restart", "train", 4), ("restart", "heldout", 3)],
+)
+def test_a_resumed_curriculum_ends_with_the_same_weights(tmp_path, optimizer, gate, save_steps):
+    """From a checkpoint at the start of a stage, and from one within a stage."""
     whole, second = assert_resumes_exactly(
         tmp_path,
         stop=9,
@@ -75,32 +93,30 @@ def test_also_in_the_middle_of_a_curriculum(tmp_path, optimizer, gate, save_step
     assert rates[0] == rates[1]
 
 
-def test_the_gate_remembers_what_it_has_seen(tmp_path):
-    """A look at training rows that spans the checkpoint counts those before it, too."""
+def test_the_gate_remembers_its_counts(tmp_path):
+    """An evaluation of the gate after a checkpoint also counts the training rows before the checkpoint."""
     arguments = {"curriculum": {**CURRICULUM, "eval_steps": 8, "threshold": 1.0}, "save_steps": 6, "max_steps": 8}
     whole, second = assert_resumes_exactly(tmp_path, **arguments)
-    looks = [[e for e in t.state.log_history if "stage_accuracy" in e] for t in (whole, second)]
-    assert looks[0] == looks[1] != []
+    evaluations = [[e for e in t.state.log_history if "stage_accuracy" in e] for t in (whole, second)]
+    assert evaluations[0] == evaluations[1] != []
 
 
-def test_a_finished_run_returns_at_once(tmp_path):
-    first = small_trainer(tmp_path)
-    first.train()
-    again = small_trainer(tmp_path)
+def test_a_finished_run_returns_at_once(run, finished):
+    again = small_trainer(run)
     steps = []
     again.training_step = lambda *args, **kwargs: steps.append(args)
     for _ in range(2):
         assert again.train(resume_from_checkpoint=True).global_step == 12
     assert steps == []
-    assert_same_weights(weights(again.model), weights(first.model))
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+    assert_same_weights(weights(again.model), finished[1])
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == [
         "checkpoint-12",
         "checkpoint-4",
         "checkpoint-8",
     ]
 
 
-def test_so_does_a_finished_curriculum(tmp_path):
+def test_a_finished_curriculum_returns_at_once(tmp_path):
     arguments = {"curriculum": {**CURRICULUM, "final_steps": 2}, "max_steps": 100}
     first = small_trainer(tmp_path, **arguments)
     first.train()
@@ -111,59 +127,68 @@ def test_so_does_a_finished_curriculum(tmp_path):
     assert_same_weights(weights(again.model), weights(first.model))
 
 
-def test_more_steps_go_on_where_the_run_ended(tmp_path):
-    small_trainer(tmp_path / "a", max_steps=8).train()
-    longer = small_trainer(tmp_path / "a", max_steps=12)
+def test_a_run_with_more_steps_continues_where_it_ended(tmp_path, finished):
+    small_trainer(tmp_path, max_steps=8).train()
+    longer = small_trainer(tmp_path, max_steps=12)
     longer.train(resume_from_checkpoint=True)
-    whole = small_trainer(tmp_path / "b", max_steps=12)
-    whole.train()
-    assert_same_weights(weights(longer.model), weights(whole.model))
+    assert_same_weights(weights(longer.model), finished[1])
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "scheduler.pt"])
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
-def test_a_damaged_checkpoint_is_passed_over_or_refused_by_name(tmp_path, caplog, name, damage):
-    small_trainer(tmp_path).train()
-    reference = weights(small_trainer_at(tmp_path))
-    bad = tmp_path / "checkpoint-12" / name
+def test_a_damaged_checkpoint_is_skipped_or_refused_by_name(run, finished, caplog, name, damage):
+    bad = run / "checkpoint-12" / name
     if damage == "missing":
         bad.unlink()
     else:
         bad.write_bytes(bad.read_bytes()[:-7])
     with pytest.raises(CheckpointError, match=rf"checkpoint-12.*{name}"):
-        small_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
-    trainer = small_trainer(tmp_path)
+        small_trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-12"))
+    trainer = small_trainer(run)
     with caplog.at_level("WARNING"):
         trainer.train(resume_from_checkpoint=True)
     assert name in caplog.text
     assert trainer.resumed_from.endswith("checkpoint-8")
-    # The damaged one has been replaced.
-    assert_same_weights(weights(small_trainer_at(tmp_path)), reference)
+    # The damaged checkpoint has been replaced.
+    assert_same_weights(weights(AutoModelForCausalLM.from_pretrained(run / "checkpoint-12")), finished[1])
 
 
-def small_trainer_at(tmp_path):
-    return AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-12")
-
-
-def test_an_explicit_path(tmp_path):
-    whole = small_trainer(tmp_path)
-    whole.train()
-    early = small_trainer(tmp_path)
-    early.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert_same_weights(weights(early.model), weights(whole.model))
+def test_an_explicit_path(run, finished, tmp_path):
+    early = small_trainer(run)
+    early.train(resume_from_checkpoint=str(run / "checkpoint-4"))
+    assert early.resumed_from == str(run / "checkpoint-4")
+    assert early.last_checkpoint == str(run / "checkpoint-12")
+    assert_same_weights(weights(early.model), finished[1])
     with pytest.raises(CheckpointError, match="no checkpoint folder"):
-        small_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-99"))
+        small_trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-99"))
     with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
         small_trainer(tmp_path / "new").train(resume_from_checkpoint=True)
 
 
-def test_only_the_model_was_saved(tmp_path):
+def test_a_checkpoint_without_the_state_of_a_callback_is_refused(run):
+    class Progress(ResumableCallback):
+        def progress(self):
+            return {"seen": 1}
+
+        def restore(self, progress):
+            self.restored = progress
+
+    with pytest.raises(CheckpointError, match=r"checkpoint-12.*callbacks\.json holds no state of Progress"):
+        small_trainer(run, callbacks=[Progress()]).train(resume_from_checkpoint=True)
+    saved = small_trainer(run.parent / "saved", callbacks=[Progress()], max_steps=4)
+    saved.train()
+    again = Progress()
+    small_trainer(run.parent / "saved", callbacks=[again], max_steps=4).train(resume_from_checkpoint=True)
+    assert again.restored == {"seen": 1}
+
+
+def test_a_checkpoint_without_optimizer_is_refused(tmp_path):
     small_trainer(tmp_path, save_only_model=True, max_steps=8).train()
     with pytest.raises(CheckpointError, match="save_only_model"):
         small_trainer(tmp_path, max_steps=12).train(resume_from_checkpoint=True)
 
 
-def test_a_folder_with_checkpoints_is_not_begun_anew_by_accident(tmp_path):
+def test_a_folder_with_checkpoints_is_not_overwritten_by_accident(tmp_path):
     small_trainer(tmp_path, max_steps=4).train()
     with pytest.raises(OutputFolderError, match=r"holds checkpoint-4.*resume_from_checkpoint=True.*--restart"):
         small_trainer(tmp_path, max_steps=4).train()
@@ -177,34 +202,32 @@ def test_a_folder_with_checkpoints_is_not_begun_anew_by_accident(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"learning_rate": 0.5}, "training.learning_rate: 0.01 there, 0.5 asked for"),
+        ({"learning_rate": 0.5}, "training.learning_rate was 0.01, now 0.5"),
         ({"seed": 9}, "training.seed"),
-        ({"per_device_train_batch_size": 4}, "training.global_batch_size: 16 there, 4"),
+        ({"per_device_train_batch_size": 4}, "training.global_batch_size was 16, now 4"),
         ({"supervision": "prefix"}, "training.supervision"),
         ({"curriculum": CURRICULUM}, "curriculum.stages"),
-        ({"model": {"num_recurrences": 4}}, "model.num_recurrences: 3 there, 4 asked for"),
+        ({"model": {"num_recurrences": 4}}, "model.num_recurrences was 3, now 4"),
         ({"train_dataset": 100}, "data.train"),
     ],
     ids=str,
 )
-def test_another_run_is_refused_and_nothing_changes(tmp_path, change, message):
-    small_trainer(tmp_path, max_steps=4).train()
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+def test_another_run_is_refused_and_nothing_changes(run, change, message):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     change = dict(change)
     if "model" in change:
         change["model"] = small_model(**change["model"])
     if "train_dataset" in change:
         change["train_dataset"] = small_chains()[1].select(range(change["train_dataset"]))
     with pytest.raises(OutputFolderError, match=message):
-        small_trainer(tmp_path, **{"max_steps": 4, **change}).train(resume_from_checkpoint=True)
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        small_trainer(run, **change).train(resume_from_checkpoint=True)
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
-def test_how_often_it_saves_and_logs_does_not_make_another_run(tmp_path):
-    small_trainer(tmp_path, max_steps=4).train()
+def test_how_often_it_saves_and_logs_does_not_make_another_run(run):
     more = small_trainer(
-        tmp_path,
-        max_steps=6,
+        run,
+        max_steps=14,
         logging_steps=5,
         save_steps=3,
         eval_strategy="steps",
@@ -213,7 +236,7 @@ def test_how_often_it_saves_and_logs_does_not_make_another_run(tmp_path):
         gradient_accumulation_steps=2,
     )
     more.train(resume_from_checkpoint=True)
-    assert more.state.global_step == 6
+    assert more.state.global_step == 14
 
 
 def test_the_best_checkpoint_is_known_by_its_real_path(tmp_path):
@@ -230,7 +253,7 @@ def test_the_best_checkpoint_is_known_by_its_real_path(tmp_path):
     assert state["best_model_checkpoint"] == str(best)
     saved = weights(AutoModelForCausalLM.from_pretrained(best))
     assert_same_weights(weights(trainer.model), saved)
-    # Moved elsewhere it is still found.
+    # Also after the folder was moved.
     shutil.move(tmp_path / "old", tmp_path / "new")
     moved = small_trainer(tmp_path / "new", max_steps=10, save_total_limit=2, **arguments)
     moved.train(resume_from_checkpoint=True)
@@ -238,7 +261,7 @@ def test_the_best_checkpoint_is_known_by_its_real_path(tmp_path):
     assert_same_weights(weights(moved.model), saved)
 
 
-def test_the_saved_model_loads_with_its_tokenizer_and_nothing_is_left_over(tmp_path):
+def test_the_saved_model_loads_with_its_tokenizer_and_leaves_no_temporary_files(tmp_path):
     heldout = small_chains()[2]
     trainer = small_trainer(tmp_path, max_steps=4)
     trainer.train()

@@ -1,4 +1,4 @@
-"""Two processes do what one does; and what is not two processes is refused."""
+"""Two processes train as one does. A launch that starts another number of processes is refused."""
 
 import json
 import os
@@ -32,7 +32,7 @@ ARGUMENTS = {
 
 
 def train(folder, result, world_size, arguments, resume=False):
-    """Trains with a global batch of 16 rows, in however many processes there are."""
+    """Trains with a global batch of 16 rows, whatever the number of processes."""
     model = small_model(**arguments.pop("model", {"residual_dropout": 0.0}))
     trainer = small_trainer(
         folder,
@@ -57,6 +57,9 @@ def test_two_processes_have_the_losses_of_one(tmp_path, arguments):
     run_ranks(train, tmp_path / "one", tmp_path / "single", 1, dict(arguments), world_size=1)
     run_ranks(train, tmp_path / "two", tmp_path / "double", 2, dict(arguments))
     single = load_result(tmp_path / "single-0")
+    # One of them could be resumed by the other.
+    runs = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
+    assert runs[0]["fingerprint"] == runs[1]["fingerprint"]
     ranks = [load_result(tmp_path / f"double-{rank}") for rank in range(2)]
     assert_same_weights(ranks[0][1], ranks[1][1])
     for history, parameters, stage_starts in ranks:
@@ -65,12 +68,12 @@ def test_two_processes_have_the_losses_of_one(tmp_path, arguments):
         for name in ("loss", "grad_norm", "accuracy", "num_recurrences", "stage_accuracy", "eval_accuracy_3"):
             found, expected = ([entry[name] for entry in log if name in entry] for log in (history, single[0]))
             assert expected
-            # The norm of the gradients amplifies the other order of summation in a step where it is large.
+            # Where the gradient norm is large, it amplifies the differences of another order of summation.
             assert found == pytest.approx(expected, rel=1e-3 if name == "grad_norm" else 1e-5), name
         for name, value in single[1].items():
             found = parameters[name]
             if name.endswith("qkv_proj.bias"):
-                # A bias of the keys shifts all scores of a query alike: its gradient is zero but for rounding.
+                # A bias of the keys shifts all scores of a query by the same value, so its gradient is only rounding.
                 found, value = (torch.cat((biases.chunk(3)[0], biases.chunk(3)[2])) for biases in (found, value))
             assert torch.allclose(found, value, rtol=1e-3, atol=1e-5), name
 
@@ -124,7 +127,7 @@ def one_rank_goes_wrong(folder, result, what):
         save_result(f"{result}-{rank}", (trainer.interrupted, trainer.state.global_step))
 
 
-def test_what_is_no_number_on_one_rank_stops_both(tmp_path):
+def test_nan_on_one_rank_stops_both(tmp_path):
     run_ranks(one_rank_goes_wrong, tmp_path / "run", tmp_path / "result", "nan")
     for rank in range(2):
         assert load_result(tmp_path / f"result-{rank}").startswith("Step 6: the loss is")
@@ -151,7 +154,7 @@ def test_a_refusal_reaches_every_rank(tmp_path):
 
 
 def sharded_step(result):
-    """One step of SGD under `fully_shard`, each rank on its half of the batch, and the same unsharded on the whole."""
+    """One step of SGD under `fully_shard` on half of a batch for each rank, and unsharded on the whole batch."""
     distributed.init_process_group("gloo")
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     overrides = {"residual_dropout": 0.0, "input_injection": "concat", "num_prelude_layers": 1}
@@ -249,7 +252,7 @@ def test_flags_that_start_one_process_are_refused(tmp_path, program):
     flags = ["--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     done = launch(program, tmp_path / "run", 2, tmp_path / "result.json", flags=flags)
     assert done.returncode != 0
-    assert "asked for several processes and started one" in done.stderr
+    assert "should have started several processes" in done.stderr
     assert not (tmp_path / "result.json").exists()
 
 
@@ -262,5 +265,5 @@ def test_fsdp_on_cpus_is_refused(tmp_path, program):
         program, tmp_path / "run", 2, tmp_path / "result.json", flags=map(str, flags), environment=environment
     )
     assert done.returncode != 0
-    assert "FSDP was asked for" in done.stderr
+    assert "requested FSDP" in done.stderr
     assert not (tmp_path / "result.json").exists()

@@ -32,6 +32,25 @@ def test_what_would_be_ignored_or_is_impossible_is_refused(tmp_path, arguments, 
         make(tmp_path, **arguments)
 
 
+def test_the_least_values_are_allowed(tmp_path):
+    make(
+        tmp_path,
+        recurrence_loss_decay=1e-9,
+        length_pool=1,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        eval_num_recurrences=1,
+        expected_world_size=1,
+        save_total_limit=1,
+    )
+    make(tmp_path, save_total_limit=2, metric_for_best_model="accuracy")
+    for name in ("recurrence_loss_decay", "per_device_eval_batch_size"):
+        with pytest.raises(ValueError, match=f"{name}=0"):
+            make(tmp_path, **{name: 0})
+    with pytest.raises(ValueError, match="logging_strategy='epoch'"):
+        make(tmp_path, logging_strategy="epoch")
+
+
 def test_documented_defaults(tmp_path):
     args = make(tmp_path)
     assert (args.learning_rate, args.weight_decay, args.save_total_limit) == (1e-4, 0.01, 2)
@@ -46,6 +65,16 @@ def test_the_best_model_is_the_most_accurate(tmp_path):
     args = make(tmp_path, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2, save_steps=2)
     assert args.metric_for_best_model == "accuracy"
     assert args.greater_is_better
+    chosen = make(
+        tmp_path,
+        load_best_model_at_end=True,
+        metric_for_best_model="num_recurrences",
+        eval_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+    )
+    assert chosen.metric_for_best_model == "num_recurrences"
+    assert make(tmp_path).metric_for_best_model is None
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="for machines without an accelerator")

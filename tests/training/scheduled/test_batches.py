@@ -27,7 +27,7 @@ def test_a_step_can_be_reached_from_anywhere():
 
 
 def test_every_row_comes_once_before_any_comes_twice():
-    # 11 batches of 3 rows are 3 passes over 11 rows; a pool here is one batch, so the stream is read in its order.
+    # 11 batches of 3 rows are 3 passes over 11 rows. With one batch in a pool the stream is read in its order.
     stream = np.concatenate([schedule(length_pool=1).rows(at(step)) for step in range(11)])
     counts = np.bincount(stream, minlength=11)
     assert counts.tolist() == [3] * 11
@@ -52,19 +52,44 @@ def test_fewer_rows_than_a_batch():
     assert np.bincount(np.concatenate(rows)).tolist() == [10, 10]
 
 
-def test_order_depends_on_seed_stage_and_pass():
-    base = [schedule(length_pool=1).rows(at(step)).tolist() for step in range(12)]
-    assert base != [schedule(length_pool=1, seed=2).rows(at(step)).tolist() for step in range(12)]
-    assert base != [schedule(length_pool=1).rows(at(step, stage_index=1)).tolist() for step in range(12)]
-    first, second = ([sorted(x) for x in part] for part in (base[:3], base[11:]))
-    assert first != second
+def test_the_order_depends_on_seed_stage_and_pass():
+    """Rows of one length and batches of all rows: a batch is a permutation, and nothing else changes its order."""
+    size = 50
+
+    def permutation(step, stage_index=0, seed=1):
+        return tuple(BatchSchedule(np.full(size, 4), None, size, 1, seed).rows(at(step, stage_index)).tolist())
+
+    passes = [permutation(step) for step in range(5)]
+    assert {tuple(sorted(rows)) for rows in passes} == {tuple(range(size))}
+    assert len(set(passes)) == 5
+    assert len({permutation(0, seed=seed) for seed in range(5)}) == 5
+    assert len({permutation(0, stage_index=stage) for stage in range(5)}) == 5
+    # A control: the same arguments give the same order.
+    assert permutation(3, 1, 2) == permutation(3, 1, 2)
+
+
+def test_the_batches_of_each_pool_are_shuffled_anew():
+    """Each batch is one row, and each row has a length of its own, so the order of the lengths is the shuffle."""
+    size = 50
+
+    def shuffle(pool, stage_index=0, seed=1):
+        one = BatchSchedule(np.arange(2, size + 2), None, 1, size, seed)
+        return tuple(int(one.rows(at(pool * size + step, stage_index))[0]) for step in range(size))
+
+    pools = [shuffle(pool) for pool in range(4)]
+    assert {tuple(sorted(rows)) for rows in pools} == {tuple(range(size))}
+    assert len(set(pools)) == 4
+    assert len({shuffle(0, seed=seed) for seed in range(4)}) == 4
+    assert len({shuffle(0, stage_index=stage) for stage in range(4)}) == 4
+    # Permutations and shuffles are independent.
+    whole = BatchSchedule(np.full(size, 4), None, size, 1, 1)
+    assert pools[0] != tuple(whole.rows(at(0)).tolist())
 
 
 def test_a_stage_sees_only_its_groups():
     rows = schedule()
     for step in range(20):
         assert GROUPS[rows.rows(at(step, limit=2))].max() <= 2
-    assert rows.num_rows(2) == 5
     assert {int(row) for step in range(20) for row in rows.rows(at(step, limit=2))} == {0, 1, 2, 6, 7}
     with pytest.raises(ValueError, match="up to 0"):
         rows.rows(at(0, limit=0))
@@ -98,7 +123,7 @@ def test_ranks_and_micro_batches_share_the_global_batch(world_size, accumulation
             seen += [tuple(ids[np.asarray(m, bool)].tolist()) for ids, m in zip(batch["input_ids"], mask)]
             assert len(batch["input_ids"]) == per_device
     expected = [tuple(rows[row]["input_ids"].tolist()) for row in plan.rows(whole)]
-    # In the order of the global batch: what the ranks compute at the same time has similar lengths.
+    # In the order of the global batch, so that ranks compute rows of similar length at the same time.
     assert seen == expected
     assert tokens == {sum(map(len, expected))}
 
@@ -135,6 +160,13 @@ def test_rows_survive_selection_and_hash_by_content():
     copy = Dataset.from_list([picked[i] for i in range(3)])
     assert TokenRows(picked).fingerprint() == TokenRows(copy).fingerprint() != TokenRows(train).fingerprint()
     assert TokenRows(picked).fingerprint() != TokenRows(train.select([3, 5, 60])).fingerprint()
+    # The names of the columns and the groups count, too.
+    for other in (
+        picked.rename_column("label_ids", "other_ids"),
+        picked.map(lambda row: {"hops": row["hops"] + 1}),
+        picked.remove_columns("hops"),
+    ):
+        assert TokenRows(other).fingerprint() != TokenRows(picked).fingerprint()
 
 
 def test_data_that_cannot_be_trained_on():

@@ -2,6 +2,7 @@ import pytest
 import torch
 from small_runs import small_model
 
+from memreason_hf.training.scheduled import meter as meter_module
 from memreason_hf.training.scheduled.meter import TrainingMeter, answers_right
 from memreason_hf.training.scheduled.trainer import may_leave_out_parameters
 
@@ -25,11 +26,32 @@ def test_sums_are_taken_over_steps_and_ranks():
     assert logs["num_recurrences"] == 4.5
     assert logs["accuracy"] == 0.75
     assert logs["tokens_per_second"] == pytest.approx(10 * logs["steps_per_second"], rel=1e-2)
-    # The gate is on its own.
+    # `take` does not reset the gate.
     assert meter.gate_counts() == (2, 4)
     meter.set_gate_counts(5, 7)
     assert meter.gate_counts() == (10, 14)
     assert "accuracy" not in meter.take()
+
+
+def test_rates_are_those_of_the_steps_alone(monkeypatch):
+    """What happens between two steps, such as an evaluation, takes no time."""
+    now = [100.0]
+    monkeypatch.setattr(meter_module.time, "perf_counter", lambda: now[0])
+    meter = TrainingMeter(torch.device("cpu"), lambda tensor: tensor)
+    for seconds, tokens in ((0.25, 10), (0.5, 30)):
+        meter.start_step()
+        now[0] += seconds
+        meter.end_step(tokens)
+        now[0] += 1000
+    assert meter.take() == {"tokens_per_second": 53.3, "steps_per_second": 2.667}
+    # Nothing is counted twice.
+    meter.start_step(3)
+    now[0] += 2
+    meter.end_step(8)
+    meter.add_answers(torch.tensor([True, False, False, False]), None)
+    expected = {"num_recurrences": 3.0, "accuracy": 0.25, "tokens_per_second": 4.0, "steps_per_second": 0.5}
+    assert meter.take() == expected
+    assert meter.gate_counts() == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Fine-tuning of models of every family: the loss, its parts, epochs, the best of them, and runs that are stopped."""
+"""Fine-tuning of models of every family: the loss, epochs, the best checkpoint, and runs that are interrupted."""
 
 import logging
 import os
@@ -54,7 +54,7 @@ def without_dropout(model):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_is_the_mean_over_all_labels_of_the_step(tmp_path, family):
-    """Against every row alone, without padding, all logits computed, the labels from the prompt's length."""
+    """Compared with every row alone, without padding and with all logits. The prompt's length gives the labels."""
     model = without_dropout(small_model(family, seed=random.randrange(10**6)))
     trainer = small_finetune(tmp_path, model=model, gradient_accumulation_steps=3, max_steps=1, length_pool=1)
     depth = {"num_recurrences": trainer.step_recurrences()} if family == "recurrent" else {}
@@ -75,7 +75,7 @@ def test_the_loss_is_the_mean_over_all_labels_of_the_step(tmp_path, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_accumulating_4_times_1_equals_a_batch_of_4(tmp_path, family):
-    """With plain gradient descent the weights are the gradients."""
+    """With plain gradient descent the change of the weights shows the gradients."""
     results = []
     for rows, accumulated in ((4, 1), (1, 4), (2, 2)):
         trainer = small_finetune(
@@ -149,7 +149,7 @@ def test_an_epoch_is_rounded_up_and_the_end_is_evaluated_too(tmp_path):
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    """A model that has learned the items by heart, and its last checkpoint's logs."""
+    """A model that has memorised the items."""
     folder = tmp_path_factory.mktemp("learned")
     trainer = small_finetune(folder, num_train_epochs=35, max_new_tokens=60, eval_strategy="no", save_strategy="no")
     trainer.train()
@@ -161,7 +161,7 @@ def test_overfits_a_few_items_and_writes_their_solutions(tmp_path, learned):
     metrics = trainer.evaluate()
     assert metrics["eval_acc"] == 1.0
     assert metrics["eval_invalid"] == metrics["eval_cut"] == 0
-    # Not the answers alone: every solution word by word, in left-padded batches and one by one.
+    # Not only the answers but every word of the solutions, in left-padded batches and one by one.
     scheme, tokenizer = read_scheme(small_tokenizer()), small_tokenizer()
     one_by_one = generate_solutions(learned, tokenizer, ITEMS, batch_size=1, max_new_tokens=60)
     for item, solution in zip(ITEMS, one_by_one):
@@ -182,7 +182,7 @@ def test_accuracy_is_that_of_the_first_num_test_questions(tmp_path, learned):
 
 
 def test_the_best_epoch_is_what_remains(tmp_path, learned):
-    """Spoilt after the second epoch: the first of the equally good ones before is kept through rotation."""
+    """The model is damaged after the second epoch. The first of two equally good checkpoints is kept."""
 
     def spoil(model, **kwargs):
         with torch.no_grad():
@@ -209,7 +209,7 @@ def test_the_best_epoch_is_what_remains(tmp_path, learned):
     assert_same_weights(weights(trainer.model), kept)
     trainer.save_model()
     assert_same_weights(weights(AutoModelForCausalLM.from_pretrained(tmp_path)), kept)
-    # A finished run that is called again ends with the same.
+    # Resuming the finished run ends with the same weights.
     again = small_finetune(tmp_path, num_train_epochs=4, learning_rate=0.0, max_new_tokens=60, save_total_limit=2)
     again.train(resume_from_checkpoint=True)
     assert_same_weights(weights(again.model), kept)
@@ -219,17 +219,20 @@ def test_the_best_epoch_is_what_remains(tmp_path, learned):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("step", [3, 5])
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path, family, step):
-    """Before the evaluation of an epoch, and within an epoch; GPT-2 and the recurrent model have dropout."""
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path, family):
+    """Interrupted at the end of an epoch, and within one. GPT-2 and the recurrent model have dropout."""
     arguments = {"gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine", "per_device_train_batch_size": 1}
     whole = small_finetune(tmp_path / "whole", family, **arguments)
     whole.train()
-    final = weights(AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "checkpoint-9"))
-    parts = tmp_path / "parts"
+    for step in (3, 5):
+        assert_resumes_exactly(tmp_path / f"interrupted-{step}", whole, family, step, arguments)
+
+
+def assert_resumes_exactly(parts, whole, family, step, arguments):
+    final = weights(AutoModelForCausalLM.from_pretrained(f"{whole.args.output_dir}/checkpoint-9"))
     first = small_finetune(parts, family, callbacks=[At(step, interrupt)], **arguments)
     first.train()
-    # The step in which it is interrupted is the last one. Both end epochs, which are not evaluated any more.
+    # The step of the interruption is the last one. Both are ends of epochs, which are not evaluated any more.
     assert first.interrupted and first.state.global_step == {3: 3, 5: 6}[step]
     assert first.last_checkpoint == str(parts / f"checkpoint-{first.state.global_step}")
     evaluated = [entry["step"] for entry in first.state.log_history if "eval_acc" in entry]
@@ -251,7 +254,7 @@ def interrupt(**kwargs):
 
 
 def interrupt_in_evaluation(trainer, step):
-    """Sends SIGINT as the third token of the evaluation after `step` is written; returns the tokens written then."""
+    """Sends SIGINT at the third token of the evaluation after `step`. Returns a list of the generated tokens."""
     written = []
 
     def forward(model, *args):
@@ -266,7 +269,7 @@ def interrupt_in_evaluation(trainer, step):
 
 @pytest.mark.parametrize("step", [6, 9])
 def test_ctrl_c_while_questions_are_solved(tmp_path, step):
-    """After an epoch and after the last one; then once more, in the evaluation that the resumed run begins with."""
+    """After an epoch and after the last one; and once more in the evaluation with which the resumed run begins."""
     whole = small_finetune(tmp_path / "whole")
     whole.train()
     parts = tmp_path / "parts"
@@ -285,7 +288,7 @@ def test_ctrl_c_while_questions_are_solved(tmp_path, step):
     assert last.state.best_global_step == whole.state.best_global_step
     logs = [[(e["step"], e["eval_acc"]) for e in t.state.log_history if "eval_acc" in e] for t in (whole, last)]
     assert logs[0] == logs[1] and len(logs[0]) == 3
-    # Done once and for all.
+    # The evaluation is not repeated.
     again = small_finetune(parts)
     written = interrupt_in_evaluation(again, 9)
     again.train(resume_from_checkpoint=True)
@@ -334,7 +337,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, sabo
     assert_same_weights(result, weights(whole.model))
 
 
-# ---- What is said and refused ----
+# ---- Warnings and refusals ----
 
 
 @pytest.mark.parametrize(
@@ -347,7 +350,7 @@ def test_a_warmup_longer_than_the_run(warmup, steps, expected):
     assert all(part in warning for part in expected or ())
 
 
-def test_is_warned_about_before_training_begins(tmp_path, caplog):
+def test_the_warning_comes_before_training_begins(tmp_path, caplog):
     seen = []
 
     class Begin(TrainerCallback):
@@ -385,15 +388,22 @@ def test_bad_arguments(tmp_path, arguments, message):
         small_finetune(tmp_path, **arguments)
 
 
-def test_arguments_and_collator_of_its_own(tmp_path):
+def test_it_needs_its_own_arguments_and_a_collator(tmp_path):
     trainer = small_finetune(tmp_path)
-    with pytest.raises(ValueError, match="args must be FinetuneArguments, not NoneType"):
+    with pytest.raises(ValueError, match="args must be FinetuneArguments, got NoneType"):
         FinetuneTrainer(trainer.model, None)
-    with pytest.raises(ValueError, match=r"data_collator is needed: StepCollator\(tokenizer\)"):
+    with pytest.raises(ValueError, match=r"data_collator is not given: use StepCollator\(tokenizer\)"):
         FinetuneTrainer(trainer.model, FinetuneArguments(output_dir=str(tmp_path), use_cpu=True))
+    args = FinetuneArguments(output_dir=str(tmp_path), use_cpu=True, eval_strategy="no")
+    evaluating = FinetuneTrainer(trainer.model, args, data_collator=trainer.data_collator)
+    for call in (evaluating.train, evaluating.evaluate):
+        with pytest.raises(ValueError, match=r"Trainer: .* requires an? \w+_dataset"):
+            call()
+    with pytest.raises(ValueError, match="the eval_dataset is empty"):
+        evaluating.evaluate([])
 
 
-def test_without_evaluation_nothing_is_called_the_best(tmp_path):
+def test_without_evaluation_no_checkpoint_is_the_best(tmp_path):
     trainer = small_finetune(tmp_path, eval_strategy="no")
     trainer.train()
     assert trainer.state.best_metric is None

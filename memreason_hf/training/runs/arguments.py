@@ -1,0 +1,70 @@
+"""Arguments of a run that can be stopped and resumed."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+
+
+@dataclass
+class ResumableArguments(TrainingArguments):
+    """
+    [`~transformers.TrainingArguments`] of a `ResumableTrainer`.
+
+    Args:
+        expected_world_size (`int`, *optional*):
+            The number of processes that must be running. Any other number is an error.
+        restart (`bool`, *optional*, defaults to `False`):
+            Start again in an `output_dir` that holds a run, which is removed.
+
+    These defaults differ from the parent's: `save_total_limit` 2, `logging_nan_inf_filter` `False` (a loss that is NaN
+    or infinite ends the run).
+
+    A subclass whose fields change no weights lists them in the class attribute `not_in_fingerprint`: a run can then be
+    resumed with other values.
+
+    Raises:
+        ValueError: settings with which a run could not be resumed.
+    """
+
+    not_in_fingerprint: ClassVar[tuple[str, ...]] = ("expected_world_size", "restart")
+
+    expected_world_size: int | None = field(
+        default=None,
+        metadata={"help": "The number of processes that must be running. Any other number is an error."},
+    )
+    restart: bool = field(
+        default=False, metadata={"help": "Start again in an output_dir that holds a run, which is removed."}
+    )
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "The folder of the checkpoints and the trained model."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "The checkpoint to resume from. Default: the newest complete one of output_dir."},
+    )
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "How many checkpoints to keep: the newest ones, and always the best one."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Leave losses that are NaN or infinite out of the logs. They end the run in any case."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.expected_world_size is not None and self.expected_world_size < 1:
+            raise ValueError(f"expected_world_size={self.expected_world_size} must be at least 1, or not given.")
+        if self.save_total_limit == 1 and self.metric_for_best_model is not None:
+            raise ValueError(
+                "save_total_limit=1 with metric_for_best_model is not supported: the newest checkpoint would be "
+                "deleted at the end in favour of the best one, and the run would no longer count as finished. Use at "
+                "least 2."
+            )
+        if self.save_strategy == SaveStrategy.BEST:
+            raise ValueError(
+                "save_strategy='best' is not supported: the last step would not be saved, so the run could not be "
+                "resumed from it. metric_for_best_model keeps the best checkpoint in addition to the newest."
+            )

@@ -1,0 +1,63 @@
+"""Arguments of `FinetuneTrainer`."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+
+from memreason_hf.training.scheduled.arguments import ScheduledTrainingArguments
+
+
+@dataclass
+class FinetuneArguments(ScheduledTrainingArguments):
+    """
+    Arguments of [`FinetuneTrainer`], in addition to those of `ScheduledTrainingArguments`.
+
+    Args:
+        num_test (`int`, *optional*, defaults to 200):
+            The number of test questions that the model solves in an evaluation, the first ones of the split.
+        max_new_tokens (`int`, *optional*, defaults to 512): The most tokens of a solution in an evaluation.
+
+    The strategies of logging, evaluation and saving may be `"epoch"`. An epoch is the number of training steps that
+    it takes to see all rows, rounded up.
+
+    These defaults differ from the parent's: `learning_rate` 2e-4, `lr_scheduler_type` `"cosine"`,
+    `per_device_train_batch_size` 4, `per_device_eval_batch_size` 16, `logging_steps` 10, `eval_strategy` and
+    `save_strategy` `"epoch"`, `load_best_model_at_end` `True`, `metric_for_best_model` `"acc"`.
+    """
+
+    counts_epochs: ClassVar[bool] = True
+
+    num_test: int = field(default=200, metadata={"help": "Test questions that are solved in an evaluation."})
+    max_new_tokens: int = field(default=512, metadata={"help": "The most tokens of a solution in an evaluation."})
+
+    per_device_train_batch_size: int = field(
+        default=4, metadata={"help": "The solutions of a micro-batch on each device."}
+    )
+    per_device_eval_batch_size: int = field(
+        default=16, metadata={"help": "The solutions that are generated together in an evaluation."}
+    )
+    learning_rate: float = field(default=2e-4, metadata={"help": "The (highest) learning rate."})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "The learning rate schedule."})
+    logging_steps: float = field(default=10, metadata={"help": "Training steps between two logs."})
+    eval_strategy: IntervalStrategy | str = field(
+        default="epoch", metadata={"help": "When test questions are solved: epoch, steps (eval_steps) or no."}
+    )
+    save_strategy: SaveStrategy | str = field(
+        default="epoch", metadata={"help": "When a checkpoint is written: epoch, steps (save_steps) or no."}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "End with the checkpoint that solved the most test questions."}
+    )
+    metric_for_best_model: str | None = field(
+        default="acc", metadata={"help": "The metric that the best checkpoint has the highest value of."}
+    )
+
+    def __post_init__(self):
+        if self.eval_strategy in ("no", IntervalStrategy.NO):
+            # Without evaluation no checkpoint is the best one.
+            self.load_best_model_at_end, self.metric_for_best_model = False, None
+        super().__post_init__()
+        for name in ("num_test", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
