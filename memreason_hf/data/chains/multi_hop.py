@@ -15,17 +15,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, NamedSplit, load_from_disk
+from datasets import Dataset, DatasetDict, NamedSplit
 from datasets.table import InMemoryTable
 
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.encoding import encode_chains
-from memreason_hf.data.chains.folder import (
-    ARROW_MARK,
-    check_output_folder,
-    read_manifest,
-    write_manifest,
-)
+from memreason_hf.data.chains.folder import CONTENTS, check_output_folder, read_manifest, write_manifest
 from memreason_hf.data.chains.json_files import (
     ATOMIC,
     ATOMIC_PROBE,
@@ -52,8 +47,8 @@ from memreason_hf.data.chains.world import (
     sample_chains,
     sample_probes,
 )
+from memreason_hf.data.saved_folders import is_saved, load_saved
 from memreason_hf.files import whole_folder
-from memreason_hf.messages import first_few
 
 
 __all__ = [
@@ -197,20 +192,10 @@ def load_multi_hop(path: str | Path) -> DatasetDict:
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}. data_scripts/build_multi_hop.py makes a data set.")
-    if not (folder / ARROW_MARK).is_file():
+    if not is_saved(folder):
         return read_multi_hop_json(folder).dataset
     read_manifest(folder, suffix=".arrow")
-    try:
-        dataset = load_from_disk(folder)
-    except Exception as error:  # a damaged file shows as almost any error of Arrow, json or fsspec
-        raise ValueError(f"{folder}: the Arrow form is damaged ({error}). Build the data set again.") from error
-    for split in SPLIT_FILES:
-        if split not in dataset:
-            raise ValueError(f"{folder} is no multi-hop data set: it lacks the split {split}.")
-        missing = [name for name in CHAIN_SCHEMA.names if name not in dataset[split].column_names]
-        if missing:
-            raise ValueError(f"{folder} is no multi-hop data set: {split} lacks the columns {first_few(missing)}.")
-    return dataset
+    return load_saved(folder, contents=CONTENTS, columns=CHAIN_SCHEMA.names, splits=SPLIT_FILES)
 
 
 def select_chains(dataset: Dataset, *, kind: str | None = None, hops: Iterable[int] | None = None) -> Dataset:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from memreason_hf.files import read_json
 from memreason_hf.messages import first_few
 
 
@@ -58,10 +59,7 @@ def read_vocabulary(folder: str | Path) -> list[str]:
     list.
     """
     path = Path(folder, VOCABULARY_FILE)
-    try:
-        tokens = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file (damaged or cut off?): {error}") from None
+    tokens = read_json(path)
     if not isinstance(tokens, list):
         raise ValueError(f"{path} holds a {type(tokens).__name__}; it must hold the list of tokens, in order.")
     if PAD_TOKEN not in tokens:

@@ -18,8 +18,15 @@ from datasets import Dataset, DatasetDict, Features, List, NamedSplit, Value, lo
 from memreason_hf.data.questions.json_files import AUTHORS_URL, FILE_NAMES, SourceItem, read_source
 from memreason_hf.data.questions.options import options_column
 from memreason_hf.data.questions.rationales import aqua_rat_item, gsm8k_item, rationale_items
-from memreason_hf.files import check_folder, whole_folder, write_json
-from memreason_hf.messages import first_few
+from memreason_hf.data.saved_folders import (
+    ARROW_MARK,
+    check_replaceable,
+    is_saved,
+    is_saved_split,
+    load_saved,
+    saved_splits,
+)
+from memreason_hf.files import whole_folder, write_json
 from memreason_hf.steps import ANSWER_MARKER, Step, answer_step
 
 
@@ -33,7 +40,7 @@ FEATURES = Features(
 )
 TRAINING_SPLIT = "train"
 REPORT_FILE = "report.json"
-_ARROW_MARK = "dataset_dict.json"
+CONTENTS = "a data set of annotated questions"
 # Where their rows come from, and what makes an item of one.
 RATIONALE_SETS: dict[str, tuple[str, str, Callable[[Mapping], SourceItem]]] = {
     "gsm8k": ("openai/gsm8k", "main", gsm8k_item),
@@ -159,17 +166,20 @@ def save_memory_reason(data: MemoryReasonData, output_dir: str | Path, *, overwr
 
 def check_output_folder(folder: Path, overwrite: bool) -> None:
     """
+    Checks that a data set may be written to `folder`, which it replaces as a whole.
+
     Raises:
         NotADirectoryError: `folder` is a file.
-        FileExistsError: `folder` is not empty and `overwrite` is false, or holds something else than such a data set.
+        FileExistsError: `folder` holds anything foreign, or it holds a data set and `overwrite` is false.
     """
-    check_folder(folder, overwrite=overwrite)
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if names and not all((folder / name).is_file() for name in (_ARROW_MARK, REPORT_FILE)):
-        raise FileExistsError(
-            f"output_dir={folder} holds {first_few(names)}, which is not a data set of annotated questions and would "
-            "be deleted. Choose another folder."
-        )
+    files, splits = (ARROW_MARK, REPORT_FILE), saved_splits(folder)
+    check_replaceable(
+        folder,
+        contents=CONTENTS,
+        required=files,
+        is_part=lambda path: path.name in files or (path.name in splits and is_saved_split(path)),
+        overwrite=overwrite,
+    )
 
 
 def load_memory_reason(source: str | Path, name: str | None = None) -> DatasetDict:
@@ -183,23 +193,14 @@ def load_memory_reason(source: str | Path, name: str | None = None) -> DatasetDi
     Raises:
         FileNotFoundError, ValueError: nothing there, or no data set of annotated questions.
     """
-    folder = Path(source)
-    if not (folder / _ARROW_MARK).is_file():
+    if not is_saved(source):
         if name is None:
             raise FileNotFoundError(
                 f"{source} holds no saved data set. data_scripts/build_memory_reason.py makes one; to read the "
                 f"study's JSON files directly, say which data set: {', '.join(NAMES)}."
             )
         return build_memory_reason(name, str(source)).dataset
-    try:
-        dataset = load_from_disk(folder)
-    except Exception as error:  # a damaged file shows as almost any error of Arrow, json or fsspec
-        raise ValueError(f"{folder}: the data set is damaged ({error}). Build it again.") from error
-    for split, part in dataset.items():
-        missing = [column for column in FEATURES if column not in part.column_names]
-        if missing:
-            raise ValueError(f"{folder}: split {split} lacks the columns {first_few(missing)}.")
-    return dataset
+    return load_saved(source, contents=CONTENTS, columns=FEATURES)
 
 
 def reference_solution(row: Mapping) -> list[Step]:
@@ -208,7 +209,7 @@ def reference_solution(row: Mapping) -> list[Step]:
 
 
 def _load_rows(source, config, cache_dir):
-    if (Path(source) / _ARROW_MARK).is_file():
+    if is_saved(source):
         return load_from_disk(source)
     try:
         rows = load_dataset(source, config, cache_dir=cache_dir)

@@ -207,7 +207,7 @@ def test_saving_and_loading(folder, tmp_path):
         assert {k: v.to_dict() for k, v in dataset.items()} == {k: v.to_dict() for k, v in data.dataset.items()}
         assert dataset["train"].features == FEATURES
     assert json.loads((target / "report.json").read_text())["splits"]["train"]["num_empty_steps"] == 4
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(FileExistsError, match="already holds another data set"):
         save_memory_reason(data, target)
     save_memory_reason(data, target, overwrite=True)
     assert len(load_memory_reason(target)["train"]) == 3
@@ -215,11 +215,22 @@ def test_saving_and_loading(folder, tmp_path):
 
 def test_nothing_foreign_is_overwritten(folder, tmp_path):
     data = build_memory_reason("strategy_qa", str(folder))
-    with pytest.raises(FileExistsError, match="is not a data set of annotated questions"):
+    with pytest.raises(FileExistsError, match=r"holds .*\.json, which is not part of a data set of annotated"):
         save_memory_reason(data, folder, overwrite=True)
     with pytest.raises(NotADirectoryError, match="is a file"):
         save_memory_reason(data, folder / "StrategyQA_test_clean.json", overwrite=True)
     assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "validation/mine.txt", "extra/state.json"])
+def test_what_stands_next_to_a_data_set_is_never_deleted(folder, tmp_path, name):
+    data = build_memory_reason("strategy_qa", str(folder))
+    target = save_memory_reason(data, tmp_path / "data")
+    (target / name).parent.mkdir(exist_ok=True)
+    (target / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=rf"data holds {name.partition('/')[0]}, which is not part of"):
+        save_memory_reason(data, target, overwrite=True)
+    assert (target / name).read_text() == "mine"
 
 
 def test_folders_that_are_no_data_set(folder, tmp_path):
