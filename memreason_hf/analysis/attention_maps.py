@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from memreason_hf.analysis.solution_tokens import TOKEN_KINDS
+from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.evaluation.solutions.generation import context_length
 from modeling_recurrent import RecurrentDepthConfig
 
@@ -151,13 +152,8 @@ def read_attention(model: PreTrainedModel, ids: Sequence[int], *, num_recurrence
     elif num_recurrences is not None:
         raise ValueError(f"num_recurrences={num_recurrences}: a {model.config.model_type!r} model has no recurrences.")
     input_ids = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
-    was_training = model.training
-    model.eval()
-    try:
-        with eager_attention(model), torch.no_grad():
-            output = model(input_ids=input_ids, use_cache=False, output_attentions=True, **depth)
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), eager_attention(model):
+        output = model(input_ids=input_ids, use_cache=False, output_attentions=True, **depth)
     weights = getattr(output, "attentions", None) or ()
     expected = (len(ids), len(ids))
     if not weights or any(entry is None or entry.ndim != 4 or entry.shape[-2:] != expected for entry in weights):

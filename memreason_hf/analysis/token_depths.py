@@ -5,50 +5,77 @@ The depth of a token of the continuation is the recurrences of the position whos
 the prompt is the recurrences of its own position. So `generate` reports them, and so the last token of a prompt and
 the first one behind it have the same depth.
 
-A document (`depths_document`) is one JSON object. Version 1:
-
-| key | type | meaning |
-|---|---|---|
-| `schema_version` | int | 1 |
-| `kind` | str | `"generation"` |
-| `created` | str | UTC time, ISO 8601 |
-| `model` | object | `name_or_path`, `model_type`, `num_parameters`, `dtype` |
-| `settings` | object | what decided depths and tokens, by the names of config and `generate`; null: default |
-| `outputs` | list | one object a prompt, in their order |
-| `seconds` | float | wall time of generating, without loading |
-| `environment` | object | versions of Python and libraries, and the machine |
-
-An output:
-
-| key | type | meaning |
-|---|---|---|
-| `prompt` | str | as it was given |
-| `text` | str | the continuation: the `text` of its `tokens`, joined |
-| `finish_reason` | str | `"eos"`: the model ended the text; `"length"`: `max_new_tokens` did |
-| `recurrences` | object | `mean`, `minimum`, `maximum` over `tokens` |
-| `prompt_tokens`, `tokens` | list | one object a token, of the prompt and of the continuation |
-
-A token: `id` (int), `token` (str, as the vocabulary has it), `text` (str, what it adds to the text: empty for tokens
-that begin, end or pad a text, and for all but the last token of a character that is spread over several),
-`num_recurrences` (int).
+Documents of kind `"generation"` (`depths_document`) have the schema `GenerationResults`.
 """
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from typing import Literal
 
 from matplotlib import colormaps
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import TypedDict
 
+from memreason_hf.evaluation.results import Document, Environment, ModelDescription, new_document, register_kind
 
-SCHEMA_VERSION = 1
 
 # What a decoder writes for bytes that are no character (yet).
 _INCOMPLETE = "\ufffd"
 # A character has four bytes at most, and two may share a token: what is still none then will never be one.
 _MOST_WAITING = 8
 _MOST_LEGEND_DEPTHS = 16
+
+
+class TokenEntry(TypedDict):
+    """One token."""
+
+    id: int
+    token: str
+    """As the vocabulary has it."""
+    text: str
+    """What the token adds to the text. Empty for tokens that begin, end or pad a text, and for all but the last token
+    of a character that is spread over several."""
+    num_recurrences: int
+
+
+class DepthStatistics(TypedDict):
+    """The recurrences of some tokens."""
+
+    mean: float
+    minimum: int
+    maximum: int
+
+
+class GenerationOutput(TypedDict):
+    """One prompt and its continuation."""
+
+    prompt: str
+    text: str
+    """The continuation: the `text` of its `tokens`, joined."""
+    finish_reason: Literal["eos", "length"]
+    """`eos`: the model ended the text; `length`: `max_new_tokens` did."""
+    recurrences: DepthStatistics
+    """Over `tokens`."""
+    prompt_tokens: list[TokenEntry]
+    tokens: list[TokenEntry]
+    """The continuation."""
+
+
+class GenerationResults(Document):
+    """Generated texts with the depth of every token."""
+
+    kind: Literal["generation"]
+    model: ModelDescription
+    settings: dict[str, bool | int | float | str | dict[str, float] | None]
+    """What decided depths and tokens, by the names of the config and of `generate`; null: the default."""
+    outputs: list[GenerationOutput]
+    """In the order of the prompts."""
+    seconds: float
+    """Wall time of generation, without loading."""
+
+
+register_kind("generation", GenerationResults)
 
 
 @dataclass(frozen=True)
@@ -233,19 +260,29 @@ def _picture(character):
 
 
 def depths_document(
-    texts: Sequence[GeneratedText], model: dict, settings: dict, seconds: float, environment: dict
+    texts: Sequence[GeneratedText], model: ModelDescription, settings: dict, seconds: float, environment: Environment
 ) -> dict:
-    """The document of this module's schema."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "generation",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": model,
-        "settings": settings,
-        "outputs": [_output(text) for text in texts],
-        "seconds": seconds,
-        "environment": environment,
-    }
+    """
+    Generated texts as a document of kind `"generation"`.
+
+    Args:
+        texts: in the order of their prompts.
+        model: from `describe_model`, without `trained_hops`.
+        settings: what decided depths and tokens, by the names of the config and of `generate`.
+        seconds: wall time of generation.
+        environment: from `describe_environment`.
+
+    Raises:
+        ValueError: an entry does not fit the schema.
+    """
+    return new_document(
+        "generation",
+        model=model,
+        settings=settings,
+        outputs=[_output(text) for text in texts],
+        seconds=seconds,
+        environment=environment,
+    )
 
 
 def _output(text):

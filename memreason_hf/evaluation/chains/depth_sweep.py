@@ -8,13 +8,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from memreason_hf.evaluation.chains.predictions import (
-    answer_batches,
-    evaluation_mode,
-    gather_parts,
-    group_names,
-    sorted_groups,
-)
+from memreason_hf.evaluation.chains.predictions import answer_batches, gather_parts, group_names, sorted_groups
+from memreason_hf.evaluation.mode import evaluation_mode
 
 
 @dataclass(eq=False)

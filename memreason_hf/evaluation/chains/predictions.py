@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +10,8 @@ import torch
 import torch.distributed
 from datasets import Dataset
 from tqdm.auto import tqdm
+
+from memreason_hf.evaluation.mode import evaluation_mode
 
 
 @dataclass
@@ -167,19 +168,6 @@ def _natural_key(group):
     return [
         (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(group)) if part
     ]
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module):
-    """No gradients and no dropout inside; afterwards every module is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def gather_parts(part, distributed: bool) -> list:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memreason_hf.data.questions.options import options_by_label
+from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.evaluation.solutions.answers import judge_answer
 from memreason_hf.evaluation.solutions.generation_files import FIELDS, OPTIONAL_FIELDS, GenerationFile
 from memreason_hf.steps import KINDS, Step, StepScheme
@@ -64,6 +65,30 @@ class GeneratedSolution:
         return self.verdict == CORRECT
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """
+    What a model wrote after one prompt.
+
+    Attributes:
+        index: of the item.
+        ids: of the new tokens, the end of the text included.
+        is_cut: the text was cut off by `max_new_tokens` or by the end of the model's context.
+        recurrences: of a recurrent-depth model whose scheme has tokens for kinds: `{kind: [tokens, recurrences]}`, see
+            `recurrences_by_kind`.
+    """
+
+    index: int
+    ids: list[int]
+    is_cut: bool
+    recurrences: dict[str, list[int]] | None = None
+
+    @property
+    def text_ids(self) -> list[int]:
+        """The ids of the new tokens without the end of the text."""
+        return self.ids if self.is_cut else self.ids[:-1]
+
+
 def generate_solutions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -105,7 +130,10 @@ def generate_solutions(
             model's context, a file with other contents, demonstrations with attention between steps.
     """
     rows = list(rows)
-    _check(model, tokenizer, rows, batch_size, max_new_tokens)
+    if not rows:
+        raise ValueError("There are no rows to generate solutions for. Check the split and the filters.")
+    # Before a file is changed.
+    _check(model, tokenizer, batch_size, max_new_tokens)
     if demonstrations is not None and get_step_attention(model) is not None:
         raise ValueError(
             f"demonstrations do not go with step attention {get_step_attention(model)!r}: the question would be taken "
@@ -122,18 +150,87 @@ def generate_solutions(
         if index not in known
     }
     with tqdm(total=len(rows), initial=len(known), desc="solutions", unit="text", disable=not progress) as bar:
-        for indices, ids, is_cut, recurrences in _generate(
+        for batch in continue_greedily(
             model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, **generate_kwargs
         ):
-            made = [
-                _judged(tokenizer, scheme, index, rows[index], generated, cut, match_option_text, taken)
-                for index, generated, cut, taken in zip(indices, ids, is_cut, recurrences)
-            ]
-            known.update((generation.index, generation) for generation in made)
+            solved = [_judged(tokenizer, scheme, rows[new.index], new, match_option_text) for new in batch]
+            known.update((generation.index, generation) for generation in solved)
             if file is not None:
-                file.add(_to_line(generation) for generation in made)
-            bar.update(len(made))
+                file.add(_to_line(generation) for generation in solved)
+            bar.update(len(solved))
     return [known[index] for index in range(len(rows))]
+
+
+def continue_greedily(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Mapping[int, Sequence[int]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    **generate_kwargs,
+) -> Iterator[list[Continuation]]:
+    """
+    Continues prompts by plain greedy search, whatever the model's own generation config says.
+
+    Args:
+        model: any causal language model; its training mode is put back after every batch.
+        tokenizer: that of the model.
+        prompts: the ids of prompts by the index of their item.
+        batch_size: prompts a batch, left-padded and sorted by length. It does not change the continuations (but for
+            rounding, where two tokens are equally probable).
+        max_new_tokens: the most new tokens of a prompt; fewer where the model's context ends before.
+        generate_kwargs: for `model.generate`, for example `num_recurrences=16`.
+
+    Yields:
+        The continuations of one batch, the longest prompts first.
+
+    Raises:
+        ValueError: a number below 1, a tokenizer that is larger than the model or has no token to pad with, prompts
+            that leave no room in the model's context.
+    """
+    _check(model, tokenizer, batch_size, max_new_tokens)
+    check_prompts(model, prompts)
+    pad, ends = padding_id(tokenizer), _end_ids(model, tokenizer)
+    arguments = {
+        "do_sample": False,
+        "num_beams": 1,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 50,
+        "repetition_penalty": 1.0,
+        "pad_token_id": pad,
+        "eos_token_id": ends or None,
+        **generate_kwargs,
+    }
+    kinds = None
+    if hasattr(getattr(model, "config", None), "num_recurrences") and read_scheme(tokenizer).kind_tokens(KINDS[0]):
+        kinds = StepKinds(tokenizer)
+        arguments["return_dict_in_generate"] = True
+    for indices, limit in _batches(prompts, batch_size, max_new_tokens, context_length(model)):
+        inputs = left_padded([prompts[index] for index in indices], pad, model.device)
+        with evaluation_mode(model):
+            outputs = model.generate(**inputs, max_new_tokens=limit, **arguments)
+        sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
+        new = [_until_end(ids, ends) for ids in sequences[:, inputs["input_ids"].shape[1] :].tolist()]
+        recurrences = [None] * len(new)
+        if kinds is not None:
+            lengths = [len(ids) for ids in new]
+            recurrences = recurrences_by_kind(kinds, sequences, outputs.num_recurrences, lengths)
+        yield [
+            Continuation(index, ids, not ids or ids[-1] not in ends, counts)
+            for index, ids, counts in zip(indices, new, recurrences)
+        ]
+
+
+def left_padded(
+    rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device | str
+) -> dict[str, torch.LongTensor]:
+    """`input_ids` and `attention_mask`, both `(batch, longest row)`, of rows of ids that end together."""
+    width = max(map(len, rows))
+    ids = [[pad_token_id] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -162,9 +259,7 @@ def check_prompts(model: PreTrainedModel, prompts: Mapping[int, Sequence[int]]) 
         )
 
 
-def _check(model, tokenizer, rows, batch_size, max_new_tokens):
-    if not rows:
-        raise ValueError("There are no rows to generate solutions for. Check the split and the filters.")
+def _check(model, tokenizer, batch_size, max_new_tokens):
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
@@ -176,55 +271,6 @@ def _check(model, tokenizer, rows, batch_size, max_new_tokens):
             "tokenizer that is saved with the model, or extend both (extend_tokenizer)."
         )
     padding_id(tokenizer)
-
-
-def _generate(
-    model, tokenizer, prompts, *, batch_size, max_new_tokens, **generate_kwargs
-) -> Iterator[tuple[list[int], list[list[int]], list[bool], list[dict | None]]]:
-    """Batches of (indices, new ids, whether each was cut off, recurrences by kind), the longest prompts first."""
-    context = context_length(model)
-    check_prompts(model, prompts)
-    pad = padding_id(tokenizer)
-    ends = _end_ids(model, tokenizer)
-    # Plain greedy search, whatever the model's own generation config says.
-    arguments = {
-        "do_sample": False,
-        "num_beams": 1,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "top_k": 50,
-        "repetition_penalty": 1.0,
-        "pad_token_id": pad,
-        "eos_token_id": ends or None,
-        **generate_kwargs,
-    }
-    kinds = None
-    if hasattr(getattr(model, "config", None), "num_recurrences") and read_scheme(tokenizer).kind_tokens(KINDS[0]):
-        kinds = StepKinds(tokenizer)
-    if kinds is not None:
-        arguments["return_dict_in_generate"] = True
-    was_training = model.training
-    model.eval()
-    try:
-        for indices, limit in _batches(prompts, batch_size, max_new_tokens, context):
-            longest = max(len(prompts[index]) for index in indices)
-            padded = [[pad] * (longest - len(prompts[index])) + prompts[index] for index in indices]
-            real = [[0] * (longest - len(prompts[index])) + [1] * len(prompts[index]) for index in indices]
-            outputs = model.generate(
-                input_ids=torch.tensor(padded, device=model.device),
-                attention_mask=torch.tensor(real, device=model.device),
-                max_new_tokens=limit,
-                **arguments,
-            )
-            sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
-            new = [_until_end(ids, ends) for ids in sequences[:, longest:].tolist()]
-            recurrences = [None] * len(new)
-            if kinds is not None:
-                lengths = [len(ids) for ids in new]
-                recurrences = recurrences_by_kind(kinds, sequences, outputs.num_recurrences, lengths)
-            yield indices, new, [not ids or ids[-1] not in ends for ids in new], recurrences
-    finally:
-        model.train(was_training)
 
 
 def _batches(prompts, batch_size, max_new_tokens, context):
@@ -252,16 +298,15 @@ def _until_end(ids, ends):
     return ids[: end + 1]
 
 
-def _judged(tokenizer, scheme: StepScheme, index, row, ids, is_cut, match_option_text, recurrences):
+def _judged(tokenizer, scheme: StepScheme, row, new: Continuation, match_option_text):
     # The prefix tokens that end the prompt are the first of the solution.
     prefix = tokenizer.convert_tokens_to_ids(list(scheme.prefix_tokens))
-    kept = ids if is_cut else ids[:-1]
-    solution = decode_solution(tokenizer, prefix + kept)
+    solution = decode_solution(tokenizer, prefix + new.text_ids)
     steps = scheme.parse(solution)
     options = options_by_label(row["options"])
     verdict = judge_answer(solution, row["answer"], options, match_option_text=match_option_text)
     return GeneratedSolution(
-        index=index,
+        index=new.index,
         question=row["question"],
         text=scheme.question_text(row["question"]) + solution,
         steps=list(steps),
@@ -269,9 +314,9 @@ def _judged(tokenizer, scheme: StepScheme, index, row, ids, is_cut, match_option
         answer=verdict.answer,
         reference=row["answer"],
         is_truncated=steps.truncated,
-        is_cut=is_cut,
-        num_tokens=len(ids),
-        recurrences=recurrences,
+        is_cut=new.is_cut,
+        num_tokens=len(new.ids),
+        recurrences=new.recurrences,
     )
 
 

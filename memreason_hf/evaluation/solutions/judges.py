@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.steps import Step
 
 
@@ -176,13 +176,8 @@ class LanguageModelJudge:
         text = self.template.format(question=question, references=known, step=step.text)
         # What the texts say must not become special tokens.
         inputs = self.tokenizer(text, return_tensors="pt", split_special_tokens=True).to(self.model.device)
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                logits = self.model(input_ids=inputs["input_ids"], logits_to_keep=1).logits[0, -1].float()
-        finally:
-            self.model.train(training)
+        with evaluation_mode(self.model):
+            logits = self.model(input_ids=inputs["input_ids"], logits_to_keep=1).logits[0, -1].float()
         difference = float(logits[self._yes] - logits[self._no])
         if abs(difference) < self.margin:
             return UNDECIDED

@@ -7,7 +7,13 @@ import pytest
 import torch
 from small_tokenizers import MODELS, byte_level, llama, sentence_piece, word_level
 
-from memreason_hf.evaluation.solutions.generation import context_length, generate_solutions
+from memreason_hf.evaluation.solutions.generation import (
+    Continuation,
+    context_length,
+    continue_greedily,
+    generate_solutions,
+    left_padded,
+)
 from memreason_hf.steps import Step, StepScheme
 from memreason_hf.steps.tokenization import encode_prompt, extend_tokenizer
 
@@ -58,11 +64,11 @@ class ScriptedModel:
     def get_input_embeddings(self):
         return types.SimpleNamespace(weight=torch.zeros(len(self.tokenizer), 1))
 
-    def train(self, mode):
-        self.training = mode
+    def modules(self):
+        return [self]
 
     def eval(self):
-        self.train(False)
+        self.training = False
 
     def generate(self, input_ids, attention_mask, max_new_tokens, pad_token_id, eos_token_id, **kwargs):
         assert not self.training
@@ -233,6 +239,39 @@ def test_arguments_reach_generate():
     shallow = generate_solutions(model, tokenizer, ROWS, max_new_tokens=6, num_recurrences=1)
     deep = generate_solutions(model, tokenizer, ROWS, max_new_tokens=6, num_recurrences=5)
     assert [g.text for g in shallow] != [g.text for g in deep]
+
+
+def test_prompts_of_any_ids_are_continued():
+    """As a test bed does that puts steps of its own behind the question."""
+    model, tokenizer = extended("recurrent")
+    model.generation_config.do_sample = True
+    prompts = {7: [5, 6, 7], 3: [9] * 11, 5: [8]}
+    batches = list(continue_greedily(model, tokenizer, prompts, batch_size=2, max_new_tokens=6, num_recurrences=3))
+    assert [[new.index for new in batch] for batch in batches] == [[3, 7], [5]]
+    seen = set()
+    for new in (new for batch in batches for new in batch):
+        ids = list(prompts[new.index])
+        with torch.no_grad():
+            while len(ids) < len(prompts[new.index]) + 6 and ids[-1] != tokenizer.eos_token_id:
+                ids.append(int(model(torch.tensor([ids]), num_recurrences=3).logits[0, -1].argmax()))
+        assert new.ids == ids[len(prompts[new.index]) :]
+        assert new.is_cut == (new.ids[-1] != tokenizer.eos_token_id)
+        assert sum(recurrences for _, recurrences in new.recurrences.values()) == 3 * len(new.ids)
+        seen.add(tuple(new.ids))
+    assert len(seen) == 3
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        next(continue_greedily(model, tokenizer, prompts, batch_size=0, max_new_tokens=6))
+
+
+def test_the_end_of_a_text_is_not_part_of_it():
+    assert Continuation(0, [5, 6, 1], is_cut=False).text_ids == [5, 6]
+    assert Continuation(0, [5, 6, 1], is_cut=True).text_ids == [5, 6, 1]
+
+
+def test_rows_are_padded_on_the_left():
+    batch = left_padded([[3, 4, 5], [6]], 2, "cpu")
+    assert batch["input_ids"].tolist() == [[3, 4, 5], [2, 2, 6]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
 def test_demonstrations_come_before_the_question():

@@ -89,11 +89,11 @@ def test_what_is_measured_of_solutions(world, tmp_path):
     path = tmp_path / "solutions.jsonl"
     found = evaluate_solutions(model, tokenizer, facts, rows, max_new_tokens=24, path=str(path), batch_size=5)
     assert {hops: group["count"] for hops, group in found["hops"].items()} == {
-        hops: sum(row["hops"] == hops for row in rows) for hops in {row["hops"] for row in rows}
+        str(hops): sum(row["hops"] == hops for row in rows) for hops in {row["hops"] for row in rows}
     }
     generations = generate_solutions(model, tokenizer, rows, max_new_tokens=24, match_option_text=True)
     for hops, group in found["hops"].items():
-        chosen = [g for g, row in zip(generations, rows) if row["hops"] == hops]
+        chosen = [g for g, row in zip(generations, rows) if row["hops"] == int(hops)]
         assert group["accuracy"] == np.mean([g.is_correct for g in chosen])
         assert group["tokens"] == np.mean([g.num_tokens for g in chosen])
         judged = group["attribution"]
@@ -117,6 +117,6 @@ def test_what_is_measured_of_answers(world):
         word = tokenizer.convert_ids_to_tokens(int(outputs.logits[0, -1].argmax()))
         right.append((chain["hops"], word == chain["entities"][-1], int(outputs.num_recurrences[0])))
     for hops, group in found["hops"].items():
-        assert group["accuracy"] == np.mean([ok for h, ok, _ in right if h == hops])
-        assert group["recurrences"] == np.mean([count for h, _, count in right if h == hops])
+        assert group["accuracy"] == np.mean([ok for h, ok, _ in right if h == int(hops)])
+        assert group["recurrences"] == np.mean([count for h, _, count in right if h == int(hops)])
     assert found["recurrences_by_kind"] == {"answer": np.mean([count for *_, count in right])}

@@ -77,7 +77,7 @@ def test_a_question_is_read_back_and_walked(facts):
 
 def test_what_is_no_question_or_step_is_refused():
     for text in ("", "<e_1>", "<x_1> <r_1>", "<e_1> <r_1> <x_1>", "<e_1> <x_1> <r_1> <e_2>", "<e_1> <x_1>"):
-        with pytest.raises(ValueError, match="is no question about a chain"):
+        with pytest.raises(ValueError, match="is not a question about a chain"):
             WrittenQuestion.parse(text)
     for fields in ((3, (), ()), (3, (1,), (1, 2)), (3, (1, 2), (4, 4))):
         with pytest.raises(ValueError, match="a name of its own"):
@@ -94,7 +94,7 @@ def test_what_is_no_question_or_step_is_refused():
         assert read_step(text) is None
     said = NamedFact(Fact(1, 0, 3), 2)
     assert step_text(said) == "<e_1> <x_2> <r_0> <e_3>" and read_step(step_text(said)) == said
-    with pytest.raises(ValueError, match="is no chain"):
+    with pytest.raises(ValueError, match="is not a chain"):
         read_chain("<e_1>")
 
 
