@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fsspec.core import url_to_fs
 
 from memreason_hf.data.questions.options import TRUE_FALSE, find_options
+from memreason_hf.data.questions.text import check_characters, one_line
 from memreason_hf.messages import first_few
 from memreason_hf.steps import NO_KIND, QUESTION_MARKER, Step
 
@@ -126,7 +127,7 @@ def _item(row, split, name):
     if not isinstance(steps, list):
         raise ValueError(f"cot_steps={steps!r} must be a list of texts.")
     for text in (question, *steps):
-        _check_characters(text)
+        check_characters(text)
     question = one_line(question.strip().removeprefix(QUESTION_MARKER))
     options = dict(TRUE_FALSE) if name == "strategy_qa" else find_options(question)
     item = SourceItem(question, options, _answer(row["answer"], options))
@@ -161,20 +162,6 @@ def _add_step(item, step):
         return
     item.num_both_kinds += len(kinds) > 1
     item.steps.append(Step(kinds.pop() if len(kinds) == 1 else NO_KIND, text))
-
-
-def _check_characters(text: object) -> None:
-    """Raises ValueError for a text with half of a character, which JSON can write and no data set can hold."""
-    if isinstance(text, str):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{text[:60]!r} holds {text[error.start]!r}, which is half of a character.") from None
-
-
-def one_line(text: str) -> str:
-    """The text without white space around it, and a space in place of each newline."""
-    return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
 def _labels():

@@ -3,12 +3,15 @@
 import re
 from collections.abc import Iterable, Mapping
 
+from memreason_hf.data.questions.text import last_visible
+
 
 TRUE_FALSE = {"True": "True", "False": "False"}
 _LABEL = re.compile(r"(?<!\S)([A-Z])\.\s*")
 _LIST_MARKER = re.compile(r"\b(?:Options|Answer choices):", re.IGNORECASE)
-# What the text before a label ends with, where no marker tells that options follow; an initial ("J.") ends nothing.
-_SENTENCE_END = re.compile("(?<!\\s[A-Z])[.?!:;\u2026\"'\u201d\u2019)\\]]\\s*\\Z")
+# The text before a label ends with one of these, where no marker announces the options.
+_SENTENCE_ENDS = frozenset(".?!:;\u2026\"'\u201d\u2019)]")
+_INITIAL = re.compile(r"\s[A-Z]")
 
 
 def find_options(question: str) -> dict[str, str]:
@@ -24,13 +27,19 @@ def find_options(question: str) -> dict[str, str]:
     found = list(_LABEL.finditer(question, start))
     labels = []
     if not markers:
-        labels = _consecutive([match for match in found if _SENTENCE_END.search(question[: match.start()])])
+        labels = _consecutive([match for match in found if _begins_sentence(question, match.start())])
     if len(labels) < 2:
         labels = _consecutive(found)
     if len(labels) < 2:
         return {}
     ends = [*(match.start() for match in labels[1:]), len(question)]
     return {match[1]: question[match.end() : end].strip() for match, end in zip(labels, ends)}
+
+
+def _begins_sentence(text, position):
+    end = last_visible(text, position)
+    # An initial ("J.") does not end a sentence.
+    return end >= 0 and text[end] in _SENTENCE_ENDS and not _INITIAL.match(text, max(end - 2, 0), end)
 
 
 def _consecutive(matches):

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from memreason_hf.data.questions.json_files import SourceItem, one_line
+from memreason_hf.data.questions.json_files import SourceItem
+from memreason_hf.data.questions.text import one_line
 from memreason_hf.steps import NO_KIND, Step
 
 

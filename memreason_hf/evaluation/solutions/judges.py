@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memreason_hf.data.questions.text import last_visible
 from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.steps import Step
 
@@ -22,7 +23,6 @@ VERDICTS = (AGREES, DEPARTS, UNDECIDED)
 StepJudge = Callable[[Step, Sequence[Step], str], str]
 
 _TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
-_SENTENCE_START = re.compile(r"(?:\A|[.?!:;]\s+|[\"\u201c(]\s*)\Z")
 _STOP_WORDS = frozenset(
     """
     a an the this that these those it its they them their he him his she her there here which who whom whose what
@@ -213,6 +213,11 @@ def _stem(word):
     return word
 
 
+def _begins_sentence(text, position):
+    end = last_visible(text, position)
+    return position == 0 or (end >= 0 and (text[end] in '"\u201c(' or (text[end] in ".?!:;" and end < position - 1)))
+
+
 def _content(text):
     stems, numbers, names, comparatives, num_negations = set(), set(), set(), set(), 0
     for match in _TOKEN.finditer(text):
@@ -233,6 +238,6 @@ def _content(text):
         if word in _STOP_WORDS or word in _NEGATIONS or len(word) == 1:
             continue
         stems.add(_stem(word))
-        if token[0].isupper() and not _SENTENCE_START.search(text[: match.start()]):
+        if token[0].isupper() and not _begins_sentence(text, match.start()):
             names.add(word)
     return _Content(frozenset(stems), frozenset(numbers), frozenset(names), num_negations, frozenset(comparatives))

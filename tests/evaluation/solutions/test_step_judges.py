@@ -1,3 +1,6 @@
+import random
+import re
+import time
 import types
 
 import pytest
@@ -5,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from memreason_hf.evaluation.solutions import judges
 from memreason_hf.evaluation.solutions.attribution import Attribution, attribute
 from memreason_hf.evaluation.solutions.judges import (
     JUDGES,
@@ -202,3 +206,21 @@ def test_without_reference_steps_nothing_is_attributed():
 def test_a_judge_must_return_a_verdict():
     with pytest.raises(ValueError, match="The judge returned True; it must return one of agrees, departs, undecided"):
         attribute([Step("memory", "a")], REFERENCES, lambda step, references, question: True)
+
+
+def test_where_a_sentence_begins_agrees_with_an_expression_over_the_text_before():
+    rng = random.Random(3)
+    seen = set()
+    for _ in range(4000):
+        text = "".join(rng.choices('aB.?!:;"\u201c( \n\u3000', k=rng.randint(0, 8)))
+        expected = bool(re.search(r"(?:\A|[.?!:;]\s+|[\"\u201c(]\s*)\Z", text))
+        assert judges._begins_sentence(text + "Oslo", len(text)) == expected, text
+        seen.add((bool(text), expected))
+    assert seen == {(False, True), (True, True), (True, False)}
+
+
+@pytest.mark.parametrize("text", ["Oslo Rome ", "Oslo" + 50 * " " + "Rome ", "a. Oslo's "])
+def test_many_names_take_no_longer_than_their_text(text):
+    started = time.process_time()
+    verdict(text * 10_000)
+    assert time.process_time() - started < 2.0
