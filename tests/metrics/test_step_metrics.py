@@ -112,6 +112,16 @@ def test_an_interval_of_unequal_questions_agrees_with_drawing_them(accuracy):
     [
         ({"predictions": [], "references": []}, "are empty: there is nothing to measure"),
         ({"predictions": ["a"], "references": ["True"], "questions": ["a", "b"]}, "questions has 2 entries"),
+        ({"predictions": "ab", "references": ["A", "B"]}, r"predictions='ab' must be a list of texts, got one text"),
+        ({"predictions": ["a", "b"], "references": "AB"}, r"references='AB' must be a list of texts"),
+        ({"predictions": ["a", "b"], "references": ["A", "B"], "questions": "ab"}, r"questions='ab' must be a list"),
+        (
+            {"predictions": ["a", None], "references": ["A", "B"]},
+            r"predictions\[1\]=None must be a text, got a None",
+        ),
+        ({"predictions": ["a", "b"], "references": ["A", 2]}, r"references\[1\]=2 must be a text, got a int"),
+        ({"predictions": ["a"], "references": ["A"], "questions": [3]}, r"questions\[0\]=3 must be a text"),
+        ({"predictions": "a" * 900, "references": ["A"]}, r"^predictions='a{79}… must be a list"),
     ],
 )
 @pytest.mark.parametrize("name", NAMES)
@@ -131,13 +141,29 @@ def test_bad_input_of_all(load, name, columns, message):
         ({"references": ["a\nb"], "options": []}, "Item 0: .* must give a number"),
         ({"references": ["A"], "options": [["A"], ["B"]]}, "options has 2 entries for 1 references"),
         ({"references": ["A"], "options": [None]}, "options holds None"),
+        ({"references": ["A"], "options": "AB"}, r"options='AB' must be a list of labels, got one text"),
+        ({"references": ["A", "B"], "options": [["A"], "AB"], "predictions": ["a", "b"]}, "options holds 'AB'"),
         ({"references": ["A"], "bootstrap_samples": -1}, "bootstrap_samples=-1"),
         ({"references": ["A"], "confidence": 95}, "confidence=95"),
     ],
 )
 def test_bad_input_of_answer_accuracy(accuracy, columns, message):
     with pytest.raises(ValueError, match=message):
-        accuracy(predictions=["The answer is: A"], **columns)
+        accuracy(**{"predictions": ["The answer is: A"], **columns})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_text_after_the_other(load, name):
+    metric = load(name)
+    metric.add(prediction=REFERENCE, reference="True")
+    metric.add(prediction=REFERENCE.replace("True", "False"), reference=REFERENCE)
+    expected = load(name).compute(
+        predictions=[REFERENCE, REFERENCE.replace("True", "False")], references=["True", REFERENCE]
+    )
+    assert metric.compute() == expected
+    for pair in ({"prediction": ["a"], "reference": "b"}, {"prediction": "a", "reference": None}):
+        with pytest.raises(ValueError, match="must be a text"):
+            metric.add(**pair)
 
 
 def test_distribution_by_hand(distribution):
