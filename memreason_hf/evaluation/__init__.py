@@ -1,4 +1,4 @@
-"""Accuracy by group and recurrences, halting statistics, and the files that keep them."""
+"""Accuracy by group and recurrence, halting statistics, and results files."""
 
 from memreason_hf.evaluation.chains.depth_sweep import DepthSweep, sweep_depth
 from memreason_hf.evaluation.chains.halting_statistics import (

@@ -4,9 +4,10 @@ import evaluate
 import numpy as np
 import pytest
 from paths import PUBLISHED, QUESTIONS
+from published_texts import match_items
 
 from memreason_hf.data.questions.memory_reason import build_memory_reason, reference_solution
-from memreason_hf.evaluation.solutions.answers import match_items, read_published
+from memreason_hf.evaluation.solutions.answers import read_published
 from memreason_hf.evaluation.solutions.judges import ExactJudge
 from memreason_hf.metrics import metric_path
 from memreason_hf.steps import StepScheme
@@ -227,7 +228,7 @@ def test_judges_can_be_exchanged(attribution):
     assert (
         attribution(predictions=["b"], references=[REFERENCE], judge=ExactJudge())["departures_by_kind"]["step"] == 1
     )
-    with pytest.raises(ValueError, match="is no judge"):
+    with pytest.raises(ValueError, match="judge='mine' must be one of exact, overlap"):
         attribution(predictions=["b"], references=[REFERENCE], judge="mine")
 
 

@@ -33,10 +33,6 @@ class MultiHopWorld:
     def num_entities(self) -> int:
         return len(self.relations)
 
-    @property
-    def num_facts(self) -> int:
-        return self.relations.size
-
 
 @dataclass(frozen=True)
 class Chains:

@@ -169,24 +169,24 @@ def evaluation_results(
     baseline: DepthSweep | None = None,
 ) -> dict:
     """
-    The results of an (adaptive) evaluation: a document of kind `"evaluation"`.
+    The results of an evaluation: a document of kind `"evaluation"`.
 
     Args:
         statistics: from `halting_statistics`.
         header: what was evaluated, and where.
-        settings: the `settings` entry of the schema.
+        settings: see `EvaluationSettings`.
         seconds: wall time of the pass.
         baseline: a sweep over the same rows, to compare with the best fixed depth of each group.
 
     Raises:
-        ValueError: the baseline has other groups or counts.
+        ValueError: the baseline has other groups or counts, or an entry does not fit the schema.
     """
     fixed = dict.fromkeys(statistics.by_group)
     overall_fixed = None
     if baseline is not None:
         counts = {group: entry.count for group, entry in statistics.by_group.items()}
         if counts != dict(zip(baseline.groups, baseline.counts.tolist())):
-            raise ValueError("The baseline sweep is over other rows than the evaluation: sweep the same data.")
+            raise ValueError("The baseline sweep has other rows than the evaluation: sweep the same data.")
         for group, best, accuracy in zip(baseline.groups, baseline.best_recurrence, baseline.best_accuracy):
             fixed[group] = {"best_recurrence": int(best), "best_accuracy": float(accuracy)}
         best = int(baseline.overall_accuracy.argmax())
@@ -248,7 +248,7 @@ def _document(kind, header, settings, overall, groups, seconds):
 
 
 def statistics_from_results(results: dict) -> HaltingStatistics:
-    """The `HaltingStatistics` that valid results of kind `"evaluation"` were made of."""
+    """The `HaltingStatistics` of a document of kind `"evaluation"`."""
     expect_kind(results, "evaluation")
 
     def statistics(entry):

@@ -19,7 +19,7 @@ def as_rows(chains):
 
 def test_every_relation_is_a_permutation():
     world = build_world(MultiHopConfig())
-    assert world.num_facts == 2_000
+    assert world.relations.size == 2_000
     for relation in range(10):
         assert sorted(world.tails[:, relation]) == list(range(200))
         assert (world.relations[:, relation] == relation).all()
@@ -44,7 +44,7 @@ def test_atomic_chains_are_all_facts():
         for relation, tail in zip(relations, tails)
     }
     assert {(*start, tail) for start, tail in zip(as_rows(chains), chains.entities[:, -1])} == facts
-    assert len(chains) == world.num_facts == 14
+    assert len(chains) == world.relations.size == 14
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "drawn"])

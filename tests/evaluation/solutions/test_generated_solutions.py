@@ -350,14 +350,22 @@ def test_files_with_other_contents_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"line \d: item 1 is 'Is the memory.* 'Is it\?' in the data"):
         again(rows=[ROWS[0], ROWS[0], ROWS[2]])
     for line, message in (
-        ("{", "line 1: is no JSON"),
+        ("{", "line 1: not JSON"),
         ("[]", "line 1: lacks index"),
         ('{"index": 0}', "lacks question"),
+        (content.splitlines()[0].replace('"index": ', '"index": -'), "index=-[1-9] must be at least 0"),
     ):
         path.write_text(f"{line}\n{content}")
         with pytest.raises(ValueError, match=message):
             again()
     path.write_text(content)
+    again()
+    kept = path.with_name(path.name + ".settings.json").read_text()
+    for damaged, message in (("{", "is not a JSON file.*Remove the file"), ("[]", "must hold an object")):
+        path.with_name(path.name + ".settings.json").write_text(damaged)
+        with pytest.raises(ValueError, match=message):
+            again()
+    path.with_name(path.name + ".settings.json").write_text(kept)
     again()
     # A settings file that was left behind without its lines says nothing.
     path.unlink()

@@ -82,7 +82,7 @@ def test_what_the_question_says_is_no_departure():
 
 @pytest.mark.parametrize("values", [(-0.1, 0.5, 0.6), (0.5, 0.4, 0.6), (0.1, 0.7, 0.6), (0.1, 0.5, 1.1)])
 def test_bad_thresholds_are_refused(values):
-    with pytest.raises(ValueError, match="must lie between 0 and 1 and must not fall"):
+    with pytest.raises(ValueError, match="must be between 0 and 1, each at least as large"):
         TokenOverlapJudge(*values)
 
 
@@ -161,7 +161,7 @@ def test_finding_judges():
     assert set(JUDGES) == {"exact", "overlap"}
     judge = TokenOverlapJudge(agree_from=0.9)
     assert find_judge(judge) is judge
-    with pytest.raises(ValueError, match=r"judge='overlaps' is no judge; give one of exact, overlap"):
+    with pytest.raises(ValueError, match=r"judge='overlaps' must be one of exact, overlap, or a callable"):
         find_judge("overlaps")
 
 
