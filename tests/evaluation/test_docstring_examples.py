@@ -25,7 +25,8 @@ def test_there_are_examples():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_are_right(name, monkeypatch):
+    module = importlib.import_module(name)
     # An example registers a kind of document, which must not stay.
     monkeypatch.setattr(results, "_KINDS", dict(results._KINDS))
-    outcome = doctest.testmod(importlib.import_module(name))
+    outcome = doctest.testmod(module)
     assert outcome.attempted > 0 and outcome.failed == 0

@@ -1,4 +1,4 @@
-"""The folder of a multi-hop data set: the names in it, what it may replace, and its manifest."""
+"""The folder of a multi-hop data set: its files, what it may replace, and its manifest."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def check_output_folder(folder: Path, overwrite: bool) -> None:
 
 
 def write_manifest(folder: Path, contents: dict):
-    """Writes `contents` and the size in bytes of every file of the folder: what `read_manifest` checks."""
+    """Writes `contents`, and the size in bytes of every file of the folder, which `read_manifest` checks."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     write_json(folder / MANIFEST_FILE, {**contents, "files": sizes})
@@ -47,8 +47,13 @@ def write_manifest(folder: Path, contents: dict):
 
 def read_manifest(folder: Path, suffix: str = "") -> dict | None:
     """
-    The manifest of a folder, None if it has none. Raises ValueError if it is damaged, or if a file that it lists, and
-    whose name ends with `suffix`, is missing or of another size.
+    The manifest of a folder; None if it has none.
+
+    Args:
+        suffix: check only files whose names end with it.
+
+    Raises:
+        ValueError: the manifest is damaged, or a file that it lists is missing or has another size.
     """
     path = Path(folder, MANIFEST_FILE)
     if not path.is_file():
@@ -68,7 +73,7 @@ def read_manifest(folder: Path, suffix: str = "") -> dict | None:
 
 
 def describe_manifest(folder: str | Path, manifest: dict) -> str:
-    """One line for a terminal: where the data set is, its rows by split and its size."""
+    """One line for a terminal: the folder, the rows by split, and the size."""
     rows = ", ".join(f"{split} {count:,}" for split, count in manifest["rows"].items())
     return f"{folder}: {rows} rows, {sum(manifest['files'].values()) / 1e6:,.1f} MB"
 

@@ -41,7 +41,7 @@ FEATURES = Features(
 TRAINING_SPLIT = "train"
 REPORT_FILE = "report.json"
 CONTENTS = "a data set of annotated questions"
-# Where their rows come from, and what makes an item of one.
+# Name and configuration on the Hub, and the function that makes an item of a row.
 RATIONALE_SETS: dict[str, tuple[str, str, Callable[[Mapping], SourceItem]]] = {
     "gsm8k": ("openai/gsm8k", "main", gsm8k_item),
     "aqua_rat": ("deepmind/aqua_rat", "raw", aqua_rat_item),
@@ -52,20 +52,20 @@ NAMES = (*FILE_NAMES, *RATIONALE_SETS)
 @dataclass
 class SplitReport:
     """
-    What was counted in one split. Positions are those in the source, from 0.
+    Counts of one split. Positions are those in the source, from 0.
 
     Attributes:
         num_items: items of the source.
-        num_rows: items that were kept.
-        num_steps: steps that were kept.
-        num_empty_steps: steps without a text; dropped.
-        num_items_with_empty_steps: items that had some.
-        emptied_items: items whose steps were all empty.
-        items_without_steps: items that had none to begin with.
-        dropped_without_steps: of both, those that were dropped, being training items.
-        dropped_in_other_split: training items dropped because another split has their question.
-        num_both_kinds: steps that claim two kinds; kept as steps without a kind.
-        num_inner_answers: steps that say `The answer is`; kept as they are.
+        num_rows: items in the data set.
+        num_steps: steps in the data set.
+        num_empty_steps: steps without a text, which are dropped.
+        num_items_with_empty_steps: items with such steps.
+        emptied_items: items whose steps are all empty.
+        items_without_steps: items without steps in the source.
+        dropped_without_steps: training items of these two kinds, which are dropped.
+        dropped_in_other_split: training items that are dropped because another split has their question.
+        num_both_kinds: steps with labels of both kinds, which stay without a kind.
+        num_inner_answers: steps that contain `The answer is`, which stay unchanged.
     """
 
     num_items: int = 0
@@ -83,14 +83,14 @@ class SplitReport:
 
 @dataclass
 class MemoryReasonReport:
-    """What was found and what was left out: the name of the data set, its source, and a `SplitReport` each split."""
+    """What a data set holds and what was left out: its name, its source, and a `SplitReport` for each split."""
 
     name: str
     source: str
     splits: dict[str, SplitReport]
 
     def describe(self) -> str:
-        """Some lines for a terminal."""
+        """A few lines for a terminal."""
         lines = [f"{self.name} from {self.source}"]
         for split, counts in self.splits.items():
             lines.append(f"{split}: {counts.num_rows:,} of {counts.num_items:,} items, {counts.num_steps:,} steps")
@@ -99,9 +99,9 @@ class MemoryReasonReport:
                 (len(counts.emptied_items), "items whose steps were all empty"),
                 (len(counts.items_without_steps), "items without steps in the source"),
                 (len(counts.dropped_without_steps), "items dropped: no steps are left to learn from"),
-                (len(counts.dropped_in_other_split), "items dropped: their question is in another split too"),
+                (len(counts.dropped_in_other_split), "items dropped: their question is also in another split"),
                 (counts.num_both_kinds, "steps of both kinds, kept without a kind"),
-                (counts.num_inner_answers, f"steps that say '{ANSWER_MARKER[:-1]}', kept"),
+                (counts.num_inner_answers, f"steps that contain '{ANSWER_MARKER[:-1]}', kept"),
             ]
             lines += [f"  {count:,} {what}" for count, what in left_out if count]
         return "\n".join(lines)
@@ -109,7 +109,7 @@ class MemoryReasonReport:
 
 @dataclass(frozen=True)
 class MemoryReasonData:
-    """A data set in memory, with the columns of `FEATURES`, and the report on how it was made."""
+    """A data set in memory, with the columns of `FEATURES`, and the report on it."""
 
     dataset: DatasetDict
     report: MemoryReasonReport
@@ -117,24 +117,25 @@ class MemoryReasonData:
 
 def build_memory_reason(name: str, source: str | None = None, *, cache_dir: str | None = None) -> MemoryReasonData:
     """
-    Reads a data set and applies the rules.
+    Reads a data set and cleans it.
 
-    Steps without a text are dropped. A training item left without steps is dropped, a test question never. A question
-    that is in another split too leaves the training split (white space aside).
+    Steps without a text are dropped. Training items without steps are dropped, and training items whose question,
+    apart from white space, is also in another split. Test items are never dropped.
 
     Args:
         name: one of `NAMES`.
-        source: of `strategy_qa`, `commonsense_qa` and `truthful_qa`: a folder or URL with the study's JSON files; None
-            for the authors' repository. Of `gsm8k` and `aqua_rat`: what `datasets.load_dataset` takes, or a folder of
-            `save_to_disk`; None for the Hub.
+        source: for `strategy_qa`, `commonsense_qa` and `truthful_qa` a folder or URL with the study's JSON files; None
+            for the authors' repository. For `gsm8k` and `aqua_rat` an argument of `datasets.load_dataset`, or a folder
+            of `save_to_disk`; None for the Hub.
         cache_dir: for `datasets.load_dataset`.
 
     Raises:
-        ValueError: an unknown name, or a source that is not as it should be; names file and item.
-        FileNotFoundError, OSError: nothing there, or not to be fetched.
+        ValueError: the name is unknown, or the source is malformed; names the file and the item.
+        FileNotFoundError: the source has none of the files.
+        OSError: the source cannot be fetched.
     """
     if name not in NAMES:
-        raise ValueError(f"name={name!r} is no data set; there are {', '.join(NAMES)}.")
+        raise ValueError(f"name={name!r} must be one of {', '.join(NAMES)}.")
     if name in FILE_NAMES:
         source = AUTHORS_URL if source is None else str(source)
         items = read_source(name, source)
@@ -153,8 +154,7 @@ def save_memory_reason(data: MemoryReasonData, output_dir: str | Path, *, overwr
     Writes the Arrow form (`datasets.load_from_disk(output_dir)`) and the report, `report.json`.
 
     Raises:
-        FileExistsError: the folder has contents and `overwrite` is not set, or holds something else than such a data
-            set.
+        FileExistsError: the folder holds anything foreign, or it holds a data set and `overwrite` is false.
     """
     folder = Path(output_dir)
     check_output_folder(folder, overwrite)
@@ -187,16 +187,17 @@ def load_memory_reason(source: str | Path, name: str | None = None) -> DatasetDi
     Loads a data set.
 
     Args:
-        source: a folder of `save_memory_reason`, or with `name` whatever `build_memory_reason` reads.
+        source: a folder of `save_memory_reason`, or, with `name`, any source for `build_memory_reason`.
         name: one of `NAMES`; not needed for a saved data set.
 
     Raises:
-        FileNotFoundError, ValueError: nothing there, or no data set of annotated questions.
+        FileNotFoundError: the folder holds no saved data set, and `name` is not given.
+        ValueError: the data set is damaged, or does not hold annotated questions.
     """
     if not is_saved(source):
         if name is None:
             raise FileNotFoundError(
-                f"{source} holds no saved data set. data_scripts/build_memory_reason.py makes one; to read the "
+                f"{source} holds no saved data set. data_scripts/build_memory_reason.py builds one; to read the "
                 f"study's JSON files directly, say which data set: {', '.join(NAMES)}."
             )
         return build_memory_reason(name, str(source)).dataset
@@ -204,7 +205,7 @@ def load_memory_reason(source: str | Path, name: str | None = None) -> DatasetDi
 
 
 def reference_solution(row: Mapping) -> list[Step]:
-    """The steps of a row, and its answer as the last one."""
+    """The steps of a row, and its answer as the last step."""
     return [*(Step(**step) for step in row["steps"]), answer_step(row["answer"])]
 
 
@@ -213,7 +214,7 @@ def _load_rows(source, config, cache_dir):
         return load_from_disk(source)
     try:
         rows = load_dataset(source, config, cache_dir=cache_dir)
-    except Exception as error:  # of the Hub, of pandas, of Arrow
+    except Exception as error:  # the Hub, pandas and Arrow have their own errors
         raise OSError(f"{source} cannot be loaded: {type(error).__name__} {error}") from error
     return rows
 
@@ -232,7 +233,7 @@ def _count(items):
 
 
 def _keep(split, items, report):
-    """The rows of one split; notes in the report what is dropped."""
+    """The rows of one split. Adds what is dropped to the report."""
     kept = list(enumerate(items[split]))
     if split == TRAINING_SPLIT:
         report.dropped_without_steps = [index for index, item in kept if not item.steps]

@@ -16,11 +16,16 @@ _INITIAL = re.compile(r"\s[A-Z]")
 
 def find_options(question: str) -> dict[str, str]:
     """
-    The options that a question lists: `… A. bank B. library`, labels to texts, `{}` if there are none.
+    The options that a question lists (`… A. bank B. library`), labels to texts; `{}` if it lists none.
 
-    Labels run A, B, C, … without a gap; every other letter with a full stop (`A. A. Milne`, `the U.S.`) is text. After
-    `Options:` each label counts where it first comes. Elsewhere it must begin a sentence (`Franklin D. Roosevelt`),
-    unless no two labels do.
+    Labels are A, B, C, … without a gap; any other letter with a full stop (`A. A. Milne`, `the U.S.`) is text. After
+    `Options:` the first occurrence of each label counts. Otherwise a label must begin a sentence, so that
+    `Franklin D. Roosevelt` is text, unless fewer than two labels do.
+
+    Example:
+
+        >>> find_options("Who? A. George W. Bush. B. Franklin D. Roosevelt.")
+        {'A': 'George W. Bush.', 'B': 'Franklin D. Roosevelt.'}
     """
     markers = list(_LIST_MARKER.finditer(question))
     start = markers[-1].end() if markers else 0
@@ -52,7 +57,7 @@ def _consecutive(matches):
 
 
 def options_column(options: Mapping[str, str]) -> list[dict[str, str]]:
-    """Options as a row of a data set holds them."""
+    """Options as the column `options` of a data set."""
     return [{"label": label, "text": text} for label, text in options.items()]
 
 

@@ -236,7 +236,7 @@ def test_chains_are_selected_by_kind_and_hops():
     assert select_chains(test)["input_text"] == test["input_text"]
     with pytest.raises(ValueError, match=r"kind='test' and hops=\[6\].*\[1, 2, 3, 4, 5, 9, 45\]"):
         select_chains(test, kind="test", hops=[6])
-    with pytest.raises(ValueError, match="kind='probe' is unknown"):
+    with pytest.raises(ValueError, match="kind='probe' must be one of test, train, atomic"):
         select_chains(test, kind="probe")
 
 

@@ -56,7 +56,8 @@ def test_all_chains_that_exist_can_be_drawn(monkeypatch, listed):
         available = config.num_available_chains(hops)
         chains = sample_chains(config, world, hops, available)
         assert len(set(as_rows(chains))) == available == 7 * 2**hops
-        with pytest.raises(ValueError, match=f"{available + 1:,}, but only {available:,} chains of {hops} hops"):
+        message = f"num_chains={available + 1:,} must be at most {available:,}, the chains of {hops} hops"
+        with pytest.raises(ValueError, match=message):
             sample_chains(config, world, hops, available + 1)
 
 
