@@ -1,12 +1,12 @@
 """
-Writing files and folders that are either whole or not there.
+Writing files and folders that appear whole or not at all.
 
     with whole_file("results.json", overwrite=True) as temporary:
         temporary.write_text("{}")
     with whole_folder("data/world") as staged:
         (staged / "vocab.json").write_text("[]")
 
-Whatever is written goes to a hidden temporary name beside its place, is synced to the disk, and is renamed.
+Files and folders are written under a hidden temporary name in the same folder, synced to the disk, and renamed.
 """
 
 import errno
@@ -23,17 +23,18 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# Hidden, so that neither the library's patterns nor a user's eye takes them for finished folders.
+# These names are hidden, so that neither patterns of transformers nor users mistake them for finished folders.
 _STAGED, _DOOMED = ".partial", ".deleted"
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
     """
-    Gives a temporary name beside `path`. The file written there is renamed when the block ends without an error.
+    Gives a temporary path in the folder of `path`. The file written there is renamed to `path` when the block ends
+    without an error.
 
-    The temporary name keeps the suffix of `path`, because some writers choose their format by it. Missing folders are
-    made.
+    The temporary path keeps the suffix of `path`, because some writers choose their format by it. Missing folders are
+    created.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false.
@@ -55,7 +56,7 @@ def write_json(path: str | os.PathLike, content: object, *, overwrite: bool = Tr
     Writes a JSON file, whole or not at all.
 
     Args:
-        options: for `json.dumps`; by default `indent=2` and `allow_nan=False`, because NaN is not JSON.
+        options: for `json.dumps`; the defaults are `indent=2` and `allow_nan=False`, because NaN is not JSON.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false.
@@ -82,11 +83,11 @@ def read_json(path: str | os.PathLike) -> object:
 
 def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None:
     """
-    Checks that files can be written at `paths`, before the work is done whose results they will hold.
+    Checks that files can be written at `paths`. To be called before the work whose results the files will hold.
 
     Raises:
         FileExistsError: one of them exists and `overwrite` is false; the message names them.
-        OSError: a folder stands there, a file stands where its folder should be, or the folder is read-only.
+        OSError: a path is a folder, a file is in the place of its folder, or its folder is read-only.
     """
     paths = list(dict.fromkeys(map(Path, paths)))
     for path in paths:
@@ -109,8 +110,8 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False) -> Itera
     Gives an empty staging folder next to `folder`, which takes the place of `folder` when the block ends without an
     error. An empty `folder` may exist; with `overwrite`, any.
 
-    The staging folder is named `.NAME.PID.partial`. Several processes may build the same folder at once: each has its
-    own staging folder, and `folder` ends as the work of one of them. Staging folders of killed processes are removed.
+    The staging folder is named `.NAME.PID.partial`. If several processes build the same folder at once, each has its
+    own staging folder, and `folder` becomes that of one of them. Staging folders of killed processes are removed.
 
     Raises:
         FileExistsError: `folder` is not empty and `overwrite` is false. Checked again at the end, because another
@@ -123,7 +124,7 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False) -> Itera
     staged = folder.with_name(f".{folder.name}.{os.getpid()}{_STAGED}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
-    # Held while this process lives. It tells other processes so where they cannot see this process id.
+    # Held while this process lives. Processes of another container cannot see its id, but they see the lock.
     lock = os.open(staged, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -147,7 +148,7 @@ def check_folder(folder: str | os.PathLike, *, overwrite: bool) -> None:
         NotADirectoryError: `folder` is a file.
         FileExistsError: `folder` is not empty and `overwrite` is false.
     """
-    # One call: another process may replace the folder at any moment.
+    # A single call, because another process may replace the folder at any moment.
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -159,7 +160,7 @@ def check_folder(folder: str | os.PathLike, *, overwrite: bool) -> None:
 
 
 def staging_folder(final: Path) -> Path:
-    """The folder in which all processes of a run write the files of `final` before it exists."""
+    """The folder in which all processes of a run write the files of `final`."""
     return final.with_name(f".{final.name}{_STAGED}")
 
 
@@ -177,7 +178,7 @@ def move_files(staged: Path, folder: Path, *, last: Iterable[str] = ()) -> list[
     Moves all files of `staged` into `folder`, each of them whole, and removes `staged`.
 
     Args:
-        last: names of the files that come last, because `folder` counts as finished once they are there.
+        last: names of the files to move last, because `folder` counts as finished once it has them.
 
     Returns:
         The names of the files, relative to `folder`.
@@ -201,7 +202,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def clear_leftovers(parent: str | os.PathLike) -> None:
-    """Deletes the staging folders in `parent` that a killed process had not finished writing or deleting."""
+    """Deletes all folders in `parent` that killed processes have not finished writing or deleting."""
     parent = Path(parent)
     if parent.is_dir():
         for path in parent.iterdir():
@@ -211,7 +212,7 @@ def clear_leftovers(parent: str | os.PathLike) -> None:
 
 
 def sync(path: Path) -> None:
-    """Makes sure that the content of a file, or the names in a folder, are on the disk."""
+    """Writes the content of a file, or the names in a folder, through to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -251,7 +252,7 @@ def _replace_folder(staged, final):
         try:
             return _rename_folder(staged, final)
         except FileExistsError:
-            # Another process has renamed its own folder in between: the last one to finish replaces it.
+            # Another process has renamed its own folder in between. The last one to finish replaces it.
             continue
 
 
@@ -276,7 +277,7 @@ def _is_running(pid):
 
 
 def _is_locked(path):
-    """Whether a process holds a lock on a folder, perhaps one of another container; true if that cannot be told."""
+    """Whether any process holds a lock on a folder, also one of another container; true if that is unknown."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:

@@ -106,13 +106,14 @@ register_kind("attention", AttentionResults)
 @dataclass(frozen=True)
 class MapShares:
     """
-    How attention flows between kinds in several maps of one text.
+    The attention between kinds of tokens, in several maps of one text.
 
     Attributes:
-        kinds, counts: the kinds that occur, and the tokens of each.
-        recurrences: of the maps; None for a map outside a loop.
-        shares: `(maps, kinds, kinds)`, attending by attended.
-        even: `(kinds, kinds)`, if every token attended evenly to itself and all before it.
+        kinds: the kinds that occur.
+        counts: the number of tokens of each kind.
+        recurrences: the recurrence of each map; None for a map outside a loop.
+        shares: attending by attended kind, shape `(maps, kinds, kinds)`.
+        even: the shares if every token attended evenly to itself and to all tokens before it, shape `(kinds, kinds)`.
     """
 
     kinds: tuple[str, ...]
@@ -123,21 +124,21 @@ class MapShares:
 
 
 def map_shares(maps: Sequence[AttentionMap], kinds: Sequence[str]) -> MapShares:
-    """The shares of each map, `kinds` naming what each token belongs to."""
-    found = kind_shares(np.stack([entry.weights for entry in maps]), kinds)
+    """The shares of each map. `kinds` holds the kind of each token."""
+    of_maps = kind_shares(np.stack([entry.weights for entry in maps]), kinds)
     return MapShares(
-        kinds=found.kinds,
-        counts=found.counts,
+        kinds=of_maps.kinds,
+        counts=of_maps.counts,
         recurrences=tuple(entry.recurrence for entry in maps),
-        shares=found.shares,
+        shares=of_maps.shares,
         even=kind_shares(uniform_attention(len(kinds)), kinds).shares,
     )
 
 
 def shares_table(shares: MapShares) -> str:
     """
-    The shares in percent: for every attending kind a line for each map, and one for even attention. Of many
-    recurrences some are shown: powers of two and the last.
+    The shares in percent, with a line for each attending kind and map, and one for even attention. If there are more
+    than four recurrences, only the powers of two and the last one are shown.
     """
     last = len(shares.recurrences)
     looped = last > 1 or shares.recurrences[0] is not None

@@ -144,7 +144,7 @@ def test_labels_are_shown_as_they_are():
 
 
 def test_a_map_of_another_text():
-    with pytest.raises(ValueError, match=r"The map has shape \(4, 4\), but there are 3 tokens"):
+    with pytest.raises(ValueError, match=r"The map has shape \(4, 4\), but the solution has 3 tokens"):
         attention_figure(make_solution([3], ["memory"]), make_map(4))
 
 

@@ -245,7 +245,7 @@ def test_what_cannot_be_read():
     with pytest.raises(ValueError, match="has 9 tokens, the model's context is 8"):
         read_attention(llama(VOCAB, max_position_embeddings=8), random_ids(9))
     assert read_attention(llama(VOCAB, max_position_embeddings=8), random_ids(8)).num_layers == 1
-    with pytest.raises(ValueError, match="an id of 40, the model 40 rows"):
+    with pytest.raises(ValueError, match="the id 40, the model 40 rows"):
         read_attention(llama(VOCAB), [3, VOCAB])
     with pytest.raises(ValueError, match="has no tokens"):
         read_attention(llama(VOCAB), [])
@@ -311,7 +311,7 @@ def test_shares_of_even_attention_by_hand():
 
 
 def test_shares_need_a_kind_for_each_token():
-    with pytest.raises(ValueError, match=r"weights of shape \(4, 4\) do not fit 3 tokens"):
+    with pytest.raises(ValueError, match=r"weights has shape \(4, 4\), but kinds has 3 entries"):
         kind_shares(uniform_attention(4), ["memory"] * 3)
     # Other names than those of tokens may be used: they come last.
     assert kind_shares(uniform_attention(3), ["b", "memory", "a"]).kinds == ("memory", "b", "a")
