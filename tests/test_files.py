@@ -18,7 +18,7 @@ from memreason_hf.files import (
 
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-# Builds a folder of 30 files that all hold the id of their process, again and again.
+# Repeatedly builds a folder of 30 files, which all hold the id of the process.
 BUILDER = """
 import os, sys
 from memreason_hf.files import whole_folder
@@ -27,7 +27,8 @@ for _ in range(25):
         for name in range(30):
             (staged / str(name)).write_text(str(os.getpid()))
 """
-# Stays inside the block until its input ends. The id of the process is printed, or the given one is taken for it.
+# Stays inside the block until its input ends, and prints the name of its staging folder. A second argument replaces
+# the id of the process.
 SLEEPER = """
 import os, sys
 if len(sys.argv) > 2:
@@ -209,7 +210,7 @@ def test_the_next_build_removes_what_a_killed_one_left(tmp_path, start_builder):
 
 @pytest.mark.parametrize("is_seen", [True, False], ids=["by its process id", "by its lock alone"])
 def test_the_next_build_leaves_a_living_one_alone(tmp_path, start_builder, is_seen):
-    """A process of another container may have an id that no process has here."""
+    """The id of a process of another container may not exist here."""
     folder = tmp_path / "data"
     builder, staged = start_builder(folder) if is_seen else start_builder(folder, gone_pid())
     with whole_folder(folder, overwrite=True) as own:

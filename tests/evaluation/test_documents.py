@@ -1,4 +1,4 @@
-"""The registry of kinds of documents: those of the package, and one of a test."""
+"""Kinds of documents: those of the package, and one that is registered here."""
 
 import json
 from typing import Literal

@@ -47,8 +47,8 @@ def use_generation(model, tokenizer):
 
 
 @pytest.mark.parametrize("use", [use_judge, use_attention, use_generation])
-def test_whoever_runs_a_model_keeps_the_modes_of_its_modules(use):
-    """A part that is frozen in evaluation mode stays so in a model that is in training mode."""
+def test_every_caller_keeps_the_modes_of_the_modules(use):
+    """A module in evaluation mode, inside a model in training mode, stays in evaluation mode."""
     tokenizer = byte_level()
     model = MODELS["llama"](len(tokenizer))
     extend_tokenizer(tokenizer, StepScheme(1, 1), model)

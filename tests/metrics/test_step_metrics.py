@@ -1,4 +1,4 @@
-"""The three metrics on solutions: against counting by hand, on published texts, together."""
+"""The three metrics on solutions, against counting by hand, on published texts, and combined."""
 
 import evaluate
 import numpy as np
@@ -216,15 +216,15 @@ def test_attribution_by_hand(attribution):
 
 
 def test_judges_can_be_exchanged(attribution):
-    asked = []
+    calls = []
 
     def judge(step, references, question):
-        asked.append((step.text, [reference.text for reference in references], question))
+        calls.append((step.text, [reference.text for reference in references], question))
         return "undecided"
 
     results = attribution(predictions=[REFERENCE], references=[REFERENCE], questions=["Does it?"], judge=judge)
     assert results["num_undecided"] == 1
-    assert asked[0] == ("Iron is heavy.", ["Iron is heavy.", "So it sinks."], "Does it?")
+    assert calls[0] == ("Iron is heavy.", ["Iron is heavy.", "So it sinks."], "Does it?")
     assert (
         attribution(predictions=["b"], references=[REFERENCE], judge=ExactJudge())["departures_by_kind"]["step"] == 1
     )
@@ -280,6 +280,6 @@ def test_published_texts(load):
     assert results["num_without_reference"] == 1200
     assert sum(results["count_by_answer"].values()) == 1200
     assert list(results["count_by_answer"]) == ["A", "B", "C", "D", "E"]
-    # Resampling items would give 5.1 points; 318 questions are repeated, which makes it wider.
+    # Resampling items would give an interval of 5.1 points. It is wider, because 318 questions are repeated.
     low, high = results["accuracy_interval"]
     assert 0.053 < high - low < 0.08

@@ -1,4 +1,4 @@
-"""What is on disk: nothing half-written, nothing of others lost, damage noticed."""
+"""The folder on disk: nothing is half-written, no foreign file is lost, and damage is noticed."""
 
 import json
 import os
@@ -215,7 +215,7 @@ def test_another_saved_data_set_is_not_loaded(tmp_path):
 
 
 def test_two_builders_at_once_do_not_mix(tmp_path, monkeypatch):
-    """The second one to finish finds the folder taken."""
+    """The second build to finish finds the folder taken."""
     write_manifest = multi_hop.write_manifest
 
     def be_slower(folder: Path, entries: dict):

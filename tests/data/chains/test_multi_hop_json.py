@@ -1,4 +1,4 @@
-"""The study's files, read and written: what theirs say reaches ours and back; what is damaged is refused."""
+"""The study's files: read, written, and refused if they are damaged."""
 
 import json
 import re
@@ -114,7 +114,7 @@ def test_our_files_are_read_by_a_loader_like_theirs(tmp_path):
 
 @pytest.mark.parametrize("place", [0, 4, None], ids=["pad first", "pad inside", "no pad"])
 def test_the_vocabulary_may_hold_pad(study_folder, tmp_path, place):
-    """Their loader takes the list as it is if it holds <pad>, and puts it first otherwise: so do we."""
+    """As in the study's loader, <pad> becomes the first token if the list does not hold it."""
     plain = read(study_folder, "vocab")
     listed = plain if place is None else [*plain[:place], "<pad>", *plain[place:]]
     change(study_folder, "vocab", lambda _: listed)

@@ -85,7 +85,7 @@ def test_fewer_chains_are_the_first_of_more(monkeypatch, listed):
 
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "drawn"])
 def test_all_chains_are_equally_likely(monkeypatch, listed):
-    """12 of 63 chains, 400 times over: each is expected 76.2 times, with a standard deviation of at most 8."""
+    """Of 63 chains, 12 are drawn 400 times: each is expected 76.2 times, with a standard deviation of at most 8."""
     monkeypatch.setattr(multi_hop_world, "MAX_LISTED_CHAINS", 1 << 22 if listed else 0)
     counts = dict.fromkeys(((e, r, s) for e in range(7) for r in range(3) for s in range(3)), 0)
     for seed in range(400):

@@ -1,4 +1,4 @@
-"""Annotated questions: the rules, what is refused, where files come from."""
+"""Annotated questions: the rules, refusals, and sources."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def item(question="Is it?", answer="True", steps=("[rag]: a", "[reason]: b"), **
 
 @pytest.fixture
 def folder(tmp_path):
-    """A StrategyQA of a few items, each with one peculiarity."""
+    """A StrategyQA of a few items, each with one special case."""
     folder = tmp_path / "json"
     folder.mkdir()
     train = [

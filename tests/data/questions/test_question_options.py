@@ -42,7 +42,7 @@ def test_generated_questions():
     rng = random.Random(1)
     words = ["the", "U.S.", "J. K. Rowling", "A. A. Milne", "vitamin C", "Franklin D. R", "7", "George W. Bush"]
     for _ in range(300):
-        # No J: after "the U.S." nothing tells the option J from J. K. Rowling.
+        # No J, because after "the U.S." the option J looks like J. K. Rowling.
         texts = [" ".join(["It is", *rng.choices(words, k=3), "end."]) for _ in range(rng.randint(2, 8))]
         labels = [chr(ord("A") + i) for i in range(len(texts))]
         stem = " ".join(["What is", *rng.choices(words[:2], k=2)]) + "?"
@@ -61,7 +61,7 @@ SENTENCE_END = re.compile("(?<!\\s[A-Z])[.?!:;\u2026\"'\u201d\u2019)\\]]\\s*\\Z"
 
 
 def by_expression(question):
-    """`find_options` for questions without `Options:`, written without regard to its time."""
+    """`find_options` for questions without `Options:`, in quadratic time."""
     found = list(re.finditer(r"(?<!\S)([A-Z])\.\s*", question))
 
     def consecutive(matches):

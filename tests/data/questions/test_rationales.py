@@ -89,7 +89,7 @@ def test_a_saved_data_set_and_json_lines(tmp_path):
     for source in (tmp_path / "arrow", tmp_path / "lines"):
         data = build_memory_reason("gsm8k", str(source), cache_dir=str(tmp_path / "cache"))
         assert data.dataset["train"]["answer"][:] == ["1072", "2"]
-        # Without steps, and in both splits: it is dropped from training, not from the test.
+        # Without steps and in both splits: dropped from training, but not from the test.
         assert data.report.splits["train"].dropped_without_steps == [1]
         assert data.dataset["test"]["question"][:] == ["1?"]
         assert data.dataset["test"]["options"][:] == [[]]

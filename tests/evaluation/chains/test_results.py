@@ -92,7 +92,7 @@ def test_a_sweep_is_in_its_results(sweep, sweep_results):
         assert group["best_accuracy"] == group["accuracy"][group["best_recurrence"] - 1] == max(group["accuracy"])
         assert max(group["accuracy"][: group["best_recurrence"] - 1], default=0.0) < 1.0
         assert group["ever_correct"] == sweep.ever_correct[index]
-    # 12 hops are out of reach of 9 recurrences: there is no first recurrence, which JSON has as null.
+    # 9 recurrences do not reach 12 hops, so there is no first recurrence; it is null in JSON.
     assert [group["first_correct"] for group in sweep_results["groups"]] == [2.0, 3.0, 5.0, None]
     overall = sweep_results["overall"]
     assert overall["count"] == 19 and overall["accuracy"] == sweep.overall_accuracy.tolist()

@@ -1,4 +1,4 @@
-"""The answer rule, and the verdicts that were published."""
+"""The answer rule, against the published verdicts."""
 
 import json
 import random
@@ -128,7 +128,7 @@ def test_matching_the_text_of_an_option_is_a_switch():
     text = "The answer is:  i have no  COMMENT"
     assert extract_answer(text, LETTERS).value is None
     assert extract_answer(text, LETTERS, match_option_text=True).value == "B"
-    # Two options with the same text, or none: nothing is guessed.
+    # Two options with the same text, or none: no answer.
     for said in ("mall", "shop", ""):
         assert extract_answer(f"The answer is: {said}", LETTERS, match_option_text=True).value is None
 

@@ -1,4 +1,4 @@
-"""Generated solutions: the same in every batch, judged, kept, and gone on with."""
+"""Generated solutions: they do not depend on the batch, are judged and written, and a file is continued."""
 
 import json
 import types
@@ -32,7 +32,7 @@ ROWS = [{"question": question, "options": OPTIONS, "answer": "True"} for questio
 
 
 def vivid(model, seed=0):
-    """Random weights large enough that what is generated depends on all of the prompt."""
+    """Random weights, so large that the generated text depends on the whole prompt."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -48,7 +48,7 @@ def extended(name="llama", scheme=None, **kwargs):
 
 
 class ScriptedModel:
-    """Goes on from the n-th question with the n-th text, whatever its prompt looks like."""
+    """Continues the prompt of the n-th question with the n-th text."""
 
     device = torch.device("cpu")
     generation_config = types.SimpleNamespace(eos_token_id=None)
@@ -101,7 +101,7 @@ def test_texts_do_not_depend_on_the_batch(name):
     for batch_size in (3, 16):
         assert generate_solutions(model, tokenizer, ROWS, batch_size=batch_size, max_new_tokens=12) == alone
     assert [generation.index for generation in alone] == list(range(len(ROWS)))
-    # It matters what was asked: otherwise this test would show nothing.
+    # A control: texts differ between questions.
     texts = {generation.text.split("\n", 1)[1] for generation in alone}
     assert len(texts) > 3
 
@@ -124,7 +124,7 @@ def test_greedy_search_agrees_with_a_loop_over_forward(name):
         assert generation.text == f"Question: {row['question']}\n" + tokenizer.decode(kept)
 
 
-def test_the_mode_of_the_model_is_put_back():
+def test_the_mode_of_the_model_is_restored():
     for training in (True, False):
         model, tokenizer = extended()
         model.train(training)
@@ -160,7 +160,7 @@ def test_texts_are_parsed_and_judged():
     assert generations[3].text.startswith("Question: Is </s> the <memory_0> a step?\n")
     assert generations[2].steps == [Step("step", f"{P}no marks"), Step("step", "The answer is: perhaps")]
     assert generations[4].steps == [Step("memory", "a")]
-    # The longest prompts come first; greedy search is asked for.
+    # The longest prompts come first, with greedy search.
     widths = [shape[1] for shape, _, _ in model.calls]
     assert widths == sorted(widths, reverse=True) and [shape[0] for shape, _, _ in model.calls] == [4, 2]
     assert model.calls[0][2]["do_sample"] is False and model.training is True
@@ -176,7 +176,7 @@ def test_other_tokenizers(make):
     assert generation.steps == [Step("memory", "the reason"), Step("answer", "the answer")]
 
 
-def test_the_context_is_kept_and_what_is_cut_is_told():
+def test_texts_end_with_the_context_and_are_marked_as_cut():
     tokenizer = byte_level()
     extend_tokenizer(tokenizer, StepScheme(2, 2))
     lengths = [len(encode_prompt(tokenizer, row["question"])) for row in DISTINCT]
@@ -184,7 +184,7 @@ def test_the_context_is_kept_and_what_is_cut_is_told():
     texts = [f"{A} a\n</s>"] * len(DISTINCT)
     model = ScriptedModel(tokenizer, texts, rows=DISTINCT, context=context)
     generations = generate_solutions(model, tokenizer, DISTINCT, batch_size=16, max_new_tokens=20)
-    # Those with less room than they may use come alone, and shorten no other.
+    # Prompts with less room than max_new_tokens come alone, and shorten no other text.
     tight = [length for length in lengths if context - length < 20]
     assert [(shape[0], limit) for shape, limit, _ in model.calls] == [
         *((1, context - length) for length in sorted(tight, reverse=True)),
@@ -221,7 +221,7 @@ def test_the_context_of_models():
 
 
 @pytest.mark.parametrize("name", ["gpt2", "recurrent"])
-def test_learned_positions_are_not_left(name):
+def test_learned_positions_are_not_exceeded(name):
     model, tokenizer = extended(name)
     context = context_length(model)
     rows = [{**ROWS[0], "question": "a " * 200}, ROWS[1]]
@@ -242,7 +242,7 @@ def test_arguments_reach_generate():
 
 
 def test_prompts_of_any_ids_are_continued():
-    """As a test bed does that puts steps of its own behind the question."""
+    """Any ids can be continued, such as a question followed by given steps."""
     model, tokenizer = extended("recurrent")
     model.generation_config.do_sample = True
     prompts = {7: [5, 6, 7], 3: [9] * 11, 5: [8]}
@@ -279,7 +279,7 @@ def test_demonstrations_come_before_the_question():
     shown = [("the first?", [{"kind": "memory", "text": "b"}, {"kind": "answer", "text": "The answer is: False"}])]
     model.prompts = [encode_prompt(tokenizer, "Is it?", shown)]
     (generation,) = generate_solutions(model, tokenizer, ROWS[:1], demonstrations=lambda question: shown)
-    # They are no part of the text that is kept, nor of the solution that is judged.
+    # They belong neither to the text in the file nor to the solution that is judged.
     assert generation.text.startswith(f"Question: Is it?\n{P}{A}") and generation.is_correct
 
 
@@ -287,7 +287,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_file_is_gone_on_with(tmp_path):
+def test_a_file_is_continued(tmp_path):
     path = tmp_path / "runs" / "generations.jsonl"
     model, tokenizer = extended()
     arguments = {"batch_size": 2, "max_new_tokens": 6, "settings": {"model": "m"}}
@@ -298,21 +298,21 @@ def test_a_file_is_gone_on_with(tmp_path):
     assert list(first)[:5] == ["index", "question", "text", "steps", "verdict"] and first["reference"] == "True"
     assert first["steps"] == [{"kind": step.kind, "text": step.text} for step in expected[0].steps]
 
-    # Killed after three lines and a half; the two equal questions are told apart by their index.
+    # Killed after three and a half lines. The two equal questions differ in their index.
     whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(whole[:3]) + whole[3][:40])
-    asked = []
+    batch_sizes = []
     original = model.generate
-    model.generate = lambda *args, **kwargs: asked.append(len(kwargs["input_ids"])) or original(*args, **kwargs)
+    model.generate = lambda *args, **kwargs: batch_sizes.append(len(kwargs["input_ids"])) or original(*args, **kwargs)
     assert generate_solutions(model, tokenizer, ROWS, path=path, **arguments) == expected
-    assert sum(asked) == len(ROWS) - 3
+    assert sum(batch_sizes) == len(ROWS) - 3
     assert len(lines_of(path)) == len(ROWS)
 
-    # Complete: the model is not asked. Fewer rows: the others stay.
-    asked.clear()
+    # A complete file: the model does not run. With fewer rows, the other lines stay.
+    batch_sizes.clear()
     assert generate_solutions(model, tokenizer, ROWS, path=path, **arguments) == expected
     assert generate_solutions(model, tokenizer, ROWS[:2], path=path, **arguments) == expected[:2]
-    assert asked == [] and len(lines_of(path)) == len(ROWS)
+    assert batch_sizes == [] and len(lines_of(path)) == len(ROWS)
 
 
 def test_an_interrupted_run_keeps_its_batches(tmp_path):
@@ -367,7 +367,7 @@ def test_files_with_other_contents_are_refused(tmp_path):
             again()
     path.with_name(path.name + ".settings.json").write_text(kept)
     again()
-    # A settings file that was left behind without its lines says nothing.
+    # Settings without their lines do not matter.
     path.unlink()
     again(settings={**settings, "model": "other"})
     again(settings={**settings, "model": "other"})

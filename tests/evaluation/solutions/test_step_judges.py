@@ -49,13 +49,13 @@ def test_the_exact_judge(text, expected):
         (REFERENCES[0].text, "agrees"),
         ("In Philadelphia hangs the Liberty Bell, weighing about 2080 pounds.", "agrees"),
         ("A cow can't balance it, as it's heavier.", "agrees"),
-        # another number, another name, a negation more, a negation less, an opposite
+        # another number, another name, one negation more, one less, an opposite
         ("The Liberty Bell weighs approximately 20,800 pounds and hangs in Philadelphia.", "departs"),
         ("The Liberty Bell weighs approximately 2,080 pounds and hangs in Boston.", "departs"),
         ("The Liberty Bell does not weigh 2,080 pounds.", "departs"),
         ("Since it is heavier than a cow, the cow can balance it.", "departs"),
         ("Since it is lighter than a cow, the cow cannot balance it.", "departs"),
-        # nothing in common; something
+        # no common words; some common words
         ("Bananas are yellow fruits from Ecuador.", "departs"),
         ("The bell was cast in an English foundry of some fame.", "undecided"),
         ("Therefore it is.", "undecided"),
@@ -66,7 +66,7 @@ def test_the_overlap_judge(text, expected):
 
 
 def test_a_copy_of_a_reference_agrees():
-    """Whatever another reference says of the same, and where there is nothing to compare."""
+    """Other references support a step, and a step without content words cannot be judged."""
     texts = ("It is not illegal to drive barefoot in Texas.", "It is illegal to drive barefoot in Texas.", "So it is.")
     references = [Step("memory", text) for text in texts]
     assert [verdict(text, references=references) for text in texts] == ["agrees"] * 3
@@ -94,7 +94,7 @@ def test_thresholds_decide():
 
 
 class ScriptedModel(torch.nn.Module):
-    """Says yes unless the statement holds the word `wrong`, and is not sure of `perhaps`."""
+    """Says yes unless the statement contains `wrong`, and is undecided about `perhaps`."""
 
     device = torch.device("cpu")
 
@@ -131,7 +131,7 @@ def test_the_language_model_judge(language_model):
     sure = LanguageModelJudge(language_model, language_model.tokenizer, margin=0.1)
     assert verdict("it is perhaps wrong", sure) == "departs"
     assert language_model.training
-    # All references are put to it, each on a line of its own.
+    # The prompt holds all references, one on each line.
     assert language_model.asked[0].count("-") == len(REFERENCES)
 
 
@@ -199,7 +199,7 @@ def test_order_missing_and_repeated_steps_are_no_departures():
 
 def test_without_reference_steps_nothing_is_attributed():
     assert attribute([Step("memory", "-")], [answer_step("True")], scripted).outcome == "no reference"
-    # Steps without an answer: the answer cannot be compared.
+    # Without a reference answer, the answer cannot be compared.
     assert attribute([answer_step("True")], REFERENCES, scripted) == Attribution("undecided", None, 1)
 
 

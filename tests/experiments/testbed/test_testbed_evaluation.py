@@ -1,4 +1,6 @@
-"""Models of the test bed, untrained: what is measured of them is what they did."""
+"""What is measured of untrained models, against what they did."""
+
+import types
 
 import numpy as np
 import pytest
@@ -15,8 +17,18 @@ from memreason_hf.experiments.testbed.evaluation import (
     token_recurrences,
 )
 from memreason_hf.experiments.testbed.rows import WrittenRows, written_questions
-from memreason_hf.experiments.testbed.world import build_written_tokenizer, world_facts
-from memreason_hf.steps.tokenization import encode_prompt
+from memreason_hf.experiments.testbed.world import (
+    SCHEME,
+    Fact,
+    NamedFact,
+    WrittenQuestion,
+    build_written_tokenizer,
+    read_step,
+    step_text,
+    world_facts,
+)
+from memreason_hf.steps import Step, answer_step
+from memreason_hf.steps.tokenization import decode_solution, encode_prompt, encode_solution
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
@@ -103,6 +115,99 @@ def test_what_is_measured_of_solutions(world, tmp_path):
     told = false_memories(model, tokenizer, facts, rows, batch_size=5)
     assert sum(told.values()) - told["carried_on"] == len(rows) and told["carried_on"] <= told["as recalled"]
     assert told == false_memories(model, tokenizer, facts, rows, batch_size=12)
+
+
+class Scripted:
+    """Continues the prompt of row n, which ends with memory steps, with the n-th list of steps."""
+
+    device = torch.device("cpu")
+    generation_config = None
+    training = False
+    config = types.SimpleNamespace(get_text_config=lambda: types.SimpleNamespace(position_embedding_type="none"))
+
+    def __init__(self, tokenizer, rows, answers):
+        self.tokenizer, self.prompts = tokenizer, [encode_prompt(tokenizer, row["question"]) for row in rows]
+        self.answers = answers
+
+    def modules(self):
+        return [self]
+
+    def eval(self):
+        pass
+
+    def get_input_embeddings(self):
+        return types.SimpleNamespace(weight=torch.zeros(len(self.tokenizer), 1))
+
+    def generate(self, input_ids, attention_mask, max_new_tokens, **kwargs):
+        rows = []
+        for ids, mask in zip(input_ids.tolist(), attention_mask.tolist()):
+            ids = ids[mask.count(0) :]
+            row = next(i for i, prompt in enumerate(self.prompts) if ids[: len(prompt)] == prompt)
+            memory = SCHEME.parse(decode_solution(self.tokenizer, ids[len(self.prompts[row]) :]))
+            new = encode_solution(self.tokenizer, self.answers(row, memory))
+            rows.append([*new, self.tokenizer.eos_token_id])
+        width = max(map(len, rows))
+        assert width <= max_new_tokens
+        pad = self.tokenizer.pad_token_id
+        return torch.cat([input_ids, torch.tensor([row + [pad] * (width - len(row)) for row in rows])], dim=1)
+
+
+def test_what_models_do_with_a_false_memory(world):
+    facts, _, tokenizer, rows = world
+    seen = {}
+
+    def false_step(row, memory):
+        """The false memory, found by looking up every step."""
+        stated = [read_step(step.text) for step in memory]
+        (false,) = [said for said in stated if facts[said.fact[:2]] != said.fact.tail]
+        question = WrittenQuestion.parse(rows[row]["question"])
+        seen[row] = (false, question.names.index(false.name))
+        return false
+
+    def recalled(row, memory):
+        """Reasons from the memory steps, whatever they say."""
+        false_step(row, memory)
+        said = {said.name: said for said in (read_step(step.text) for step in memory)}
+        reasons = [said[name] for name in WrittenQuestion.parse(rows[row]["question"]).names]
+        answer = answer_step(f"<e_{reasons[-1].fact.tail}>")
+        return [*(Step("reason", step_text(reason)) for reason in reasons), answer]
+
+    def other_end(row, memory):
+        *reasons, answer = recalled(row, memory)
+        return [*reasons, answer_step("<e_0>" if "<e_0>" not in answer.text else "<e_1>")]
+
+    def true(row, memory):
+        false_step(row, memory)
+        return [step for step in rows[row]["steps"] if step.kind != "memory"]
+
+    def another(row, memory):
+        false = false_step(row, memory)
+        head = (false.fact.head + 1) % 7
+        fact = Fact(head, false.fact.relation, facts[head, false.fact.relation])
+        reasons = [Step("reason", "<e_0>"), Step("reason", step_text(NamedFact(fact, false.name)))]
+        return [*reasons, answer_step("<e_0>")]
+
+    def without(row, memory):
+        false_step(row, memory)
+        return [answer_step("<e_0>")]
+
+    outcomes = dict.fromkeys(("as recalled", "the truth", "another fact", "no such step", "carried_on"), 0)
+    for answers, changes in (
+        (recalled, {"as recalled": len(rows), "carried_on": len(rows)}),
+        (other_end, {"as recalled": len(rows)}),
+        (true, {"the truth": len(rows)}),
+        (another, {"another fact": len(rows)}),
+        (without, {"no such step": len(rows)}),
+    ):
+        counts = false_memories(Scripted(tokenizer, rows, answers), tokenizer, facts, rows, batch_size=5)
+        assert counts == {**outcomes, **changes}
+
+    # Every place of a chain has a false memory, and another seed puts it elsewhere.
+    places = {row: place for row, (_, place) in seen.items()}
+    assert {0, 1, 2} <= set(places.values())
+    seen.clear()
+    false_memories(Scripted(tokenizer, rows, true), tokenizer, facts, rows, seed=1)
+    assert {row: place for row, (_, place) in seen.items()} != places
 
 
 def test_what_is_measured_of_answers(world):

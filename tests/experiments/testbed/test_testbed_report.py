@@ -1,4 +1,4 @@
-"""The tables, of a saved run whose numbers are in the README."""
+"""The tables of a saved run, whose numbers are in the README."""
 
 import copy
 

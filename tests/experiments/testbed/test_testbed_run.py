@@ -1,4 +1,4 @@
-"""The whole run, with processes that do not train; `tests/commands/test_testbed.py` trains in some."""
+"""The whole run, with processes that do not train; those of `tests/commands/test_testbed.py` do."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ FAIL = "import sys; sys.exit('first line\\nthe reason')"
 
 @pytest.fixture
 def started(monkeypatch):
-    """Replaces the models' processes; holds the tasks that were started, in order."""
+    """Replaces the processes of the models; the list holds the tasks in the order of their start."""
     tasks = []
 
     def start(name, task):
@@ -63,14 +63,14 @@ def test_what_a_run_writes_and_prints(started, tmp_path, capsys):
     assert list(results["models"]) == ["answer_fixed", "answer_recurrent"]
     assert results["judges"]["known truth"]["hit_rate"] == 1.0
     assert set(results["judges"]["exact comparison"]["errors"]) == set(results["judges"]["known truth"]["errors"])
-    # The one that may take longest starts first.
+    # The model with the longest time limit starts first.
     assert [Path(task["folder"]).name for task in started] == ["answer_recurrent", "answer_fixed"]
     assert [task["settings"]["seconds"] for task in started] == [240.0, 90.0]
     text = capsys.readouterr().out
     assert "answer_fixed: training, at most 90 s …" in text
     assert "answer_fixed: 2 of 4 steps in 2 s (its time was up), evaluated in 0 s." in text
 
-    # Again: nothing is started, everything is kept.
+    # The second run starts no process.
     run_testbed(small(tmp_path))
     assert len(started) == 2
     assert f"answer_fixed: kept, as {tmp_path / 'answer_fixed'} holds it." in capsys.readouterr().out

@@ -114,7 +114,7 @@ def test_a_solution_recalls_what_is_needed_and_some_more(facts):
         assert not {said.name for said in others} & set(question.names)
         assert not {said.fact for said in others} & {said.fact for said in hops}
         assert steps[-1] == answer_step(f"<e_{hops[-1].fact.tail}>")
-    # Every order of the three facts of a chain comes up.
+    # The three facts of a chain occur in every order.
     question, orders = WrittenQuestion(0, (1, 0, 2), (3, 4, 5)), set()
     for seed in range(60):
         steps = write_solution(facts, question, 0, np.random.default_rng(seed), num_names=NUM_NAMES)
@@ -191,7 +191,7 @@ def test_questions_to_solve(data, facts):
         assert row["steps"][-1] == answer_step(chain["entities"][-1])
         question = WrittenQuestion.parse(row["question"])
         assert (question.start, list(question.relations)) == read_chain(chain["input_text"])
-    # A row does not depend on which others are asked.
+    # A row does not depend on the other rows.
     assert written_questions(facts, test.select(range(3)), WrittenRows(seed=5)) == rows[:3]
     with pytest.raises(ValueError, match="num_entities=27"):
         written_questions({(head, 0): 0 for head in range(27)}, test, WrittenRows())
@@ -201,7 +201,7 @@ def test_questions_to_solve(data, facts):
 
 
 def follows(facts, question, steps):
-    """By brute force: the first reason step that does not go on from what was said, by the question's relations."""
+    """By brute force, the first reason step that does not follow from the step before it and the question."""
     reached = question.start
     for relation, step in zip(question.relations, [step for step in steps if step.kind == "reason"]):
         said = read_step(step.text).fact
@@ -227,7 +227,7 @@ def test_an_error_is_one_wrong_step_and_what_follows_from_it(facts, name):
         if "carried on" not in name:
             assert differing == [variant.index]
         else:
-            # Nothing is false but that step and its fact where it is used; what comes later goes on from it.
+            # Only that step is false, and the step that uses its fact; later steps follow from it.
             false = [
                 i
                 for i, step in enumerate(variant.steps[:-1])
