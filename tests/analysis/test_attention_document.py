@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from result_schemas import assert_schema_describes_itself, assert_written_and_read
 
 from memreason_hf.analysis.attention_document import attention_document, map_shares, shares_table
 from memreason_hf.analysis.attention_maps import LayerAttention, TextAttention
 from memreason_hf.analysis.solution_tokens import SolutionTokens, TokenSpan
-from memreason_hf.evaluation import describe_environment, read_results, write_results
+from memreason_hf.evaluation import describe_environment
 
 
 SPANS = (
@@ -57,8 +58,8 @@ def make_document(attention, marks_apart=False, model=MODEL):
 
 def test_the_document_holds_what_it_says(attention, tmp_path):
     document = make_document(attention)
-    write_results(tmp_path / "attention.json", document)
-    assert read_results(tmp_path / "attention.json") == document
+    assert_schema_describes_itself("attention")
+    assert_written_and_read(document, tmp_path / "attention.json")
     assert document["settings"] == {**SETTINGS, "marks_apart": False}
     assert document["kinds"] == ["question", "memory", "answer"] and document["counts"] == [2, 2, 1]
     assert document["tokens"][2] == {"id": 20, "label": "<memory>", "kind": "memory", "span": 1, "is_mark": True}

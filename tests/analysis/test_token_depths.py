@@ -5,6 +5,7 @@ from io import StringIO
 
 import pytest
 import torch
+from result_schemas import assert_schema_describes_itself, assert_written_and_read
 from text_models import TEXT, text_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -32,7 +33,7 @@ from memreason_hf.analysis.token_depths import (
     visible,
 )
 from memreason_hf.data.chains.tokenizer import build_tokenizer, build_vocabulary
-from memreason_hf.evaluation import describe_environment, read_results, write_results
+from memreason_hf.evaluation import describe_environment
 
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -351,8 +352,8 @@ def test_document(tmp_path):
     model = {"name_or_path": "runs/model", "model_type": "recurrent_depth", "num_parameters": 7, "dtype": "float32"}
     environment = describe_environment("cpu")
     document = depths_document([text, text], model, settings, 1.5, environment)
-    write_results(tmp_path / "depths.json", document)
-    assert read_results(tmp_path / "depths.json") == document
+    assert_schema_describes_itself("generation")
+    assert_written_and_read(document, tmp_path / "depths.json")
     assert (document["kind"], document["model"], document["settings"]) == ("generation", model, settings)
     assert document["seconds"] == 1.5 and document["environment"] == environment and len(document["outputs"]) == 2
     output = document["outputs"][0]

@@ -166,6 +166,14 @@ def test_texts_are_parsed_and_judged():
     assert model.calls[0][2]["do_sample"] is False and model.training is True
 
 
+def test_the_text_of_an_option_counts_only_on_request():
+    rows = [{**ROWS[0], "options": [{"label": "A", "text": "bank"}, {"label": "B", "text": "mall"}], "answer": "B"}]
+    model, tokenizer = scripted([f"{A} The answer is: mall\n</s>"], rows=rows)
+    (strict,) = generate_solutions(model, tokenizer, rows)
+    (matched,) = generate_solutions(model, tokenizer, rows, match_option_text=True)
+    assert (strict.answer, strict.is_correct) == (None, False) and (matched.answer, matched.is_correct) == ("B", True)
+
+
 @pytest.mark.parametrize("make", [sentence_piece, word_level])
 def test_other_tokenizers(make):
     rows = [{"question": "the first reason", "options": OPTIONS, "answer": "True"}]

@@ -10,6 +10,7 @@ from memreason_hf.data.chains.collator import ChainCollator
 from memreason_hf.data.chains.multi_hop import MultiHopConfig, build_multi_hop
 from memreason_hf.data.chains.world import build_world
 from memreason_hf.evaluation.solutions.generation import generate_solutions
+from memreason_hf.experiments.testbed import evaluation
 from memreason_hf.experiments.testbed.evaluation import (
     evaluate_answers,
     evaluate_solutions,
@@ -27,7 +28,7 @@ from memreason_hf.experiments.testbed.world import (
     step_text,
     world_facts,
 )
-from memreason_hf.steps import Step, answer_step
+from memreason_hf.steps import KINDS, Step, answer_step
 from memreason_hf.steps.tokenization import decode_solution, encode_prompt, encode_solution
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
@@ -150,6 +151,48 @@ class Scripted:
         assert width <= max_new_tokens
         pad = self.tokenizer.pad_token_id
         return torch.cat([input_ids, torch.tensor([row + [pad] * (width - len(row)) for row in rows])], dim=1)
+
+
+def test_right_and_wrong_solutions(world, monkeypatch):
+    facts, _, tokenizer, rows = world
+    depths = [
+        [("memory", "mark", 2), ("memory", "entity", 4), ("answer", "mark", 3 + row % 2)] for row in range(len(rows))
+    ]
+    monkeypatch.setattr(evaluation, "token_recurrences", lambda *args, **kwargs: depths)
+
+    def right(row, _):
+        return rows[row]["steps"]
+
+    def hurried(row, _):
+        """Answers with the entity that the first hop reaches, and recalls only the fact of the last hop."""
+        hops = WrittenQuestion.parse(rows[row]["question"]).hops(facts)
+        last, first = (Step(kind, step_text(hop)) for kind, hop in (("memory", hops[-1]), ("reason", hops[0])))
+        return [last, first, answer_step(f"<e_{hops[0].fact.tail}>")]
+
+    results = evaluate_solutions(Scripted(tokenizer, rows, right), tokenizer, facts, rows, batch_size=5)
+    assert list(results["hops"]) == ["2", "3", "4"]
+    for hops, group in results["hops"].items():
+        chosen = [row for row in rows if row["hops"] == int(hops)]
+        assert group["accuracy"] == group["recalled"] == 1.0 and group["is_cut"] == 0
+        assert group["attribution"]["right_answers"]["none"] == group["count"] == len(chosen)
+        assert group["tokens"] == np.mean([len(encode_solution(tokenizer, row["steps"])) + 1 for row in chosen])
+        of_group = [depth for row, labelled in zip(rows, depths) if row["hops"] == int(hops) for *_, depth in labelled]
+        assert group["recurrences"] == np.mean(of_group)
+    assert results["recurrences_by_kind"] == {"memory": 3.0, "answer": 3.5}
+    assert results["recurrences_by_word"] == {"memory: mark": 2.0, "memory: entity": 4.0, "answer: mark": 3.5}
+    means = {kind: np.mean([sum(s.kind == kind for s in row["steps"]) for row in rows]) for kind in KINDS}
+    assert results["steps_by_kind"] == means
+
+    results = evaluate_solutions(Scripted(tokenizer, rows, hurried), tokenizer, facts, rows)
+    for hops, group in results["hops"].items():
+        chains = [WrittenQuestion.parse(row["question"]).hops(facts) for row in rows if row["hops"] == int(hops)]
+        # A chain may come back to the same fact, or end where its first hop leads.
+        assert group["recalled"] == np.mean([{hop.fact for hop in chain} == {chain[-1].fact} for chain in chains]) < 1
+        num_right = sum(chain[0].fact.tail == chain[-1].fact.tail for chain in chains)
+        assert group["accuracy"] == num_right / len(chains) < 1
+        wrong = group["attribution"]["wrong_answers"]
+        assert wrong["answer"] == sum(wrong.values()) == len(chains) - num_right
+        assert group["attribution"]["answer_errors"] == {"stopped early": wrong["answer"], "another": 0}
 
 
 def test_what_models_do_with_a_false_memory(world):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -50,6 +52,21 @@ def test_time_ends_training(world, tmp_path):
     trainer.train()
     limit = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, TimeLimit))
     assert limit.is_reached and trainer.state.global_step == 1
+
+
+def test_stages_of_a_fixed_length_and_then_all_hop_counts(world, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "answer_fixed", replace(MODELS["answer_fixed"], stage_steps=2))
+    trainer = prepare_testbed_run("answer_fixed", str(tmp_path / "run"), world, max_steps=20, batch_size=4)
+    hops = []
+    trainer.model.register_forward_pre_hook(
+        lambda model, args, kwargs: hops.append(kwargs["input_ids"].shape[1] - 1), with_kwargs=True
+    )
+    trainer.train()
+    # A stage for each hop count, and all hop counts to the end of the training.
+    assert trainer.state.global_step == len(hops) == 20
+    assert [max(hops[step : step + 2]) for step in range(0, 6, 2)] <= [1, 2, 3] and hops[:2] == [1, 1]
+    assert max(hops[12:]) == 6
+    assert MODELS["steps_fixed"].stage_steps == 0
 
 
 def test_an_unknown_model_is_refused(world, tmp_path):

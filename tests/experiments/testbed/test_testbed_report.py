@@ -4,6 +4,7 @@ import copy
 
 import pytest
 from paths import ROOT
+from result_schemas import assert_schema_describes_itself, assert_written_and_read
 
 import memreason_hf.experiments.testbed.results  # noqa: F401 - registers the kind of document
 from memreason_hf.evaluation import read_results
@@ -45,6 +46,11 @@ def test_the_tables_of_a_saved_run(results):
     assert cells(text, judges, "all errors found, %") == ["100.0", "92.6"]
     assert cells(text, judges, "no error: one more true fact") == ["300", "0.0", "99.3"]
     assert cells(text, judges, "false alarms, %") == ["0.0", "19.9"]
+
+
+def test_a_saved_run_is_still_read(results, tmp_path):
+    assert_schema_describes_itself("testbed")
+    assert_written_and_read(results, tmp_path / "again.json")
 
 
 def test_models_that_answer_at_once_have_no_steps_to_attribute(results):

@@ -1,12 +1,19 @@
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from memreason_hf.data.chains.multi_hop import MultiHopConfig, build_multi_hop
 from memreason_hf.data.chains.world import build_world
-from memreason_hf.experiments.testbed.rows import WrittenRows, encode_written, write_solutions, written_questions
+from memreason_hf.experiments.testbed.rows import (
+    WrittenRows,
+    WrittenWorld,
+    encode_written,
+    write_solutions,
+    written_questions,
+)
 from memreason_hf.experiments.testbed.variants import RIGHT, WRONG
 from memreason_hf.experiments.testbed.world import (
     SCHEME,
@@ -181,6 +188,23 @@ def test_encoded_rows_are_the_rendered_texts(data, facts):
     assert all(question.relations in chains for question, _ in written)
 
 
+def test_the_world_of_a_data_set(data, facts):
+    rows = WrittenRows(num_rows=9, num_names=12, max_distractors=4, disorder=1.5, seed=3)
+    world = WrittenWorld.open(data, CONFIG, rows)
+    assert world.facts == facts and world.chains is data
+    chains = world.test_chains()
+    assert set(chains["type"]) == {"atomic_facts", *(f"{hops}hop_test" for hops in range(2, 7))}
+    assert chains["hops"] == sorted(chains["hops"])
+    tokenizer = world.tokenizer()
+    assert {"<x_11>", "<e_6>", "<r_2>"} <= set(tokenizer.get_vocab()) and "<x_12>" not in tokenizer.get_vocab()
+    written = world.training_rows(tokenizer, writes_steps=True)
+    assert written.to_dict() == encode_written(facts, data["train"], tokenizer, rows).to_dict() and len(written) == 9
+    plain = world.training_rows(tokenizer, writes_steps=False)
+    assert len(plain) == len(data["train"]) and plain["hops"] == data["train"]["hops"]
+    expected = WrittenRows(num_rows=5, num_names=12, max_distractors=2, disorder=None, seed=8)
+    assert rows.references(8, 5) == expected and rows.references(8) == replace(expected, num_rows=1)
+
+
 def test_questions_to_solve(data, facts):
     test = data["test"]
     rows = written_questions(facts, test, WrittenRows(seed=5))
@@ -242,6 +266,16 @@ def test_an_error_is_one_wrong_step_and_what_follows_from_it(facts, name):
                 assert len(false) == 2
         changed_places.add(variant.index)
     assert len(changed_places) > 3
+
+
+def test_a_wrong_selection_is_never_the_right_fact():
+    """In the smallest world every other fact has another head."""
+    facts = {(0, 0): 1, (1, 0): 0}
+    question = WrittenQuestion(0, (0,), (3,))
+    steps = write_solution(facts, question, 0, np.random.default_rng(0), num_names=NUM_NAMES)
+    for seed in range(8):
+        variant = WRONG["reason, selection"](facts, question, steps, np.random.default_rng(seed))
+        assert read_step(variant.steps[variant.index].text) == NamedFact(Fact(1, 0, 0), 3)
 
 
 @pytest.mark.parametrize("name", RIGHT)
