@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from matplotlib import colormaps
+from pydantic import JsonValue
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict
 
@@ -67,7 +68,7 @@ class GenerationResults(Document):
 
     kind: Literal["generation"]
     model: ModelDescription
-    settings: dict[str, bool | int | float | str | dict[str, float] | None]
+    settings: dict[str, JsonValue]
     """What decided depths and tokens, by the names of the config and of `generate`; null: the default."""
     outputs: list[GenerationOutput]
     """In the order of the prompts."""

@@ -320,7 +320,7 @@ def _wanted(node, schema):
     names = []
     for option in _options(node, schema):
         values = [option["const"]] if "const" in option else option.get("enum")
-        names += [repr(value) for value in values] if values else [_TYPE_NAMES.get(option.get("type"), "valid")]
+        names += [repr(value) for value in values] if values else [_TYPE_NAMES.get(option.get("type"), "a JSON value")]
     return " or ".join(names)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Literal, NotRequired
 
+from pydantic import JsonValue
 from typing_extensions import TypedDict
 
 from memreason_hf.data.chains.config import MultiHopConfig
@@ -19,7 +20,7 @@ class Training(TypedDict):
     """The limit on `seconds`."""
     ended_by: Literal["steps", "time"]
     num_parameters: int
-    log: list[dict[str, bool | int | float | str | None]]
+    log: list[dict[str, JsonValue]]
     """What the Trainer logged."""
 
 
