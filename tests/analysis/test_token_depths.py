@@ -367,6 +367,6 @@ def test_document(tmp_path):
     assert output["recurrences"] == depth_statistics([text]) == {"mean": 47 / 7, "minimum": 1, "maximum": 16}
     with pytest.raises(ValueError, match=r"seconds='1.5' must be a number"):
         depths_document([text], model, settings, "1.5", environment)
-    with pytest.raises(ValueError, match=r"settings.seed={3} must be a JSON value"):
+    with pytest.raises(ValueError, match=r"settings\.seed=\{3\} must be a JSON value"):
         depths_document([text], model, {"seed": {3}}, 1.5, environment)
     depths_document([text], model, {"seed": [1, {"a": None}]}, 1.5, environment)
