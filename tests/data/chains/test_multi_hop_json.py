@@ -193,6 +193,11 @@ def repeat_fact_with_another_answer(items):
         ("train", lambda items: items[1:], "is not an atomic fact of train.json"),
         ("train", repeat_fact_with_another_answer, "has another answer elsewhere"),
         ("train", set_item(0, target_text="<e_1><r_1></a>"), "item 0, an atomic fact, must have its answer"),
+        (
+            "train",
+            set_item(5, target_text="<e_1></a>"),
+            "item 5, an atomic fact, must have its answer",
+        ),
         ("vocab", lambda tokens: dict.fromkeys(tokens, 1), "vocab.json holds a dict"),
         ("vocab", lambda tokens: [*tokens, "<e_1>"], "<e_1> more than once"),
         ("vocab", lambda tokens: [*tokens, "e_1"], "e_1 cannot be in the vocabulary"),

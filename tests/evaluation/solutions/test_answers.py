@@ -115,6 +115,14 @@ def test_the_last_marker_counts_in_any_case_and_needs_its_colon():
     assert extract_answer("The answer is: C\nThe answer is: perhaps A", LETTERS).value is None
 
 
+@pytest.mark.parametrize("mark", ["<reason_0>", " <memory>", "<rag_0><rag_1>", " <prefix_0>"])
+def test_an_answer_ends_where_another_step_begins(mark):
+    for text, options, value in (("B", LETTERS, "B"), ("12", {}, "12"), ("false", TRUE_FALSE, "False")):
+        answer = extract_answer(f"The answer is: {text}{mark} A reason, 7.", options)
+        assert (answer.value, answer.text) == (value, text)
+    assert extract_answer(f"The answer is: Mall.{mark} x", {"A": "mall"}, match_option_text=True).value == "A"
+
+
 def test_a_marker_in_the_question_does_not_count():
     question = "Which?  The answer is: A or B? A. bank B. mall"
     text = "Question: Which? The answer is: A\nor B? A. bank B. mall\n <reason> Nothing."
