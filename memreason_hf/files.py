@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -127,7 +127,8 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False) -> Itera
     # Held while this process lives. Processes of another container cannot see its id, but they see the lock.
     lock = os.open(staged, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(lock, fcntl.LOCK_SH)
         yield staged
         check_folder(folder, overwrite=overwrite)
         _sync_tree(staged)

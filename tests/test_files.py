@@ -120,6 +120,19 @@ def test_a_folder_is_replaced_only_where_that_is_wanted(tmp_path):
     assert list(tmp_path.rglob("*")) == [folder, folder / "new"]
 
 
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    killed = tmp_path / f".data.{gone_pid()}.partial"
+    killed.mkdir()
+    with whole_folder(tmp_path / "data") as staged:
+        (staged / "file").touch()
+    # Without a lock nothing tells whether the process runs elsewhere, so its folder stays.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([killed.name, "data"])
+
+
 def test_a_folder_that_another_process_made_meanwhile_is_kept(tmp_path):
     folder = tmp_path / "data"
     with pytest.raises(FileExistsError), whole_folder(folder) as staged:

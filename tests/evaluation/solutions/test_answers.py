@@ -141,6 +141,12 @@ def test_matching_the_text_of_an_option_is_a_switch():
         assert extract_answer(f"The answer is: {said}", LETTERS, match_option_text=True).value is None
 
 
+def test_a_verdict_is_about_the_text_after_the_question():
+    text = "Is it so that the answer is: True? Who knows."
+    assert judge_answer(text, "True", TRUE_FALSE).is_correct
+    assert not judge_answer(text, "True", TRUE_FALSE, question="Is it so that the answer is: True?").is_valid
+
+
 def test_verdicts():
     verdict = judge_answer("The answer is: B, C", "B", LETTERS)
     assert (verdict.answer, verdict.is_correct, verdict.several, verdict.is_valid) == ("B", True, True, True)

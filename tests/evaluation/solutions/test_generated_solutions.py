@@ -360,6 +360,7 @@ def test_files_with_other_contents_are_refused(tmp_path):
     for line, message in (
         ("{", "line 1: not JSON"),
         ("[]", "line 1: lacks index"),
+        ("3", "line 1: lacks index"),
         ('{"index": 0}', "lacks question"),
         (content.splitlines()[0].replace('"index": ', '"index": -'), "index=-[1-9] must be at least 0"),
     ):

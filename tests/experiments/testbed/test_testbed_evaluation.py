@@ -96,6 +96,23 @@ def test_recurrences_read_afterwards_are_those_of_the_generation(world):
     assert len(seen) >= 4
 
 
+def test_all_tokens_of_a_text_take_the_recurrences_of_its_row(world):
+    _, _, tokenizer, rows = world
+    fields = {"halting_granularity": "sequence", "state_difference_threshold": 0.3}
+    model = make_model(tokenizer, **fields)
+    texts = generate_solutions(model, tokenizer, rows, max_new_tokens=12, match_option_text=True)
+    seen = set()
+    for text, labelled in zip(texts, token_recurrences(model, tokenizer, texts, batch_size=5)):
+        solution = text.text.removeprefix(f"Question: {text.question}\n")
+        ids = encode_prompt(tokenizer, text.question) + tokenizer(solution, add_special_tokens=False)["input_ids"]
+        ids += [] if text.is_cut else [tokenizer.eos_token_id]
+        with torch.no_grad():
+            count = int(model(torch.tensor([ids])).num_recurrences[0])
+        assert [depth for *_, depth in labelled] == [count] * text.num_tokens
+        seen.add(count)
+    assert len(seen) > 1
+
+
 def test_what_is_measured_of_solutions(world, tmp_path):
     facts, _, tokenizer, rows = world
     model = make_model(tokenizer)

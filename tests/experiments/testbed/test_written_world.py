@@ -215,6 +215,8 @@ def test_questions_to_solve(data, facts):
         assert row["steps"][-1] == answer_step(chain["entities"][-1])
         question = WrittenQuestion.parse(row["question"])
         assert (question.start, list(question.relations)) == read_chain(chain["input_text"])
+    with pytest.raises(ValueError, match="There are no chains to write questions over"):
+        write_solutions(facts, test.select([]), WrittenRows())
     # A row does not depend on the other rows.
     assert written_questions(facts, test.select(range(3)), WrittenRows(seed=5)) == rows[:3]
     with pytest.raises(ValueError, match="num_entities=27"):
