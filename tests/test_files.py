@@ -175,12 +175,17 @@ def test_another_builder_may_finish_between_the_last_check_and_the_renaming(tmp_
     assert list(tmp_path.rglob("*")) == [folder, folder / ("mine" if overwrite else "theirs")]
 
 
-def test_an_error_of_the_disk_is_not_taken_for_another_builder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_error_of_the_disk_is_not_taken_for_another_builder(tmp_path, monkeypatch, overwrite):
+    folder, rename = tmp_path / "data", os.rename
+
     def fail(source, target):
-        raise OSError(errno.ENOSPC, "no space left on device")
+        if target == folder:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        rename(source, target)
 
     monkeypatch.setattr(os, "rename", fail)
-    with pytest.raises(OSError, match="no space left"), whole_folder(tmp_path / "data", overwrite=True):
+    with pytest.raises(OSError, match="no space left"), whole_folder(folder, overwrite=overwrite):
         pass
     assert not list(tmp_path.iterdir())
 

@@ -148,10 +148,12 @@ def test_errors_of_a_models_own():
         (changed((7, "answer", "The answer is: <e_0>")), False),
         (RIGHT_STEPS[:-1], False),
         ([*RIGHT_STEPS[:6], answer_step("<e_2>")], False),
+        # The entity of a memory step is not one that a hop reaches.
+        ([*RIGHT_STEPS[1:3], RIGHT_STEPS[0], answer_step("<e_2>")], False),
     ]
     found = attribute_errors(FACTS, [(QUESTION, steps, RIGHT_STEPS, is_right) for steps, is_right in solved])
     assert found["right_answers"] == {"memory": 1, "reason": 0, "answer": 0, "step": 0, "none": 1}
-    assert found["wrong_answers"] == {"memory": 1, "reason": 4, "answer": 2, "step": 0, "none": 1}
+    assert found["wrong_answers"] == {"memory": 1, "reason": 4, "answer": 3, "step": 0, "none": 1}
     assert found["reason_errors"] == {"recalled": 1, "not recalled": 1, "no hop": 2}
-    assert found["answer_errors"] == {"stopped early": 1, "another": 1}
+    assert found["answer_errors"] == {"stopped early": 1, "another": 2}
     assert recalled_facts(RIGHT_STEPS) == {read_step(text).fact for text in MEMORY}

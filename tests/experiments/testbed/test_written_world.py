@@ -180,6 +180,10 @@ def test_encoded_rows_are_the_rendered_texts(data, facts):
                 assert labels[first : first + 4] == [-100] * 4
                 labels[first : first + 4] = row["input_ids"][first + 1 : first + 5]
         assert labels == [-100] * (len(prompt) - 1) + [*solution, -100]
+    counts = [len(steps) - 1 - 2 * len(question.relations) for question, steps in written]
+    assert set(counts) == {0, 1, 2}
+    more = write_solutions(facts, data["train"], WrittenRows(num_rows=50, max_distractors=4, seed=3))
+    assert {len(steps) - 1 - 2 * len(question.relations) for question, steps in more} == {0, 1, 2, 3, 4}
     again = encode_written(facts, data["train"], tokenizer, settings)
     assert again["input_ids"] == rows["input_ids"]
     other = encode_written(facts, data["train"], tokenizer, WrittenRows(num_rows=50, seed=4))
