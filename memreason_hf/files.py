@@ -1,36 +1,40 @@
 """
-Writing files and folders that are either whole or not there.
+Writing files and folders that appear whole or not at all.
 
     with whole_file("results.json", overwrite=True) as temporary:
         temporary.write_text("{}")
     with whole_folder("data/world") as staged:
         (staged / "vocab.json").write_text("[]")
 
-Whatever is written goes to a hidden temporary name beside its place, is synced to the disk, and is renamed.
+Files and folders are written under a hidden temporary name in the same folder, synced to the disk, and renamed.
 """
 
+import errno
+import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 logger = logging.getLogger(__name__)
 
-# Hidden, so that neither the library's patterns nor a user's eye takes them for finished folders.
+# These names are hidden, so that neither patterns of transformers nor users mistake them for finished folders.
 _STAGED, _DOOMED = ".partial", ".deleted"
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
     """
-    Gives a temporary name beside `path`. The file written there is renamed when the block ends without an error.
+    Gives a temporary path in the folder of `path`. The file written there is renamed to `path` when the block ends
+    without an error.
 
-    The temporary name keeps the suffix of `path`, because some writers choose their format by it. Missing folders are
-    made.
+    The temporary path keeps the suffix of `path`, because some writers choose their format by it. Missing folders are
+    created.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false.
@@ -52,7 +56,7 @@ def write_json(path: str | os.PathLike, content: object, *, overwrite: bool = Tr
     Writes a JSON file, whole or not at all.
 
     Args:
-        options: for `json.dumps`; by default `indent=2` and `allow_nan=False`, because NaN is not JSON.
+        options: for `json.dumps`; the defaults are `indent=2` and `allow_nan=False`, because NaN is not JSON.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false.
@@ -63,13 +67,27 @@ def write_json(path: str | os.PathLike, content: object, *, overwrite: bool = Tr
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def read_json(path: str | os.PathLike) -> object:
+    """
+    Reads a JSON file; a byte order mark is skipped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ValueError(f"{path} is not a JSON file (damaged or cut off?): {error}") from None
+
+
 def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None:
     """
-    Checks that files can be written at `paths`, before the work is done whose results they will hold.
+    Checks that files can be written at `paths`. To be called before the work whose results the files will hold.
 
     Raises:
         FileExistsError: one of them exists and `overwrite` is false; the message names them.
-        OSError: a folder stands there, a file stands where its folder should be, or the folder is read-only.
+        OSError: a path is a folder, a file is in the place of its folder, or its folder is read-only.
     """
     paths = list(dict.fromkeys(map(Path, paths)))
     for path in paths:
@@ -89,55 +107,71 @@ def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None
 @contextmanager
 def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
     """
-    Gives an empty staging folder beside `folder`, which takes the place of `folder` when the block ends without an
-    error. An empty `folder` may be there already; with `overwrite`, any.
+    Gives an empty staging folder next to `folder`, which takes the place of `folder` when the block ends without an
+    error. An empty `folder` may exist; with `overwrite`, any.
+
+    The staging folder is named `.NAME.PID.partial`. If several processes build the same folder at once, each has its
+    own staging folder, and `folder` becomes that of one of them. Staging folders of killed processes are removed.
 
     Raises:
-        FileExistsError: `folder` holds something and `overwrite` is false. Checked again at the end: another process
-            may have been faster.
+        FileExistsError: `folder` is not empty and `overwrite` is false. Checked again at the end, because another
+            process may have been faster.
     """
     folder = Path(folder)
     check_folder(folder, overwrite=overwrite)
-    # Several processes may build the same folder: the last one to finish must find the others' staging folders alone.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _clear_killed_builds(folder)
     staged = folder.with_name(f".{folder.name}.{os.getpid()}{_STAGED}")
     shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
+    staged.mkdir()
+    # Held while this process lives. Processes of another container cannot see its id, but they see the lock.
+    lock = os.open(staged, os.O_RDONLY)
     try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(lock, fcntl.LOCK_SH)
         yield staged
         check_folder(folder, overwrite=overwrite)
-        commit_folder(staged, folder)
+        _sync_tree(staged)
+        if overwrite:
+            _replace_folder(staged, folder)
+        else:
+            _rename_folder(staged, folder)
     finally:
+        os.close(lock)
         shutil.rmtree(staged, ignore_errors=True)
 
 
 def check_folder(folder: str | os.PathLike, *, overwrite: bool) -> None:
     """
+    Checks that a folder can be written at `folder`.
+
     Raises:
         NotADirectoryError: `folder` is a file.
-        FileExistsError: `folder` holds something and `overwrite` is false.
+        FileExistsError: `folder` is not empty and `overwrite` is false.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file. Give a folder.")
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+    # A single call, because another process may replace the folder at any moment.
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise NotADirectoryError(f"{folder} is a file. Give a folder.") from None
+    if names and not overwrite:
         raise FileExistsError(f"{folder} is not empty. Choose another folder or pass --overwrite.")
 
 
 def staging_folder(final: Path) -> Path:
-    """The folder in which all processes of a run write the files of `final` before it exists."""
+    """The folder in which all processes of a run write the files of `final`."""
     return final.with_name(f".{final.name}{_STAGED}")
 
 
 def commit_folder(staged: Path, final: Path) -> None:
     """
-    Syncs every file of `staged`, then renames it to `final`, in place of a folder that is there. A kill at any moment
+    Syncs every file of `staged`, then renames it to `final`, replacing a folder of that name. A kill at any moment
     leaves `final` absent or whole.
     """
-    for path in [*staged.rglob("*"), staged]:
-        sync(path)
-    remove_folder(final)
-    os.rename(staged, final)
-    sync(final.parent)
+    _sync_tree(staged)
+    _replace_folder(staged, final)
 
 
 def move_files(staged: Path, folder: Path, *, last: Iterable[str] = ()) -> list[str]:
@@ -145,7 +179,7 @@ def move_files(staged: Path, folder: Path, *, last: Iterable[str] = ()) -> list[
     Moves all files of `staged` into `folder`, each of them whole, and removes `staged`.
 
     Args:
-        last: names of the files that come last, because `folder` counts as finished once they are there.
+        last: names of the files to move last, because `folder` counts as finished once it has them.
 
     Returns:
         The names of the files, relative to `folder`.
@@ -165,15 +199,11 @@ def move_files(staged: Path, folder: Path, *, last: Iterable[str] = ()) -> list[
 
 def remove_folder(folder: Path) -> None:
     """Deletes a folder under another name, so that a kill half-way leaves no damaged folder behind."""
-    if folder.exists():
-        doomed = folder.with_name(f".{folder.name}{_DOOMED}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(folder, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    _remove_as(folder, folder.with_name(f".{folder.name}{_DOOMED}"))
 
 
 def clear_leftovers(parent: str | os.PathLike) -> None:
-    """Deletes the staging folders in `parent` that a killed process had not finished writing or deleting."""
+    """Deletes all folders in `parent` that killed processes have not finished writing or deleting."""
     parent = Path(parent)
     if parent.is_dir():
         for path in parent.iterdir():
@@ -183,9 +213,80 @@ def clear_leftovers(parent: str | os.PathLike) -> None:
 
 
 def sync(path: Path) -> None:
-    """Makes sure that the content of a file, or the names in a folder, are on the disk."""
+    """Writes the content of a file, or the names in a folder, through to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _sync_tree(folder):
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def _remove_as(folder, doomed):
+    shutil.rmtree(doomed, ignore_errors=True)
+    try:
+        os.rename(folder, doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _rename_folder(staged, final):
+    """Renames `staged` to `final`, which is absent or empty. Raises FileExistsError if it is not."""
+    try:
+        os.rename(staged, final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise FileExistsError(f"{final} is not empty: another process has just written it.") from None
+    sync(final.parent)
+
+
+def _replace_folder(staged, final):
+    doomed = final.with_name(f".{final.name}.{os.getpid()}{_DOOMED}")
+    while True:
+        _remove_as(final, doomed)
+        try:
+            return _rename_folder(staged, final)
+        except FileExistsError:
+            # Another process has renamed its own folder in between. The last one to finish replaces it.
+            continue
+
+
+def _clear_killed_builds(folder):
+    """Removes what killed builds of `folder` left next to it: `.NAME.PID.partial` and `.NAME.PID.deleted`."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
+    for path in folder.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and not _is_running(int(match[1])) and not _is_locked(path):
+            logger.info("Removing %s, left over from a process that was killed.", path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it runs, as another user
+        return True
+    return True
+
+
+def _is_locked(path):
+    """Whether any process holds a lock on a folder, also one of another container; true if that is unknown."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False

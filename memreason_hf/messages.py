@@ -1,9 +1,16 @@
-"""What error messages share."""
+"""Parts of error messages."""
 
 from collections.abc import Sequence
 
 
 def first_few(items: Sequence, limit: int = 5) -> str:
-    """The first few of the items, and how many more there are."""
+    """
+    The first few items, and the number of the others.
+
+    Example:
+
+        >>> first_few(range(10), limit=3)
+        '0, 1, 2 and 7 more'
+    """
     shown = ", ".join(str(item) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit:,} more"

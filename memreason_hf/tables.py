@@ -5,10 +5,19 @@ from collections.abc import Sequence
 
 def format_table(header: Sequence, lines: Sequence[Sequence]) -> str:
     """
-    Aligned columns, two spaces apart, with a rule under the header; the first column to the left, others to the right.
+    A table with a rule under the header and two spaces between columns. The first column is aligned on the left, the
+    others on the right.
 
     Raises:
-        ValueError: a line with another number of entries than the header.
+        ValueError: a line has more or fewer entries than the header.
+
+    Example:
+
+        >>> print(format_table(["hops", "accuracy"], [[2, "100.0"], [12, "98.5"]]))
+        hops  accuracy
+        ----  --------
+        2        100.0
+        12        98.5
     """
     table = [[str(entry) for entry in line] for line in (header, *lines)]
     for line in table:

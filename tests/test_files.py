@@ -1,8 +1,44 @@
+import errno
 import os
+import subprocess
+import sys
 
 import pytest
+from paths import ROOT
 
-from memreason_hf.files import check_places, clear_leftovers, move_files, whole_file, whole_folder, write_json
+from memreason_hf.files import (
+    check_places,
+    clear_leftovers,
+    move_files,
+    read_json,
+    whole_file,
+    whole_folder,
+    write_json,
+)
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+# Repeatedly builds a folder of 30 files, which all hold the id of the process.
+BUILDER = """
+import os, sys
+from memreason_hf.files import whole_folder
+for _ in range(25):
+    with whole_folder(sys.argv[1], overwrite=True) as staged:
+        for name in range(30):
+            (staged / str(name)).write_text(str(os.getpid()))
+"""
+# Stays inside the block until its input ends, and prints the name of its staging folder. A second argument replaces
+# the id of the process.
+SLEEPER = """
+import os, sys
+if len(sys.argv) > 2:
+    os.getpid = lambda: int(sys.argv[2])
+from memreason_hf.files import whole_folder
+with whole_folder(sys.argv[1], overwrite=True) as staged:
+    (staged / "mine").touch()
+    print(staged.name, flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_the_file_appears_whole(tmp_path):
@@ -84,6 +120,19 @@ def test_a_folder_is_replaced_only_where_that_is_wanted(tmp_path):
     assert list(tmp_path.rglob("*")) == [folder, folder / "new"]
 
 
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    killed = tmp_path / f".data.{gone_pid()}.partial"
+    killed.mkdir()
+    with whole_folder(tmp_path / "data") as staged:
+        (staged / "file").touch()
+    # Without a lock nothing tells whether the process runs elsewhere, so its folder stays.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([killed.name, "data"])
+
+
 def test_a_folder_that_another_process_made_meanwhile_is_kept(tmp_path):
     folder = tmp_path / "data"
     with pytest.raises(FileExistsError), whole_folder(folder) as staged:
@@ -91,6 +140,103 @@ def test_a_folder_that_another_process_made_meanwhile_is_kept(tmp_path):
         folder.mkdir()
         (folder / "fast").touch()
     assert list(tmp_path.rglob("*")) == [folder, folder / "fast"]
+
+
+def test_builders_of_one_folder_at_the_same_time_leave_the_folder_of_one_of_them(tmp_path):
+    folder = tmp_path / "data"
+    command = [sys.executable, "-c", BUILDER, str(folder)]
+    builders = [subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    errors = [builder.communicate()[1] for builder in builders]
+    assert errors == [""] * 4 and [builder.returncode for builder in builders] == [0] * 4
+    assert sorted(path.name for path in folder.iterdir()) == sorted(map(str, range(30)))
+    contents = {path.read_text() for path in folder.iterdir()}
+    assert len(contents) == 1 and contents <= {str(builder.pid) for builder in builders}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_another_builder_may_finish_between_the_last_check_and_the_renaming(tmp_path, monkeypatch, overwrite):
+    folder, rename = tmp_path / "data", os.rename
+
+    def late(source, target):
+        if target == folder:
+            monkeypatch.undo()
+            folder.mkdir()
+            (folder / "theirs").touch()
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    if overwrite:
+        with whole_folder(folder, overwrite=True) as staged:
+            (staged / "mine").touch()
+    else:
+        with pytest.raises(FileExistsError, match="not empty: another process"), whole_folder(folder) as staged:
+            (staged / "mine").touch()
+    assert list(tmp_path.rglob("*")) == [folder, folder / ("mine" if overwrite else "theirs")]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_error_of_the_disk_is_not_taken_for_another_builder(tmp_path, monkeypatch, overwrite):
+    folder, rename = tmp_path / "data", os.rename
+
+    def fail(source, target):
+        if target == folder:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="no space left"), whole_folder(folder, overwrite=overwrite):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def start_builder():
+    running = []
+
+    def start(*arguments):
+        command = [sys.executable, "-c", SLEEPER, *map(str, arguments)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        running.append(subprocess.Popen(command, env=ENVIRONMENT, **pipes))
+        return running[-1], running[-1].stdout.readline().strip()
+
+    yield start
+    for builder in running:
+        builder.kill()
+        builder.communicate()
+
+
+def gone_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_the_next_build_removes_what_a_killed_one_left(tmp_path, start_builder):
+    folder = tmp_path / "data"
+    builder, staged = start_builder(folder)
+    assert staged == f".data.{builder.pid}.partial" and (tmp_path / staged / "mine").exists()
+    builder.kill()
+    builder.wait()
+    others = [f".other.{builder.pid}.partial", f".data.{builder.pid}.zip", ".data.partial", ".data.x.partial"]
+    for name in (f".data.{builder.pid}.deleted", *others):
+        (tmp_path / name).mkdir()
+    with whole_folder(folder):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "data"])
+
+
+@pytest.mark.parametrize("is_seen", [True, False], ids=["by its process id", "by its lock alone"])
+def test_the_next_build_leaves_a_living_one_alone(tmp_path, start_builder, is_seen):
+    """The id of a process of another container may not exist here."""
+    folder = tmp_path / "data"
+    builder, staged = start_builder(folder) if is_seen else start_builder(folder, gone_pid())
+    with whole_folder(folder, overwrite=True) as own:
+        (own / "other").touch()
+    assert (tmp_path / staged / "mine").exists() and list(folder.iterdir()) == [folder / "other"]
+    builder.communicate("")
+    assert builder.returncode == 0
+    assert list(tmp_path.rglob("*")) == [folder, folder / "mine"]
 
 
 def test_leftovers_of_killed_processes_are_cleared_and_nothing_else(tmp_path):
@@ -119,3 +265,15 @@ def test_json_refuses_what_json_has_no_number_for(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_json_file_is_named(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": [1, None]})
+    assert read_json(path) == {"a": [1, None]}
+    for damaged in (path.read_bytes()[:-4], b"", b"\xff\xfe"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a\.json is not a JSON file \(damaged or cut off\?\)"):
+            read_json(path)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "b.json")

@@ -1,4 +1,4 @@
-"""Figures of what depth does."""
+"""Figures, pages and tables of depth and attention."""
 
 from memreason_hf.analysis.depth_figures import accuracy_figure, margin_figure, save_figure
 

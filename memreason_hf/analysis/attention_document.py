@@ -1,52 +1,119 @@
 """
 The numbers of attention over one solution: as a JSON document, and as a table for the terminal.
 
-A document (`attention_document`) is one JSON object. Version 1:
-
-| key | type | meaning |
-|---|---|---|
-| `schema_version` | int | 1 |
-| `kind` | str | `"attention"` |
-| `created` | str | UTC time, ISO 8601 |
-| `model` | object | `name_or_path`, `model_type`, `num_parameters`, `dtype` |
-| `settings` | object | `layer`, `head`, `recurrence` (null: all of them), `num_recurrences`, `marks_apart` |
-| `tokens` | list | one object a token: `id`, `label`, `kind`, `span` (index into `spans`), `is_mark` |
-| `spans` | list | begin, question and steps: `kind`, `number` (of a step, from 1), `text`, `start`, `end` (tokens) |
-| `truncated` | bool | the text ended inside the tokens of a step, which were left out |
-| `kinds`, `counts` | list | the kinds that occur, in the order of all rows and columns below, and their tokens |
-| `even` | list | the shares if every token attended evenly to itself and all before it |
-| `maps` | list | one object a map: `recurrence` (null outside a loop) and `shares` |
-| `layers` | list | one object a layer and recurrence: `layer`, `recurrence`, and `shares` for each head |
-| `environment` | object | versions of Python and libraries, and the machine |
-
-`shares` and `even` hold rows by attending and columns by attended kind; each row sums to 1. See `kind_shares`.
+Documents of kind `"attention"` (`attention_document`) have the schema `AttentionResults`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from typing import Literal
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from memreason_hf.analysis.attention_maps import AttentionMap, TextAttention, kind_shares, uniform_attention
 from memreason_hf.analysis.solution_tokens import SolutionTokens
+from memreason_hf.evaluation.results import Document, Environment, ModelDescription, new_document, register_kind
 from memreason_hf.tables import format_table
 
 
-SCHEMA_VERSION = 1
 _DIGITS = 6
+
+
+class AttentionSettings(TypedDict):
+    """What is shown; layers, heads and recurrences are counted from 1."""
+
+    layer: int | None
+    """Null: the mean over all layers (in a recurrent-depth model, over those in the loop)."""
+    head: int | None
+    """Null: the mean over all heads."""
+    recurrence: int | None
+    """Null: one map for each recurrence."""
+    num_recurrences: int | None
+    """Recurrences that ran; null for a model without a loop."""
+    marks_apart: bool
+    """Whether the tokens of the steps' marks are a kind of their own."""
+
+
+class AttentionToken(TypedDict):
+    """One token of the text."""
+
+    id: int
+    label: str
+    """The token as it is shown by itself."""
+    kind: str
+    span: int
+    """Index into `spans`."""
+    is_mark: bool
+    """Whether the token belongs to the mark of a step."""
+
+
+class AttentionSpan(TypedDict):
+    """Neighbouring tokens that belong together: the begin of the text, the question, or one step."""
+
+    kind: str
+    number: int | None
+    """Number of the step, counted from 1; null for a span that is not a step."""
+    text: str
+    start: int
+    """Index of the first token."""
+    end: int
+    """Index after the last token."""
+
+
+class RecurrenceShares(TypedDict):
+    """The shares of one map."""
+
+    recurrence: int | None
+    """Null for a map outside a loop."""
+    shares: list[list[float]]
+    """Rows by attending and columns by attended kind; each row sums to 1."""
+
+
+class LayerShares(TypedDict):
+    """The shares of one layer in one recurrence."""
+
+    layer: int
+    recurrence: int | None
+    shares: list[list[list[float]]]
+    """For each head, rows by attending and columns by attended kind; each row sums to 1."""
+
+
+class AttentionResults(Document):
+    """How attention flows between the steps of one solution. The formula of the shares: `kind_shares`."""
+
+    kind: Literal["attention"]
+    model: ModelDescription
+    settings: AttentionSettings
+    tokens: list[AttentionToken]
+    spans: list[AttentionSpan]
+    """All tokens, in order and without gaps."""
+    truncated: bool
+    """Whether the text ended inside the tokens of a step; these tokens were left out."""
+    kinds: list[str]
+    """The kinds that occur, in the order of all rows and columns."""
+    counts: list[int]
+    """Tokens of each kind."""
+    even: list[list[float]]
+    """The shares if every token attended evenly to itself and to all tokens before it."""
+    maps: list[RecurrenceShares]
+    layers: list[LayerShares]
+
+
+register_kind("attention", AttentionResults)
 
 
 @dataclass(frozen=True)
 class MapShares:
     """
-    How attention flows between kinds in several maps of one text.
+    The attention between kinds of tokens, in several maps of one text.
 
     Attributes:
-        kinds, counts: the kinds that occur, and the tokens of each.
-        recurrences: of the maps; None for a map outside a loop.
-        shares: `(maps, kinds, kinds)`, attending by attended.
-        even: `(kinds, kinds)`, if every token attended evenly to itself and all before it.
+        kinds: the kinds that occur.
+        counts: the number of tokens of each kind.
+        recurrences: the recurrence of each map; None for a map outside a loop.
+        shares: attending by attended kind, shape `(maps, kinds, kinds)`.
+        even: the shares if every token attended evenly to itself and to all tokens before it, shape `(kinds, kinds)`.
     """
 
     kinds: tuple[str, ...]
@@ -57,21 +124,21 @@ class MapShares:
 
 
 def map_shares(maps: Sequence[AttentionMap], kinds: Sequence[str]) -> MapShares:
-    """The shares of each map, `kinds` naming what each token belongs to."""
-    found = kind_shares(np.stack([entry.weights for entry in maps]), kinds)
+    """The shares of each map. `kinds` holds the kind of each token."""
+    of_maps = kind_shares(np.stack([entry.weights for entry in maps]), kinds)
     return MapShares(
-        kinds=found.kinds,
-        counts=found.counts,
+        kinds=of_maps.kinds,
+        counts=of_maps.counts,
         recurrences=tuple(entry.recurrence for entry in maps),
-        shares=found.shares,
+        shares=of_maps.shares,
         even=kind_shares(uniform_attention(len(kinds)), kinds).shares,
     )
 
 
 def shares_table(shares: MapShares) -> str:
     """
-    The shares in percent: for every attending kind a line for each map, and one for even attention. Of many
-    recurrences some are shown: powers of two and the last.
+    The shares in percent, with a line for each attending kind and map, and one for even attention. If there are more
+    than four recurrences, only the powers of two and the last one are shown.
     """
     last = len(shares.recurrences)
     looped = last > 1 or shares.recurrences[0] is not None
@@ -90,34 +157,43 @@ def attention_document(
     shares: MapShares,
     *,
     marks_apart: bool,
-    model: dict,
+    model: ModelDescription,
     settings: dict,
-    environment: dict,
+    environment: Environment,
 ) -> dict:
-    """The document of this module's schema."""
+    """
+    The numbers as a document of kind `"attention"`.
+
+    Args:
+        solution: the tokens.
+        attention: of the model over these tokens.
+        shares: of the maps that are shown, from `map_shares`.
+        marks_apart: whether the tokens of marks are a kind of their own in `shares`.
+        model: from `describe_model`, without `trained_hops`.
+        settings: `layer`, `head`, `recurrence` and `num_recurrences` of `AttentionSettings`.
+        environment: from `describe_environment`.
+
+    Raises:
+        ValueError: an entry does not fit the schema.
+    """
     kinds = solution.kinds(marks_apart)
     owners = [index for index, span in enumerate(solution.spans) for _ in range(span.start, span.end)]
     tokens = zip(solution.ids, solution.labels, kinds, owners, solution.is_mark)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "attention",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": model,
-        "settings": {**settings, "marks_apart": marks_apart},
-        "tokens": [dict(zip(("id", "label", "kind", "span", "is_mark"), token)) for token in tokens],
-        "spans": [
-            {name: getattr(span, name) for name in ("kind", "number", "text", "start", "end")}
-            for span in solution.spans
-        ],
-        "truncated": solution.truncated,
-        "kinds": list(shares.kinds),
-        "counts": list(shares.counts),
-        "even": _rounded(shares.even),
-        "maps": [
+    return new_document(
+        "attention",
+        model=model,
+        settings={**settings, "marks_apart": marks_apart},
+        tokens=[dict(zip(AttentionToken.__annotations__, token)) for token in tokens],
+        spans=[{name: getattr(span, name) for name in AttentionSpan.__annotations__} for span in solution.spans],
+        truncated=solution.truncated,
+        kinds=list(shares.kinds),
+        counts=list(shares.counts),
+        even=_rounded(shares.even),
+        maps=[
             {"recurrence": recurrence, "shares": _rounded(entry)}
             for recurrence, entry in zip(shares.recurrences, shares.shares)
         ],
-        "layers": [
+        layers=[
             {
                 "layer": entry.layer,
                 "recurrence": entry.recurrence,
@@ -125,8 +201,8 @@ def attention_document(
             }
             for entry in attention.layers
         ],
-        "environment": environment,
-    }
+        environment=environment,
+    )
 
 
 def _rounded(values):

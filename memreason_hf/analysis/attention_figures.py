@@ -14,7 +14,7 @@ from memreason_hf.analysis.attention_maps import AttentionMap
 from memreason_hf.analysis.solution_tokens import SolutionTokens
 
 
-# Of Okabe and Ito: told apart with every common kind of colour blindness. Never the only sign: steps carry names.
+# The colours of Okabe and Ito, which all common kinds of colour blindness can tell apart. Steps also carry names.
 KIND_COLOURS = {
     "begin": "#000000",
     "question": "#737373",
@@ -26,15 +26,15 @@ KIND_COLOURS = {
     "marks": "#56B4E9",
 }
 _MAP = "cividis"
-# Ahead of its token nothing is attended to; not the colour of little attention.
+# No token attends to later ones; this is not the colour of little attention.
 _AHEAD = "#f2f2f2"
-# In inches: the side of the map for a short and for a long text, of a token in between, and what is left around for
+# In inches: the side of the map for a short and for a long text, the side of a token in between, and the margins for
 # labels, brackets and the scale.
 _SMALLEST, _LARGEST, _TOKEN = 4.6, 8.4, 0.13
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.95, 2.05, 1.15, 0.95
 _SCALE = 1.15
 _POINTS = 72
-# The room that a line of the labels takes, and that a bracket needs for its name, in points.
+# In points: the height of a label, and the least length of a bracket that carries its name.
 _LABEL_ROOM, _NAME_ROOM = 7.5, 8.5
 _LABEL_SIZE, _NAME_SIZE = 6.0, 7.5
 _MOST_LETTERS = 12
@@ -42,26 +42,33 @@ _MOST_LETTERS = 12
 
 def attention_figure(solution: SolutionTokens, shown: AttentionMap, *, title: str | None = None) -> Figure:
     """
-    The map as a heat map of attending by attended tokens, every step with a bracket in the colour of its kind.
+    A heat map of attending by attended tokens. Every step has a bracket in the colour of its kind.
 
-    The colours are logarithmic, from a tenth of what even attention to the whole text would be, up to 1: the same in
-    all maps of a text. What is less has the colour of the least, what lies ahead of a token is blank. Of a long text
+    The colour scale is logarithmic, from a tenth of even attention to the whole text up to 1, and the same in all maps
+    of a text. Smaller weights have the colour of the smallest one; positions after a token are blank. In a long text
     only some tokens have a label.
 
     Args:
         solution: the tokens.
-        shown: the map, with a row and a column for each of them.
+        shown: the map, with a row and a column for each token.
         title: a line above the figure.
 
     Returns:
-        A figure with its own Agg canvas; nothing of pyplot's state is touched.
+        A figure with its own Agg canvas; the state of pyplot does not change.
 
     Raises:
-        ValueError: the map has another number of tokens.
+        ValueError: the map has another number of tokens than the solution.
+
+    Example:
+
+    ```python
+    (attention_map,) = read_attention(model, solution.ids).select(layer=2)
+    save_figure(attention_figure(solution, attention_map), ["attention.png", "attention.pdf"])
+    ```
     """
     num_tokens = len(solution)
     if shown.weights.shape != (num_tokens, num_tokens):
-        raise ValueError(f"The map has shape {shown.weights.shape}, but there are {num_tokens} tokens.")
+        raise ValueError(f"The map has shape {shown.weights.shape}, but the solution has {num_tokens} tokens.")
     side = float(np.clip(_TOKEN * num_tokens, _SMALLEST, _LARGEST))
     width, height = _LEFT + side + _RIGHT, _BOTTOM + side + _TOP
     figure = Figure(figsize=(width, height))
@@ -80,8 +87,8 @@ def attention_figure(solution: SolutionTokens, shown: AttentionMap, *, title: st
     for span in solution.spans:
         _draw_bracket(axes, span, num_tokens, side)
     _draw_boundaries(axes, solution.spans)
-    beside = figure.add_axes(((_LEFT + side + _SCALE) / width, _BOTTOM / height, 0.16 / width, side / height))
-    scale = figure.colorbar(image, cax=beside, label="attention weight", extend="min", format="{x:g}")
+    scale_axes = figure.add_axes(((_LEFT + side + _SCALE) / width, _BOTTOM / height, 0.16 / width, side / height))
+    scale = figure.colorbar(image, cax=scale_axes, label="attention weight", extend="min", format="{x:g}")
     scale.outline.set_visible(False)
     present = [kind for kind in KIND_COLOURS if any(span.kind == kind for span in solution.spans)]
     axes.legend(
@@ -100,7 +107,7 @@ def attention_figure(solution: SolutionTokens, shown: AttentionMap, *, title: st
 
 
 def _label_tokens(axes: Axes, solution: SolutionTokens, side: float):
-    """As many labels as there is room for, at the same tokens on both sides, in the colours of their steps."""
+    """Draws as many labels as fit, for the same tokens on both axes, in the colours of their steps."""
     step = max(1, int(np.ceil(len(solution) * _LABEL_ROOM / (_POINTS * side))))
     places = range(0, len(solution), step)
     shown = [_shortened(solution.labels[place]) for place in places]
@@ -115,16 +122,16 @@ def _label_tokens(axes: Axes, solution: SolutionTokens, side: float):
 
 def _shortened(label):
     font = get_font(findfont(FontProperties()))
-    # A box for a character that the font lacks; matplotlib draws one, too, but warns of each.
+    # A box for a character that the font lacks. Matplotlib would draw one too, but with a warning for each.
     label = "".join(character if font.get_char_index(ord(character)) else "□" for character in label)
     return label if len(label) <= _MOST_LETTERS else label[: _MOST_LETTERS - 1] + "…"
 
 
 def _draw_bracket(axes, span, num_tokens, side):
-    """On the right with the name of the step, above with its number."""
+    """Draws the bracket of a step on the right with its name, and above the map with its number."""
     colour = KIND_COLOURS[span.kind]
     first, last = span.start - 0.5, span.end - 0.5
-    # Neighbouring brackets do not touch.
+    # A gap between neighbouring brackets.
     gap = min(0.15 * (last - first), 1.5 / _POINTS * num_tokens / side)
     ends = (first + gap, last - gap)
     middle = (first + last) / 2
@@ -153,7 +160,7 @@ def _draw_bracket(axes, span, num_tokens, side):
 
 
 def _draw_boundaries(axes, spans):
-    """Thin lines where a step ends, within the triangle that is not blank."""
+    """Draws thin lines where steps end, inside the triangle that is not blank."""
     for span in spans[:-1]:
         edge, end = span.end - 0.5, spans[-1].end - 0.5
         style = {"color": "white", "linewidth": 0.5, "alpha": 0.7}

@@ -1,9 +1,9 @@
 """
-The attention of a model over one solution: its maps by layer, head and recurrence, and how it flows between kinds.
+The attention of a model over one solution: maps by layer, head and recurrence, and the shares between kinds of tokens.
 
     solution = encode_solution_tokens(tokenizer, text)
     attention = read_attention(model, solution.ids)
-    (attention_map,) = attention.select(layer=2)                # of a recurrent-depth model one a recurrence
+    (attention_map,) = attention.select(layer=2)                # one for each recurrence of a recurrent-depth model
     kind_shares(attention_map.weights, solution.kinds()).shares
 
 Layers, heads and recurrences are counted from 1.
@@ -18,11 +18,12 @@ import torch
 from transformers import PreTrainedModel
 
 from memreason_hf.analysis.solution_tokens import TOKEN_KINDS
+from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.evaluation.solutions.generation import context_length
 from modeling_recurrent import RecurrentDepthConfig
 
 
-# The library's own, which compute what eager attention does. Any other may attend to something else.
+# Implementations of transformers that compute the same as eager attention. Others may attend to something else.
 _EXCHANGEABLE = (
     "sdpa",
     "flex_attention",
@@ -35,12 +36,12 @@ _EXCHANGEABLE = (
 @dataclass(frozen=True)
 class LayerAttention:
     """
-    What one layer did once.
+    The attention of one layer in one recurrence.
 
     Attributes:
-        layer: the layer; of a recurrent-depth model prelude, loop and coda are counted through.
-        recurrence: of a layer in the loop; None elsewhere.
-        weights: `(heads, tokens, tokens)`, attending by attended token, as the model gives them.
+        layer: the layer, counted from 1 through prelude, loop and coda.
+        recurrence: the recurrence of a layer in the loop, counted from 1; None outside a loop.
+        weights: attending by attended token, as the model returns them, shape `(heads, tokens, tokens)`.
     """
 
     layer: int
@@ -48,7 +49,7 @@ class LayerAttention:
     weights: torch.Tensor
 
     def by_head(self) -> np.ndarray:
-        """`(heads, tokens, tokens)` in float32. Each row sums to 1 but for rounding, also after half precision."""
+        """The weights in float32, shape `(heads, tokens, tokens)`, normalised: half precision does not sum to 1."""
         weights = self.weights.float()
         return (weights / weights.sum(-1, keepdim=True)).cpu().numpy()
 
@@ -56,11 +57,11 @@ class LayerAttention:
 @dataclass(frozen=True)
 class AttentionMap:
     """
-    One map: of a layer and a head, or the mean over several.
+    One map: that of a layer and a head, or a mean over several.
 
     Attributes:
-        recurrence: that it shows; None for layers outside a loop.
-        weights: `(tokens, tokens)` in float32, attending by attended token; each row sums to 1.
+        recurrence: the recurrence of the map; None outside a loop.
+        weights: attending by attended token, float32 of shape `(tokens, tokens)`; each row sums to 1.
     """
 
     recurrence: int | None
@@ -73,8 +74,8 @@ class TextAttention:
     The attention of a model over one text.
 
     Attributes:
-        layers: in the order in which they ran.
-        num_recurrences: of the loop; None for a model without one.
+        layers: the layers in the order in which they ran.
+        num_recurrences: the recurrences of the loop; None for a model without a loop.
     """
 
     layers: tuple[LayerAttention, ...]
@@ -92,15 +93,15 @@ class TextAttention:
         self, layer: int | None = None, head: int | None = None, recurrence: int | None = None
     ) -> list[AttentionMap]:
         """
-        The maps of a layer and a head; the mean over all of those that are not given.
+        The maps of a layer and a head, or means over all layers or heads.
 
         Args:
-            layer, head: which, from 1.
-            recurrence: one of a recurrent-depth model; without it there is one map for each, unless `layer` lies
-                before or behind the loop. The mean over layers is over those in the loop.
+            layer: counted from 1; None for the mean over all layers, or over those in the loop.
+            head: counted from 1; None for the mean over all heads.
+            recurrence: counted from 1; None for one map for each recurrence. A layer outside the loop has one map.
 
         Raises:
-            ValueError: there is no such layer, head or recurrence.
+            ValueError: the model has no such layer, head or recurrence.
         """
         self._check("layer", layer, self.num_layers)
         entries = [entry for entry in self.layers if layer in (None, entry.layer)]
@@ -113,11 +114,11 @@ class TextAttention:
         if entries[0].recurrence is None and layer is not None:
             if recurrence is not None:
                 raise ValueError(
-                    f"recurrence={recurrence}: layer {layer} lies outside the loop, it runs once. Leave one out."
+                    f"recurrence={recurrence}: layer {layer} lies outside the loop and runs once. Leave one out."
                 )
             return [_mean(entries, head, None)]
-        asked = range(1, self.num_recurrences + 1) if recurrence is None else [recurrence]
-        return [_mean([entry for entry in entries if entry.recurrence == r], head, r) for r in asked]
+        recurrences = range(1, self.num_recurrences + 1) if recurrence is None else [recurrence]
+        return [_mean([entry for entry in entries if entry.recurrence == r], head, r) for r in recurrences]
 
     @staticmethod
     def _check(name, value, most):
@@ -127,19 +128,18 @@ class TextAttention:
 
 def read_attention(model: PreTrainedModel, ids: Sequence[int], *, num_recurrences: int | None = None) -> TextAttention:
     """
-    Runs a model over a text and keeps all its attention weights: heads times layers (times recurrences) times the
-    square of the tokens.
+    Runs a model over a text and keeps all attention weights: heads x layers (x recurrences) x tokens x tokens numbers.
 
-    A model whose attention is computed by sdpa, flex or flash attention is switched to eager attention for the call.
+    A model with SDPA, flex or flash attention is switched to eager attention for the call.
 
     Args:
-        model: any causal language model; its training mode and its attention are put back afterwards.
-        ids: of the text; all are attended to.
-        num_recurrences: of a recurrent-depth model, by default its config's. A halting criterion is switched off.
+        model: any causal language model; its training mode and its attention are restored afterwards.
+        ids: the ids of the text; all positions are attended to.
+        num_recurrences: for a recurrent-depth model, by default that of its config. Halting criteria are ignored.
 
     Raises:
-        ValueError: a text longer than the model's context or with ids that it has no rows for, a number of recurrences
-            for a model without any, or a model whose attention cannot be read.
+        ValueError: the text is longer than the model's context or has ids outside its embedding, `num_recurrences` is
+            given for a model without recurrences, or the model returns no attention weights.
     """
     _check_ids(model, ids)
     looped = model.config.model_type == RecurrentDepthConfig.model_type
@@ -151,19 +151,14 @@ def read_attention(model: PreTrainedModel, ids: Sequence[int], *, num_recurrence
     elif num_recurrences is not None:
         raise ValueError(f"num_recurrences={num_recurrences}: a {model.config.model_type!r} model has no recurrences.")
     input_ids = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
-    was_training = model.training
-    model.eval()
-    try:
-        with eager_attention(model), torch.no_grad():
-            output = model(input_ids=input_ids, use_cache=False, output_attentions=True, **depth)
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), eager_attention(model):
+        output = model(input_ids=input_ids, use_cache=False, output_attentions=True, **depth)
     weights = getattr(output, "attentions", None) or ()
     expected = (len(ids), len(ids))
     if not weights or any(entry is None or entry.ndim != 4 or entry.shape[-2:] != expected for entry in weights):
         raise ValueError(
             f"The attention of this {model.config.model_type!r} model cannot be read: with attn_implementation="
-            f"{model.config._attn_implementation!r} it gives no weights. Load it with attn_implementation='eager'."
+            f"{model.config._attn_implementation!r} it returns no weights. Load it with attn_implementation='eager'."
         )
     weights = [entry[0] for entry in weights]
     if not looped:
@@ -174,8 +169,8 @@ def read_attention(model: PreTrainedModel, ids: Sequence[int], *, num_recurrence
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """
-    Lets a model compute its attention with weights that can be read. An implementation that the library does not know
-    is left as it is: it may attend to something else.
+    Switches a model to eager attention, which returns its weights. An attention implementation that is not one of
+    transformers is kept, because it may attend to something else.
     """
     before = model.config._attn_implementation
     if before not in _EXCHANGEABLE:
@@ -191,12 +186,12 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
 @dataclass(frozen=True)
 class KindShares:
     """
-    How attention flows between kinds of tokens.
+    The attention between kinds of tokens.
 
     Attributes:
-        kinds: that occur, in the order of `TOKEN_KINDS`.
-        counts: tokens of each kind.
-        shares: `(kinds, kinds)`, attending by attended; each row sums to 1.
+        kinds: the kinds that occur, in the order of `TOKEN_KINDS`.
+        counts: the number of tokens of each kind.
+        shares: attending by attended kind, shape `(kinds, kinds)`; each row sums to 1.
     """
 
     kinds: tuple[str, ...]
@@ -210,20 +205,26 @@ def kind_shares(weights: np.ndarray, kinds: Sequence[str]) -> KindShares:
 
         share(a, b) = 1 / |a| * sum over i in a, j in b of weights(i, j)
 
-    so that every attending token counts once, and a row sums to 1 as those of `weights` do.
+    Every attending token counts once, and each row sums to 1.
 
     Args:
-        weights: `(..., tokens, tokens)`, attending by attended; each row sums to 1.
-        kinds: of each token; `TOKEN_KINDS`, or any other names, which come last.
+        weights: attending by attended token, shape `(..., tokens, tokens)`; each row sums to 1.
+        kinds: the kind of each token: one of `TOKEN_KINDS`, or any other name; other names come last.
 
     Returns:
         The shares, of shape `(..., kinds, kinds)`.
 
     Raises:
-        ValueError: not one kind for each token.
+        ValueError: there are more or fewer kinds than tokens.
+
+    Example:
+
+        >>> weights = np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
+        >>> kind_shares(weights, ["question", "memory", "memory"]).shares.round(2).tolist()
+        [[1.0, 0.0], [0.35, 0.65]]
     """
     if weights.shape[-2:] != (len(kinds), len(kinds)):
-        raise ValueError(f"weights of shape {weights.shape} do not fit {len(kinds)} tokens.")
+        raise ValueError(f"weights has shape {weights.shape}, but kinds has {len(kinds)} entries.")
     names = [name for name in dict.fromkeys([*TOKEN_KINDS, *kinds]) if name in set(kinds)]
     belongs = np.array([[kind == name for name in names] for kind in kinds], dtype=np.float64)
     counts = belongs.sum(0)
@@ -232,7 +233,7 @@ def kind_shares(weights: np.ndarray, kinds: Sequence[str]) -> KindShares:
 
 
 def uniform_attention(num_tokens: int) -> np.ndarray:
-    """`(tokens, tokens)`: every token attends equally to itself and to all before it. What shares compare with."""
+    """The weights if every token attended evenly to itself and to all tokens before it, shape `(tokens, tokens)`."""
     return np.tril(np.ones((num_tokens, num_tokens))) / np.arange(1, num_tokens + 1)[:, None]
 
 
@@ -242,19 +243,19 @@ def _check_ids(model, ids):
     context = context_length(model)
     if context is not None and len(ids) > context:
         raise ValueError(
-            f"The text has {len(ids)} tokens, the model's context is {context}. Nothing is cut here: choose a shorter "
-            "text."
+            f"The text has {len(ids)} tokens, the model's context is {context}. Choose a shorter text: it is not cut "
+            "off here."
         )
     num_rows = model.get_input_embeddings().weight.shape[0]
     if max(ids) >= num_rows:
         raise ValueError(
-            f"The text has an id of {max(ids)}, the model {num_rows} rows: they do not belong together. Take the "
+            f"The text has the id {max(ids)}, the model {num_rows} rows: they do not belong together. Use the "
             "tokenizer that is saved with the model."
         )
 
 
 def _by_recurrence(config, weights):
-    """Maps in the order in which layers ran: prelude, recurrence by recurrence, coda."""
+    """Numbers the maps, which are in the order in which layers ran: prelude, recurrence by recurrence, coda."""
     before, inside, after = (getattr(config, f"num_{part}_layers") for part in ("prelude", "recurrent", "coda"))
     for index, entry in enumerate(weights):
         if index < before:

@@ -14,7 +14,7 @@ from memreason_hf.evaluation.chains.halting_statistics import HaltingStatistics
 from memreason_hf.files import check_places, whole_file
 
 
-# Both maps keep their order for every common kind of colour blindness and in grey.
+# Both colour maps keep their order with all common kinds of colour blindness and in grey.
 _ACCURACY_MAP = "cividis"
 _MARGIN_MAP = "PuOr"
 _MOST_GROUP_LABELS = 24
@@ -33,17 +33,24 @@ def accuracy_figure(
     Accuracy over groups and recurrences as a heat map.
 
     Args:
-        sweep: what to draw: one row a group, the first at the bottom, one column a recurrence.
-        halting: draws where an adaptive evaluation stopped in each group: mean and standard deviation.
-        trained_hops: marks the groups up to this number as the trained range; needs groups that are numbers.
+        sweep: the numbers; each group is a row, the first one at the bottom, and each recurrence a column.
+        halting: an adaptive evaluation, whose mean recurrences and standard deviation are drawn for each group.
+        trained_hops: the longest chains in training, marked by a line; the groups must be numbers.
         title: a line above the figure.
-        group_label: what the groups are.
+        group_label: the label of the groups.
 
     Returns:
-        A figure with its own Agg canvas; nothing of pyplot's state is touched.
+        A figure with its own Agg canvas; the state of pyplot does not change.
 
     Raises:
-        ValueError: halting statistics of a group that the sweep lacks; a trained range where groups are no numbers.
+        ValueError: `halting` has a group that the sweep lacks, or `trained_hops` is given and groups are not numbers.
+
+    Example:
+
+    ```python
+    sweep = sweep_depth(model, dataset, collator, max_recurrences=40, batch_size=256)
+    save_figure(accuracy_figure(sweep, trained_hops=8), ["depth_sweep.png"])
+    ```
     """
     figure, axes, image = _heat_map(sweep.accuracy, sweep.groups, _ACCURACY_MAP, (0.0, 1.0), title, group_label)
     colorbar = figure.colorbar(image, ax=axes, label="accuracy", pad=0.02, fraction=0.04, aspect=30)
@@ -62,13 +69,13 @@ def margin_figure(
     group_label: str = "hops",
 ) -> Figure:
     """
-    Logit margins over groups and recurrences: positive where the correct answer leads, negative where another does.
+    Logit margins over groups and recurrences, positive where the correct answer ranks first.
 
-    A cross marks the mean first recurrence at which the correct answer of a group ranks first. Arguments, result and
+    A cross marks the mean first recurrence at which the correct answers of a group rank first. Arguments, result and
     errors are those of `accuracy_figure`.
     """
     finite = np.abs(sweep.margins[np.isfinite(sweep.margins)])
-    # One runaway group should not wash out the others.
+    # A quantile, so that one group of large margins does not take the whole colour scale.
     limit = float(np.quantile(finite, 0.99)) if finite.size else 1.0
     limit = limit or 1.0
     figure, axes, image = _heat_map(sweep.margins, sweep.groups, _MARGIN_MAP, (-limit, limit), title, group_label)
@@ -120,7 +127,7 @@ def _heat_map(values, groups, colour_map, limits, title, group_label):
 
 def _show_recurrences(axes, last):
     axes.set_xlim(0.5, last + 0.5)
-    # Steps of a power of two: depths are mostly chosen so.
+    # Steps that are powers of two, as most depths are.
     axes.xaxis.set_major_locator(MultipleLocator(2 ** int(np.ceil(np.log2(max(last / _MOST_RECURRENCE_LABELS, 1))))))
 
 
@@ -131,7 +138,7 @@ def _draw_marks(axes, sweep, halting, trained_hops):
         _draw_halting_points(axes, sweep, halting)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        # Outside: every corner of the map holds data.
+        # Outside the axes, because every corner of the map holds data.
         axes.legend(
             handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize="small"
         )
@@ -141,8 +148,8 @@ def _mark_trained_range(axes, groups, trained_hops):
     numbers = [group for group in groups if isinstance(group, int | float) or str(group).isdecimal()]
     if len(numbers) < len(groups):
         raise ValueError(
-            f"trained_hops={trained_hops} needs groups that are numbers of hops, but there are {groups[:3]}, ...; "
-            "group by hops, or leave trained_hops out."
+            f"trained_hops={trained_hops} needs groups that are numbers of hops, got {groups[:3]}, ... Group by hops, "
+            "or leave trained_hops out."
         )
     trained = sum(int(group) <= trained_hops for group in groups)
     if trained:
@@ -155,7 +162,7 @@ def _draw_halting_points(axes, sweep, halting):
     position = {group: index for index, group in enumerate(sweep.groups)}
     missing = [group for group in halting.by_group if group not in position]
     if missing:
-        raise ValueError(f"halting has groups that the sweep lacks: {missing}. Both must be over the same data.")
+        raise ValueError(f"halting has groups that the sweep lacks: {missing}. Both must use the same data.")
     rows = [position[group] for group in halting.by_group]
     means = [entry.mean for entry in halting.by_group.values()]
     deviations = [entry.standard_deviation for entry in halting.by_group.values()]
@@ -173,7 +180,7 @@ def _draw_halting_points(axes, sweep, halting):
         zorder=3,
         label="halting (mean ± std)",
     )
-    # Where rows went deeper than the sweep, the map ends and the points go on.
+    # Points of rows that went deeper than the sweep lie right of the map.
     _show_recurrences(axes, max(sweep.max_recurrences, int(np.ceil(np.add(means, deviations).max()))))
     for bar in bars:
         bar.set_path_effects([withStroke(linewidth=2.3, foreground="black")])

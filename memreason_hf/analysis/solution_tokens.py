@@ -4,13 +4,12 @@ The tokens of one solution as its model reads it, each with the step that it bel
     solution = encode_solution_tokens(tokenizer, text, question=question)
     solution.kinds()        # "begin", "question", "question", "memory", ...
 
-Only where a step begins is the text changed: its mark is written as the scheme of the tokenizer writes it, on a line
-of its own. So a text of another scheme (`<rag_0>`, spaces between tokens, other counts) is read with the marks that
-the model knows.
+The text is changed only where a step begins: its mark is replaced by that of the tokenizer's scheme, at the start of a
+line. So a text of another scheme (`<rag_0>`, spaces between tokens, other counts) gets the marks that the model knows.
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -23,7 +22,7 @@ from memreason_hf.steps.tokenization import begin_ids, encode_plain, read_scheme
 
 
 BEGIN, QUESTION, PLAN, MARKS = "begin", "question", "plan", "marks"
-# All that a token can belong to, in the order of a text; `marks` only where they are counted apart.
+# What a token can belong to, in the order of a text; `marks` only if they are counted apart.
 TOKEN_KINDS = (BEGIN, QUESTION, PLAN, *KINDS, MARKS)
 _INCOMPLETE = "\ufffd"
 _LINE_END = re.compile(r"[^\S\n]*\n?")
@@ -35,10 +34,11 @@ class TokenSpan:
     Neighbouring tokens that belong together: the begin of the text, the question, or one step.
 
     Attributes:
-        kind: one of `TOKEN_KINDS` but `marks`.
-        start, end: the first token and the one behind the last.
-        number: of the step, counted from 1; None for what is no step. A plan is numbered like the steps it announces.
-        text: of the question or the step, without its mark.
+        kind: one of `TOKEN_KINDS` except `marks`.
+        start, end: index of the first token, and index after the last token.
+        number: the number of the step, counted from 1; None for the begin and the question. Plans are counted apart
+            from steps, so that a plan has the number of the step that it announces.
+        text: the text of the question or the step, without its mark.
     """
 
     kind: str
@@ -51,12 +51,14 @@ class TokenSpan:
 @dataclass(frozen=True)
 class SolutionTokens:
     """
+    The tokens of a solution.
+
     Attributes:
-        ids: of all tokens.
-        labels: a short text for each, to be shown.
-        spans: of all tokens, in their order, without gaps.
-        is_mark: whether a token belongs to the mark of a step.
-        truncated: the text ended inside the tokens of a step; these are left out.
+        ids: the id of each token.
+        labels: a short text for each token, for figures.
+        spans: the spans of the text, which cover all tokens in order.
+        is_mark: whether each token belongs to the mark of a step.
+        truncated: whether the text ended inside the tokens of a step, which are left out.
     """
 
     ids: tuple[int, ...]
@@ -69,7 +71,7 @@ class SolutionTokens:
         return len(self.ids)
 
     def kinds(self, marks_apart: bool = False) -> list[str]:
-        """What each token belongs to; the marks of all steps are a kind of their own if they are counted apart."""
+        """The kind of each token. With `marks_apart` the marks of all steps are a kind of their own."""
         kinds = [span.kind for span in self.spans for _ in range(span.start, span.end)]
         if not marks_apart:
             return kinds
@@ -80,80 +82,78 @@ def encode_solution_tokens(
     tokenizer: PreTrainedTokenizerBase, text: str, *, question: str | None = None
 ) -> SolutionTokens:
     """
-    Encodes a question and its solution as they are generated: begin of text where the tokenizer puts one, the question
-    as plain text, then the solution, in which only step tokens are special. Blanks before a mark are left out.
+    Encodes a question and its solution as in generation: begin of text if the tokenizer has one, the question as plain
+    text, then the solution, in which only step tokens are special. Blanks before a mark are removed.
 
     Args:
-        tokenizer: one that was extended.
-        text: a solution, behind its question or alone.
-        question: what the text begins with. Without it the question is all that stands before the first mark; where
-            the scheme does not mark kinds, the first line if it begins with `Question:`.
+        tokenizer: an extended tokenizer.
+        text: a solution, with or without its question.
+        question: the start of the text. By default it is everything before the first mark; if the scheme does not mark
+            kinds, it is the first line if that begins with `Question:`.
 
     Raises:
-        ValueError: a tokenizer without a scheme or without places of tokens (a slow one), a text that does not begin
-            with the question, or that has no step.
+        ValueError: the tokenizer has no scheme or is slow and has no offsets, or the text does not begin with the
+            question or has no step.
     """
     scheme = read_scheme(tokenizer)
     if not tokenizer.is_fast:
         raise ValueError(
-            f"The tokenizer {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) does not tell where in a text its "
-            "tokens stand: use the fast tokenizer of the model."
+            f"The tokenizer {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) has no offsets of tokens: use the "
+            "fast tokenizer of the model."
         )
-    asked, solution = _split(scheme, text, question)
-    spans, stop = scheme.locate(solution)
-    if not spans:
+    question, solution = _split(scheme, text, question)
+    steps, stop = scheme.locate(solution)
+    if not steps:
         raise ValueError(
             f"The text {solution[:80]!r} has no step: a step begins a line with its mark, as in "
             f"{(scheme.mark('memory') + ' …').lstrip()!r}."
         )
-    written, places = _with_own_marks(scheme, solution[:stop], spans)
-    ids, offsets = _encode(tokenizer, scheme, written)
-
+    marked, places = _with_own_marks(scheme, solution[:stop], steps)
+    solution_ids, offsets = _encode(tokenizer, scheme, marked)
     begin = begin_ids(tokenizer)
-    head = encode_plain(tokenizer, scheme.question_text(asked)) if asked is not None else []
-    said = (asked or "").removeprefix(QUESTION_MARKER)
-    found = [TokenSpan(BEGIN, 0, len(begin)), TokenSpan(QUESTION, len(begin), len(begin) + len(head), None, said)]
-    first = found[-1].end
-    # The last character decides: a token can begin with the blank behind a mark.
+    head = [] if question is None else encode_plain(tokenizer, scheme.question_text(question))
+    first = len(begin) + len(head)
+
+    # A token belongs to the step of its last character, because it can begin with the blank after a mark.
     lasts = list(accumulate((max(start, end - 1) for start, end in offsets), max))
     starts = [start for start, _ in places]
     owners = [max(bisect_right(starts, last) - 1, 0) for last in lasts]
+    question_text = (question or "").removeprefix(QUESTION_MARKER)
+    spans = [TokenSpan(BEGIN, 0, len(begin)), TokenSpan(QUESTION, len(begin), first, None, question_text)]
     numbers = {True: 0, False: 0}
-    for index, span in enumerate(spans):
-        numbers[span.is_plan] += 1
-        mine = [position for position, owner in enumerate(owners) if owner == index]
-        if mine:
-            kind = PLAN if span.is_plan else span.kind
-            said = solution[span.text_start : span.end]
-            found.append(TokenSpan(kind, first + mine[0], first + mine[-1] + 1, numbers[span.is_plan], said))
+    for index, step in enumerate(steps):
+        numbers[step.is_plan] += 1
+        start, end = first + bisect_left(owners, index), first + bisect_right(owners, index)
+        kind = PLAN if step.is_plan else step.kind
+        spans.append(TokenSpan(kind, start, end, numbers[step.is_plan], solution[step.text_start : step.end]))
     is_mark = [False] * first + [places[owner][0] <= last < places[owner][1] for owner, last in zip(owners, lasts)]
-    ids = (*begin, *head, *ids)
+    ids = (*begin, *head, *solution_ids)
     return SolutionTokens(
         ids=ids,
         labels=tuple(token_label(tokenizer, token_id) for token_id in ids),
-        spans=tuple(span for span in found if span.end > span.start),
+        spans=tuple(span for span in spans if span.end > span.start),
         is_mark=tuple(is_mark),
         truncated=stop < len(solution),
     )
 
 
 def token_label(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """A token as it is shown by itself: without blanks around it, blanks and line ends alone as signs."""
+    """A short text for a token, without blanks around it; a token of blanks and line breaks becomes signs."""
     name = tokenizer.convert_ids_to_tokens(token_id)
     text = tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if not text or _INCOMPLETE in text:
-        # Part of a character: its name in the vocabulary.
+        # Part of a character, so its name in the vocabulary is shown.
         return name or f"<{token_id}>"
     return text.strip() or "".join({"\n": "⏎", "\t": "→"}.get(character, "␣") for character in text)
 
 
 def _split(scheme: StepScheme, text: str, question: str | None) -> tuple[str | None, str]:
-    """The question, None if there is none, and the solution."""
+    """The question, or None, and the solution."""
     if question is not None:
         end = end_of_question(text, question)
         if end is None:
             raise ValueError(f"The text {text[:80]!r} does not begin with the question {question[:80]!r}.")
-        # With the line end that `question_text` puts behind it.
+        # The line break after a question belongs to it, see `question_text`.
         return question, text[_LINE_END.match(text, end).end() :]
     if scheme.has_kinds:
         spans, _ = scheme.locate(text)
@@ -161,16 +161,16 @@ def _split(scheme: StepScheme, text: str, question: str | None) -> tuple[str | N
         if end is None:
             raise ValueError(
                 f"The text {text[:80]!r} has no marked step, such as a line that begins with "
-                f"{scheme.mark('memory')!r}: nothing tells the question from the solution."
+                f"{scheme.mark('memory')!r}, so the end of the question is unknown."
             )
     else:
         end = text.find("\n") + 1 if text.startswith(QUESTION_MARKER.strip()) else 0
-    asked = text[:end].lstrip()
-    return (asked.removesuffix("\n") if asked.endswith("\n") else asked.rstrip()) or None, text[end:]
+    head = text[:end].lstrip()
+    return (head.removesuffix("\n") if head.endswith("\n") else head.rstrip()) or None, text[end:]
 
 
 def _with_own_marks(scheme, text, spans) -> tuple[str, list[tuple[int, int]]]:
-    """The text with the marks of the scheme, and where each step begins in it and its mark ends."""
+    """The text with the marks of the scheme, and for each step the positions where it begins and its mark ends."""
     parts, places, length, read = [], [], 0, 0
     has_lines = "\n" in text
     for span in spans:
@@ -179,7 +179,7 @@ def _with_own_marks(scheme, text, spans) -> tuple[str, list[tuple[int, int]]]:
             mark = scheme.mark(span.kind) or "".join(scheme.prefix_tokens)
         before = text[read : span.start]
         if not has_lines and before:
-            # All on one line: the scheme puts every step on its own.
+            # The text is one line, but the scheme begins a line with every step.
             before = before.rstrip() + "\n"
         for part in (before, mark):
             parts.append(part)
@@ -190,7 +190,7 @@ def _with_own_marks(scheme, text, spans) -> tuple[str, list[tuple[int, int]]]:
 
 
 def _encode(tokenizer, scheme: StepScheme, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """The ids of a text in which only step tokens are special, and the characters that each stands for."""
+    """The ids of a text in which only step tokens are special, and the range of characters of each."""
     foreign = [token for token in tokenizer.all_special_tokens if token not in scheme.tokens]
     if not any(token in text for token in foreign):
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -1,4 +1,4 @@
-"""Text with a depth per token as one HTML page that needs nothing beside itself."""
+"""Text with the depth of every token as one self-contained HTML page."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -14,7 +14,7 @@ from memreason_hf.analysis.token_depths import (
 )
 
 
-# A shallow token hardly differs from the page: on a light one depth is dark, on a dark one it is light.
+# Colour map and its range on light and dark pages: a shallow token has nearly the colour of the page.
 _LIGHT = ("YlGnBu", 0.0, 0.92)
 _DARK = ("viridis", 0.0, 1.0)
 
@@ -45,7 +45,7 @@ article > div { margin: 0 0 0.75rem; }
 .t:hover { outline: 2px solid var(--text); outline-offset: -1px; }
 .mark { font-size: 0.8em; padding: 0.12em 0.3em; font-style: italic; }
 .end { opacity: 0.6; user-select: none; }
-/* What the pointer is on, at once and never cut off; the title comes later. */
+/* The title of the token under the pointer, without the delay of a tooltip. */
 .text .t:hover::before { content: attr(title); position: fixed; left: 0; right: 0; bottom: 0; z-index: 2;
   padding: 0.5rem 1.25rem; background: var(--text); color: var(--page); text-align: center; font-size: 0.9rem; }
 body:has(#numbers:checked) .text .t::after { content: attr(data-depth); font-size: 0.65em; vertical-align: super;
@@ -56,20 +56,20 @@ label { cursor: pointer; white-space: nowrap; }
 
 def render_page(texts: Sequence[GeneratedText], title: str, description: str, scale: DepthScale | None = None) -> str:
     """
-    The page: a legend, then every prompt and its continuation, each token on the colour of its depth.
+    A page with a legend, and every prompt and its continuation, each token in the colour of its depth.
 
-    The name of a token, its id and its recurrences show when the pointer is on it, and the numbers of all by a switch.
-    Nothing is loaded and no script runs; every text is escaped.
+    The name, the id and the recurrences of a token appear under the pointer. A switch shows the recurrences of all
+    tokens. The page loads nothing and runs no script, and every text is escaped.
 
     Args:
-        texts: what a model wrote.
+        texts: prompts and continuations.
         title: a heading, for example the name of the model.
         description: a line on how depth and tokens were decided.
-        scale: of the colours; by default from the least to the most depth on the page.
+        scale: the colour scale; by default from the least to the greatest depth on the page.
     """
     scale = DepthScale.over(texts) if scale is None else scale
     articles = "\n".join(_article(text, number, len(texts)) for number, text in enumerate(texts, 1))
-    # Black or white on a colour: of the depths that appear, and no others.
+    # Rules only for the depths that appear.
     depths = {token.num_recurrences for text in texts for piece in _all_pieces(text) for token in piece.tokens}
     depths |= set(scale.legend())
     cells = "".join(f'<span class="t d{depth}">{depth}</span>' for depth in scale.legend())
@@ -91,7 +91,7 @@ def render_page(texts: Sequence[GeneratedText], title: str, description: str, sc
 <div class="legend">
 <span>Recurrences <span class="cells">{cells}</span></span>
 <label><input type="checkbox" id="numbers"> show numbers</label>
-<span class="quiet">A token of a prompt: at its own position; a token behind it: where it was predicted.</span>
+<span class="quiet">Tokens of a prompt: at their own position. Later tokens: where they were predicted.</span>
 </div>
 <main>
 {articles}
@@ -132,7 +132,7 @@ def _span(piece):
     kind, shown = "t", _escape(piece.text).replace("\n", '<i class="end">↵</i>\n')
     if not piece.text:
         kind, shown = "t mark", _escape(" ".join(token.token for token in piece.tokens))
-    # The last line end stands outside, so that the number comes before it.
+    # The last line break stands outside, so that the number comes before it.
     end = "\n" if shown.endswith("\n") else ""
     shown = shown.removesuffix("\n")
     return f'<span class="{kind} d{depth}" data-depth="{depth}" title="{_escape(tip)}">{shown}</span>{end}'

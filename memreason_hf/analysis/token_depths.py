@@ -1,54 +1,82 @@
 """
-Generated text with the depth of every token: what each token adds to the text, and a JSON document of it all.
+Generated text with the depth of every token: the text of each token, and a JSON document.
 
-The depth of a token of the continuation is the recurrences of the position whose logits gave it; that of a token of
-the prompt is the recurrences of its own position. So `generate` reports them, and so the last token of a prompt and
-the first one behind it have the same depth.
+The depth of a token of the continuation is the number of recurrences of the position whose logits gave it, as
+`generate` reports it. The depth of a token of the prompt is that of its own position. So the last token of a prompt
+and the first new token have the same depth.
 
-A document (`depths_document`) is one JSON object. Version 1:
-
-| key | type | meaning |
-|---|---|---|
-| `schema_version` | int | 1 |
-| `kind` | str | `"generation"` |
-| `created` | str | UTC time, ISO 8601 |
-| `model` | object | `name_or_path`, `model_type`, `num_parameters`, `dtype` |
-| `settings` | object | what decided depths and tokens, by the names of config and `generate`; null: default |
-| `outputs` | list | one object a prompt, in their order |
-| `seconds` | float | wall time of generating, without loading |
-| `environment` | object | versions of Python and libraries, and the machine |
-
-An output:
-
-| key | type | meaning |
-|---|---|---|
-| `prompt` | str | as it was given |
-| `text` | str | the continuation: the `text` of its `tokens`, joined |
-| `finish_reason` | str | `"eos"`: the model ended the text; `"length"`: `max_new_tokens` did |
-| `recurrences` | object | `mean`, `minimum`, `maximum` over `tokens` |
-| `prompt_tokens`, `tokens` | list | one object a token, of the prompt and of the continuation |
-
-A token: `id` (int), `token` (str, as the vocabulary has it), `text` (str, what it adds to the text: empty for tokens
-that begin, end or pad a text, and for all but the last token of a character that is spread over several),
-`num_recurrences` (int).
+Documents of kind `"generation"` (`depths_document`) have the schema `GenerationResults`.
 """
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from typing import Literal
 
 from matplotlib import colormaps
+from pydantic import JsonValue
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import TypedDict
+
+from memreason_hf.evaluation.results import Document, Environment, ModelDescription, new_document, register_kind
 
 
-SCHEMA_VERSION = 1
-
-# What a decoder writes for bytes that are no character (yet).
+# Decoders write this for bytes that are not a character (yet).
 _INCOMPLETE = "\ufffd"
-# A character has four bytes at most, and two may share a token: what is still none then will never be one.
+# A character has at most four bytes, and two characters may share a token: more tokens never become a character.
 _MOST_WAITING = 8
 _MOST_LEGEND_DEPTHS = 16
+
+
+class TokenEntry(TypedDict):
+    """One token."""
+
+    id: int
+    token: str
+    """As the vocabulary has it."""
+    text: str
+    """What the token adds to the text. Empty for tokens that begin, end or pad a text, and for all but the last token
+    of a character that is spread over several."""
+    num_recurrences: int
+
+
+class DepthStatistics(TypedDict):
+    """The recurrences of some tokens."""
+
+    mean: float
+    minimum: int
+    maximum: int
+
+
+class GenerationOutput(TypedDict):
+    """One prompt and its continuation."""
+
+    prompt: str
+    text: str
+    """The continuation: the `text` of its `tokens`, joined."""
+    finish_reason: Literal["eos", "length"]
+    """`eos`: the model ended the text; `length`: `max_new_tokens` did."""
+    recurrences: DepthStatistics
+    """Over `tokens`."""
+    prompt_tokens: list[TokenEntry]
+    tokens: list[TokenEntry]
+    """The continuation."""
+
+
+class GenerationResults(Document):
+    """Generated texts with the depth of every token."""
+
+    kind: Literal["generation"]
+    model: ModelDescription
+    settings: dict[str, JsonValue]
+    """What decided depths and tokens, by the names of the config and of `generate`; null: the default."""
+    outputs: list[GenerationOutput]
+    """In the order of the prompts."""
+    seconds: float
+    """Wall time of generation, without loading."""
+
+
+register_kind("generation", GenerationResults)
 
 
 @dataclass(frozen=True)
@@ -63,9 +91,11 @@ class TokenDepth:
 @dataclass(frozen=True)
 class Piece:
     """
-    The smallest part of a text that can be shown: one token, or those over which one character is spread.
+    The smallest part of a text that can be shown: one token, or the tokens over which one character is spread.
 
-    `text` is what they add to the text; empty for tokens that begin, end or pad one.
+    Attributes:
+        text: the text of the tokens; empty for tokens that begin, end or pad a text.
+        tokens: the tokens.
     """
 
     text: str
@@ -73,19 +103,19 @@ class Piece:
 
     @property
     def num_recurrences(self) -> int:
-        """Of the deepest token."""
+        """The recurrences of the deepest token."""
         return max(token.num_recurrences for token in self.tokens)
 
 
 @dataclass(frozen=True)
 class GeneratedText:
     """
-    A prompt and what a model wrote behind it.
+    A prompt and its continuation.
 
     Attributes:
-        prompt: as it was given.
+        prompt: the prompt.
         prompt_pieces, pieces: the prompt as the model read it, and the continuation.
-        finish_reason: `"eos"` or `"length"`.
+        finish_reason: `"eos"` if the model ended the text, `"length"` if `max_new_tokens` did.
     """
 
     prompt: str
@@ -108,24 +138,24 @@ class PieceReader:
     """
     Turns ids into pieces, one id after another.
 
-    Blanks and characters depend on what stands before: a token alone decodes to something else than in its place.
+    The text of a token depends on the tokens before it: a token alone can decode to something else.
 
     Args:
-        tokenizer: that of the model.
-        hidden: ids that are no text (those that begin, end or pad one).
+        tokenizer: the tokenizer of the model.
+        hidden: ids without text, which begin, end or pad a text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, hidden: Collection[int] = ()):
         self.tokenizer = tokenizer
         self.hidden = frozenset(hidden)
-        # Ids in sight: the piece before, which is enough to decode what follows, and those that wait.
+        # The ids of the last piece, which suffice to decode the next one, and the tokens of an incomplete character.
         self._ids: list[int] = []
         self._waiting: list[TokenDepth] = []
 
     def add(self, token_id: int, num_recurrences: int) -> list[Piece]:
-        """The pieces that are whole now: none while a character is incomplete."""
+        """The pieces that are complete now; empty while a character is incomplete."""
         name = self.tokenizer.convert_ids_to_tokens(token_id)
-        # Rows of the embedding may have no token.
+        # A row of the embedding may have no token.
         token = TokenDepth(token_id, f"<{token_id}>" if name is None else name, num_recurrences)
         if token_id in self.hidden:
             return [*self.finish(), Piece("", (token,))]
@@ -137,18 +167,18 @@ class PieceReader:
         return [] if len(self._waiting) < _MOST_WAITING else self.finish()
 
     def finish(self) -> list[Piece]:
-        """What still waits for the rest of a character."""
+        """The piece of an incomplete character, if there is one."""
         if not self._waiting:
             return []
         piece = self._hand_out(self._decode(self._ids))
-        # Bytes that come later must not complete what was handed out.
+        # Later bytes must not complete a piece that was returned.
         self._ids = []
         return [piece]
 
     def read(self, ids: Iterable[int], depths: Iterable[int]) -> tuple[Piece, ...]:
-        """All pieces of these ids, the last one as if the text ended there."""
-        found = [piece for pair in zip(ids, depths) for piece in self.add(*pair)]
-        return (*found, *self.finish())
+        """All pieces of a text."""
+        pieces = [piece for pair in zip(ids, depths) for piece in self.add(*pair)]
+        return (*pieces, *self.finish())
 
     def _hand_out(self, text):
         new = len(self._waiting)
@@ -166,9 +196,12 @@ class PieceReader:
 @dataclass(frozen=True)
 class DepthScale:
     """
-    Where a depth lies between the least and the most.
+    A logarithmic scale of depths, in which 1 to 2 recurrences are as far apart as 16 to 32.
 
-    The scale is logarithmic: from 1 to 2 recurrences is as much as from 16 to 32.
+    Example:
+
+        >>> DepthScale(1, 16).position(4)
+        0.5
     """
 
     least: int
@@ -176,7 +209,7 @@ class DepthScale:
 
     @classmethod
     def over(cls, texts: Sequence[GeneratedText], prompts: bool = True) -> "DepthScale":
-        """The scale from the least to the most that there is in continuations and, if asked for, prompts."""
+        """The scale from the least to the greatest depth in the continuations, and in the prompts if `prompts`."""
         depths = [depth for text in texts for depth in text.depths]
         if prompts:
             depths += [
@@ -185,14 +218,14 @@ class DepthScale:
         return cls(min(depths, default=1), max(depths, default=1))
 
     def position(self, depth: int) -> float:
-        """From 0 to 1; what lies outside is put at the ends."""
+        """The position of a depth, from 0 to 1; depths outside the scale are at its ends."""
         if self.least == self.most:
             return 0.5
         depth = min(max(depth, self.least), self.most)
         return math.log(depth / self.least) / math.log(self.most / self.least)
 
     def legend(self) -> list[int]:
-        """All depths, or as many as a legend can hold, evenly spread over the scale."""
+        """All depths, or, if these are too many for a legend, some that are evenly spread over the scale."""
         if self.most - self.least < _MOST_LEGEND_DEPTHS:
             return list(range(self.least, self.most + 1))
         steps = _MOST_LEGEND_DEPTHS - 1
@@ -200,12 +233,12 @@ class DepthScale:
 
 
 def map_color(name: str, position: float) -> tuple[int, int, int]:
-    """Red, green and blue (0 to 255) at a position (0 to 1) of a colour map of matplotlib."""
+    """Red, green and blue (0 to 255) at a position (0 to 1) of a matplotlib colour map."""
     return tuple(round(255 * part) for part in colormaps[name](position)[:3])
 
 
 def text_color(background: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white, whichever is easier to read; their contrast by WCAG 2 is at least 4.5."""
+    """Black or white, whichever has more contrast with the background; by WCAG 2 it is at least 4.5."""
     return (0, 0, 0) if luminance(background) > 0.179 else (255, 255, 255)
 
 
@@ -218,9 +251,9 @@ def luminance(color: tuple[int, int, int]) -> float:
 
 def visible(text: str) -> str:
     """
-    `text` with control characters as their pictures, but for line ends and tabs.
+    `text` with pictures in place of control characters, except line breaks and tabs.
 
-    What a model writes must not steer a terminal, and a page cannot hold it.
+    Generated text must not control a terminal, and a page cannot contain control characters.
     """
     return "".join(_picture(character) for character in text)
 
@@ -233,19 +266,29 @@ def _picture(character):
 
 
 def depths_document(
-    texts: Sequence[GeneratedText], model: dict, settings: dict, seconds: float, environment: dict
+    texts: Sequence[GeneratedText], model: ModelDescription, settings: dict, seconds: float, environment: Environment
 ) -> dict:
-    """The document of this module's schema."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "generation",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": model,
-        "settings": settings,
-        "outputs": [_output(text) for text in texts],
-        "seconds": seconds,
-        "environment": environment,
-    }
+    """
+    Generated texts as a document of kind `"generation"`.
+
+    Args:
+        texts: in the order of their prompts.
+        model: from `describe_model`, without `trained_hops`.
+        settings: what decided depths and tokens, by the names of the config and of `generate`.
+        seconds: wall time of generation.
+        environment: from `describe_environment`.
+
+    Raises:
+        ValueError: an entry does not fit the schema.
+    """
+    return new_document(
+        "generation",
+        model=model,
+        settings=settings,
+        outputs=[_output(text) for text in texts],
+        seconds=seconds,
+        environment=environment,
+    )
 
 
 def _output(text):

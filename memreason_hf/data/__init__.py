@@ -1,4 +1,4 @@
-"""Building and reading data sets: pure functions, no argument parsing."""
+"""Building and reading data sets, without argument parsing."""
 
 from memreason_hf.data.chains.multi_hop import (
     MultiHopConfig,

@@ -1,4 +1,4 @@
-"""Accuracy by group and recurrences, halting statistics, and the files that keep them."""
+"""Accuracy by group and recurrence, halting statistics, and results files."""
 
 from memreason_hf.evaluation.chains.depth_sweep import DepthSweep, sweep_depth
 from memreason_hf.evaluation.chains.halting_statistics import (
@@ -7,20 +7,19 @@ from memreason_hf.evaluation.chains.halting_statistics import (
     halting_statistics,
 )
 from memreason_hf.evaluation.chains.predictions import AnswerPredictions, predict_answers
-from memreason_hf.evaluation.chains.results import (
+from memreason_hf.evaluation.chains.results import depth_sweep_results, evaluation_results, statistics_from_results
+from memreason_hf.evaluation.chains.tables import results_table
+from memreason_hf.evaluation.results import (
     ResultsHeader,
-    depth_sweep_results,
     describe_data,
     describe_environment,
     describe_model,
-    evaluation_results,
     read_results,
-    statistics_from_results,
-    sweep_from_results,
+    register_kind,
+    results_schema,
     validate_results,
     write_results,
 )
-from memreason_hf.evaluation.chains.tables import results_table
 
 
 __all__ = [
@@ -37,10 +36,11 @@ __all__ = [
     "halting_statistics",
     "predict_answers",
     "read_results",
+    "register_kind",
+    "results_schema",
     "results_table",
     "statistics_from_results",
     "sweep_depth",
-    "sweep_from_results",
     "validate_results",
     "write_results",
 ]

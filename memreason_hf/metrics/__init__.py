@@ -1,4 +1,4 @@
-"""The package's `evaluate` modules: one folder a metric, with the script and its card."""
+"""The `evaluate` modules of the package, one folder for each metric, with its script and its card."""
 
 from pathlib import Path
 
@@ -7,19 +7,19 @@ METRICS_FOLDER = Path(__file__).parent
 
 
 def metric_names() -> list[str]:
-    """The names that `metric_path` knows, sorted."""
+    """The names of the metrics, sorted."""
     return sorted(script.stem for script in METRICS_FOLDER.glob("*/*.py") if script.stem == script.parent.name)
 
 
 def metric_path(name: str) -> str:
     """
-    The folder of a metric, for `evaluate.load`, which reads a bare name as one on the Hub.
+    The folder of a metric, for `evaluate.load`. A bare name would be searched for on the Hub.
 
     Args:
         name: the name of a metric of this package, for example `"grouped_accuracy"`.
 
     Raises:
-        ValueError: if there is no metric of that name; the message lists those there are.
+        ValueError: there is no metric of this name; the message lists the names.
 
     Example:
 

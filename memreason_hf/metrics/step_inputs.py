@@ -1,17 +1,20 @@
 """
-What the three metrics on solutions share: what they say of themselves, reading their texts, and their keywords.
+What the metrics on solutions share: their base class with its keywords, and reading their texts.
 
-`evaluate.combine` hands every keyword to every module. So each of them accepts the keywords of the others and leaves
-them alone; a misspelt one is a TypeError all the same.
+`evaluate.combine` passes every keyword to every module. So each of these metrics accepts the keywords of the others
+and ignores them; an unknown keyword is a TypeError all the same.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import datasets
 import evaluate
 
 from memreason_hf.data.questions.options import TRUE_FALSE, options_by_label
 from memreason_hf.evaluation.solutions.answers import end_of_question, extract_answer
+from memreason_hf.evaluation.solutions.judges import StepJudge
 from memreason_hf.steps import ANSWER_MARKER, NO_KIND, QUESTION_MARKER, Solution, Step, StepScheme, answer_step
 from memreason_hf.steps.marks import FAMILY_TOKEN
 
@@ -28,32 +31,133 @@ _CITATION = """\
 """
 
 
-def metric_info(description: str, inputs_description: str) -> evaluate.MetricInfo:
-    """What `evaluate` shows of a metric that takes texts of solutions and texts of references."""
-    return evaluate.MetricInfo(
-        description=description,
-        citation=_CITATION,
-        inputs_description=inputs_description,
-        features=datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")}),
-    )
+@dataclass(frozen=True)
+class SolutionInputs:
+    """
+    The checked arguments of `compute`.
+
+    Attributes:
+        predictions: generated solutions.
+        references: reference solutions, or answers alone.
+        questions: the question of each item; None for each if they are not given.
+        scheme: how the texts mark their steps.
+        options, match_option_text, bootstrap_samples, confidence, seed: arguments of `answer_accuracy`.
+        judge: argument of `step_attribution`.
+    """
+
+    predictions: list[str]
+    references: list[str]
+    questions: list[str | None]
+    scheme: StepScheme
+    options: Sequence | Mapping | None
+    match_option_text: bool
+    bootstrap_samples: int
+    confidence: float
+    seed: int
+    judge: str | StepJudge
+
+    def read_predictions(self) -> list[Solution]:
+        """The steps of every generated solution, see `read_solution`."""
+        return [read_solution(text, self.scheme, question) for text, question in zip(self.predictions, self.questions)]
+
+    def read_references(self) -> list[list[Step]]:
+        """The steps of every reference, see `read_reference`."""
+        return [read_reference(text, self.scheme, question) for text, question in zip(self.references, self.questions)]
 
 
-def check_rows(predictions: Sequence[str], **columns: Sequence | None) -> None:
-    """Raises ValueError without any row, and for a keyword that has not an entry for each row."""
-    if len(predictions) == 0:
-        raise ValueError(
-            "predictions and references are empty: there is nothing to measure. Check the split and the filters that "
-            "chose the rows."
+class SolutionMetric(evaluate.Metric, ABC):
+    """
+    An `evaluate` module over texts of solutions. A subclass sets the two texts and implements `_measure`.
+
+    Attributes:
+        description_text, inputs_text: what `evaluate` shows of the module.
+    """
+
+    description_text: str
+    inputs_text: str
+
+    @abstractmethod
+    def _measure(self, inputs: SolutionInputs) -> dict:
+        """The results of the metric."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=self.description_text,
+            citation=_CITATION,
+            inputs_description=self.inputs_text,
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
         )
-    for name, column in columns.items():
-        if column is not None and len(column) != len(predictions):
+
+    # evaluate appends the description of the inputs to the docstrings of `add` and `add_batch`.
+    def add(self, *, prediction=None, reference=None):
+        """Adds one text and its reference."""
+        check_texts("prediction", [prediction])
+        check_texts("reference", [reference])
+        super().add(prediction=prediction, reference=reference)
+
+    def add_batch(self, *, predictions=None, references=None):
+        """Adds texts and their references."""
+        check_texts("predictions", predictions)
+        check_texts("references", references)
+        super().add_batch(predictions=predictions, references=references)
+
+    def _compute(
+        self,
+        predictions,
+        references,
+        questions=None,
+        options=None,
+        match_option_text=False,
+        bootstrap_samples=1000,
+        confidence=0.95,
+        seed=0,
+        scheme=None,
+        judge="overlap",
+    ):
+        if len(predictions) == 0:
             raise ValueError(
-                f"{name} has {len(column)} entries, predictions has {len(predictions)}: give one for each."
+                "predictions and references are empty: there is nothing to measure. Check the split and the filters "
+                "that chose the rows."
             )
+        if questions is not None:
+            check_texts("questions", questions)
+            if len(questions) != len(predictions):
+                raise ValueError(
+                    f"questions has {len(questions)} entries, predictions has {len(predictions)}: give one for each."
+                )
+        inputs = SolutionInputs(
+            predictions=list(predictions),
+            references=list(references),
+            questions=[None] * len(predictions) if questions is None else list(questions),
+            scheme=read_scheme_argument(scheme),
+            options=options,
+            match_option_text=match_option_text,
+            bootstrap_samples=bootstrap_samples,
+            confidence=confidence,
+            seed=seed,
+            judge=judge,
+        )
+        return self._measure(inputs)
+
+
+def check_texts(name: str, texts: Sequence[str] | None) -> None:
+    """
+    Checks that an argument is a list of texts. A single text would be taken for the list of its letters.
+
+    Raises:
+        ValueError: the argument is one text, or an entry is not a text.
+    """
+    if isinstance(texts, str):
+        raise ValueError(f"{name}={_shortened(texts)} must be a list of texts, got one text. Write [{name}].")
+    for index, text in enumerate(texts if texts is not None else ()):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}[{index}]={_shortened(text)} must be a text, got a {type(text).__name__}.")
 
 
 def read_scheme_argument(scheme: StepScheme | Mapping | None) -> StepScheme:
-    """The scheme by which texts are read; one with tokens reads those of all others with tokens."""
+    """The scheme by which texts are read. The default reads the tokens of every scheme with tokens."""
     if scheme is None:
         return StepScheme()
     return scheme if isinstance(scheme, StepScheme) else StepScheme.from_dict(scheme)
@@ -61,8 +165,10 @@ def read_scheme_argument(scheme: StepScheme | Mapping | None) -> StepScheme:
 
 def read_solution(text: str, scheme: StepScheme, question: str | None) -> Solution:
     """
-    The steps of a text, without the question in front of them: the given one, or a first line `Question: …`. Where the
-    scheme tells no kinds the answer is told by its words.
+    The steps of a text, without the question before them.
+
+    The question is the given one, or else a first line `Question: …`. If the scheme does not mark kinds, the answer is
+    recognised by its words.
     """
     end = None if question is None else end_of_question(text, question)
     if end is None and text.lstrip().startswith(QUESTION_MARKER) and "\n" in text:
@@ -74,13 +180,13 @@ def read_solution(text: str, scheme: StepScheme, question: str | None) -> Soluti
 
 
 def mark_answer(steps: list[Step]) -> None:
-    """Gives a last step without a kind that says `The answer is: …`, in any case, the kind of an answer."""
+    """Makes a last step without a kind an answer if it says `The answer is: …`, in any case."""
     if steps and steps[-1].kind == NO_KIND and steps[-1].text.strip().casefold().startswith(ANSWER_MARKER.casefold()):
         steps[-1] = Step("answer", steps[-1].text.strip())
 
 
 def read_reference(text: str, scheme: StepScheme, question: str | None = None) -> list[Step]:
-    """The steps of a reference, which is a solution or nothing but an answer."""
+    """The steps of a reference, which is a solution or an answer alone."""
     if not is_solution(text):
         return [answer_step(text.strip())]
     steps = read_solution(text, scheme, question)
@@ -89,7 +195,7 @@ def read_reference(text: str, scheme: StepScheme, question: str | None = None) -
 
 
 def is_solution(reference: str) -> bool:
-    """Whether a reference is more than an answer: it has several lines, a step's token, or `The answer is:`."""
+    """Whether a reference is more than an answer: it has several lines, the token of a step, or `The answer is:`."""
     text = reference.strip()
     return "\n" in text or ANSWER_MARKER.casefold() in text.casefold() or bool(FAMILY_TOKEN.search(text))
 
@@ -99,15 +205,18 @@ def read_options(options: Sequence | Mapping | None, references: Sequence[str]) 
     The options of every row: labels to texts, `{}` where the answer is a number.
 
     Args:
-        options: for all rows together a mapping of labels to texts, or a list of labels; for each row one of them, or
-            the column `options` of a data set. None: by the reference's answer, where any letter is then an option.
+        options: for all rows together a mapping of labels to texts, or a list of labels; or for each row one of them,
+            or the column `options` of a data set. None: the options follow from the answer of the reference; if it is
+            a letter, every letter is an option.
         references: solutions, or answers alone.
 
     Raises:
-        ValueError: the number of entries differs from the references'; a reference without an answer.
+        ValueError: the number of entries differs from that of the references, or a reference has no answer.
     """
     if options is None:
         return [_options_like(reference) for reference in references]
+    if isinstance(options, str):
+        raise ValueError(f"options={options!r} must be a list of labels, got one text. Write {[options]}.")
     if isinstance(options, Mapping) or all(isinstance(option, str) for option in options):
         return [_labels_to_texts(options)] * len(references)
     if len(options) != len(references):
@@ -117,10 +226,10 @@ def read_options(options: Sequence | Mapping | None, references: Sequence[str]) 
 
 def reference_answer(reference: str, options: Mapping[str, str], question: str | None) -> str:
     """
-    The answer that a reference gives: that of a solution, or the reference itself.
+    The answer of a reference, which is a solution or an answer alone.
 
     Raises:
-        ValueError: it gives none.
+        ValueError: the reference gives no valid answer.
     """
     text = reference if is_solution(reference) else f"{ANSWER_MARKER} {reference}"
     answer = extract_answer(text, options, question=question)
@@ -146,5 +255,12 @@ def _labels_to_texts(options):
         raise ValueError("options holds None: give an empty list for a row whose answer is a number.")
     if isinstance(options, Mapping):
         return dict(options)
+    if isinstance(options, str):
+        raise ValueError(f"options holds {options!r}: give a list of labels for each row.")
     options = list(options)
     return options_by_label(options) if options and isinstance(options[0], Mapping) else dict.fromkeys(options, "")
+
+
+def _shortened(value):
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:80]}…"

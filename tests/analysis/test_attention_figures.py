@@ -73,7 +73,7 @@ def test_draws_every_weight_in_its_place():
     assert axes.get_xlim() == (-0.5, 20.5) and axes.get_ylim() == (20.5, -0.5)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("attended token", "attending token")
     assert scale.get_ylabel() == "attention weight"
-    # The same colours for all maps of a text, whatever is in them.
+    # The colour scale is the same for all maps of a text.
     assert isinstance(image.norm, LogNorm) and (image.norm.vmin, image.norm.vmax) == (0.1 / 21, 1.0)
     assert len(solution.labels) == 21
 
@@ -118,7 +118,7 @@ def test_nothing_collides_or_is_cut_off(lengths):
     for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
         boxes = [label.get_window_extent() for label in ticks]
         assert not any(first.overlaps(second) for first, second in itertools.pairwise(boxes))
-    # Not thinner than need be, either.
+    # No more labels are left out than necessary.
     assert len(axes.get_yticklabels()) >= min(sum(lengths), 40)
     names = [text.get_window_extent() for text in axes.texts]
     assert not any(first.overlaps(second) for first, second in itertools.combinations(names, 2))
@@ -144,7 +144,7 @@ def test_labels_are_shown_as_they_are():
 
 
 def test_a_map_of_another_text():
-    with pytest.raises(ValueError, match=r"The map has shape \(4, 4\), but there are 3 tokens"):
+    with pytest.raises(ValueError, match=r"The map has shape \(4, 4\), but the solution has 3 tokens"):
         attention_figure(make_solution([3], ["memory"]), make_map(4))
 
 
@@ -167,7 +167,7 @@ def test_a_published_solution_as_png_and_pdf(tmp_path):
     paths = [tmp_path / "attention.png", tmp_path / "attention.pdf"]
     save_figure(attention_figure(solution, shown), paths)
     pixels = imread(paths[0])
-    # Several pixels a token, and both sides of the diagonal are there.
+    # Each token has several pixels, and both sides of the diagonal are drawn.
     assert min(pixels.shape[:2]) > 5 * len(solution)
     assert pixels[..., :3].std() > 0.1
     assert paths[1].read_bytes().startswith(b"%PDF") and paths[1].stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""Attention maps: against softmax by hand, against the unrolled library model, shares against a loop over pairs."""
+"""Attention maps against a softmax by hand and an unrolled Llama, and shares against a loop over pairs."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ def random_ids(length=11):
 
 
 def larger_weights(model):
-    """So that maps are far from even."""
+    """Scales the weights, so that maps are far from even."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
@@ -62,7 +62,7 @@ def test_one_llama_layer_by_hand():
         expected = causal_softmax(query, key)
     assert (layer.layer, layer.recurrence) == (1, None)
     np.testing.assert_allclose(layer.by_head(), expected.numpy(), atol=1e-6)
-    # The maps are no near-even ones, which anything would give.
+    # A control: the maps are not near even attention.
     assert np.abs(expected.numpy() - uniform_attention(len(ids))).max() > 0.1
 
 
@@ -97,7 +97,7 @@ def looped(**kwargs):
 
 
 def unrolled(model, num_recurrences):
-    """The library's Llama with the layers of the loop written out."""
+    """A Llama of transformers with the layers of the loop unrolled."""
     config, inner = model.config, model.model
     blocks = [*inner.prelude_layers, *(list(inner.recurrent_layers) * num_recurrences), *inner.coda_layers]
     twin = LlamaForCausalLM(
@@ -162,7 +162,7 @@ def test_the_depth_is_fixed():
     attention = read_attention(model, ids, num_recurrences=5)
     maps = attention.select(layer=1)
     assert len(maps) == 5 and len(attention.layers) == 10
-    # Every recurrence looks for itself.
+    # The maps of the recurrences differ.
     assert all(np.abs(a.weights - b.weights).max() > 1e-4 for a, b in itertools.pairwise(maps))
 
 
@@ -245,7 +245,7 @@ def test_what_cannot_be_read():
     with pytest.raises(ValueError, match="has 9 tokens, the model's context is 8"):
         read_attention(llama(VOCAB, max_position_embeddings=8), random_ids(9))
     assert read_attention(llama(VOCAB, max_position_embeddings=8), random_ids(8)).num_layers == 1
-    with pytest.raises(ValueError, match="an id of 40, the model 40 rows"):
+    with pytest.raises(ValueError, match="the id 40, the model 40 rows"):
         read_attention(llama(VOCAB), [3, VOCAB])
     with pytest.raises(ValueError, match="has no tokens"):
         read_attention(llama(VOCAB), [])
@@ -257,7 +257,7 @@ def test_what_cannot_be_read():
 
 @pytest.mark.parametrize("make", [llama, lambda size: looped()])
 def test_an_attention_without_weights(make):
-    """As flash attention, but not exchangeable: what it attends to is not known."""
+    """An attention implementation that is not one of transformers."""
 
     def blind(module, query, key, value, attention_mask, **kwargs):
         return value.repeat_interleave(query.shape[1] // key.shape[1], dim=1).transpose(1, 2).contiguous(), None
@@ -295,7 +295,7 @@ def test_shares_against_a_loop_over_pairs():
         expected = [[brute_force(weights, kinds, a, b) for b in found.kinds] for a in found.kinds]
         np.testing.assert_allclose(found.shares, expected, atol=1e-12)
         np.testing.assert_allclose(found.shares.sum(-1), 1, atol=1e-12)
-        # Several maps at once, and every token once: shares of the whole are means weighted by tokens.
+        # Several maps at once. The shares of all tokens are means weighted by the number of tokens.
         both = kind_shares(np.stack([weights, uniform_attention(num_tokens)]), kinds)
         np.testing.assert_allclose(both.shares[0], found.shares)
         overall = np.array(found.counts) @ found.shares / num_tokens
@@ -311,7 +311,7 @@ def test_shares_of_even_attention_by_hand():
 
 
 def test_shares_need_a_kind_for_each_token():
-    with pytest.raises(ValueError, match=r"weights of shape \(4, 4\) do not fit 3 tokens"):
+    with pytest.raises(ValueError, match=r"weights has shape \(4, 4\), but kinds has 3 entries"):
         kind_shares(uniform_attention(4), ["memory"] * 3)
-    # Other names than those of tokens may be used: they come last.
+    # Other names may be used, and come last.
     assert kind_shares(uniform_attention(3), ["b", "memory", "a"]).kinds == ("memory", "b", "a")

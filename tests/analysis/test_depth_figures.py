@@ -39,7 +39,7 @@ def test_draws_every_value_in_its_place(draw, name):
     axes = draw(sweep).axes[0]
     (image,) = axes.images
     np.testing.assert_array_equal(image.get_array(), getattr(sweep, name))
-    # Recurrence r and group g are the middles of their cells; the first group is at the bottom.
+    # Recurrence r and group g are at the centres of their cells; the first group is at the bottom.
     assert image.get_extent() == [0.5, 12.5, -0.5, 5.5]
     assert image.origin == "lower"
     assert axes.get_xlim() == (0.5, 12.5)

@@ -1,4 +1,4 @@
-"""The tokens of a solution: those that a model generates, each with the step that it belongs to."""
+"""The tokens of a solution equal those that a model generates, and each belongs to its step."""
 
 import pytest
 from small_tokenizers import TOKENIZERS, byte_level
@@ -39,7 +39,7 @@ def test_the_ids_are_those_of_generation(name, scheme):
     solution = encode_solution_tokens(tokenizer, text, question=question)
     assert list(solution.ids) == expected
     assert len(solution) == len(solution.labels) == len(solution.is_mark) == len(expected)
-    # Tokens never reach across a mark, so that steps can be counted one by one.
+    # No token crosses a mark, so steps can be counted one by one.
     lengths = [len(head), *(len(encode_solution(tokenizer, [step])) for step in STEPS)]
     assert [span.end - span.start for span in solution.spans] == lengths
     assert [(span.kind, span.number, span.text) for span in solution.spans] == [
@@ -52,7 +52,7 @@ def test_the_ids_are_those_of_generation(name, scheme):
         for token_id in tokenizer.convert_tokens_to_ids([*scheme.prefix_tokens, *scheme.kind_tokens(step.kind)])
     ]
     assert solution.kinds(marks_apart=True).count("marks") == sum(solution.is_mark)
-    # The question is found without being told, too, unless a line of it looks like a step.
+    # The question is also found if it is not given, unless one of its lines looks like a step.
     if "\n" not in question:
         assert encode_solution_tokens(tokenizer, text) == solution
 
@@ -70,7 +70,7 @@ def test_spans_cover_all_tokens():
     ]
     assert [span.start for span in solution.spans] == [0, *(span.end for span in solution.spans[:-1])]
     assert solution.spans[-1].end == len(solution)
-    # Read as it stands: lines without a mark get none.
+    # Lines without a mark do not get one.
     assert tokenizer.decode(solution.ids) == text
     assert sum(solution.is_mark) == 6
 
@@ -163,5 +163,5 @@ def test_what_cannot_be_read():
         encode_solution_tokens(tokenizer, "Question: a\n<memory> c", question="b")
     slow = ByT5Tokenizer()
     extend_tokenizer(slow, scheme)
-    with pytest.raises(ValueError, match=r"\(ByT5Tokenizer\) does not tell where"):
+    with pytest.raises(ValueError, match=r"\(ByT5Tokenizer\) has no offsets of tokens"):
         encode_solution_tokens(slow, "<memory> a")

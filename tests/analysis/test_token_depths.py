@@ -1,4 +1,3 @@
-import json
 import random
 import re
 from html.parser import HTMLParser
@@ -6,11 +5,12 @@ from io import StringIO
 
 import pytest
 import torch
+from result_schemas import assert_schema_describes_itself, assert_written_and_read
 from text_models import TEXT, text_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from memreason_hf.analysis import token_depth_page, token_depth_terminal, token_depths
+from memreason_hf.analysis import token_depth_page, token_depth_terminal
 from memreason_hf.analysis.token_depth_page import render_page
 from memreason_hf.analysis.token_depth_terminal import (
     ALL_COLORS,
@@ -33,6 +33,7 @@ from memreason_hf.analysis.token_depths import (
     visible,
 )
 from memreason_hf.data.chains.tokenizer import build_tokenizer, build_vocabulary
+from memreason_hf.evaluation import describe_environment
 
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -345,11 +346,16 @@ class TestPage:
         assert render_page([text], "model", "").encode("utf-8")
 
 
-def test_document():
+def test_document(tmp_path):
     text = sample_text()
     settings = {"num_recurrences": 4, "seed": None}
-    document = depths_document([text, text], {"dtype": "float32"}, settings, 1.5, {"machine": "x"})
-    assert json.loads(json.dumps(document)) == document
+    model = {"name_or_path": "runs/model", "model_type": "recurrent_depth", "num_parameters": 7, "dtype": "float32"}
+    environment = describe_environment("cpu")
+    document = depths_document([text, text], model, settings, 1.5, environment)
+    assert_schema_describes_itself("generation")
+    assert_written_and_read(document, tmp_path / "depths.json")
+    assert (document["kind"], document["model"], document["settings"]) == ("generation", model, settings)
+    assert document["seconds"] == 1.5 and document["environment"] == environment and len(document["outputs"]) == 2
     output = document["outputs"][0]
     assert output["text"] == text.text == "".join(token["text"] for token in output["tokens"])
     assert output["prompt"] == text.prompt == "".join(token["text"] for token in output["prompt_tokens"])
@@ -359,6 +365,8 @@ def test_document():
         {"id": 7, "token": "¥", "text": "日", "num_recurrences": 6},
     ]
     assert output["recurrences"] == depth_statistics([text]) == {"mean": 47 / 7, "minimum": 1, "maximum": 16}
-    # Every key is in the tables of the module's docstring.
-    described = set(re.findall(r"`(\w+)`", token_depths.__doc__))
-    assert {*document, *output, *output["tokens"][0], *output["recurrences"]} <= described
+    with pytest.raises(ValueError, match=r"seconds='1.5' must be a number"):
+        depths_document([text], model, settings, "1.5", environment)
+    with pytest.raises(ValueError, match=r"settings\.seed=\{3\} must be a JSON value"):
+        depths_document([text], model, {"seed": {3}}, 1.5, environment)
+    depths_document([text], model, {"seed": [1, {"a": None}]}, 1.5, environment)

@@ -16,6 +16,7 @@ its answer, for those that are right and those that are wrong. A solution can be
 import argparse
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +24,14 @@ from pathlib import Path
 from common import machine
 
 from memreason_hf.data.questions.memory_reason import load_memory_reason, reference_solution
-from memreason_hf.evaluation.solutions.answers import end_of_question, match_items, read_published
+from memreason_hf.evaluation.solutions.answers import end_of_question, read_published
 from memreason_hf.evaluation.solutions.attribution import attribute
 from memreason_hf.evaluation.solutions.judges import JUDGES, find_judge
 from memreason_hf.steps import Step, StepScheme
+
+
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
+from published_texts import match_items
 
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "memory_reason"

@@ -1,4 +1,4 @@
-"""A model whose answers are known in advance, and a tiny real one with chains to answer."""
+"""A model with known answers, and a tiny real model with chains to answer."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ PAD = 0
 
 
 def left_padded(rows):
-    """An independent, slow stand-in for the training collator."""
+    """A slow collator that is independent of the package."""
     width = max(len(row["input_ids"]) for row in rows)
     batch = {"input_ids": [], "attention_mask": [], "shift_labels": []}
     for row in rows:

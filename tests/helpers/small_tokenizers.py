@@ -1,4 +1,4 @@
-"""Tokenizers and models made on the spot."""
+"""Small tokenizers and models, built in memory."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -24,7 +24,7 @@ SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
 def byte_level(**kwargs):
-    """As GPT-2, Llama 3 and Qwen: bytes, glued again by the decoder."""
+    """Byte-level, as for GPT-2, Llama 3 and Qwen."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -39,7 +39,7 @@ def byte_level(**kwargs):
 
 
 def sentence_piece():
-    """As Llama 2: a space before every piece of text, and bytes for what the vocabulary lacks."""
+    """As for Llama 2: a space before every piece of text, and bytes for characters that the vocabulary lacks."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
@@ -50,7 +50,7 @@ def sentence_piece():
         special_tokens=["<unk>", *SPECIAL.values(), *(f"<0x{byte:02X}>" for byte in range(256))],
         show_progress=False,
     )
-    # Words are learned one by one: the model itself has no pre-tokenizer that would keep them apart.
+    # Trained on single words, because the model has no pre-tokenizer that separates them.
     words = [word for text in TEXTS for word in text.split()]
     tokenizer.train_from_iterator(words, trainer)
     return PreTrainedTokenizerFast(
@@ -63,7 +63,7 @@ def sentence_piece():
 
 
 def word_level(unknown=True):
-    """Whole words, as in a small written-out world; newlines are lost in it."""
+    """Whole words, as in a written-out world; line breaks are lost."""
     words = sorted({word for text in TEXTS for word in text.replace("?", " ?").replace(":", " :").split()})
     tokens = [*SPECIAL.values(), *(["<unk>"] if unknown else []), *words, "True", "False", "Air", "."]
     unk = {"unk_token": "<unk>"} if unknown else {}
@@ -75,68 +75,38 @@ def word_level(unknown=True):
 TOKENIZERS = {"byte_level": byte_level, "sentence_piece": sentence_piece, "word_level": word_level}
 
 
+# The ids of the special tokens of all tokenizers here, and the sizes of a model of one layer.
+IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+SIZES = {"hidden_size": 16, "num_attention_heads": 2}
+LAYERS = {**SIZES, "intermediate_size": 32, "num_hidden_layers": 1}
+
+
 def llama(vocab_size, tied=False, **kwargs):
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    return LlamaForCausalLM(
-        LlamaConfig(**{"vocab_size": vocab_size, "tie_word_embeddings": tied, **ids, **sizes, **kwargs})
-    )
+    values = {"vocab_size": vocab_size, "tie_word_embeddings": tied, **IDS, **LAYERS, **kwargs}
+    return LlamaForCausalLM(LlamaConfig(**values))
 
 
 def gpt2(vocab_size, tied=True):
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=vocab_size,
-            n_embd=16,
-            n_layer=1,
-            n_head=2,
-            n_positions=512,
-            tie_word_embeddings=tied,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=2,
-        )
-    )
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 512}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, tie_word_embeddings=tied, **IDS, **sizes))
 
 
 def qwen2(vocab_size, tied=False):
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=vocab_size,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            tie_word_embeddings=tied,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=2,
-        )
-    )
+    values = {"vocab_size": vocab_size, "tie_word_embeddings": tied, "num_key_value_heads": 1, **IDS, **LAYERS}
+    return Qwen2ForCausalLM(Qwen2Config(**values))
 
 
 def recurrent(vocab_size, tied=True):
-    return RecurrentDepthForCausalLM(
-        RecurrentDepthConfig.gpt2_style(
-            vocab_size=vocab_size,
-            hidden_size=16,
-            num_attention_heads=2,
-            num_recurrent_layers=1,
-            num_recurrences=2,
-            tie_word_embeddings=tied,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=2,
-        )
-    )
+    sizes = {**SIZES, "num_recurrent_layers": 1, "num_recurrences": 2}
+    config = RecurrentDepthConfig.gpt2_style(vocab_size=vocab_size, tie_word_embeddings=tied, **IDS, **sizes)
+    return RecurrentDepthForCausalLM(config)
 
 
 MODELS = {"llama": llama, "gpt2": gpt2, "qwen2": qwen2, "recurrent": recurrent}
 
 
 def with_random_rows(model, seed=0):
-    """Every row different, so that a wrong row shows."""
+    """Gives every row of the embeddings other values, so that a wrong row shows."""
     generator = torch.Generator().manual_seed(seed)
     for matrix in {
         id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())

@@ -1,4 +1,4 @@
-"""A tiny saved model that reads any text: bytes and a few words, for tests of commands and of other libraries."""
+"""A tiny saved model that reads any text, for tests of commands and of other libraries."""
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -11,7 +11,7 @@ TEXT = "the cat sat on the mat and the dog ran after the cat. what did the dog s
 
 
 def text_tokenizer():
-    """Byte-level BPE: nothing is unknown, and characters beyond ASCII are spread over several tokens."""
+    """Byte-level BPE: no text is unknown, and characters outside ASCII take several tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -27,7 +27,7 @@ def text_tokenizer():
 
 
 def save_text_model(folder, **config):
-    """Saves model and tokenizer, large weights so that depths differ; returns both."""
+    """Saves a model, with weights so large that depths differ, and its tokenizer; returns both."""
     tokenizer = text_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -47,7 +47,7 @@ def save_text_model(folder, **config):
             **config,
         }
         model = RecurrentDepthForCausalLM(RecurrentDepthConfig.llama_style(**values)).eval()
-    # It writes what can be read, and hardly ever bytes that are no character.
+    # It should write readable text, and hardly ever bytes that are not a character.
     names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     unreadable = [index for index, name in enumerate(names) if not name.lstrip("Ġ").isascii()]
     with torch.no_grad():

@@ -1,6 +1,7 @@
 import evaluate
 import numpy as np
 import pytest
+import torch
 
 from memreason_hf.metrics import metric_path
 
@@ -32,6 +33,21 @@ def test_groups_are_in_natural_order(metric):
     assert list(results["accuracy_by_group"]) == list(results["count_by_group"]) == expected
 
 
+@pytest.mark.parametrize("labels", [[1, 2], np.array([1, 2]), torch.tensor([1, 2]), [1.0, 2.0], [True, 2], (1, 2)])
+def test_whole_numbers_of_any_type(metric, labels):
+    results = metric.compute(predictions=labels, references=[1, 1], groups=["2", "2"])
+    assert results["accuracy"] == 0.5
+
+
+def test_one_row_after_the_other(metric):
+    metric.add(prediction=1, reference=1, groups="2")
+    metric.add(prediction=2, reference=1, groups="12")
+    assert metric.compute()["accuracy_by_group"] == {"2": 1.0, "12": 0.0}
+    for row in ({"prediction": 1.5, "reference": 1}, {"prediction": 1, "reference": None}):
+        with pytest.raises(ValueError, match="must be a whole number"):
+            metric.add(**row, groups="2")
+
+
 def test_batches_add_up(metric):
     metric.add_batch(predictions=[1, 2], references=[1, 1], groups=["2", "3"])
     metric.add_batch(predictions=[1], references=[1], groups=["3"])
@@ -55,7 +71,21 @@ def test_results_are_plain_numbers(metric):
         ({"predictions": [1], "references": [1]}, "missing.*groups"),
         (
             {"predictions": [1, 1], "references": [1, 1], "groups": ["2", "12"], "expected_groups": [3, "12", "40"]},
-            r"a group without items: \['3', '40'\].*\['2', '12'\]",
+            r"expected_groups: no rows are in the groups \['3', '40'\]. Groups with rows: \['2', '12'\]",
+        ),
+        (
+            {"predictions": [1, 1.5], "references": [1, 1], "groups": ["2", "2"]},
+            r"predictions\[1\]=1.5 must be a",
+        ),
+        ({"predictions": [1], "references": [None], "groups": ["2"]}, r"references\[0\]=None must be a whole number"),
+        ({"predictions": [float("nan")], "references": [1], "groups": ["2"]}, r"predictions\[0\]=nan must be a whole"),
+        ({"predictions": [float("inf")], "references": [1], "groups": ["2"]}, r"predictions\[0\]=inf must be a whole"),
+        ({"predictions": ["1"], "references": [1], "groups": ["2"]}, r"predictions\[0\]='1' must be a whole number"),
+        ({"predictions": "12", "references": [1, 2], "groups": ["2", "2"]}, r"predictions='12' must be a list"),
+        ({"predictions": [1, 2], "references": [1, 2], "groups": "23"}, r"groups='23' must be a list"),
+        (
+            {"predictions": [1], "references": [1], "groups": ["2"], "expected_groups": "2"},
+            r"expected_groups='2' must be a list, got one text. Write \['2'\]",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What every metric of the package must have: a script that evaluate loads, a card, examples that are right."""
+"""Every metric of the package has a script that evaluate loads, a card, and examples that are right."""
 
 import doctest
 import sys

@@ -1,12 +1,13 @@
-"""The three metrics on solutions: against counting by hand, on published texts, together."""
+"""The three metrics on solutions, against counting by hand, on published texts, and combined."""
 
 import evaluate
 import numpy as np
 import pytest
 from paths import PUBLISHED, QUESTIONS
+from published_texts import match_items
 
 from memreason_hf.data.questions.memory_reason import build_memory_reason, reference_solution
-from memreason_hf.evaluation.solutions.answers import match_items, read_published
+from memreason_hf.evaluation.solutions.answers import read_published
 from memreason_hf.evaluation.solutions.judges import ExactJudge
 from memreason_hf.metrics import metric_path
 from memreason_hf.steps import StepScheme
@@ -112,6 +113,16 @@ def test_an_interval_of_unequal_questions_agrees_with_drawing_them(accuracy):
     [
         ({"predictions": [], "references": []}, "are empty: there is nothing to measure"),
         ({"predictions": ["a"], "references": ["True"], "questions": ["a", "b"]}, "questions has 2 entries"),
+        ({"predictions": "ab", "references": ["A", "B"]}, r"predictions='ab' must be a list of texts, got one text"),
+        ({"predictions": ["a", "b"], "references": "AB"}, r"references='AB' must be a list of texts"),
+        ({"predictions": ["a", "b"], "references": ["A", "B"], "questions": "ab"}, r"questions='ab' must be a list"),
+        (
+            {"predictions": ["a", None], "references": ["A", "B"]},
+            r"predictions\[1\]=None must be a text, got a None",
+        ),
+        ({"predictions": ["a", "b"], "references": ["A", 2]}, r"references\[1\]=2 must be a text, got a int"),
+        ({"predictions": ["a"], "references": ["A"], "questions": [3]}, r"questions\[0\]=3 must be a text"),
+        ({"predictions": "a" * 900, "references": ["A"]}, r"^predictions='a{79}… must be a list"),
     ],
 )
 @pytest.mark.parametrize("name", NAMES)
@@ -131,13 +142,29 @@ def test_bad_input_of_all(load, name, columns, message):
         ({"references": ["a\nb"], "options": []}, "Item 0: .* must give a number"),
         ({"references": ["A"], "options": [["A"], ["B"]]}, "options has 2 entries for 1 references"),
         ({"references": ["A"], "options": [None]}, "options holds None"),
+        ({"references": ["A"], "options": "AB"}, r"options='AB' must be a list of labels, got one text"),
+        ({"references": ["A", "B"], "options": [["A"], "AB"], "predictions": ["a", "b"]}, "options holds 'AB'"),
         ({"references": ["A"], "bootstrap_samples": -1}, "bootstrap_samples=-1"),
         ({"references": ["A"], "confidence": 95}, "confidence=95"),
     ],
 )
 def test_bad_input_of_answer_accuracy(accuracy, columns, message):
     with pytest.raises(ValueError, match=message):
-        accuracy(predictions=["The answer is: A"], **columns)
+        accuracy(**{"predictions": ["The answer is: A"], **columns})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_text_after_the_other(load, name):
+    metric = load(name)
+    metric.add(prediction=REFERENCE, reference="True")
+    metric.add(prediction=REFERENCE.replace("True", "False"), reference=REFERENCE)
+    expected = load(name).compute(
+        predictions=[REFERENCE, REFERENCE.replace("True", "False")], references=["True", REFERENCE]
+    )
+    assert metric.compute() == expected
+    for pair in ({"prediction": ["a"], "reference": "b"}, {"prediction": "a", "reference": None}):
+        with pytest.raises(ValueError, match="must be a text"):
+            metric.add(**pair)
 
 
 def test_distribution_by_hand(distribution):
@@ -189,19 +216,19 @@ def test_attribution_by_hand(attribution):
 
 
 def test_judges_can_be_exchanged(attribution):
-    asked = []
+    calls = []
 
     def judge(step, references, question):
-        asked.append((step.text, [reference.text for reference in references], question))
+        calls.append((step.text, [reference.text for reference in references], question))
         return "undecided"
 
     results = attribution(predictions=[REFERENCE], references=[REFERENCE], questions=["Does it?"], judge=judge)
     assert results["num_undecided"] == 1
-    assert asked[0] == ("Iron is heavy.", ["Iron is heavy.", "So it sinks."], "Does it?")
+    assert calls[0] == ("Iron is heavy.", ["Iron is heavy.", "So it sinks."], "Does it?")
     assert (
         attribution(predictions=["b"], references=[REFERENCE], judge=ExactJudge())["departures_by_kind"]["step"] == 1
     )
-    with pytest.raises(ValueError, match="is no judge"):
+    with pytest.raises(ValueError, match="judge='mine' must be one of exact, overlap"):
         attribution(predictions=["b"], references=[REFERENCE], judge="mine")
 
 
@@ -253,6 +280,6 @@ def test_published_texts(load):
     assert results["num_without_reference"] == 1200
     assert sum(results["count_by_answer"].values()) == 1200
     assert list(results["count_by_answer"]) == ["A", "B", "C", "D", "E"]
-    # Resampling items would give 5.1 points; 318 questions are repeated, which makes it wider.
+    # Resampling items would give an interval of 5.1 points. It is wider, because 318 questions are repeated.
     low, high = results["accuracy_interval"]
     assert 0.053 < high - low < 0.08

@@ -1,1 +1,1 @@
-"""Chains of facts: the multi-hop world of the depth-extrapolation study."""
+"""Chains of facts: the multi-hop data set of the depth-extrapolation study."""

@@ -12,27 +12,35 @@ SUPERVISIONS = ("answer", "prefix")
 
 class ChainCollator:
     """
-    Makes a batch of rows with `input_ids` (an entity, then relations) and `label_ids` (-100, then the entity reached
-    after each relation).
+    Makes a batch of encoded chains, whose `input_ids` are an entity and then relations, and whose `label_ids` are -100
+    and then the entity reached after each relation.
 
-    Args:
-        pad_token_id (`int`): What shorter rows are filled up with, on the left: the answer is at position -1.
-        supervision (`str`, defaults to `"answer"`):
-            `"answer"` labels the last position only, `"prefix"` every relation.
-
-    Called with a list of rows it returns int64 tensors of shape `(batch, longest row)`: `input_ids`, `shift_labels`
-    (the label at a position is compared with the logits at that position; -100: none) and, only where a row was
+    Called with a list of rows, it returns int64 tensors of shape `(batch, longest row)`: `input_ids`, `shift_labels`
+    (the label at a position is compared with the logits at that position; -100: no label) and, only if a row was
     padded, `attention_mask` (0 on padding). Other columns are ignored.
 
+    Args:
+        pad_token_id (`int`): The token that shorter rows are padded with, on the left, so that the answer is at
+            position -1.
+        supervision (`str`, defaults to `"answer"`):
+            `"answer"` labels only the last position, `"prefix"` every relation.
+
     Raises:
-        ValueError: no rows, a row without tokens, or labels that are fewer or more than the tokens.
+        ValueError: there are no rows, a row has no tokens, or a row has more or fewer labels than tokens.
+
+    Example:
+
+        >>> collator = ChainCollator(pad_token_id=0, supervision="prefix")
+        >>> rows = [{"input_ids": [5, 8, 9], "label_ids": [-100, 6, 7]}, {"input_ids": [4, 8], "label_ids": [-100, 3]}]
+        >>> collator(rows)["shift_labels"].tolist()
+        [[-100, 6, 7], [-100, -100, 3]]
     """
 
     def __init__(self, pad_token_id: int, supervision: str = "answer"):
         if supervision not in SUPERVISIONS:
             raise ValueError(f"supervision={supervision!r} must be one of {', '.join(SUPERVISIONS)}.")
         if isinstance(pad_token_id, bool) or not isinstance(pad_token_id, int):
-            raise TypeError(f"pad_token_id={pad_token_id!r} must be an integer: the tokenizer's pad_token_id.")
+            raise TypeError(f"pad_token_id={pad_token_id!r} must be an integer. Pass tokenizer.pad_token_id.")
         self.pad_token_id = pad_token_id
         self.supervision = supervision
 

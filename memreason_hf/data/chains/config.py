@@ -1,21 +1,28 @@
-"""Sizes of a multi-hop data set, and the arithmetic of what fits into its world."""
+"""Sizes of a multi-hop data set, and how many chains its world has."""
 
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
-MAX_HOPS = 1_000  # a mistyped range stops here and not after filling the memory
-TEST_SHARE_WHEN_CAPPED = 5  # one chain in so many is a test chain where fewer exist than were asked for
+MAX_HOPS = 1_000  # a mistyped range is refused before it fills the memory
+TEST_SHARE_WHEN_CAPPED = 5  # one chain in five is a test chain if the world has fewer than requested
 
 
 @dataclass(frozen=True)
 class MultiHopConfig:
     """
-    Sizes of the world, of its chains and of its probes. The defaults are the depth-extrapolation study's.
+    Sizes of the world, of its chains and of its probes. The defaults are those of the depth-extrapolation study.
 
-    Every wrong or impossible value is refused here, before anything is computed: ValueError for a value out of range
-    or for more distinct chains than the world has, TypeError for a value of another type.
+    Raises:
+        ValueError: a value is out of range, or more distinct chains are requested than the world has.
+        TypeError: a value has another type.
+
+    Example:
+
+        >>> config = MultiHopConfig(num_entities=20, num_relations=4, train_hops="2-8", cap_to_available=True)
+        >>> config.num_available_chains(2), config.plan_chains()[2]
+        (320, (256, 64))
     """
 
     num_entities: int = field(default=200, metadata={"help": "Entities, named <e_0>, <e_1>, ..."})
@@ -26,8 +33,8 @@ class MultiHopConfig:
     out_degree: int | None = field(
         default=None,
         metadata={
-            "help": "Relations that an entity has, drawn at random for each one. Without it every entity has all of "
-            "them, so that the atomic facts are num_entities x num_relations."
+            "help": "Number of relations of an entity, drawn at random for each entity. By default every entity has "
+            "all relations, which gives num_entities x num_relations atomic facts."
         },
     )
     train_hops: str = field(
@@ -40,30 +47,30 @@ class MultiHopConfig:
     test_hops: str = field(
         default="2-40",
         metadata={
-            "help": "Hop counts of the test chains; they may differ from those of training. 1 stands for the atomic "
-            "facts: all of them are in training, so as a test they are a probe of memory."
+            "help": "Hop counts of the test chains, which may differ from those of training. 1 stands for the atomic "
+            "facts; all of them are in training, so they probe memory."
         },
     )
     num_train_chains: int = field(default=15_000, metadata={"help": "Training chains for each hop count."})
     num_test_chains: int = field(
-        default=750, metadata={"help": "Test chains for each hop count; none of them is a training chain."}
+        default=750, metadata={"help": "Test chains for each hop count. No test chain is a training chain."}
     )
     num_small_test_chains: int = field(
         default=50,
-        metadata={"help": "Test chains for each hop count that test_small.json repeats (or all, if fewer)."},
+        metadata={"help": "Test chains for each hop count that test_small.json repeats (all of them if fewer)."},
     )
     num_atomic_probes: int = field(
-        default=2_000, metadata={"help": "Random atomic facts that test.json repeats (or all, if fewer)."}
+        default=2_000, metadata={"help": "Random atomic facts that test.json repeats (all of them if fewer)."}
     )
     num_train_probes: int = field(
         default=2_000,
-        metadata={"help": "Random training chains for each hop count that test.json repeats (or all, if fewer)."},
+        metadata={"help": "Random training chains for each hop count that test.json repeats (all of them if fewer)."},
     )
     cap_to_available: bool = field(
         default=False,
         metadata={
-            "help": "Where the world has fewer distinct chains of a hop count than were asked for, take those it has: "
-            "at most one in five for the test, the others for training. Without this flag such a request is refused."
+            "help": "If the world has fewer distinct chains of a hop count than requested, use those that it has: at "
+            "most one in five for the test, the others for training. Without this flag such a request is an error."
         },
     )
     seed: int = field(default=42, metadata={"help": "The same seed and sizes give the same data set."})
@@ -76,14 +83,16 @@ class MultiHopConfig:
             if self.out_degree > self.num_relations:
                 raise ValueError(
                     f"out_degree={self.out_degree} is above num_relations={self.num_relations}: an entity cannot have "
-                    f"more relations than there are. Give at most {self.num_relations}."
+                    "more relations than the world."
                 )
         if not isinstance(self.cap_to_available, bool):
-            raise TypeError(f"cap_to_available must be True or False, not {self.cap_to_available!r}.")
+            raise TypeError(f"cap_to_available={self.cap_to_available!r} must be True or False.")
         for name, smallest in (("train_hops", 2), ("test_hops", 1)):
             object.__setattr__(self, name, format_hop_counts(_checked_hop_counts(self, name, smallest)))
         if 1 in self.test_hop_counts and self.num_atomic_probes == 0:
-            raise ValueError("test_hops holds 1, the atomic facts, but num_atomic_probes=0 asks for none of them.")
+            raise ValueError(
+                f"test_hops={self.test_hops} holds 1, the atomic facts, so num_atomic_probes=0 must be at least 1."
+            )
         self.plan_chains()
 
     @property
@@ -99,14 +108,15 @@ class MultiHopConfig:
         return self.num_relations if self.out_degree is None else self.out_degree
 
     def num_available_chains(self, hops: int) -> int:
-        """Distinct chains of `hops` relations: a start, and one of its relations at every entity on the way."""
+        """The number of distinct chains of `hops` relations: entities times relations of an entity to the `hops`."""
         return self.num_entities * self.relations_per_entity**hops
 
     def plan_chains(self) -> dict[int, tuple[int, int]]:
         """
-        Returns, for every hop count above 1, how many (training, test) chains it gets.
+        The numbers of (training, test) chains of every hop count above 1.
 
-        Raises ValueError, with the numbers, where the world has fewer distinct chains than that.
+        Raises:
+            ValueError: the world has fewer distinct chains; the message gives the numbers.
         """
         train_hops, test_hops = set(self.train_hop_counts), set(self.test_hop_counts)
         plan, impossible = {}, []
@@ -124,19 +134,19 @@ class MultiHopConfig:
                 num_train = min(num_train, available - num_test)
             plan[hops] = (num_train, num_test)
         if impossible:
-            asked = "; ".join(
+            requests = "; ".join(
                 f"{hops} hops: {num_train:,} training + {num_test:,} test asked for, {available:,} exist"
                 for hops, num_train, num_test, available in impossible
             )
             advice = (
-                "Give more entities or relations, or leave the hop count out of train_hops or test_hops."
+                "Increase num_entities or num_relations, or leave the hop count out of train_hops or test_hops."
                 if self.cap_to_available
-                else "Lower num_train_chains or num_test_chains, give more entities or relations, or leave the hop "
-                "count out of train_hops or test_hops; cap_to_available takes the chains that exist."
+                else "Lower num_train_chains or num_test_chains, increase num_entities or num_relations, leave the "
+                "hop count out of train_hops or test_hops, or set cap_to_available to use the chains that exist."
             )
             raise ValueError(
-                f"More distinct chains asked for than the world has (num_entities={self.num_entities} x "
-                f"{self.relations_per_entity} relations of an entity ** hops). {asked}. {advice}"
+                f"More distinct chains are requested than the world has (num_entities={self.num_entities} x "
+                f"{self.relations_per_entity} relations of an entity ** hops). {requests}. {advice}"
             )
         return plan
 
@@ -155,9 +165,18 @@ _SMALLEST_VALUES = {
 
 def parse_hop_counts(hops: str | int | Iterable[int]) -> tuple[int, ...]:
     """
-    Reads hop counts: "2-8,12,16" (commas or blanks between), one number, or any iterable of numbers.
+    Reads hop counts: a text of ranges and numbers between commas or blanks, one number, or an iterable of numbers.
 
-    Returns them in rising order, each once. Raises ValueError for what cannot be read and for no hop count at all.
+    Returns:
+        The distinct hop counts in increasing order.
+
+    Raises:
+        ValueError: an entry is not a hop count or range, or there is none.
+
+    Example:
+
+        >>> parse_hop_counts("2-4, 12")
+        (2, 3, 4, 12)
     """
     if isinstance(hops, str):
         counts = [count for part in hops.replace(",", " ").split() for count in _parse_range(part, hops)]
@@ -165,14 +184,14 @@ def parse_hop_counts(hops: str | int | Iterable[int]) -> tuple[int, ...]:
         try:
             counts = [operator.index(hops)] if not isinstance(hops, Iterable) else [operator.index(h) for h in hops]
         except TypeError:
-            raise ValueError(f"{hops!r} holds something that is not a hop count.") from None
+            raise ValueError(f"{hops!r} must hold hop counts only.") from None
     if not counts:
-        raise ValueError(f"{hops!r} names no hop count; give for example 2-8,12,16.")
+        raise ValueError(f"{hops!r} names no hop count. Write for example 2-8,12,16.")
     return tuple(sorted(set(counts)))
 
 
 def format_hop_counts(counts: Iterable[int]) -> str:
-    """The shortest text that `parse_hop_counts` reads back as the same counts: "2-8,12,16"."""
+    """The inverse of `parse_hop_counts`, as short as possible: `"2-8,12,16"`."""
     runs: list[list[int]] = []
     for count in sorted(set(counts)):
         if runs and count == runs[-1][1] + 1:
@@ -185,9 +204,9 @@ def format_hop_counts(counts: Iterable[int]) -> str:
 def _parse_range(part: str, whole: str) -> range:
     first, dash, last = part.partition("-")
     if not first.isdecimal() or (dash and not last.isdecimal()):
-        raise ValueError(f"{part!r} in {whole!r} is no hop count or range; give for example 2-8,12,16.")
+        raise ValueError(f"{part!r} in {whole!r} is not a hop count or range. Write for example 2-8,12,16.")
     if max(int(first), int(last or 0)) > MAX_HOPS:
-        raise ValueError(f"{part!r} in {whole!r} is too long; the longest chains have {MAX_HOPS:,} hops.")
+        raise ValueError(f"{part!r} in {whole!r} must be at most {MAX_HOPS:,} hops.")
     if dash and int(last) < int(first):
         raise ValueError(f"The range {part!r} in {whole!r} ends before it begins; write {last}-{first}.")
     return range(int(first), int(last if dash else first) + 1)
@@ -199,10 +218,10 @@ def _checked_hop_counts(config: MultiHopConfig, name: str, smallest: int) -> tup
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if counts[-1] > MAX_HOPS:
-        raise ValueError(f"{name} holds {counts[-1]}; the longest chains have {MAX_HOPS:,} hops.")
+        raise ValueError(f"{name} holds {counts[-1]}, which must be at most {MAX_HOPS:,} hops.")
     if counts[0] < smallest:
         why = " (the atomic facts, of 1 hop, are always in training)" if smallest == 2 else ""
-        raise ValueError(f"{name} holds {counts[0]}; the smallest hop count there is {smallest}{why}.")
+        raise ValueError(f"{name} holds {counts[0]}, which must be at least {smallest}{why}.")
     return counts
 
 
@@ -213,7 +232,7 @@ def _set_integer(config: MultiHopConfig, name: str, smallest: int):
     except TypeError:
         number = None
     if number is None:
-        raise TypeError(f"{name} must be an integer, not {value!r} ({type(value).__name__}).")
+        raise TypeError(f"{name}={value!r} must be an integer, got a {type(value).__name__}.")
     if number < smallest:
-        raise ValueError(f"{name}={number} is too small; give at least {smallest}.")
+        raise ValueError(f"{name}={number} is too small. Give at least {smallest}.")
     object.__setattr__(config, name, number)

@@ -1,4 +1,4 @@
-"""From chains as texts to token ids with a label at every relation."""
+"""Chains as token ids with a label at every relation."""
 
 import numpy as np
 import pyarrow as pa
@@ -25,24 +25,30 @@ _COLUMNS = ("input_text", "entities", "hops", "type")
 
 def encode_chains(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 1 << 16) -> Dataset:
     """
-    Turns chains into token ids.
+    Encodes chains as token ids.
 
-    The words are looked up in the tokenizer's vocabulary for a whole batch of rows at a time. That gives what the
-    word-level tokenizer gives, many times faster.
+    Words are looked up in the tokenizer's vocabulary for a whole batch of rows at a time. The result equals that of
+    the word-level tokenizer, many times faster.
 
     Args:
         dataset: a split of a multi-hop data set, with the columns `input_text`, `entities`, `hops` and `type`.
-        tokenizer: the one saved with the data set, or any whose vocabulary holds its words.
-        batch_size: rows handled at a time.
+        tokenizer: the tokenizer saved with the data set, or any other one whose vocabulary contains its words.
+        batch_size: rows processed at a time.
 
     Returns:
-        A data set in memory, in the same order, with `input_ids` (the entity, then the relations; hops + 1 numbers),
-        `label_ids` (as many: -100 at the entity, then the id of the entity reached after each relation), `hops` and
-        `type`.
+        A data set in memory, in the same order, with the columns `input_ids` (the entity, then the relations; hops + 1
+        ids), `label_ids` (hops + 1 labels: -100 at the entity, then the id of the entity reached after each relation),
+        `hops` and `type`.
 
     Raises:
-        ValueError: for an empty data set, missing columns, words that the tokenizer does not have, and rows whose
-            entities are not as many as their relations.
+        ValueError: the data set is empty or lacks a column, the tokenizer lacks a word, or a row has more or fewer
+            entities than relations.
+
+    Example:
+
+    ```python
+    train = encode_chains(load_multi_hop("data/small_world")["train"], load_multi_hop_tokenizer("data/small_world"))
+    ```
     """
     missing = [name for name in _COLUMNS if name not in dataset.column_names]
     if missing:
@@ -61,7 +67,7 @@ def encode_chains(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, batch
     except UnknownTokens as error:
         raise ValueError(
             f"The vocabulary does not match the data set: the tokenizer, with {len(ids)} tokens, lacks "
-            f"{len(error.tokens)} of the data set's ({first_few(error.tokens)}). Take the tokenizer that is saved "
+            f"{len(error.tokens)} of the data set's ({first_few(error.tokens)}). Use the tokenizer that is saved "
             "with the data set (load_multi_hop_tokenizer)."
         ) from None
     fingerprint = Hasher.hash(["encode_chains", dataset._fingerprint, sorted(ids.items())])

@@ -36,9 +36,9 @@ def chain_type(hops: int, kind: str) -> str:
 
 def write_items(table: pa.Table, path: str | Path):
     """
-    Writes the rows as `json.dump` would write the list of items, byte for byte.
+    Writes the rows exactly as `json.dump` would write the list of items.
 
-    Texts and types must consist of the vocabulary's tokens and of the labels of this module: nothing is escaped.
+    Nothing is escaped, so texts must consist of tokens of the vocabulary, and types must be labels of this module.
     """
     with open(path, "wb") as file:
         file.write(b"[")
@@ -50,7 +50,7 @@ def write_items(table: pa.Table, path: str | Path):
             items = pc.binary_join_element_wise(
                 ', {"input_text": "', input_text, '", "target_text": "', target_text, '", "type": "', type_, '"}', ""
             )
-            # One string a row, back to back in one buffer: written as it is, without the first item's ", ".
+            # The strings of all rows lie in one buffer, which is written without the first ", ".
             _, offset_buffer, characters = items.buffers()
             first, last = np.frombuffer(offset_buffer, dtype=np.int32)[[items.offset, items.offset + len(items)]]
             file.write(separator)
@@ -61,21 +61,23 @@ def write_items(table: pa.Table, path: str | Path):
 
 def read_json_folder(folder: str | Path) -> tuple[list[str], dict[str, pa.Table]]:
     """
-    Reads a folder of the study's files, theirs or ours.
+    Reads a folder of JSON files in the study's schema.
 
-    The hops of an item are the number of its relations, and its type is labelled by them: the label in the file is not
-    trusted, since the study's own training chains are labelled two hops too low. The entity reached after every hop is
-    found by walking the atomic facts of `train.json`.
+    The type of an item is labelled anew with the number of its relations, because the labels of the study's own
+    training chains are two hops too low. The entity reached after every hop comes from the atomic facts of
+    `train.json`.
 
-    Returns the vocabulary in the order of the ids, and one table with `CHAIN_SCHEMA` a split.
+    Returns:
+        The vocabulary in the order of the ids, and a table with `CHAIN_SCHEMA` for each split.
 
-    Raises FileNotFoundError for a missing file, and ValueError, naming the file and item, for what is damaged,
-    contradicts itself or does not belong to this schema.
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, contradicts itself or has another schema; names the file and the item.
     """
     folder = Path(folder)
     missing = [name for name in JSON_FILES if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"{folder} is no complete multi-hop data set; it lacks {first_few(missing)}.")
+        raise FileNotFoundError(f"{folder} is not a complete multi-hop data set: it lacks {first_few(missing)}.")
     vocabulary = read_vocabulary(folder)
     words = pa.array(vocabulary)
     tables, facts = {}, None
@@ -95,7 +97,7 @@ def _read_items(path: Path) -> pa.Table:
     try:
         items = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"no JSON file (damaged or cut off?): {error}") from None
+        raise ValueError(f"not a JSON file (damaged or cut off?): {error}") from None
     if not isinstance(items, list):
         raise ValueError(f"holds a {type(items).__name__}; it must hold a list of items.")
     if not items:
@@ -125,7 +127,7 @@ def _input_ids(items: pa.Table, words: pa.Array) -> tuple[np.ndarray, np.ndarray
 
 
 class _AtomicFacts:
-    """(head, relation) -> tail over token ids; the id `len(words)` stands for "no such fact"."""
+    """Maps (head, relation) to the tail, over token ids. The id `len(words)` stands for "no such fact"."""
 
     def __init__(self, items: pa.Table, ids: np.ndarray, offsets: np.ndarray, words: pa.Array):
         rows = np.flatnonzero(np.diff(offsets) == 2)
@@ -144,7 +146,7 @@ class _AtomicFacts:
         self.unknown = len(words)
         self.entity_index, num_entities = _dense_index(np.concatenate([heads, tails]), self.unknown)
         self.relation_index, num_relations = _dense_index(relations, self.unknown)
-        # One row and one column more, for tokens that are no entity or no relation.
+        # One more row and column are for tokens that are not an entity, or not a relation.
         self.tails = np.full((num_entities + 1, num_relations + 1), self.unknown)
         where = self.entity_index[heads], self.relation_index[relations]
         self.tails[where] = tails
@@ -154,7 +156,7 @@ class _AtomicFacts:
             raise ValueError(f"item {rows[contradicted[0]]}: {text} has another answer elsewhere in the file.")
 
     def walk(self, ids: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Entities reached after every hop of every row, one after the other, and the offsets of the rows in them."""
+        """The entities reached after every hop of all rows, and the offsets of the rows among them."""
         hops = np.diff(offsets) - 1
         reached_offsets = np.concatenate([[0], np.cumsum(hops)])
         reached = np.empty(reached_offsets[-1], dtype=np.int64)
@@ -169,7 +171,7 @@ class _AtomicFacts:
 
 
 def _dense_index(ids: np.ndarray, num_ids: int) -> tuple[np.ndarray, int]:
-    """Numbers the distinct ids from 0; every other id, and `num_ids` itself, gets the number after the last."""
+    """Numbers the distinct ids from 0. Every other id, and `num_ids` itself, gets the number after the last one."""
     distinct = np.unique(ids)
     index = np.full(num_ids + 1, len(distinct))
     index[distinct] = np.arange(len(distinct))
@@ -177,13 +179,13 @@ def _dense_index(ids: np.ndarray, num_ids: int) -> tuple[np.ndarray, int]:
 
 
 def _complete(items: pa.Table, ids: np.ndarray, offsets: np.ndarray, facts: _AtomicFacts, words: pa.Array) -> pa.Table:
-    """Adds hops and entities to the items, labels them by their hops, and checks every answer."""
+    """Adds hops and entities to the items, labels the items with their hops, and checks every answer."""
     reached, reached_offsets = facts.walk(ids, offsets)
     lost = np.flatnonzero(reached == facts.unknown)
     if lost.size:
         row = int(np.searchsorted(reached_offsets, lost[0], side="right")) - 1
         raise ValueError(
-            f"item {row}: hop {lost[0] - reached_offsets[row] + 1} of {items['input_text'][row].as_py()!r} is no "
+            f"item {row}: hop {lost[0] - reached_offsets[row] + 1} of {items['input_text'][row].as_py()!r} is not an "
             "atomic fact of train.json."
         )
     entities = words.take(pa.array(reached))
@@ -207,7 +209,7 @@ def _complete(items: pa.Table, ids: np.ndarray, offsets: np.ndarray, facts: _Ato
 
 
 def _relabelled(types: pa.ChunkedArray, hops: np.ndarray) -> pa.Array:
-    """The labels with the hop counts that the items have; atomic labels stay as they are."""
+    """The labels with the hop counts of the items. Labels of atomic facts are not changed."""
     codes = types.combine_chunks().dictionary_encode()
     labels = codes.dictionary.to_pylist()
     kinds = []
@@ -216,8 +218,8 @@ def _relabelled(types: pa.ChunkedArray, hops: np.ndarray) -> pa.Array:
         if not match and label not in (ATOMIC, ATOMIC_PROBE):
             row = types.to_pylist().index(label)
             raise ValueError(
-                f"item {row} has the type {label!r}; known are {ATOMIC}, {ATOMIC_PROBE}, {chain_type(12, 'train')}, "
-                f"{chain_type(12, 'test')} and the like."
+                f"item {row} has the type {label!r}; it must be {ATOMIC}, {ATOMIC_PROBE}, or a label such as "
+                f"{chain_type(12, 'train')} or {chain_type(12, 'test')}."
             )
         kinds.append(match[1] if match else None)
     codes = codes.indices.to_numpy()

@@ -15,17 +15,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, NamedSplit, load_from_disk
+from datasets import Dataset, DatasetDict, NamedSplit
 from datasets.table import InMemoryTable
 
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.encoding import encode_chains
-from memreason_hf.data.chains.folder import (
-    ARROW_MARK,
-    check_output_folder,
-    read_manifest,
-    write_manifest,
-)
+from memreason_hf.data.chains.folder import CONTENTS, check_output_folder, read_manifest, write_manifest
 from memreason_hf.data.chains.json_files import (
     ATOMIC,
     ATOMIC_PROBE,
@@ -52,8 +47,8 @@ from memreason_hf.data.chains.world import (
     sample_chains,
     sample_probes,
 )
+from memreason_hf.data.saved_folders import is_saved, load_saved
 from memreason_hf.files import whole_folder
-from memreason_hf.messages import first_few
 
 
 __all__ = [
@@ -82,7 +77,7 @@ class MultiHopData:
         vocabulary: tokens in the order of their ids, `<pad>` first.
         dataset: the splits `train`, `validation` (a copy of `test`), `test` and `test_small`, each with the columns
             `input_text`, `target_text`, `type`, `hops` and `entities` (the entity reached after every hop).
-        config: the sizes it was built with; None if it was read from files.
+        config: the sizes that the data set was built with; None if it was read from files.
     """
 
     vocabulary: list[str]
@@ -92,13 +87,21 @@ class MultiHopData:
 
 def build_multi_hop(config: MultiHopConfig) -> MultiHopData:
     """
-    Builds the data set in memory: a pure function of `config` (for one release of numpy, whose generators may change
-    their streams between releases).
+    Builds the data set in memory. The result depends only on `config` and on the release of numpy, whose generators
+    may change their streams between releases.
 
-    Training: all atomic facts (`atomic`), then the training chains by hop count (`12hop_train`). Test: the test chains
-    by hop count (`12hop_test`), none of which is a training chain; then, as probes of memory, atomic facts
-    (`atomic_facts`) and training chains (`12hop_train`) at random. The small test repeats some test chains of every
-    hop count. The hop count 1 among `test_hops` puts atomic facts into the small test too.
+    The training split holds all atomic facts (`atomic`), then the training chains by hop count (`12hop_train`). The
+    test split holds the test chains by hop count (`12hop_test`), none of which is a training chain. They are followed
+    by probes of memory: random atomic facts (`atomic_facts`) and training chains (`12hop_train`). The small test split
+    repeats some test chains of every hop count, and some atomic facts if `test_hops` contains 1.
+
+    Example:
+
+        >>> sizes = {"num_entities": 4, "num_relations": 2, "train_hops": "2", "test_hops": "2"}
+        >>> config = MultiHopConfig(**sizes, cap_to_available=True)
+        >>> data = build_multi_hop(config)
+        >>> data.dataset["train"].num_rows, data.dataset["train"][0]["type"]
+        (21, 'atomic')
     """
     world = build_world(config)
     facts = atomic_chains(world)
@@ -117,7 +120,7 @@ def build_multi_hop(config: MultiHopConfig) -> MultiHopData:
     if 1 in config.test_hop_counts:
         small.append(rows(atomic_probes[: config.num_small_test_chains], ATOMIC_PROBE))
     for hops, (num_train, num_test) in config.plan_chains().items():
-        # Test chains come first, so that they stay the same whatever the number of training chains.
+        # The test chains are drawn first, so that they do not depend on the number of training chains.
         chains = sample_chains(config, world, hops, num_test + num_train)
         test_chains, train_chains = chains[:num_test], chains[num_test:]
         if num_train:
@@ -135,10 +138,13 @@ def build_multi_hop(config: MultiHopConfig) -> MultiHopData:
 
 def read_multi_hop_json(path: str | Path) -> MultiHopData:
     """
-    Reads a folder of the study's JSON files, theirs or ours, and checks every chain against the atomic facts.
+    Reads a folder of JSON files in the study's schema, and checks every chain against the atomic facts.
 
-    Labels are made anew from the number of relations, and the entity reached after every hop is found by walking.
-    Raises FileNotFoundError or ValueError, naming the file and the item.
+    Types are labelled anew with the number of relations.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged or contradicts itself; names the file and the item.
     """
     vocabulary, tables = read_json_folder(path)
     return MultiHopData(vocabulary, _dataset_dict(tables))
@@ -149,8 +155,11 @@ def save_multi_hop(data: MultiHopData, output_dir: str | Path, *, overwrite: boo
     Writes the JSON files, the Arrow form (`datasets.load_from_disk(output_dir)`) and the tokenizer
     (`AutoTokenizer.from_pretrained(output_dir)`) into one folder, which appears whole or not at all.
 
-    Returns the manifest: the sizes it was built with, rows by split, bytes by file. Raises FileExistsError if the
-    folder holds a data set and `overwrite` is not set.
+    Returns:
+        The manifest: the sizes that the data set was built with, its rows by split, and bytes by file.
+
+    Raises:
+        FileExistsError: the folder holds anything foreign, or it holds a data set and `overwrite` is false.
     """
     check_output_folder(Path(output_dir), overwrite)
     with whole_folder(output_dir, overwrite=overwrite) as folder:
@@ -166,9 +175,20 @@ def save_multi_hop(data: MultiHopData, output_dir: str | Path, *, overwrite: boo
 
 def prepare_multi_hop(config: MultiHopConfig, output_dir: str | Path, *, overwrite: bool = False) -> dict:
     """
-    Builds and saves the data set, unless exactly this one is in `output_dir` already. Returns the manifest.
+    Builds and saves the data set, unless `output_dir` already holds exactly this one.
 
-    Raises FileExistsError, before anything is built, if the folder holds another one and `overwrite` is not set.
+    Returns:
+        The manifest.
+
+    Raises:
+        FileExistsError: the folder holds another data set and `overwrite` is false. Checked before anything is built.
+
+    Example:
+
+    ```python
+    prepare_multi_hop(MultiHopConfig(num_entities=20, num_relations=4, train_hops="2-8"), "data/small_world")
+    dataset = load_multi_hop("data/small_world")
+    ```
     """
     folder = Path(output_dir)
     manifest = None if overwrite else read_manifest(folder)
@@ -180,8 +200,11 @@ def prepare_multi_hop(config: MultiHopConfig, output_dir: str | Path, *, overwri
 
 def convert_multi_hop(input_dir: str | Path, output_dir: str | Path, *, overwrite: bool = False) -> dict:
     """
-    Reads the JSON files of one folder (`read_multi_hop_json`) and saves the data set (`save_multi_hop`) in another, or
-    with `overwrite` in the same. Returns the manifest.
+    Reads the JSON files of one folder (`read_multi_hop_json`) and saves the data set (`save_multi_hop`) in another
+    one, or with `overwrite` in the same one.
+
+    Returns:
+        The manifest.
     """
     check_output_folder(Path(output_dir), overwrite)
     return save_multi_hop(read_multi_hop_json(input_dir), output_dir, overwrite=overwrite)
@@ -189,28 +212,20 @@ def convert_multi_hop(input_dir: str | Path, output_dir: str | Path, *, overwrit
 
 def load_multi_hop(path: str | Path) -> DatasetDict:
     """
-    Loads a data set: the Arrow form, memory-mapped, or the JSON files where the folder has only those (the study's own
-    files, for example), which takes some seconds at full size.
+    Loads a data set: the Arrow form, memory-mapped, or the JSON files if the folder has no other form, as that of the
+    study. JSON files take some seconds at full size.
 
-    Raises FileNotFoundError if there is no data set, ValueError if it is damaged or not a multi-hop data set.
+    Raises:
+        FileNotFoundError: the folder holds no data set.
+        ValueError: the data set is damaged, or is not a multi-hop data set.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}. data_scripts/build_multi_hop.py makes a data set.")
-    if not (folder / ARROW_MARK).is_file():
+        raise FileNotFoundError(f"There is no folder {folder}. data_scripts/build_multi_hop.py builds a data set.")
+    if not is_saved(folder):
         return read_multi_hop_json(folder).dataset
     read_manifest(folder, suffix=".arrow")
-    try:
-        dataset = load_from_disk(folder)
-    except Exception as error:  # a damaged file shows as almost any error of Arrow, json or fsspec
-        raise ValueError(f"{folder}: the Arrow form is damaged ({error}). Build the data set again.") from error
-    for split in SPLIT_FILES:
-        if split not in dataset:
-            raise ValueError(f"{folder} is no multi-hop data set: it lacks the split {split}.")
-        missing = [name for name in CHAIN_SCHEMA.names if name not in dataset[split].column_names]
-        if missing:
-            raise ValueError(f"{folder} is no multi-hop data set: {split} lacks the columns {first_few(missing)}.")
-    return dataset
+    return load_saved(folder, contents=CONTENTS, columns=CHAIN_SCHEMA.names, splits=SPLIT_FILES)
 
 
 def select_chains(dataset: Dataset, *, kind: str | None = None, hops: Iterable[int] | None = None) -> Dataset:
@@ -218,17 +233,17 @@ def select_chains(dataset: Dataset, *, kind: str | None = None, hops: Iterable[i
     The rows of one kind and of some hop counts, in order.
 
     Args:
-        dataset: a split, encoded or not: anything with the columns `type` and `hops`.
+        dataset: a split, encoded or not, with the columns `type` and `hops`.
         kind: `"test"` (chains that are not in training), `"train"` or `"atomic"`; None for all. In the test split the
             last two are probes of memory.
         hops: hop counts to keep; None for all.
 
     Raises:
-        ValueError: for another kind, and if no row is left: a group without items cannot be measured.
+        ValueError: the kind is unknown, or no row is left.
     """
     patterns = {"test": r"hop_test$", "train": r"hop_train$", "atomic": r"^atomic"}
     if kind is not None and kind not in patterns:
-        raise ValueError(f"kind={kind!r} is unknown; give one of {', '.join(patterns)}, or None for all.")
+        raise ValueError(f"kind={kind!r} must be one of {', '.join(patterns)}, or None for all.")
     columns = dataset.select_columns(["type", "hops"]).with_format("arrow")[:]
     keep = np.ones(len(dataset), dtype=bool)
     if kind is not None:
@@ -237,8 +252,8 @@ def select_chains(dataset: Dataset, *, kind: str | None = None, hops: Iterable[i
     if wanted is not None:
         keep &= np.isin(columns["hops"].to_numpy(), wanted)
     if not keep.any():
-        there = sorted(set(columns["hops"].unique().to_pylist()))
-        raise ValueError(f"No rows with kind={kind!r} and hops={wanted}; the data set has the hop counts {there}.")
+        known = sorted(set(columns["hops"].unique().to_pylist()))
+        raise ValueError(f"No rows have kind={kind!r} and hops={wanted}; the data set has the hop counts {known}.")
     return dataset.select(np.flatnonzero(keep))
 
 

@@ -1,4 +1,4 @@
-"""Chains as Arrow tables: glued texts from token ids, token ids from glued texts. No Python object a row."""
+"""Chains as Arrow tables: texts from token ids and token ids from texts, without a Python object for each row."""
 
 import hashlib
 
@@ -28,10 +28,11 @@ def chain_table(
 
     Args:
         words: the vocabulary, in the order of the ids.
-        input_ids: (number of chains, hops + 1) ids of the start and of every relation.
-        reached_ids: (number of chains, hops) ids of the entity reached after every relation; the last is the answer.
+        input_ids: ids of the start and of every relation, shape (number of chains, hops + 1).
+        reached_ids: ids of the entity reached after every relation, shape (number of chains, hops); the last one is
+            the answer.
         chain_type: value of the column `type`.
-        end: token that closes `target_text`.
+        end: token at the end of `target_text`.
     """
     num_chains, hops = reached_ids.shape
     input_text = pc.binary_join(_word_lists(words, input_ids), "")
@@ -46,16 +47,19 @@ def chain_table(
 
 
 def target_texts(input_text: pa.Array, answers: pa.Array, end: str) -> pa.Array:
-    """What the study calls `target_text`: the input, the answer, and the token that closes an answer."""
+    """The column `target_text`: the input, the answer, and the token that ends an answer."""
     return pc.binary_join_element_wise(input_text, answers, end, "")
 
 
 def split_tokens(texts: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """
-    Cuts glued tokens (`<e_3><r_1>`) after every `>`, without a copy.
+    Cuts texts of tokens (`<e_3><r_1>`) after every `>`, without a copy.
 
-    Returns the tokens of all rows one after the other, and the (rows + 1,) int64 offsets of the rows among them.
-    Raises ValueError, quoting it, for a text that is empty or missing or does not end with a token.
+    Returns:
+        The tokens of all rows, and the offsets of the rows among them, int64 of shape (rows + 1,).
+
+    Raises:
+        ValueError: a text is empty or missing, or does not end with a token; quotes the text.
     """
     texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
     texts = texts.cast(pa.string())
@@ -79,7 +83,10 @@ def split_tokens(texts: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 def look_up(tokens: pa.Array, words: pa.Array) -> np.ndarray:
     """
-    The position of every token in `words`, as int64. Raises UnknownTokens where one is not there.
+    The position of every token in `words`, as int64.
+
+    Raises:
+        UnknownTokens: a token is not in `words`.
     """
     tokens = tokens.combine_chunks() if isinstance(tokens, pa.ChunkedArray) else tokens
     ids = pc.index_in(tokens, value_set=words)
@@ -89,7 +96,7 @@ def look_up(tokens: pa.Array, words: pa.Array) -> np.ndarray:
 
 
 class UnknownTokens(ValueError):
-    """Tokens that a vocabulary lacks, in `tokens`."""
+    """Raised for tokens that a vocabulary lacks; they are in the attribute `tokens`."""
 
     def __init__(self, tokens: list[str]):
         super().__init__(f"{len(tokens)} tokens are not in the vocabulary: {first_few(tokens)}.")
@@ -97,7 +104,7 @@ class UnknownTokens(ValueError):
 
 
 def content_fingerprint(table: pa.Table) -> str:
-    """A digest of the columns' names and values, which `datasets` takes as the identity of the table."""
+    """A digest of the names and values of the columns, which `datasets` uses as the identity of the table."""
     digest = hashlib.blake2b(str(table.schema).encode(), digest_size=8)
     for column in table.columns:
         for chunk in column.chunks:

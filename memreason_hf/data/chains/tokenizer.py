@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from memreason_hf.files import read_json
 from memreason_hf.messages import first_few
 
 
@@ -18,7 +19,7 @@ EXTRA_TOKENS = ("<mask>", "<sep>", "<a>", END_OF_ANSWER, "<q>", "</q>")
 VOCABULARY_FILE = "vocab.json"
 TOKENIZER_FILE = "tokenizer.json"
 
-# No blanks, quotes or backslashes: glued tokens split without doubt and need no escapes in JSON.
+# Without blanks, quotes and backslashes, texts split unambiguously and need no escapes in JSON.
 _TOKEN_PATTERN = re.compile(r'<[^<>"\\\s\x00-\x1f\x7f-\U0010ffff]+>')
 
 
@@ -32,7 +33,7 @@ def relation_token(index: int) -> str:
 
 def build_vocabulary(num_entities: int, num_relations: int) -> list[str]:
     """
-    Tokens in the order of their ids: `<pad>` (id 0), entities, relations, then the study's six further tokens.
+    Tokens in the order of their ids: `<pad>` (id 0), entities, relations, then the six other tokens of the study.
     """
     entities = [entity_token(i) for i in range(num_entities)]
     relations = [relation_token(i) for i in range(num_relations)]
@@ -41,8 +42,8 @@ def build_vocabulary(num_entities: int, num_relations: int) -> list[str]:
 
 def write_vocabulary(vocabulary: Sequence[str], folder: str | Path):
     """
-    Writes `vocab.json` as the study has it: the list of the tokens without a leading `<pad>`, which its loader (and
-    `read_vocabulary`) puts first.
+    Writes `vocab.json` in the study's schema: the list of the tokens without a leading `<pad>`, which its loader and
+    `read_vocabulary` put first.
     """
     tokens = list(check_vocabulary(vocabulary))
     if tokens[0] == PAD_TOKEN:
@@ -52,16 +53,17 @@ def write_vocabulary(vocabulary: Sequence[str], folder: str | Path):
 
 def read_vocabulary(folder: str | Path) -> list[str]:
     """
-    Reads `vocab.json`: a list of tokens, with or without `<pad>`; it is put first (id 0) where it is not in the list.
+    Reads `vocab.json`, a list of tokens. If the list has no `<pad>`, that token becomes the first one (id 0).
 
-    Returns the tokens in the order of their ids. Raises FileNotFoundError, or ValueError for anything else than such a
-    list.
+    Returns:
+        The tokens in the order of their ids.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else.
     """
     path = Path(folder, VOCABULARY_FILE)
-    try:
-        tokens = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file (damaged or cut off?): {error}") from None
+    tokens = read_json(path)
     if not isinstance(tokens, list):
         raise ValueError(f"{path} holds a {type(tokens).__name__}; it must hold the list of tokens, in order.")
     if PAD_TOKEN not in tokens:
@@ -73,12 +75,17 @@ def read_vocabulary(folder: str | Path) -> list[str]:
 
 
 def check_vocabulary(vocabulary: Sequence[str]) -> Sequence[str]:
-    """Returns the vocabulary, or raises ValueError if a token is malformed, given twice or missing."""
+    """
+    Returns the vocabulary.
+
+    Raises:
+        ValueError: a token is malformed, occurs twice or is missing.
+    """
     malformed = [t for t in vocabulary if not isinstance(t, str) or not _TOKEN_PATTERN.fullmatch(t)]
     if malformed:
         raise ValueError(
-            f"{first_few(malformed)} cannot be in the vocabulary: a token is `<...>`, printable ASCII without blanks, "
-            "quotes or backslashes."
+            f"{first_few(malformed)} cannot be in the vocabulary: a token must be `<...>` with printable ASCII "
+            "characters, but without blanks, quotes and backslashes."
         )
     if len(set(vocabulary)) < len(vocabulary):
         repeated = [token for token, count in Counter(vocabulary).items() if count > 1]
@@ -93,13 +100,19 @@ def build_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     """
     The word-level tokenizer over `vocabulary`, whose order gives the ids.
 
-    Glued tokens (`<e_3><r_1>`) are split into words, blanks between them are skipped, and decoding glues them again.
-    There is no unknown token: a word outside the vocabulary raises an error instead of vanishing. Padding goes to the
-    left, so that the answer position is the last one in every row.
+    Texts of tokens (`<e_3><r_1>`) are split into words; blanks between words are skipped, and decoding writes none.
+    There is no unknown token, so a word outside the vocabulary raises an error. Padding is on the left, so that the
+    answer position is the last one of every row.
+
+    Example:
+
+        >>> tokenizer = build_tokenizer(build_vocabulary(num_entities=3, num_relations=2))
+        >>> tokenizer("<e_2><r_0>")["input_ids"]
+        [3, 4]
     """
     ids = {token: index for index, token in enumerate(check_vocabulary(vocabulary))}
     tokenizer = Tokenizer(models.WordLevel(ids))
-    # "isolated" keeps what lies between tokens as words of its own, which then raise; "removed" would hide them.
+    # "isolated" keeps text between tokens as words, which then raise an error; "removed" would hide it.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"\s+"), behavior="removed"),
@@ -118,25 +131,27 @@ def build_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 
 def load_multi_hop_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     """
-    The tokenizer saved in a data set's folder, or made from its `vocab.json` where only the JSON files are there.
+    The tokenizer saved with a data set, or built from its `vocab.json` if the folder has only JSON files.
 
-    Raises FileNotFoundError if the folder has neither, ValueError if the two do not agree.
+    Raises:
+        FileNotFoundError: the folder has neither file.
+        ValueError: the two files differ.
     """
     folder = Path(path)
     has_tokenizer, has_vocabulary = (Path(folder, name).is_file() for name in (TOKENIZER_FILE, VOCABULARY_FILE))
     if not has_tokenizer and not has_vocabulary:
         raise FileNotFoundError(
-            f"{folder} holds neither {TOKENIZER_FILE} nor {VOCABULARY_FILE}: no data set is there."
+            f"{folder} holds neither {TOKENIZER_FILE} nor {VOCABULARY_FILE}, so it is not a data set."
         )
     if not has_tokenizer:
         return build_tokenizer(read_vocabulary(folder))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     if has_vocabulary:
         expected = {token: index for index, token in enumerate(read_vocabulary(folder))}
-        found = tokenizer.get_vocab()
-        if any(found.get(token) != index for token, index in expected.items()):
+        known = tokenizer.get_vocab()
+        if any(known.get(token) != index for token, index in expected.items()):
             raise ValueError(
-                f"{folder}: {TOKENIZER_FILE} ({len(found)} tokens) and {VOCABULARY_FILE} ({len(expected)} tokens) "
-                "differ. Build the data set again, or remove the one that is wrong."
+                f"{folder}: {TOKENIZER_FILE} ({len(known)} tokens) and {VOCABULARY_FILE} ({len(expected)} tokens) "
+                "differ. Build the data set again, or remove the wrong file."
             )
     return tokenizer

@@ -7,22 +7,23 @@ import numpy as np
 from memreason_hf.data.chains.config import MultiHopConfig
 
 
-# A hop count with at most so many chains is listed whole and shuffled; above, drawing and dropping repeats is faster.
+# If a hop count has at most this number of chains, all are listed and shuffled. Otherwise it is faster to draw chains
+# and drop repeats.
 MAX_LISTED_CHAINS = 1 << 22
 
-# First numbers of the random streams' keys: a stream never depends on how much another one gave.
+# Keys of the random streams: no stream depends on how much was drawn from another one.
 _PERMUTATION_STREAM, _OUT_DEGREE_STREAM, _LISTED_STREAM, _START_STREAM, _STEP_STREAM, _PROBE_STREAM = range(6)
 
 
 @dataclass(frozen=True)
 class MultiHopWorld:
     """
-    The atomic facts: entity i, by its j-th relation `relations[i, j]`, reaches entity `tails[i, j]`.
+    The atomic facts: from entity i, its j-th relation `relations[i, j]` leads to entity `tails[i, j]`.
 
     Attributes:
-        num_relations: relations there are; an entity may have fewer of them.
-        relations: (num_entities, relations of an entity) int64, rising in each row.
-        tails: (num_entities, relations of an entity) int64.
+        num_relations: relations of the world; an entity may have fewer of them.
+        relations: int64, shape (num_entities, relations of an entity), increasing in each row.
+        tails: int64, shape (num_entities, relations of an entity).
     """
 
     num_relations: int
@@ -33,10 +34,6 @@ class MultiHopWorld:
     def num_entities(self) -> int:
         return len(self.relations)
 
-    @property
-    def num_facts(self) -> int:
-        return self.relations.size
-
 
 @dataclass(frozen=True)
 class Chains:
@@ -44,8 +41,8 @@ class Chains:
     Chains of one length.
 
     Attributes:
-        relations: (number of chains, hops) int64.
-        entities: (number of chains, hops + 1) int64: the start, then the entity reached after every relation.
+        relations: int64, shape (number of chains, hops).
+        entities: the start, then the entity reached after every relation; int64, shape (number of chains, hops + 1).
     """
 
     relations: np.ndarray
@@ -63,7 +60,7 @@ class Chains:
 
 
 def build_world(config: MultiHopConfig) -> MultiHopWorld:
-    """Draws a permutation of the entities for every relation, and the relations that each entity has."""
+    """Draws a permutation of the entities for every relation, and the relations of each entity."""
     generator = _generator(config, _PERMUTATION_STREAM)
     permutations = [generator.permutation(config.num_entities) for _ in range(config.num_relations)]
     tails = np.stack(permutations, axis=1)
@@ -83,25 +80,27 @@ def atomic_chains(world: MultiHopWorld) -> Chains:
 
 def sample_chains(config: MultiHopConfig, world: MultiHopWorld, hops: int, num_chains: int) -> Chains:
     """
-    Draws `num_chains` distinct chains of `hops` relations, uniformly among all that exist and in random order.
+    Draws `num_chains` distinct chains of `hops` relations, uniformly among all chains and in random order.
 
-    The draw depends on the seed, the world and `hops`, but not on `num_chains`: fewer chains are the first ones of
-    more. Raises ValueError if fewer exist.
+    The draw depends on the seed, the world and `hops`. A smaller `num_chains` gives the first chains of a larger one.
+
+    Raises:
+        ValueError: the world has fewer chains.
     """
     available = config.num_available_chains(hops)
     if num_chains > available:
-        raise ValueError(f"num_chains={num_chains:,}, but only {available:,} chains of {hops} hops exist.")
+        raise ValueError(f"num_chains={num_chains:,} must be at most {available:,}, the chains of {hops} hops.")
     draw = _listed_steps if available <= MAX_LISTED_CHAINS else _distinct_random_steps
     return walk_steps(world, *draw(config, hops, num_chains))
 
 
 def walk_steps(world: MultiHopWorld, starts: np.ndarray, steps: np.ndarray) -> Chains:
     """
-    Follows, from each start, the step-th relation of the entity reached so far.
+    Follows relations from each start: at every hop the relation of the current entity with the number in `steps`.
 
     Args:
-        starts: (number of chains,) entities.
-        steps: (number of chains, hops), each below the number of relations of an entity.
+        starts: entities, shape (number of chains,).
+        steps: numbers below the number of relations of an entity, shape (number of chains, hops).
     """
     num_chains, hops = steps.shape
     relations = np.empty((num_chains, hops), dtype=np.int64)
@@ -115,13 +114,13 @@ def walk_steps(world: MultiHopWorld, starts: np.ndarray, steps: np.ndarray) -> C
 
 
 def sample_probes(config: MultiHopConfig, chains: Chains, num_probes: int) -> Chains:
-    """`num_probes` of the chains in random order without repeats, or all of them if there are fewer."""
+    """`num_probes` of the chains in random order without repeats, or all chains if there are fewer."""
     order = _generator(config, _PROBE_STREAM, chains.hops).permutation(len(chains))
     return chains[order[:num_probes]]
 
 
 def _listed_steps(config: MultiHopConfig, hops: int, num_chains: int) -> tuple[np.ndarray, np.ndarray]:
-    """Shuffles the numbers of all chains; digits of a number in base (relations of an entity) are the steps."""
+    """Shuffles the numbers of all chains. The digits of a number, in base relations of an entity, are the steps."""
     available = config.num_available_chains(hops)
     numbers = _generator(config, _LISTED_STREAM, hops).permutation(available)[:num_chains]
     steps = np.empty((num_chains, hops), dtype=np.int64)
@@ -131,13 +130,13 @@ def _listed_steps(config: MultiHopConfig, hops: int, num_chains: int) -> tuple[n
 
 
 def _distinct_random_steps(config: MultiHopConfig, hops: int, num_chains: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws chains one after the other and drops those that came before, as drawing until enough are distinct does."""
+    """Draws chains and drops repeats until enough are distinct."""
     start_generator, step_generator = (_generator(config, stream, hops) for stream in (_START_STREAM, _STEP_STREAM))
     available = config.num_available_chains(hops)
     starts = np.empty(0, dtype=np.int64)
     steps = np.empty((0, hops), dtype=np.int64)
     while len(starts) < num_chains:
-        # As many as are expected to close the gap, given the share of draws that repeat what is there.
+        # The expected number of draws that give the missing chains, given the share of draws that are repeats.
         num_draws = (num_chains - len(starts)) * available // (available - len(starts)) + 1
         starts = np.concatenate([starts, start_generator.integers(config.num_entities, size=num_draws)])
         steps = np.concatenate([steps, step_generator.integers(config.relations_per_entity, size=(num_draws, hops))])
@@ -148,10 +147,10 @@ def _distinct_random_steps(config: MultiHopConfig, hops: int, num_chains: int) -
 
 def _first_occurrences(starts: np.ndarray, steps: np.ndarray, num_starts: int, num_steps: int) -> np.ndarray:
     """
-    Rows whose (start, steps...) did not come before, in rising order.
+    Indices of the rows whose (start, steps...) did not occur before, in increasing order.
 
-    Rows are compared as numbers with as many digits as fit into 63 bits, several such words a row: exact for any
-    length, where one word a row would overflow beyond some 18 hops.
+    A row becomes several numbers, each with as many digits as fit into 63 bits. This is exact for any length; a single
+    number would overflow beyond some 18 hops.
     """
     words, capacity = [starts], num_starts
     for column in steps.T:
@@ -161,7 +160,7 @@ def _first_occurrences(starts: np.ndarray, steps: np.ndarray, num_starts: int, n
         else:
             words.append(column)
             capacity = num_steps
-    order = np.lexsort(words)  # stable, so that the first of several equal rows comes first
+    order = np.lexsort(words)  # stable: the first of several equal rows comes first
     is_new = np.ones(len(order), dtype=bool)
     is_new[1:] = np.any([word[order[1:]] != word[order[:-1]] for word in words], axis=0)
     return np.sort(order[is_new])

@@ -1,4 +1,4 @@
-"""Solved questions to put in front of a question: k demonstrations, the same for the same question and seed."""
+"""Demonstrations: solved questions to put before a question, the same ones for the same question and seed."""
 
 import random
 
@@ -10,25 +10,31 @@ from memreason_hf.steps import Step
 
 class Demonstrations:
     """
-    Draws demonstrations from the items of a data set that have steps.
+    Draws demonstrations from the items of a data set that have steps. A question is never its own demonstration.
 
     Args:
-        dataset: a split of annotated questions, the training split as a rule.
-        num_demonstrations: how many for each question.
-        seed: with the question it decides which ones.
+        dataset: a split of annotated questions, usually the training split.
+        num_demonstrations: number of demonstrations for each question.
+        seed: decides, together with the question, which ones are drawn.
 
     Raises:
-        ValueError: a negative number, or more than the data set has (one is kept back: a question is never its own
-            demonstration).
+        ValueError: the number is negative, or not below the number of distinct questions with steps.
+
+    Example:
+
+    ```python
+    demonstrations = Demonstrations(dataset["train"], num_demonstrations=4)
+    prompt = encode_prompt(tokenizer, question, demonstrations(question))
+    ```
     """
 
     def __init__(self, dataset: Dataset, num_demonstrations: int, *, seed: int = 0):
-        # Each question once: a second copy of it would be drawn beside it, or left out beside it.
+        # Each question once. Otherwise a repeated question could be drawn twice, or leave one demonstration too few.
         rows = {row["question"]: row for row in dataset if row["steps"]} if num_demonstrations else {}
         if num_demonstrations < 0 or num_demonstrations > max(len(rows) - 1, 0):
             raise ValueError(
                 f"num_demonstrations={num_demonstrations} must be between 0 and {max(len(rows) - 1, 0)}, one less "
-                "than the questions with steps."
+                "than the number of questions with steps."
             )
         self.num_demonstrations = num_demonstrations
         self.seed = seed

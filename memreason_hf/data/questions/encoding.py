@@ -1,4 +1,4 @@
-"""Annotated questions as rows to train on: the prompt of test time, then the solution, with labels on that alone."""
+"""Annotated questions as training rows: the prompt, as at test time, then the solution, which alone has labels."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ TOO_LONG = ("refuse", "drop")
 @dataclass
 class EncodingReport:
     """
-    What became of the items of a split.
+    The items of a split, and the rows made of them.
 
     Attributes:
-        num_items: items that were given.
-        num_rows: rows that were made of them.
+        num_items: number of items.
+        num_rows: number of rows.
         longest: tokens of the longest row.
-        max_length: the most tokens that a row may have; `None`: any.
-        too_long: positions of the items that have more; none of them is among the rows.
+        max_length: the most tokens that a row may have; None for no limit.
+        too_long: positions of the items with more tokens; they are not among the rows.
     """
 
     num_items: int = 0
@@ -54,43 +54,50 @@ def encode_solutions(
     """
     Encodes questions and their solutions.
 
-    A row is what `encode_prompt` gives, which is what the model sees at test time, then the rest of the solution and
-    the end of text. Labels are on what the model has to write itself: all that follows the prompt.
+    A row consists of the prompt (`encode_prompt`), which the model sees at test time, the rest of the solution, and
+    the end of text. Everything after the prompt has labels.
 
     Args:
-        tokenizer: one that was extended.
-        items: rows with `question`, `answer` and `steps`, as `load_memory_reason` gives them.
-        max_length: the most tokens of a row.
-        too_long: what becomes of longer items: `"refuse"` (an error) or `"drop"`. An answer is never cut off.
-        demonstrations: solved questions to put in front of a question, for example `Demonstrations(train, 4)`.
+        tokenizer: an extended tokenizer.
+        items: rows with `question`, `answer` and `steps`, as from `load_memory_reason`.
+        max_length: the most tokens of a row; None for no limit.
+        too_long: what to do with longer items: `"refuse"` (an error) or `"drop"`. Answers are never cut off.
+        demonstrations: solved questions to put before a question, for example `Demonstrations(train, 4)`.
 
     Returns:
-        A data set with `input_ids` and `label_ids` (the token that should come next, -100 in the prompt; both of the
-        same length), and the report.
+        A data set with the columns `input_ids` and `label_ids` (the next token, or -100 in the prompt) of equal
+        length, and a report.
 
     Raises:
-        ValueError: a tokenizer without a scheme or an end token, a step that cannot be written by the scheme, items
-            that are too long, or none that is left; names the items.
+        ValueError: the tokenizer has no scheme or no end token, a step cannot be written in the scheme, items are too
+            long, or no item is left; names the items.
+
+    Example:
+
+    ```python
+    train, report = encode_solutions(tokenizer, load_memory_reason("data/strategy_qa")["train"], max_length=1024)
+    print(report.describe())
+    ```
     """
     if too_long not in TOO_LONG:
         raise ValueError(f"too_long={too_long!r} must be one of {', '.join(TOO_LONG)}.")
     scheme = read_scheme(tokenizer)
     end = tokenizer.eos_token_id
     if end is None:
-        raise ValueError("The tokenizer has no end token, so no solution would ever end: set tokenizer.eos_token.")
+        raise ValueError("The tokenizer has no end token, so no solution could end: set tokenizer.eos_token.")
     prefix = tokenizer.convert_tokens_to_ids(list(scheme.prefix_tokens))
     report = EncodingReport(max_length=max_length)
     columns = {"input_ids": [], "label_ids": []}
     lengths = []
     for index, item in enumerate(items):
         report.num_items += 1
-        shown = demonstrations(item["question"]) if demonstrations else ()
+        solved = demonstrations(item["question"]) if demonstrations else ()
         try:
-            prompt = encode_prompt(tokenizer, item["question"], shown)
+            prompt = encode_prompt(tokenizer, item["question"], solved)
             solution = encode_solution(tokenizer, reference_solution(item))
         except ValueError as error:
             raise ValueError(f"Training item {index}: {error}") from error
-        # The prefix tokens that end the prompt are the first of the solution.
+        # The prefix tokens at the end of the prompt belong to the solution.
         written = [*solution[len(prefix) :], end]
         length = len(prompt) + len(written)
         if max_length is not None and length > max_length:
@@ -116,13 +123,14 @@ def encode_solutions(
 
 class StepCollator:
     """
-    Makes a batch of rows of `encode_solutions`, padded on the right to the longest of them.
+    Makes a batch of rows from `encode_solutions`, padded on the right to the longest row.
+
+    Called with a list of rows, it returns int64 tensors of shape `(batch, longest row)`: `input_ids`, `shift_labels`
+    (the label at a position is compared with the logits at that position; -100: no label) and, only if a row was
+    padded, `attention_mask`.
 
     Args:
-        tokenizer: gives the token to fill up with.
-
-    Called with a list of rows it returns what `pad_rows` does: `input_ids`, `shift_labels` (the label at a position is
-    compared with the logits at that position; -100: none) and, only where a row was padded, `attention_mask`.
+        tokenizer: the tokenizer of the rows, which gives the padding token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):

@@ -1,4 +1,4 @@
-"""The JSON files of the memory-and-reason study: found in a folder or at a URL, read, every item checked."""
+"""The JSON files of the memory-and-reason study: read from a folder or a URL, with every item checked."""
 
 import json
 import re
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fsspec.core import url_to_fs
 
 from memreason_hf.data.questions.options import TRUE_FALSE, find_options
+from memreason_hf.data.questions.text import check_characters, one_line
 from memreason_hf.messages import first_few
 from memreason_hf.steps import NO_KIND, QUESTION_MARKER, Step
 
@@ -23,7 +24,7 @@ FILE_NAMES = {
 }
 SPLITS = ("train", "test")
 
-# What stands in front of a step. A step that claims to be both is given no kind.
+# Labels before a step. A step with labels of both kinds gets no kind.
 KIND_LABELS = {"rag": "memory", "memory": "memory", "reason": "reason", "step": NO_KIND}
 _LABEL = re.compile(r"\s*\[([^\[\]]*)\](?:\s+and\s+\[([^\[\]]*)\])?\s*:?")
 _FIELDS = ("question", "answer", "cot_steps")
@@ -32,15 +33,15 @@ _FIELDS = ("question", "answer", "cot_steps")
 @dataclass
 class SourceItem:
     """
-    One question as a file has it.
+    One question of a file.
 
     Attributes:
-        question: with its options, without `Question: ` in front.
-        options: labels to texts; empty where the answer is free.
+        question: the question with its options, without `Question: ` before it.
+        options: labels to texts; empty if the answer is a number.
         answer: a label, or a number.
-        steps: those with a text, in order.
-        num_empty_steps: steps without a text, which are left out.
-        num_both_kinds: steps that claim two kinds.
+        steps: the steps that have a text, in order.
+        num_empty_steps: number of steps without a text, which are left out.
+        num_both_kinds: number of steps with labels of both kinds.
     """
 
     question: str
@@ -57,15 +58,15 @@ def read_source(name: str, source: str) -> dict[str, list[SourceItem]]:
 
     Args:
         name: a key of `FILE_NAMES`.
-        source: a folder, or the URL of one, of any kind that fsspec reads: `https://…`, `file://…`, `hf://…`.
+        source: a folder or its URL, of any kind that fsspec reads: `https://…`, `file://…`, `hf://…`.
 
     Returns:
-        The items of each split whose file is there; at least one is.
+        The items of each split that has a file.
 
     Raises:
-        FileNotFoundError: none of the files is there.
+        FileNotFoundError: no split has a file.
         OSError: a file cannot be fetched.
-        ValueError: a file is no JSON, or an item is not as it should be; the message names the file and the item.
+        ValueError: a file is not JSON, or an item is malformed; names the file and the item.
     """
     items = {}
     names = {split: FILE_NAMES[name].format(split=split) for split in SPLITS}
@@ -75,20 +76,31 @@ def read_source(name: str, source: str) -> dict[str, list[SourceItem]]:
             items[split] = parse_items(content, f"{source.rstrip('/')}/{file_name}", split, name)
     if not items:
         raise FileNotFoundError(
-            f"{source} holds neither {' nor '.join(names.values())}: no data set {name!r} is there. Give the folder "
-            "or URL with the study's JSON files."
+            f"{source} holds neither {' nor '.join(names.values())}, so it is not the data set {name!r}. Give the "
+            "folder or URL with the study's JSON files."
         )
     return items
 
 
 def parse_items(content: bytes, where: str, split: str, name: str) -> list[SourceItem]:
-    """The items of one file. `where` is what messages call it. Raises ValueError, naming file and item."""
+    """
+    The items of one file.
+
+    Args:
+        content: the contents of the file.
+        where: the name of the file, for messages.
+        split, name: the split and the data set that the file must hold.
+
+    Raises:
+        ValueError: the file is not JSON, or an item is malformed; names the file and the item.
+    """
     try:
         rows = json.loads(content.decode("utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{where} is no JSON file (damaged or cut off?): {error}") from None
+        raise ValueError(f"{where} is not a JSON file (damaged or cut off?): {error}") from None
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{where} must hold a list of items, and holds {'none' if rows == [] else type(rows)}.")
+        contents = "an empty list" if rows == [] else f"a {type(rows).__name__}"
+        raise ValueError(f"{where} must hold a list of items, and holds {contents}.")
     items = []
     for index, row in enumerate(rows):
         try:
@@ -99,34 +111,34 @@ def parse_items(content: bytes, where: str, split: str, name: str) -> list[Sourc
 
 
 def _fetch(source, file_name):
-    """The bytes of a file, None if it is not there."""
+    """The bytes of a file; None if it does not exist."""
     is_http = source.startswith(("http://", "https://"))
-    # Behind a proxy the environment says so.
+    # Proxies are set in the environment.
     options = {"client_kwargs": {"trust_env": True}} if is_http else {}
     try:
         fs, path = url_to_fs(f"{source.rstrip('/')}/{file_name}", **options)
         return fs.cat_file(path)
     except FileNotFoundError:
         return None
-    except Exception as error:  # each file system has its own errors: those of aiohttp are no OSErrors
+    except Exception as error:  # each file system has its own errors; those of aiohttp are not OSErrors
         raise OSError(f"{source}/{file_name} cannot be fetched: {type(error).__name__} {error}") from error
 
 
 def _item(row, split, name):
     if not isinstance(row, Mapping):
-        raise ValueError(f"is a {type(row).__name__}; it must be an object with {', '.join(_FIELDS)}.")
+        raise ValueError(f"must be an object with {', '.join(_FIELDS)}, got a {type(row).__name__}.")
     missing = [key for key in _FIELDS if key not in row]
     if missing:
         raise ValueError(f"lacks {first_few(missing)}; it has {first_few(list(row))}.")
     if row.get("split", split) != split:
-        raise ValueError(f"split={row['split']!r}, but the file is that of {split!r}.")
+        raise ValueError(f"split={row['split']!r}, but the file is for the split {split!r}.")
     question, steps = row["question"], row["cot_steps"]
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"question={question!r} must be a text.")
     if not isinstance(steps, list):
         raise ValueError(f"cot_steps={steps!r} must be a list of texts.")
     for text in (question, *steps):
-        _check_characters(text)
+        check_characters(text)
     question = one_line(question.strip().removeprefix(QUESTION_MARKER))
     options = dict(TRUE_FALSE) if name == "strategy_qa" else find_options(question)
     item = SourceItem(question, options, _answer(row["answer"], options))
@@ -140,7 +152,7 @@ def _answer(answer, options):
     if not options:
         raise ValueError("the question lists no options A., B., …")
     if not isinstance(answer, str) or answer not in options:
-        raise ValueError(f"answer={answer!r} is none of the options {', '.join(options)}.")
+        raise ValueError(f"answer={answer!r} must be one of the options {', '.join(options)}.")
     return answer
 
 
@@ -149,11 +161,11 @@ def _add_step(item, step):
         raise ValueError(f"the step {step!r} must be a text.")
     match = _LABEL.match(step)
     if match is None:
-        raise ValueError(f"the step {step[:60]!r} has no label; write {_labels()} in front.")
+        raise ValueError(f"the step {step[:60]!r} has no label. It must begin with {_labels()}.")
     labels = [label for label in match.groups() if label is not None]
     unknown = [label for label in labels if label not in KIND_LABELS]
     if unknown:
-        raise ValueError(f"the step {step[:60]!r} has the unknown label [{unknown[0]}]; there are {_labels()}.")
+        raise ValueError(f"the step {step[:60]!r} has the unknown label [{unknown[0]}]. Labels are {_labels()}.")
     kinds = {KIND_LABELS[label] for label in labels}
     text = one_line(step[match.end() :])
     if not text:
@@ -161,20 +173,6 @@ def _add_step(item, step):
         return
     item.num_both_kinds += len(kinds) > 1
     item.steps.append(Step(kinds.pop() if len(kinds) == 1 else NO_KIND, text))
-
-
-def _check_characters(text: object) -> None:
-    """Raises ValueError for a text with half of a character, which JSON can write and no data set can hold."""
-    if isinstance(text, str):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{text[:60]!r} holds {text[error.start]!r}, which is half of a character.") from None
-
-
-def one_line(text: str) -> str:
-    """The text without white space around it, and a space in place of each newline."""
-    return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
 def _labels():

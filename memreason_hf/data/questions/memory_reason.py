@@ -18,8 +18,15 @@ from datasets import Dataset, DatasetDict, Features, List, NamedSplit, Value, lo
 from memreason_hf.data.questions.json_files import AUTHORS_URL, FILE_NAMES, SourceItem, read_source
 from memreason_hf.data.questions.options import options_column
 from memreason_hf.data.questions.rationales import aqua_rat_item, gsm8k_item, rationale_items
-from memreason_hf.files import check_folder, whole_folder, write_json
-from memreason_hf.messages import first_few
+from memreason_hf.data.saved_folders import (
+    ARROW_MARK,
+    check_replaceable,
+    is_saved,
+    is_saved_split,
+    load_saved,
+    saved_splits,
+)
+from memreason_hf.files import whole_folder, write_json
 from memreason_hf.steps import ANSWER_MARKER, Step, answer_step
 
 
@@ -33,8 +40,8 @@ FEATURES = Features(
 )
 TRAINING_SPLIT = "train"
 REPORT_FILE = "report.json"
-_ARROW_MARK = "dataset_dict.json"
-# Where their rows come from, and what makes an item of one.
+CONTENTS = "a data set of annotated questions"
+# Name and configuration on the Hub, and the function that makes an item of a row.
 RATIONALE_SETS: dict[str, tuple[str, str, Callable[[Mapping], SourceItem]]] = {
     "gsm8k": ("openai/gsm8k", "main", gsm8k_item),
     "aqua_rat": ("deepmind/aqua_rat", "raw", aqua_rat_item),
@@ -45,20 +52,20 @@ NAMES = (*FILE_NAMES, *RATIONALE_SETS)
 @dataclass
 class SplitReport:
     """
-    What was counted in one split. Positions are those in the source, from 0.
+    Counts of one split. Positions are those in the source, from 0.
 
     Attributes:
         num_items: items of the source.
-        num_rows: items that were kept.
-        num_steps: steps that were kept.
-        num_empty_steps: steps without a text; dropped.
-        num_items_with_empty_steps: items that had some.
-        emptied_items: items whose steps were all empty.
-        items_without_steps: items that had none to begin with.
-        dropped_without_steps: of both, those that were dropped, being training items.
-        dropped_in_other_split: training items dropped because another split has their question.
-        num_both_kinds: steps that claim two kinds; kept as steps without a kind.
-        num_inner_answers: steps that say `The answer is`; kept as they are.
+        num_rows: items in the data set.
+        num_steps: steps in the data set.
+        num_empty_steps: steps without a text, which are dropped.
+        num_items_with_empty_steps: items with such steps.
+        emptied_items: items whose steps are all empty.
+        items_without_steps: items without steps in the source.
+        dropped_without_steps: training items of these two kinds, which are dropped.
+        dropped_in_other_split: training items that are dropped because another split has their question.
+        num_both_kinds: steps with labels of both kinds, which stay without a kind.
+        num_inner_answers: steps that contain `The answer is`, which stay unchanged.
     """
 
     num_items: int = 0
@@ -76,14 +83,14 @@ class SplitReport:
 
 @dataclass
 class MemoryReasonReport:
-    """What was found and what was left out: the name of the data set, its source, and a `SplitReport` each split."""
+    """What a data set holds and what was left out: its name, its source, and a `SplitReport` for each split."""
 
     name: str
     source: str
     splits: dict[str, SplitReport]
 
     def describe(self) -> str:
-        """Some lines for a terminal."""
+        """A few lines for a terminal."""
         lines = [f"{self.name} from {self.source}"]
         for split, counts in self.splits.items():
             lines.append(f"{split}: {counts.num_rows:,} of {counts.num_items:,} items, {counts.num_steps:,} steps")
@@ -92,9 +99,9 @@ class MemoryReasonReport:
                 (len(counts.emptied_items), "items whose steps were all empty"),
                 (len(counts.items_without_steps), "items without steps in the source"),
                 (len(counts.dropped_without_steps), "items dropped: no steps are left to learn from"),
-                (len(counts.dropped_in_other_split), "items dropped: their question is in another split too"),
+                (len(counts.dropped_in_other_split), "items dropped: their question is also in another split"),
                 (counts.num_both_kinds, "steps of both kinds, kept without a kind"),
-                (counts.num_inner_answers, f"steps that say '{ANSWER_MARKER[:-1]}', kept"),
+                (counts.num_inner_answers, f"steps that contain '{ANSWER_MARKER[:-1]}', kept"),
             ]
             lines += [f"  {count:,} {what}" for count, what in left_out if count]
         return "\n".join(lines)
@@ -102,7 +109,7 @@ class MemoryReasonReport:
 
 @dataclass(frozen=True)
 class MemoryReasonData:
-    """A data set in memory, with the columns of `FEATURES`, and the report on how it was made."""
+    """A data set in memory, with the columns of `FEATURES`, and the report on it."""
 
     dataset: DatasetDict
     report: MemoryReasonReport
@@ -110,24 +117,25 @@ class MemoryReasonData:
 
 def build_memory_reason(name: str, source: str | None = None, *, cache_dir: str | None = None) -> MemoryReasonData:
     """
-    Reads a data set and applies the rules.
+    Reads a data set and cleans it.
 
-    Steps without a text are dropped. A training item left without steps is dropped, a test question never. A question
-    that is in another split too leaves the training split (white space aside).
+    Steps without a text are dropped. Training items without steps are dropped, and training items whose question,
+    apart from white space, is also in another split. Test items are never dropped.
 
     Args:
         name: one of `NAMES`.
-        source: of `strategy_qa`, `commonsense_qa` and `truthful_qa`: a folder or URL with the study's JSON files; None
-            for the authors' repository. Of `gsm8k` and `aqua_rat`: what `datasets.load_dataset` takes, or a folder of
-            `save_to_disk`; None for the Hub.
+        source: for `strategy_qa`, `commonsense_qa` and `truthful_qa` a folder or URL with the study's JSON files; None
+            for the authors' repository. For `gsm8k` and `aqua_rat` an argument of `datasets.load_dataset`, or a folder
+            of `save_to_disk`; None for the Hub.
         cache_dir: for `datasets.load_dataset`.
 
     Raises:
-        ValueError: an unknown name, or a source that is not as it should be; names file and item.
-        FileNotFoundError, OSError: nothing there, or not to be fetched.
+        ValueError: the name is unknown, or the source is malformed; names the file and the item.
+        FileNotFoundError: the source has none of the files.
+        OSError: the source cannot be fetched.
     """
     if name not in NAMES:
-        raise ValueError(f"name={name!r} is no data set; there are {', '.join(NAMES)}.")
+        raise ValueError(f"name={name!r} must be one of {', '.join(NAMES)}.")
     if name in FILE_NAMES:
         source = AUTHORS_URL if source is None else str(source)
         items = read_source(name, source)
@@ -146,8 +154,7 @@ def save_memory_reason(data: MemoryReasonData, output_dir: str | Path, *, overwr
     Writes the Arrow form (`datasets.load_from_disk(output_dir)`) and the report, `report.json`.
 
     Raises:
-        FileExistsError: the folder has contents and `overwrite` is not set, or holds something else than such a data
-            set.
+        FileExistsError: the folder holds anything foreign, or it holds a data set and `overwrite` is false.
     """
     folder = Path(output_dir)
     check_output_folder(folder, overwrite)
@@ -159,17 +166,20 @@ def save_memory_reason(data: MemoryReasonData, output_dir: str | Path, *, overwr
 
 def check_output_folder(folder: Path, overwrite: bool) -> None:
     """
+    Checks that a data set may be written to `folder`, which it replaces as a whole.
+
     Raises:
         NotADirectoryError: `folder` is a file.
-        FileExistsError: `folder` is not empty and `overwrite` is false, or holds something else than such a data set.
+        FileExistsError: `folder` holds anything foreign, or it holds a data set and `overwrite` is false.
     """
-    check_folder(folder, overwrite=overwrite)
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if names and not all((folder / name).is_file() for name in (_ARROW_MARK, REPORT_FILE)):
-        raise FileExistsError(
-            f"output_dir={folder} holds {first_few(names)}, which is not a data set of annotated questions and would "
-            "be deleted. Choose another folder."
-        )
+    files, splits = (ARROW_MARK, REPORT_FILE), saved_splits(folder)
+    check_replaceable(
+        folder,
+        contents=CONTENTS,
+        required=files,
+        is_part=lambda path: path.name in files or (path.name in splits and is_saved_split(path)),
+        overwrite=overwrite,
+    )
 
 
 def load_memory_reason(source: str | Path, name: str | None = None) -> DatasetDict:
@@ -177,42 +187,34 @@ def load_memory_reason(source: str | Path, name: str | None = None) -> DatasetDi
     Loads a data set.
 
     Args:
-        source: a folder of `save_memory_reason`, or with `name` whatever `build_memory_reason` reads.
+        source: a folder of `save_memory_reason`, or, with `name`, any source for `build_memory_reason`.
         name: one of `NAMES`; not needed for a saved data set.
 
     Raises:
-        FileNotFoundError, ValueError: nothing there, or no data set of annotated questions.
+        FileNotFoundError: the folder holds no saved data set, and `name` is not given.
+        ValueError: the data set is damaged, or does not hold annotated questions.
     """
-    folder = Path(source)
-    if not (folder / _ARROW_MARK).is_file():
+    if not is_saved(source):
         if name is None:
             raise FileNotFoundError(
-                f"{source} holds no saved data set. data_scripts/build_memory_reason.py makes one; to read the "
+                f"{source} holds no saved data set. data_scripts/build_memory_reason.py builds one; to read the "
                 f"study's JSON files directly, say which data set: {', '.join(NAMES)}."
             )
         return build_memory_reason(name, str(source)).dataset
-    try:
-        dataset = load_from_disk(folder)
-    except Exception as error:  # a damaged file shows as almost any error of Arrow, json or fsspec
-        raise ValueError(f"{folder}: the data set is damaged ({error}). Build it again.") from error
-    for split, part in dataset.items():
-        missing = [column for column in FEATURES if column not in part.column_names]
-        if missing:
-            raise ValueError(f"{folder}: split {split} lacks the columns {first_few(missing)}.")
-    return dataset
+    return load_saved(source, contents=CONTENTS, columns=FEATURES)
 
 
 def reference_solution(row: Mapping) -> list[Step]:
-    """The steps of a row, and its answer as the last one."""
+    """The steps of a row, and its answer as the last step."""
     return [*(Step(**step) for step in row["steps"]), answer_step(row["answer"])]
 
 
 def _load_rows(source, config, cache_dir):
-    if (Path(source) / _ARROW_MARK).is_file():
+    if is_saved(source):
         return load_from_disk(source)
     try:
         rows = load_dataset(source, config, cache_dir=cache_dir)
-    except Exception as error:  # of the Hub, of pandas, of Arrow
+    except Exception as error:  # the Hub, pandas and Arrow have their own errors
         raise OSError(f"{source} cannot be loaded: {type(error).__name__} {error}") from error
     return rows
 
@@ -231,7 +233,7 @@ def _count(items):
 
 
 def _keep(split, items, report):
-    """The rows of one split; notes in the report what is dropped."""
+    """The rows of one split. Adds what is dropped to the report."""
     kept = list(enumerate(items[split]))
     if split == TRAINING_SPLIT:
         report.dropped_without_steps = [index for index, item in kept if not item.steps]

@@ -3,34 +3,48 @@
 import re
 from collections.abc import Iterable, Mapping
 
+from memreason_hf.data.questions.text import last_visible
+
 
 TRUE_FALSE = {"True": "True", "False": "False"}
 _LABEL = re.compile(r"(?<!\S)([A-Z])\.\s*")
 _LIST_MARKER = re.compile(r"\b(?:Options|Answer choices):", re.IGNORECASE)
-# What the text before a label ends with, where no marker tells that options follow; an initial ("J.") ends nothing.
-_SENTENCE_END = re.compile("(?<!\\s[A-Z])[.?!:;\u2026\"'\u201d\u2019)\\]]\\s*\\Z")
+# The text before a label ends with one of these, where no marker announces the options.
+_SENTENCE_ENDS = frozenset(".?!:;\u2026\"'\u201d\u2019)]")
+_INITIAL = re.compile(r"\s[A-Z]")
 
 
 def find_options(question: str) -> dict[str, str]:
     """
-    The options that a question lists: `… A. bank B. library`, labels to texts, `{}` if there are none.
+    The options that a question lists (`… A. bank B. library`), labels to texts; `{}` if it lists none.
 
-    Labels run A, B, C, … without a gap; every other letter with a full stop (`A. A. Milne`, `the U.S.`) is text. After
-    `Options:` each label counts where it first comes. Elsewhere it must begin a sentence (`Franklin D. Roosevelt`),
-    unless no two labels do.
+    Labels are A, B, C, … without a gap; any other letter with a full stop (`A. A. Milne`, `the U.S.`) is text. After
+    `Options:` the first occurrence of each label counts. Otherwise a label must begin a sentence, so that
+    `Franklin D. Roosevelt` is text, unless fewer than two labels do.
+
+    Example:
+
+        >>> find_options("Who? A. George W. Bush. B. Franklin D. Roosevelt.")
+        {'A': 'George W. Bush.', 'B': 'Franklin D. Roosevelt.'}
     """
     markers = list(_LIST_MARKER.finditer(question))
     start = markers[-1].end() if markers else 0
     found = list(_LABEL.finditer(question, start))
     labels = []
     if not markers:
-        labels = _consecutive([match for match in found if _SENTENCE_END.search(question[: match.start()])])
+        labels = _consecutive([match for match in found if _begins_sentence(question, match.start())])
     if len(labels) < 2:
         labels = _consecutive(found)
     if len(labels) < 2:
         return {}
     ends = [*(match.start() for match in labels[1:]), len(question)]
     return {match[1]: question[match.end() : end].strip() for match, end in zip(labels, ends)}
+
+
+def _begins_sentence(text, position):
+    end = last_visible(text, position)
+    # An initial ("J.") does not end a sentence.
+    return end >= 0 and text[end] in _SENTENCE_ENDS and not _INITIAL.match(text, max(end - 2, 0), end)
 
 
 def _consecutive(matches):
@@ -43,7 +57,7 @@ def _consecutive(matches):
 
 
 def options_column(options: Mapping[str, str]) -> list[dict[str, str]]:
-    """Options as a row of a data set holds them."""
+    """Options as the column `options` of a data set."""
     return [{"label": label, "text": text} for label, text in options.items()]
 
 

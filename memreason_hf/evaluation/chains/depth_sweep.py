@@ -8,29 +8,24 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from memreason_hf.evaluation.chains.predictions import (
-    answer_batches,
-    evaluation_mode,
-    gather_parts,
-    group_names,
-    sorted_groups,
-)
+from memreason_hf.evaluation.chains.predictions import answer_batches, gather_parts, group_names, sorted_groups
+from memreason_hf.evaluation.mode import evaluation_mode
 
 
 @dataclass(eq=False)
 class DepthSweep:
     """
-    What a model answers after each of the recurrences 1..R, by group. Column t - 1 belongs to recurrence t.
+    The answers of a model after each of the recurrences 1..R, by group. Column t - 1 belongs to recurrence t.
 
     Attributes:
         groups: the G groups, in natural order.
         counts: rows of each group, shape (G,).
-        accuracy: share of rows whose correct answer ranks first, in 0..1, shape (G, R).
+        accuracy: share of rows in which the correct answer ranks first, in 0..1, shape (G, R).
         margins: mean of the logit of the correct answer minus the largest other logit, shape (G, R)
             (arXiv 2604.07822, Figure 8).
-        first_correct: mean over rows of the first recurrence at which the correct answer ranks first, shape (G,);
-            rows where it never does are left out, NaN where there is no other.
-        ever_correct: share of the rows that `first_correct` speaks of, shape (G,).
+        first_correct: mean first recurrence at which the correct answer ranks first, over the rows in which it ever
+            does, shape (G,); NaN if there are none.
+        ever_correct: share of the rows in which it ever does, shape (G,).
         seconds: wall time of the pass, on the slowest process.
     """
 
@@ -44,7 +39,7 @@ class DepthSweep:
 
     @property
     def max_recurrences(self) -> int:
-        """R, the last recurrence that was read."""
+        """R, the last recurrence."""
         return self.accuracy.shape[1]
 
     @property
@@ -88,21 +83,23 @@ def sweep_depth(
     """
     Reads the answer of every row after each of the recurrences 1..`max_recurrences`.
 
-    One run at `max_recurrences` with a look at the answer position after every recurrence: the price is the output
-    head at one position a recurrence, not `max_recurrences` runs.
+    The model runs once, at `max_recurrences`, and applies the output head at the answer position after every
+    recurrence. That costs much less than `max_recurrences` runs.
 
     Args:
-        model: a `RecurrentDepthForCausalLM`, on any device; its training mode is put back afterwards.
-        dataset: encoded chains (`input_ids`, `label_ids`, the group column).
-        collator: makes a left-padded batch of a list of rows, as for `predict_answers`.
-        max_recurrences: R, the last recurrence to read; may exceed the config's.
-        batch_size: rows a forward call.
-        progress: show a progress bar.
-        group_column: the column that names the group of a row.
-        distributed: share the batches among the processes of `torch.distributed`; each returns the whole sweep.
+        model, dataset, collator, batch_size, progress, group_column: see `predict_answers`.
+        max_recurrences: R, the last recurrence to read; it may exceed that of the config.
+        distributed: whether the processes of `torch.distributed` share the batches; each returns the whole sweep.
 
     Raises:
-        ValueError: `max_recurrences` below 1, and what `predict_answers` refuses.
+        ValueError: `max_recurrences` is below 1; see `predict_answers` for others.
+
+    Example:
+
+    ```python
+    sweep = sweep_depth(model, dataset, ChainCollator(tokenizer.pad_token_id), max_recurrences=40, batch_size=256)
+    accuracy_figure(sweep, trained_hops=8).savefig("depth_sweep.png")
+    ```
     """
     if max_recurrences < 1:
         raise ValueError(f"max_recurrences={max_recurrences} must be at least 1.")
@@ -112,7 +109,8 @@ def sweep_depth(
     position = {group: index for index, group in enumerate(groups)}
     group_of_row = np.array([position[group] for group in row_groups])
 
-    # Sums over rows, by group: counts, hits and margins a recurrence, then rows that were ever right and when first.
+    # Sums over rows, by group: hits and margins after each recurrence, rows that were ever right, and when they first
+    # were.
     hits = np.zeros((len(groups), max_recurrences))
     margins = np.zeros((len(groups), max_recurrences))
     ever = np.zeros(len(groups))
@@ -146,7 +144,7 @@ def sweep_depth(
 
 
 class _AnswerReader:
-    """Called by the model after every recurrence; keeps what the sweep needs, of shape `(recurrences, batch)`."""
+    """Called by the model after every recurrence; keeps hits and margins, of shape `(recurrences, batch)`."""
 
     def __init__(self, references, max_recurrences):
         self.references = references[:, None]
@@ -156,10 +154,10 @@ class _AnswerReader:
 
     def __call__(self, recurrence, rows, logits):
         if rows is not None:
-            raise RuntimeError("A fixed number of recurrences keeps every row, but the model has dropped some.")
+            raise RuntimeError("The model dropped rows, although the number of recurrences is fixed.")
         logits = logits[:, -1].float()
         target = logits.gather(1, self.references)
         best_other = logits.scatter(1, self.references, -torch.inf).amax(1, keepdim=True)
-        # By argmax, as predict_answers decides: a tie goes to the lower id and not always to the target.
+        # With argmax, as in predict_answers, a tie goes to the lower id.
         self.correct[recurrence - 1] = logits.argmax(1) == self.references[:, 0]
         self.margins[recurrence - 1] = (target - best_other)[:, 0]

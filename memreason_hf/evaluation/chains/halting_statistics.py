@@ -1,4 +1,4 @@
-"""How many recurrences an adaptive evaluation took, by group."""
+"""The recurrences of an adaptive evaluation, by group."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from memreason_hf.evaluation.chains.predictions import AnswerPredictions, sorted
 @dataclass(frozen=True)
 class RecurrenceStatistics:
     """
-    One group of rows: how often it was right, and the recurrences that its answers took.
+    Accuracy and recurrences of some rows.
 
     Attributes:
-        count: rows.
+        count: number of rows.
         accuracy: share of correct rows, in 0..1.
         mean, median, minimum, maximum: of the recurrences.
-        standard_deviation: of the recurrences of these very rows (divisor `count`, no estimate for a larger set).
+        standard_deviation: of the recurrences of these rows themselves, so the divisor is `count`.
     """
 
     count: int
@@ -31,9 +31,11 @@ class RecurrenceStatistics:
 @dataclass(frozen=True)
 class HaltingStatistics:
     """
+    Accuracy and recurrences of an evaluation.
+
     Attributes:
         overall: the statistics of all rows.
-        by_group: those of each group, in natural order of the groups.
+        by_group: the statistics of each group, in natural order of the groups.
     """
 
     overall: RecurrenceStatistics
@@ -42,10 +44,17 @@ class HaltingStatistics:
 
 def halting_statistics(predictions: AnswerPredictions) -> HaltingStatistics:
     """
-    Count, accuracy and the distribution of the recurrences used, over all rows and by group.
+    Count, accuracy and the distribution of the recurrences, over all rows and by group.
 
     Raises:
-        ValueError: without rows, or when the columns of `predictions` differ in length.
+        ValueError: there are no rows, or the columns of `predictions` differ in length.
+
+    Example:
+
+        >>> answers = AnswerPredictions([5, 6, 7], [5, 6, 9], groups=[2, 2, 12], num_recurrences=[3, 5, 8])
+        >>> statistics = halting_statistics(answers)
+        >>> statistics.by_group[2].mean, statistics.by_group[12].accuracy
+        (4.0, 0.0)
     """
     columns = ("predictions", "references", "groups", "num_recurrences")
     lengths = {name: len(getattr(predictions, name)) for name in columns}

@@ -1,9 +1,8 @@
-"""Reading answers: the predicted token at the answer position of every row, and the recurrences that it took."""
+"""Answers to chains: the predicted token at the answer position of every row, and the recurrences that it took."""
 
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,17 +11,19 @@ import torch.distributed
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from memreason_hf.evaluation.mode import evaluation_mode
+
 
 @dataclass
 class AnswerPredictions:
     """
-    What a model answered, one entry a row, in the order of the data set.
+    The answers of a model, one entry for each row, in the order of the data set.
 
     Attributes:
         predictions: ids of the predicted answer tokens.
-        references: ids of the correct ones.
+        references: ids of the correct answer tokens.
         groups: the group of each row, as in the group column (int or str).
-        num_recurrences: recurrences that the answer took.
+        num_recurrences: recurrences of each answer.
         seconds: wall time of the pass, on the slowest process.
     """
 
@@ -53,21 +54,31 @@ def predict_answers(
     **forward_kwargs,
 ) -> AnswerPredictions:
     """
-    The answer of `model` to every row of `dataset`, with the depth that it chose or was given.
+    The answer of `model` to every row of `dataset`, at the depth that it chooses or is given.
 
     Args:
-        model: a `RecurrentDepthForCausalLM`, on any device; its training mode is put back afterwards.
-        dataset: encoded chains (`input_ids`, `label_ids`, the group column).
+        model: a `RecurrentDepthForCausalLM`, on any device; its training mode is restored afterwards.
+        dataset: encoded chains (`input_ids`, `label_ids`, and the group column).
         collator: makes a left-padded batch of a list of rows, so that the answer position is the last one:
             `input_ids`, `shift_labels` and, where rows differ in length, `attention_mask`, all `(batch, sequence)`.
-        batch_size: rows a forward call. Rows of similar length share a batch; results do not depend on it.
-        progress: show a progress bar.
+        batch_size: rows of a forward call. Rows of similar length share a batch; the results do not depend on it.
+        progress: whether to show a progress bar.
         group_column: the column that names the group of a row.
-        distributed: share the batches among the processes of `torch.distributed`; each returns all rows.
-        forward_kwargs: passed on, for example `num_recurrences=16` or `halting_criterion="kl_entropy"`.
+        distributed: whether the processes of `torch.distributed` share the batches; each returns all rows.
+        forward_kwargs: for the model, for example `num_recurrences=16` or `halting_criterion="kl_entropy"`.
 
     Raises:
-        ValueError: no rows, no such group column, ids outside the model's vocabulary, rows without an answer.
+        ValueError: there are no rows, the group column is missing, an id is outside the model's vocabulary, or a row
+            has no answer.
+
+    Example:
+
+    ```python
+    dataset = encode_chains(load_multi_hop("data/small_world")["test"], tokenizer)
+    collator = ChainCollator(tokenizer.pad_token_id)
+    answers = predict_answers(model, dataset, collator, batch_size=256, halting_criterion="kl_entropy")
+    answers.accuracy, halting_statistics(answers).by_group[8].mean
+    ```
     """
     started = time.perf_counter()
     groups = group_names(dataset, group_column)
@@ -81,7 +92,7 @@ def predict_answers(
             counts = outputs.num_recurrences
             predicted[rows, 0] = outputs.logits[:, -1].argmax(-1).cpu().numpy()
             predicted[rows, 1] = references.cpu().numpy()
-            # Counts per token: the last one belongs to the position whose logits gave the answer.
+            # If counts are per token, the last one belongs to the position whose logits gave the answer.
             predicted[rows, 2] = (counts[:, -1] if counts.ndim == 2 else counts).cpu().numpy()
             written.append(rows)
     seconds = time.perf_counter() - started
@@ -104,11 +115,11 @@ def answer_batches(
     distributed: bool,
 ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], torch.Tensor]]:
     """
-    Batches of rows of similar length, the longest first, so that memory that does not suffice shows at once.
+    Batches of rows of similar length, the longest first: if memory does not suffice, the first batch shows it.
 
     Yields:
-        `(rows, inputs, references)`: indices into `dataset`, arguments of the model and ids of the answers of shape
-        `(batch,)`, the latter two on the model's device.
+        `(rows, inputs, references)`: indices into `dataset`, arguments of the model, and ids of the answers of shape
+        `(batch,)`. The latter two are on the model's device.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
@@ -127,9 +138,9 @@ def answer_batches(
 
 
 def _references(batch, vocab_size):
-    """Takes the labels out of a batch. Checked before the device sees the ids: there a bad one ends the process."""
+    """Removes the labels from a batch. Ids are checked on the CPU, because a bad id on a GPU ends the process."""
     if "shift_labels" not in batch:
-        raise ValueError(f"The collator gave {sorted(batch)}: the answer is read from its 'shift_labels'.")
+        raise ValueError(f"The collator must return 'shift_labels', which hold the answer, got {sorted(batch)}.")
     references = batch.pop("shift_labels")[:, -1]
     if (references < 0).any():
         raise ValueError(
@@ -138,7 +149,7 @@ def _references(batch, vocab_size):
     largest = max(int(batch["input_ids"].max()), int(references.max()))
     if largest >= vocab_size:
         raise ValueError(
-            f"The data hold the token id {largest}, but the model's vocab_size is {vocab_size}: the vocabulary does "
+            f"The data have the token id {largest}, but the model's vocab_size is {vocab_size}: the vocabulary does "
             "not match. Encode the data with the tokenizer that the model was trained with."
         )
     return references
@@ -146,20 +157,27 @@ def _references(batch, vocab_size):
 
 def group_names(dataset: Dataset, group_column: str) -> list:
     """
-    The group column of a data set that has rows, as a list.
+    The group column of a data set, as a list.
 
     Raises:
-        ValueError: no rows, or no such column.
+        ValueError: the data set has no rows, or no such column.
     """
     if len(dataset) == 0:
         raise ValueError("The data set is empty: there is nothing to evaluate. Check the split and the filters.")
     if group_column not in dataset.column_names:
-        raise ValueError(f"group_column={group_column!r} is no column of the data; there are {dataset.column_names}.")
+        raise ValueError(f"group_column={group_column!r} must be one of the columns {dataset.column_names}.")
     return list(dataset[group_column])
 
 
 def sorted_groups(groups: Iterable) -> list:
-    """The distinct groups in natural order: 2 before 12, "2hop_test" before "12hop_test"."""
+    """
+    The distinct groups in natural order.
+
+    Example:
+
+        >>> sorted_groups(["12hop_test", "2hop_test", "2hop_test"])
+        ['2hop_test', '12hop_test']
+    """
     return sorted(set(groups), key=_natural_key)
 
 
@@ -169,21 +187,8 @@ def _natural_key(group):
     ]
 
 
-@contextmanager
-def evaluation_mode(model: torch.nn.Module):
-    """No gradients and no dropout inside; afterwards every module is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def gather_parts(part, distributed: bool) -> list:
-    """What every process contributed, in the order of their ranks; each process gets all of it."""
+    """The `part` of every process, in the order of their ranks, on each process."""
     world_size = _process_rank(distributed)[1]
     if world_size == 1:
         return [part]

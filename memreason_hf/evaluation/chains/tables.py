@@ -1,4 +1,4 @@
-"""Results as text for the terminal: one line a group, columns aligned."""
+"""Results as a table for the terminal, one line for each group."""
 
 import math
 
@@ -7,10 +7,11 @@ from memreason_hf.tables import format_table
 
 def results_table(results: dict) -> str:
     """
-    A table of valid results of either kind; accuracies in percent.
+    A table of results of kind `"evaluation"` or `"depth_sweep"`. Accuracies are in percent.
 
-    A sweep shows the best recurrence of each group, when the correct answer first ranks first and for how many rows it
-    ever does, and the accuracy after some recurrences: powers of two and the last.
+    The table of a sweep holds, for each group, its best accuracy and recurrence, the mean first recurrence at which
+    the correct answer ranks first, the share of rows in which it ever does, and the accuracy after some recurrences:
+    powers of two and the last one.
     """
     return _evaluation_table(results) if results["kind"] == "evaluation" else _sweep_table(results)
 

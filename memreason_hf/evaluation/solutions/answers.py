@@ -3,21 +3,19 @@ The answer rule: what a text answers, and whether that is right.
 
     answer = extract_answer("… The answer is: (see above) …", options={"A": "bank", "B": "mall"})
     verdict = judge_answer(text, reference="B", options={"A": "bank", "B": "mall"}, question=question)
-    items = match_items(texts, dataset["test"]["question"])
 
-The rule is narrower than that of the authors of "Disentangling Memory and Reasoning Ability in Large Language Models",
-and gives their published verdicts.
+The rule is narrower than that of the authors of "Disentangling Memory and Reasoning Ability in Large Language Models"
+(arXiv 2411.13504), and gives the verdicts that they published.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from os import PathLike
-from pathlib import Path
 
 from memreason_hf.data.questions.options import TRUE_FALSE
+from memreason_hf.files import read_json
 from memreason_hf.steps import QUESTION_MARKER
 from memreason_hf.steps.marks import FAMILY_TOKEN
 
@@ -26,7 +24,7 @@ _MARKER = re.compile(r"\bthe answer is[^\S\n]*:", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 _LETTER = re.compile(r"([A-Za-z])(?=\s*$|[.,):])")
 _NEXT_LETTER = re.compile(r"[\s.,):]*(?:(?:and|or|&)\s+)?([A-Za-z])(?=\s*$|[.,):])")
-# All digits or none: the first ones of a fraction are no number.
+# Possessive quantifiers take all digits or none, because the first digits of a fraction are not the answer.
 _NUMBER = re.compile(r"([-+]?)[$€£]?\s*([-+]?)(\d[\d,]*+(?:\.\d++)?+|\.\d++)(?!\s*/\s*\d)")
 
 
@@ -37,25 +35,25 @@ class ExtractedAnswer:
 
     Attributes:
         value: the label of an option, or a number without commas; None if the text gives no valid answer.
-        said: what stands after the last marker; None without one.
-        several: more than one option was named; the first counts.
+        text: the text after the last marker; None without a marker.
+        several: whether the text names several options; the first one counts.
     """
 
     value: str | None
-    said: str | None = None
+    text: str | None = None
     several: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
     """
-    Whether a text answers rightly.
+    Whether a text answers correctly.
 
     Attributes:
-        answer: what the text answers; None if it gives no valid answer, which is wrong.
+        answer: what the text answers; None if it gives no valid answer, which counts as wrong.
         reference: the right answer.
-        is_correct: the two are the same.
-        several: more than one option was named; the first counted.
+        is_correct: whether the two are the same.
+        several: whether the text names several options; the first one counted.
     """
 
     answer: str | None
@@ -72,43 +70,58 @@ def extract_answer(
     text: str, options: Mapping[str, str], *, question: str | None = None, match_option_text: bool = False
 ) -> ExtractedAnswer:
     """
-    What follows the last `The answer is:` (in any case), up to the end of the line or the tokens of another step.
+    Reads the text after the last `The answer is:` (in any case), up to the end of the line or the tokens of another
+    step.
 
-    True or false: the first word, in any case. Letters: one that stands alone at the start, in any case, at the end of
-    the line or before one of `. , ) :`. Numbers, where there are no options: the one at the start. Anything else is
-    not valid: no marker, a sentence, a letter that is no option.
+    True or false: the first word, in any case. Letters: a single letter at the start, in any case, followed by the end
+    of the line or by one of `. , ) :`. Numbers, if there are no options: the number at the start. Anything else is not
+    valid: a text without the marker, a sentence, a letter that is not an option.
 
     Args:
         text: a solution, or the question and a solution.
-        options: labels to texts: `True` and `False`, or letters; empty if the answer is a number.
-        question: where the text begins with it, the marker is looked for after it.
-        match_option_text: also take the text of an option for its label. It changes a published verdict.
+        options: labels to texts. The labels are `True` and `False`, or letters; empty if the answer is a number.
+        question: if the text starts with it, the marker is searched for after it.
+        match_option_text: also accept the text of an option for its label. This changes one published verdict.
 
     Raises:
-        ValueError: other labels.
+        ValueError: the options have other labels.
+
+    Example:
+
+        >>> extract_answer("It floats. The answer is: b) mall", {"A": "bank", "B": "mall"})
+        ExtractedAnswer(value='B', text='b) mall', several=False)
+        >>> extract_answer("The answer is: the mall", {"A": "bank", "B": "mall"}).value is None
+        True
+        >>> extract_answer("The answer is: $1,200", {}).value
+        '1200'
     """
     position = 0 if question is None else end_of_question(text, question) or 0
     markers = list(_MARKER.finditer(text, position))
     if not markers:
         return ExtractedAnswer(None)
-    said = text[markers[-1].end() :].split("\n", 1)[0]
-    following = FAMILY_TOKEN.search(said)
-    said = (said[: following.start()] if following else said).strip()
-    value, several = _READERS[answer_type(options)](said, options)
+    answer = text[markers[-1].end() :].split("\n", 1)[0]
+    following = FAMILY_TOKEN.search(answer)
+    answer = (answer[: following.start()] if following else answer).strip()
+    value, several = _READERS[answer_type(options)](answer, options)
     if value is None and match_option_text:
-        value = _option_of_text(said, options)
-    return ExtractedAnswer(value, said, several)
+        value = _option_of_text(answer, options)
+    return ExtractedAnswer(value, answer, several)
 
 
 def answer_type(options: Mapping[str, str]) -> str:
-    """`"true_false"`, `"letters"` or `"number"` (no options). Raises ValueError for other labels."""
+    """
+    `"true_false"`, `"letters"`, or `"number"` if there are no options.
+
+    Raises:
+        ValueError: the options have other labels.
+    """
     if not options:
         return "number"
     if set(options) == set(TRUE_FALSE):
         return "true_false"
     if all(re.fullmatch("[A-Z]", label) for label in options):
         return "letters"
-    raise ValueError(f"options={list(options)!r} are labelled neither True and False nor by capital letters.")
+    raise ValueError(f"options={list(options)!r} must have the labels True and False, or capital letters.")
 
 
 def judge_answer(
@@ -120,33 +133,43 @@ def judge_answer(
     match_option_text: bool = False,
 ) -> Verdict:
     """
-    Compares what a text answers with the right answer; numbers by their value.
+    Compares what a text answers with the right answer. Numbers are compared by their value.
 
     Args:
         reference: a label, or a number.
         text, options, question, match_option_text: as for `extract_answer`.
 
     Raises:
-        ValueError: the reference is no option, or no number where there are no options.
+        ValueError: the reference is not an option, or not a number where there are no options.
+
+    Example:
+
+        >>> judge_answer("The answer is: 1,200.0", "1200", {}).is_correct
+        True
     """
     if options and reference not in options:
-        raise ValueError(f"reference={reference!r} is none of the options {', '.join(options)}.")
+        raise ValueError(f"reference={reference!r} must be one of the options {', '.join(options)}.")
     expected = _number(reference)[0] if not options else reference
     if expected is None:
         raise ValueError(f"reference={reference!r} must be a number, because there are no options.")
-    found = extract_answer(text, options, question=question, match_option_text=match_option_text)
-    same = found.value == expected
-    if not options and found.value is not None:
-        same = Decimal(found.value) == Decimal(expected)
-    return Verdict(found.value, reference, same, found.several)
+    answer = extract_answer(text, options, question=question, match_option_text=match_option_text)
+    is_correct = answer.value == expected
+    if not options and answer.value is not None:
+        is_correct = Decimal(answer.value) == Decimal(expected)
+    return Verdict(answer.value, reference, is_correct, answer.several)
 
 
 def end_of_question(text: str, question: str) -> int | None:
     """
-    Where in the text the question ends that it begins with, white space and a `Question: ` in front of either aside;
-    None if it does not begin with it.
+    The position in `text` after the question that it starts with; None if it does not start with the question. White
+    space, and a `Question: ` before either, do not matter.
+
+    Example:
+
+        >>> end_of_question("Question: Is  it? It is.", "Is it?")
+        17
     """
-    letters = _without_white_space(question.strip().removeprefix(QUESTION_MARKER.strip()))
+    letters = "".join(question.strip().removeprefix(QUESTION_MARKER.strip()).split())
     position = re.compile(rf"\s*(?:{QUESTION_MARKER.strip()})?").match(text).end()
     for letter in letters:
         while position < len(text) and text[position].isspace():
@@ -157,31 +180,6 @@ def end_of_question(text: str, question: str) -> int | None:
     return position
 
 
-def match_items(texts: Sequence[str], questions: Sequence[str]) -> list[int]:
-    """
-    The item of each text: the one whose question starts it, white space and a `Question: ` in front aside.
-
-    Returns:
-        An index into `questions` for each text.
-
-    Raises:
-        ValueError: a text that begins with the question of no item, or of two; names the text's index.
-    """
-    items = {}
-    for item, question in enumerate(questions):
-        items.setdefault(_key(question), []).append(item)
-    lengths = sorted({len(key) for key in items})
-    matched = []
-    for index, text in enumerate(texts):
-        key = _key(text)
-        found = [item for length in lengths if length <= len(key) for item in items.get(key[:length], ())]
-        if len(found) != 1:
-            what = "no question" if not found else f"the questions of the items {', '.join(map(str, found))}"
-            raise ValueError(f"Text {index}, {text[:80]!r}, begins with {what} of the {len(questions)} items.")
-        matched += found
-    return matched
-
-
 def read_published(path: str | PathLike) -> tuple[list[str], list[bool]]:
     """
     Reads a file of the authors' generated texts: a list of objects with `generated_text` and `result`.
@@ -190,12 +188,10 @@ def read_published(path: str | PathLike) -> tuple[list[str], list[bool]]:
         The texts, and whether each was judged correct.
 
     Raises:
-        ValueError: no such file; names the item.
+        FileNotFoundError: there is no such file.
+        ValueError: the file has other contents; names the item.
     """
-    try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file (damaged or cut off?): {error}") from None
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise ValueError(f"{path} holds a {type(rows).__name__}; it must hold a list of generated texts.")
     for index, row in enumerate(rows):
@@ -203,48 +199,40 @@ def read_published(path: str | PathLike) -> tuple[list[str], list[bool]]:
         if missing:
             raise ValueError(f"{path}, item {index}: lacks {', '.join(missing)}.")
         if row["result"] not in ("correct", "wrong"):
-            raise ValueError(f"{path}, item {index}: result={row['result']!r} is neither 'correct' nor 'wrong'.")
+            raise ValueError(f"{path}, item {index}: result={row['result']!r} must be 'correct' or 'wrong'.")
     return [row["generated_text"] for row in rows], [row["result"] == "correct" for row in rows]
 
 
-def _true_false(said, options):
-    word = _WORD.search(said)
+def _true_false(answer, options):
+    word = _WORD.search(answer)
     labels = {label.lower(): label for label in options}
     return labels.get(word[0].lower()) if word else None, False
 
 
-def _letter(said, options):
-    match = _LETTER.match(said)
+def _letter(answer, options):
+    match = _LETTER.match(answer)
     if match is None or match[1].upper() not in options:
         return None, False
-    following = _NEXT_LETTER.match(said, match.end())
+    following = _NEXT_LETTER.match(answer, match.end())
     several = following is not None and following[1].upper() in set(options) - {match[1].upper()}
     return match[1].upper(), several
 
 
-def _number(said, options=None):
-    match = _NUMBER.match(said)
+def _number(answer, options=None):
+    match = _NUMBER.match(answer)
     if match is None:
         return None, False
     sign = "-" if "-" in match[1] + match[2] else ""
     return sign + match[3].replace(",", ""), False
 
 
-def _option_of_text(said, options):
-    labels = [label for label, text in options.items() if _plain(text) == _plain(said)]
+def _option_of_text(answer, options):
+    labels = [label for label, text in options.items() if _plain(text) == _plain(answer)]
     return labels[0] if len(labels) == 1 else None
 
 
 def _plain(text):
     return " ".join(text.casefold().split()).rstrip(" .")
-
-
-def _without_white_space(text):
-    return "".join(text.split())
-
-
-def _key(text):
-    return _without_white_space(text).removeprefix(QUESTION_MARKER.strip())
 
 
 _READERS = {"true_false": _true_false, "letters": _letter, "number": _number}

@@ -16,10 +16,10 @@ class Attribution:
     The first departure of one solution.
 
     Attributes:
-        outcome: the kind of the step that departs first; `"none"` if all agree; `"undecided"` if none departs but some
-            could not be judged; `"no reference"` where there are no reference steps.
-        step: the index of that step, None without one.
-        num_undecided: steps that could not be judged, of those before it or of all.
+        outcome: the kind of the first departing step; `"none"` if all steps agree; `"undecided"` if no step departs
+            but some could not be judged; `"no reference"` if there are no reference steps.
+        step: the index of the departing step; None without one.
+        num_undecided: number of steps that could not be judged, up to the departing step.
     """
 
     outcome: str
@@ -31,19 +31,27 @@ def attribute(
     solution: Sequence[Step], references: Sequence[Step], judge: StepJudge, *, question: str = ""
 ) -> Attribution:
     """
-    The first step of a solution that departs from the reference.
+    Finds the first step of a solution that departs from the reference.
 
-    The order of the steps, a missing step and a repeated one are no departures. An answer is compared with the
-    answer of the reference, all other steps with all its other steps, whatever their kinds.
+    The order of the steps, a missing step and a repeated step do not count as departures. An answer is compared with
+    the answer of the reference, every other step with all other reference steps, whatever their kinds.
 
     Args:
         solution: generated steps.
-        references: reference steps, the answer among them or not.
-        judge: decides on the steps other than the answer.
-        question: what judges may also refer to.
+        references: reference steps, with or without the answer.
+        judge: judges the steps other than the answer.
+        question: passed to the judge.
 
     Raises:
-        ValueError: the judge returns something else than a verdict.
+        ValueError: the judge returns something other than a verdict.
+
+    Example:
+
+        >>> from memreason_hf.evaluation.solutions.judges import ExactJudge
+        >>> references = [Step("memory", "Iron is heavy."), Step("reason", "So it sinks.")]
+        >>> solution = [Step("memory", "Iron is heavy."), Step("reason", "So it floats.")]
+        >>> attribute(solution, references, ExactJudge())
+        Attribution(outcome='reason', step=1, num_undecided=0)
     """
     known = [step for step in references if step.kind != "answer"]
     answers = [step for step in references if step.kind == "answer"]
@@ -63,11 +71,11 @@ def attribute(
 def _compare_answers(step, answers):
     if not answers:
         return UNDECIDED
-    return AGREES if _said(step.text) == _said(answers[-1].text) else DEPARTS
+    return AGREES if _plain_answer(step.text) == _plain_answer(answers[-1].text) else DEPARTS
 
 
-def _said(text):
-    """What follows the marker, without its case and a full stop."""
+def _plain_answer(text):
+    """The text after the marker, in lower case and without a full stop."""
     position = text.casefold().rfind(ANSWER_MARKER.casefold())
     text = text[position + len(ANSWER_MARKER) :] if position >= 0 else text
     return " ".join(text.casefold().split()).rstrip(" .")

@@ -1,5 +1,5 @@
 """
-Generated solutions: greedy, in left-padded batches, kept as JSON lines so that a run that was stopped goes on.
+Generated solutions: greedy, in left-padded batches, written as JSON lines so that an interrupted run can continue.
 
     rows = load_memory_reason("data/strategy_qa")["test"]
     generations = generate_solutions(model, tokenizer, rows, batch_size=16, path="runs/generations.jsonl")
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memreason_hf.data.questions.options import options_by_label
+from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.evaluation.solutions.answers import judge_answer
 from memreason_hf.evaluation.solutions.generation_files import FIELDS, OPTIONAL_FIELDS, GenerationFile
 from memreason_hf.steps import KINDS, Step, StepScheme
@@ -23,7 +24,7 @@ from memreason_hf.steps.tokenization import decode_solution, encode_prompt, padd
 
 
 CORRECT, WRONG = "correct", "wrong"
-# Positions of these kinds go on for ever; `max_position_embeddings` of such a config means nothing.
+# Positions of these kinds have no end, so `max_position_embeddings` of the config does not matter.
 _ENDLESS_POSITIONS = ("none", "sinusoidal")
 
 
@@ -33,18 +34,18 @@ class GeneratedSolution:
     One generated solution and its verdict: a line of a generations file.
 
     Attributes:
-        index: of the item in its split.
-        question: as put to the model.
+        index: index of the item in its split.
+        question: the question of the item.
         text: `Question: …`, a newline and the solution with the tokens of its steps.
         steps: the steps of the solution.
         verdict: `"correct"` or `"wrong"`.
-        answer: what the text answers, None if it gives no valid answer.
+        answer: what the text answers; None if it gives no valid answer.
         reference: the right answer.
-        is_truncated: the text ends inside the tokens of a step.
-        is_cut: the text was cut off by `max_new_tokens` or by the end of the model's context.
-        num_tokens: tokens generated, the end of the text included.
-        recurrences: of a recurrent-depth model whose scheme tells kinds: `{kind: [tokens, recurrences]}`, see
-            `recurrences_by_kind`.
+        is_truncated: whether the text ends inside the tokens of a step.
+        is_cut: whether the text was cut off by `max_new_tokens` or by the end of the model's context.
+        num_tokens: generated tokens, the end of the text included.
+        recurrences: `{kind: [tokens, recurrences]}`, see `recurrences_by_kind`; None unless the model has recurrent
+            depth and the scheme has tokens for kinds.
     """
 
     index: int
@@ -62,6 +63,29 @@ class GeneratedSolution:
     @property
     def is_correct(self) -> bool:
         return self.verdict == CORRECT
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """
+    What a model wrote after one prompt.
+
+    Attributes:
+        index: index of the item.
+        ids: ids of the new tokens, the end of the text included.
+        is_cut: whether the text was cut off by `max_new_tokens` or by the end of the model's context.
+        recurrences: as in `GeneratedSolution`.
+    """
+
+    index: int
+    ids: list[int]
+    is_cut: bool
+    recurrences: dict[str, list[int]] | None = None
+
+    @property
+    def text_ids(self) -> list[int]:
+        """The ids of the new tokens without the end of the text."""
+        return self.ids if self.is_cut else self.ids[:-1]
 
 
 def generate_solutions(
@@ -83,33 +107,43 @@ def generate_solutions(
     Generates a solution for every row, greedily, and judges its answer.
 
     Args:
-        model: any causal language model; its training mode is put back afterwards.
-        tokenizer: one that was extended; the prompt ends with the prefix tokens of its scheme.
-        rows: rows with `question`, `options` and `answer`, as `load_memory_reason` gives them.
-        batch_size: prompts a batch, left-padded and sorted by length. It does not change the texts (but for rounding,
-            where two tokens are equally probable).
-        max_new_tokens: the most tokens of a solution. The model's context is kept too.
-        demonstrations: solved questions to put in front of a question, for example `Demonstrations(train, 4)`.
+        model: any causal language model; its training mode is restored afterwards.
+        tokenizer: an extended tokenizer; the prompt ends with the prefix tokens of its scheme.
+        rows: rows with `question`, `options` and `answer`, as from `load_memory_reason`.
+        batch_size, max_new_tokens: see `continue_greedily`.
+        demonstrations: solved questions to put before a question, for example `Demonstrations(train, 4)`.
         match_option_text: see `extract_answer`.
-        path: a file of JSON lines, added to after every batch. What it has already is not generated again.
-        settings: what the texts depend on beside the rows, to refuse a file that was made with others.
-        overwrite: generate everything anew; what the file has is kept until the first batch is done.
-        progress: show a progress bar.
+        path: a file of JSON lines to which every batch is added. Solutions that it already holds are not generated
+            again.
+        settings: what the texts depend on apart from the rows. A file with other settings is refused.
+        overwrite: whether to generate everything again. The file is replaced when the first batch is done.
+        progress: whether to show a progress bar.
         generate_kwargs: for `model.generate`, for example `num_recurrences=16`.
 
     Returns:
         The solutions, in the order of the rows.
 
     Raises:
-        ValueError: no rows, a tokenizer without a scheme or larger than the model, prompts that leave no room in the
-            model's context, a file with other contents, demonstrations with attention between steps.
+        ValueError: there are no rows, the tokenizer has no scheme or is larger than the model, a prompt leaves no room
+            in the model's context, the file has other contents, or demonstrations are combined with step attention.
+
+    Example:
+
+    ```python
+    rows = load_memory_reason("data/strategy_qa")["test"]
+    solutions = generate_solutions(model, tokenizer, rows, batch_size=16, path="runs/generations.jsonl")
+    accuracy = sum(solution.is_correct for solution in solutions) / len(solutions)
+    ```
     """
     rows = list(rows)
-    _check(model, tokenizer, rows, batch_size, max_new_tokens)
+    if not rows:
+        raise ValueError("There are no rows to generate solutions for. Check the split and the filters.")
+    # Checked before a file is touched.
+    _check(model, tokenizer, batch_size, max_new_tokens)
     if demonstrations is not None and get_step_attention(model) is not None:
         raise ValueError(
-            f"demonstrations do not go with step attention {get_step_attention(model)!r}: the question would be taken "
-            "for a part of the last demonstration. Leave them out, or set_step_attention(model, tokenizer, None)."
+            f"demonstrations do not go with step attention {get_step_attention(model)!r}: the question would count "
+            "as part of the last demonstration. Leave them out, or call set_step_attention(model, tokenizer, None)."
         )
     scheme = read_scheme(tokenizer)
     file = None
@@ -122,71 +156,48 @@ def generate_solutions(
         if index not in known
     }
     with tqdm(total=len(rows), initial=len(known), desc="solutions", unit="text", disable=not progress) as bar:
-        for indices, ids, is_cut, recurrences in _generate(
+        for batch in continue_greedily(
             model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, **generate_kwargs
         ):
-            made = [
-                _judged(tokenizer, scheme, index, rows[index], generated, cut, match_option_text, taken)
-                for index, generated, cut, taken in zip(indices, ids, is_cut, recurrences)
-            ]
-            known.update((generation.index, generation) for generation in made)
+            solved = [_judged(tokenizer, scheme, rows[new.index], new, match_option_text) for new in batch]
+            known.update((generation.index, generation) for generation in solved)
             if file is not None:
-                file.add(_to_line(generation) for generation in made)
-            bar.update(len(made))
+                file.add(_to_line(generation) for generation in solved)
+            bar.update(len(solved))
     return [known[index] for index in range(len(rows))]
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """How many tokens the model's positions reach, prompt and solution together; None if there is no end."""
-    config = model.config.get_text_config()
-    if getattr(config, "position_embedding_type", None) in _ENDLESS_POSITIONS:
-        return None
-    return getattr(config, "max_position_embeddings", None)
-
-
-def check_prompts(model: PreTrainedModel, prompts: Mapping[int, Sequence[int]]) -> None:
+def continue_greedily(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Mapping[int, Sequence[int]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    **generate_kwargs,
+) -> Iterator[list[Continuation]]:
     """
+    Continues prompts by plain greedy search, whatever the model's own generation config says.
+
     Args:
-        prompts: the ids of prompts by the index of their item.
+        model: any causal language model; its training mode is restored after every batch.
+        tokenizer: the tokenizer of the model, extended.
+        prompts: the ids of each prompt, by the index of its item.
+        batch_size: prompts in a batch, left-padded and sorted by length. It does not change the continuations, except
+            through rounding where two tokens are equally probable.
+        max_new_tokens: the most new tokens of a prompt. There are fewer where the model's context ends before.
+        generate_kwargs: for `model.generate`, for example `num_recurrences=16`.
+
+    Yields:
+        The continuations of one batch, the longest prompts first.
 
     Raises:
-        ValueError: prompts that leave no room for a solution in the model's context.
+        ValueError: a number is below 1, the tokenizer is larger than the model or has no token to pad with, or a
+            prompt leaves no room in the model's context.
     """
-    context = context_length(model)
-    too_long = [index for index, ids in prompts.items() if context is not None and len(ids) >= context]
-    if too_long:
-        raise ValueError(
-            f"{len(too_long)} of {len(prompts)} prompts have no room for a solution in the model's context of "
-            f"{context} tokens; the first is that of item {too_long[0]}, {len(prompts[too_long[0]])} tokens. "
-            "Leave out demonstrations, or these items."
-        )
-
-
-def _check(model, tokenizer, rows, batch_size, max_new_tokens):
-    if not rows:
-        raise ValueError("There are no rows to generate solutions for. Check the split and the filters.")
-    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
-    num_rows = model.get_input_embeddings().weight.shape[0]
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= num_rows:
-        raise ValueError(
-            f"The tokenizer has ids up to {largest}, the model {num_rows} rows: they do not belong together. Take the "
-            "tokenizer that is saved with the model, or extend both (extend_tokenizer)."
-        )
-    padding_id(tokenizer)
-
-
-def _generate(
-    model, tokenizer, prompts, *, batch_size, max_new_tokens, **generate_kwargs
-) -> Iterator[tuple[list[int], list[list[int]], list[bool], list[dict | None]]]:
-    """Batches of (indices, new ids, whether each was cut off, recurrences by kind), the longest prompts first."""
-    context = context_length(model)
+    _check(model, tokenizer, batch_size, max_new_tokens)
     check_prompts(model, prompts)
-    pad = padding_id(tokenizer)
-    ends = _end_ids(model, tokenizer)
-    # Plain greedy search, whatever the model's own generation config says.
+    pad, ends = padding_id(tokenizer), _end_ids(model, tokenizer)
     arguments = {
         "do_sample": False,
         "num_beams": 1,
@@ -201,34 +212,77 @@ def _generate(
     kinds = None
     if hasattr(getattr(model, "config", None), "num_recurrences") and read_scheme(tokenizer).kind_tokens(KINDS[0]):
         kinds = StepKinds(tokenizer)
-    if kinds is not None:
         arguments["return_dict_in_generate"] = True
-    was_training = model.training
-    model.eval()
-    try:
-        for indices, limit in _batches(prompts, batch_size, max_new_tokens, context):
-            longest = max(len(prompts[index]) for index in indices)
-            padded = [[pad] * (longest - len(prompts[index])) + prompts[index] for index in indices]
-            real = [[0] * (longest - len(prompts[index])) + [1] * len(prompts[index]) for index in indices]
-            outputs = model.generate(
-                input_ids=torch.tensor(padded, device=model.device),
-                attention_mask=torch.tensor(real, device=model.device),
-                max_new_tokens=limit,
-                **arguments,
-            )
-            sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
-            new = [_until_end(ids, ends) for ids in sequences[:, longest:].tolist()]
-            recurrences = [None] * len(new)
-            if kinds is not None:
-                lengths = [len(ids) for ids in new]
-                recurrences = recurrences_by_kind(kinds, sequences, outputs.num_recurrences, lengths)
-            yield indices, new, [not ids or ids[-1] not in ends for ids in new], recurrences
-    finally:
-        model.train(was_training)
+    for indices, limit in _batches(prompts, batch_size, max_new_tokens, context_length(model)):
+        inputs = left_padded([prompts[index] for index in indices], pad, model.device)
+        with evaluation_mode(model):
+            outputs = model.generate(**inputs, max_new_tokens=limit, **arguments)
+        sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
+        new = [_until_end(ids, ends) for ids in sequences[:, inputs["input_ids"].shape[1] :].tolist()]
+        recurrences = [None] * len(new)
+        if kinds is not None:
+            lengths = [len(ids) for ids in new]
+            recurrences = recurrences_by_kind(kinds, sequences, outputs.num_recurrences, lengths)
+        yield [
+            Continuation(index, ids, not ids or ids[-1] not in ends, counts)
+            for index, ids, counts in zip(indices, new, recurrences)
+        ]
+
+
+def left_padded(
+    rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device | str
+) -> dict[str, torch.LongTensor]:
+    """Rows of ids as `input_ids` and `attention_mask`, both `(batch, longest row)`, padded on the left."""
+    width = max(map(len, rows))
+    ids = [[pad_token_id] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model's positions reach, prompt and solution together; None if there is no limit."""
+    config = model.config.get_text_config()
+    if getattr(config, "position_embedding_type", None) in _ENDLESS_POSITIONS:
+        return None
+    return getattr(config, "max_position_embeddings", None)
+
+
+def check_prompts(model: PreTrainedModel, prompts: Mapping[int, Sequence[int]]) -> None:
+    """
+    Checks that every prompt leaves room for at least one new token in the model's context.
+
+    Args:
+        prompts: the ids of each prompt, by the index of its item.
+
+    Raises:
+        ValueError: a prompt leaves no room; the message names the first one.
+    """
+    context = context_length(model)
+    too_long = [index for index, ids in prompts.items() if context is not None and len(ids) >= context]
+    if too_long:
+        raise ValueError(
+            f"{len(too_long)} of {len(prompts)} prompts have no room for a solution in the model's context of "
+            f"{context} tokens; the first is that of item {too_long[0]}, with {len(prompts[too_long[0]])} tokens. "
+            "Leave out demonstrations, or these items."
+        )
+
+
+def _check(model, tokenizer, batch_size, max_new_tokens):
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= num_rows:
+        raise ValueError(
+            f"The tokenizer has ids up to {largest}, the model {num_rows} rows: they do not belong together. Use the "
+            "tokenizer that is saved with the model, or extend both (extend_tokenizer)."
+        )
+    padding_id(tokenizer)
 
 
 def _batches(prompts, batch_size, max_new_tokens, context):
-    """(indices, new tokens) of each batch. A row that the context leaves less room comes alone: no other is cut."""
+    """(indices, new tokens) of each batch. A prompt with less room in the context comes alone, to cut no other one."""
     order = sorted(prompts, key=lambda index: -len(prompts[index]))
     room = {index: max_new_tokens if context is None else context - len(prompts[index]) for index in order}
     for index in order:
@@ -240,7 +294,7 @@ def _batches(prompts, batch_size, max_new_tokens, context):
 
 
 def _end_ids(model, tokenizer):
-    """The ids that end a text: the tokenizer's and those of the model's generation config."""
+    """The ids that end a text: of the tokenizer, and of the model's generation config."""
     ends = getattr(model.generation_config, "eos_token_id", None) if model.generation_config is not None else None
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -252,16 +306,15 @@ def _until_end(ids, ends):
     return ids[: end + 1]
 
 
-def _judged(tokenizer, scheme: StepScheme, index, row, ids, is_cut, match_option_text, recurrences):
-    # The prefix tokens that end the prompt are the first of the solution.
+def _judged(tokenizer, scheme: StepScheme, row, new: Continuation, match_option_text):
+    # The prefix tokens at the end of the prompt belong to the solution.
     prefix = tokenizer.convert_tokens_to_ids(list(scheme.prefix_tokens))
-    kept = ids if is_cut else ids[:-1]
-    solution = decode_solution(tokenizer, prefix + kept)
+    solution = decode_solution(tokenizer, prefix + new.text_ids)
     steps = scheme.parse(solution)
     options = options_by_label(row["options"])
     verdict = judge_answer(solution, row["answer"], options, match_option_text=match_option_text)
     return GeneratedSolution(
-        index=index,
+        index=new.index,
         question=row["question"],
         text=scheme.question_text(row["question"]) + solution,
         steps=list(steps),
@@ -269,9 +322,9 @@ def _judged(tokenizer, scheme: StepScheme, index, row, ids, is_cut, match_option
         answer=verdict.answer,
         reference=row["answer"],
         is_truncated=steps.truncated,
-        is_cut=is_cut,
-        num_tokens=len(ids),
-        recurrences=recurrences,
+        is_cut=new.is_cut,
+        num_tokens=len(new.ids),
+        recurrences=new.recurrences,
     )
 
 

@@ -1,11 +1,11 @@
-"""The file of generated solutions: JSON lines that a killed run leaves readable, and the settings they depend on."""
+"""The file of generated solutions: JSON lines that a kill leaves readable, and the settings that they depend on."""
 
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from memreason_hf.files import write_json
+from memreason_hf.files import read_json, write_json
 
 
 FIELDS = (
@@ -20,28 +20,28 @@ FIELDS = (
     "is_cut",
     "num_tokens",
 )
-# Not of every model.
+# Not every model has these.
 OPTIONAL_FIELDS = ("recurrences",)
-# Beside the file: what its texts depend on, and what a command found in them.
+# Files next to it: what its texts depend on, and a command's summary of them.
 SETTINGS_SUFFIX = ".settings.json"
 SUMMARY_SUFFIX = ".summary.json"
 
 
 class GenerationFile:
     """
-    Reads what was generated before, and adds to it.
+    Reads the solutions that a file holds, and adds others.
 
-    A line belongs to an item by its index and its question: benchmarks repeat questions. A last line that a killed run
-    left unfinished is taken off.
+    A line belongs to an item by its index and its question, because benchmarks repeat questions. An unfinished last
+    line, which a killed run leaves, is removed.
 
     Args:
-        path: the file; it and its folder are made when something is added.
+        path: the file; it and its folder are created when something is added.
         questions: the questions of the items, in order.
-        settings: what the texts depend on, as JSON values; kept beside the file and compared.
-        overwrite: begin anew. What is there goes when the first lines are added, and not before.
+        settings: what the texts depend on, as JSON values; written next to the file, and compared with it later.
+        overwrite: whether to start again. The old contents are deleted when the first lines are added.
 
     Raises:
-        ValueError: the file was made with other settings.
+        ValueError: the file was written with other settings.
     """
 
     def __init__(
@@ -56,23 +56,22 @@ class GenerationFile:
         self.questions = list(questions)
         self.settings_path = self.path.with_name(self.path.name + SETTINGS_SUFFIX)
         self.settings = None if settings is None else json.loads(json.dumps(dict(settings)))
-        self._begins_anew = overwrite
+        self._starts_again = overwrite
         self._check_settings()
 
     def read(self) -> list[dict]:
         """
-        The lines of the items, one for each: of several for the same item the last. Lines of items beyond the last
-        one are left alone.
+        The last line of every item that the file holds. Lines of items beyond `questions` are ignored.
 
         Raises:
-            ValueError: a line that is damaged, or of another data set; names the line.
+            ValueError: a line is damaged, or belongs to another data set; names the line.
         """
-        if self._begins_anew or not self.path.is_file():
+        if self._starts_again or not self.path.is_file():
             return []
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
-            # Taken off at once: what is added next must not be glued to it.
+            # Removed at once, because the next line would be appended to it.
             with open(self.path, "r+b") as file:
                 file.truncate(len(whole))
         lines = {}
@@ -84,12 +83,12 @@ class GenerationFile:
         return list(lines.values())
 
     def add(self, lines: Iterable[Mapping]) -> None:
-        """Writes lines to the end of the file and makes sure that they are on the disk."""
+        """Appends lines to the file, and syncs them to the disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._begins_anew:
+        if self._starts_again:
             for suffix in (SUMMARY_SUFFIX, "", SETTINGS_SUFFIX):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-            self._begins_anew = False
+            self._starts_again = False
         if self.settings is not None and not self.path.is_file():
             write_json(self.settings_path, self.settings)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -109,12 +108,14 @@ class GenerationFile:
         return values
 
     def _check_settings(self):
-        if self._begins_anew or self.settings is None or not self.settings_path.is_file() or not self.path.is_file():
+        if self._starts_again or self.settings is None or not self.settings_path.is_file() or not self.path.is_file():
             return
         try:
-            before = json.loads(self.settings_path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise ValueError(f"{self.settings_path} is no JSON file. Remove it and {self.path}.") from None
+            before = read_json(self.settings_path)
+        except ValueError as error:
+            raise ValueError(f"{error} Remove the file, and {self.path}.") from None
+        if not isinstance(before, dict):
+            raise ValueError(f"{self.settings_path} must hold an object. Remove the file, and {self.path}.")
         names = [*before, *(name for name in self.settings if name not in before)]
         changed = [name for name in names if before.get(name) != self.settings.get(name)]
         if changed:
@@ -127,11 +128,11 @@ class GenerationFile:
 
 def read_generations(path: str | os.PathLike) -> dict[int, dict]:
     """
-    The lines of a file by the index of their items, of several for the same item the last. The file is left as it is;
-    a last line that is not finished is passed over.
+    The last line of every item that a file holds, by the index of the item. The file is not changed; an unfinished
+    last line is ignored.
 
     Raises:
-        ValueError: a line that is damaged; names it.
+        ValueError: a line is damaged; names the line.
     """
     whole = Path(path).read_bytes().split(b"\n")[:-1]
     lines = (_parse_line(line, path, number) for number, line in enumerate(whole, start=1) if line.strip())
@@ -142,10 +143,12 @@ def _parse_line(line, path, number):
     try:
         values = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{path}, line {number}: is no JSON ({error}). Remove the line or the file.") from None
+        raise ValueError(f"{path}, line {number}: not JSON ({error}). Remove the line or the file.") from None
     missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
     if missing:
         raise ValueError(f"{path}, line {number}: lacks {', '.join(missing)}. Remove the line or the file.")
     if not isinstance(values["index"], int) or values["index"] < 0:
-        raise ValueError(f"{path}, line {number}: index={values['index']!r} is no index. Remove the line or the file.")
+        raise ValueError(
+            f"{path}, line {number}: index={values['index']!r} must be at least 0. Remove the line or the file."
+        )
     return {name: values[name] for name in (*FIELDS, *OPTIONAL_FIELDS) if name in values}

@@ -1,19 +1,20 @@
 """
-Judges of a step: does it agree with reference steps, depart from them, or can it not be decided?
+Judges of a step: whether it agrees with reference steps, departs from them, or cannot be judged.
 
 A judge is called with a step, the reference steps and the question, and returns `AGREES`, `DEPARTS` or `UNDECIDED`:
 
     judge = TokenOverlapJudge()
-    judge(Step("memory", "Oslo has 700,000 people."), [Step("memory", "Oslo has 900,000 people.")])     # departs
+    judge(Step("memory", "Oslo has 700,000 people."), [Step("memory", "Oslo has 900,000 people.")])     # "departs"
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memreason_hf.data.questions.text import last_visible
+from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.steps import Step
 
 
@@ -22,7 +23,6 @@ VERDICTS = (AGREES, DEPARTS, UNDECIDED)
 StepJudge = Callable[[Step, Sequence[Step], str], str]
 
 _TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
-_SENTENCE_START = re.compile(r"(?:\A|[.?!:;]\s+|[\"\u201c(]\s*)\Z")
 _STOP_WORDS = frozenset(
     """
     a an the this that these those it its they them their he him his she her there here which who whom whose what
@@ -72,7 +72,7 @@ class ExactJudge:
 
 @dataclass(frozen=True)
 class _Content:
-    """What of a text is compared: stems of its content words; its numbers, names, negations and comparatives."""
+    """What is compared of a text: stems of its content words, numbers, names, negations and comparatives."""
 
     stems: frozenset[str]
     numbers: frozenset[str]
@@ -84,19 +84,27 @@ class _Content:
 @dataclass(frozen=True)
 class TokenOverlapJudge:
     """
-    Compares the tokens of a step with those of the reference that shares most of them.
+    Compares the content words of a step with those of the reference that shares most of them.
 
-    A step that has the words of a reference, in order, agrees. One that shares fewer than `depart_below` of its
-    content words with every reference departs. So does one that shares at least `relate_from` with a reference but has
-    a number or a name that neither the references nor the question have, one negation more or less, or an opposite
-    (`before`, `after`). Otherwise it agrees from `agree_from` on, and below that it is undecided. What no token shows,
-    such as who did what to whom, is not seen.
+    A step with the words of a reference, in order, agrees. A step that shares fewer than `depart_below` of its content
+    words with every reference departs. A step that shares at least `relate_from` with a reference departs if it has a
+    number or a name that neither the references nor the question have, one negation more or less, or an opposite
+    (`before`, `after`). Any other step agrees if it shares at least `agree_from`, and is undecided below that. What
+    single words do not show, such as who did what to whom, is not judged.
 
     Args:
-        depart_below, relate_from, agree_from: shares of the step's content words, between 0 and 1, not falling.
+        depart_below, relate_from, agree_from: shares of the step's content words, between 0 and 1 and in this order.
 
     Raises:
-        ValueError: other values.
+        ValueError: the shares are out of range or out of order.
+
+    Example:
+
+        >>> judge = TokenOverlapJudge()
+        >>> judge(Step("memory", "Oslo has 700,000 people."), [Step("memory", "Oslo has 900,000 people.")])
+        'departs'
+        >>> judge(Step("memory", "In Oslo, 900,000 people live."), [Step("memory", "Oslo has 900,000 people.")])
+        'agrees'
     """
 
     depart_below: float = 0.1
@@ -107,50 +115,58 @@ class TokenOverlapJudge:
         values = (self.depart_below, self.relate_from, self.agree_from)
         if not 0 <= values[0] <= values[1] <= values[2] <= 1:
             raise ValueError(
-                f"depart_below={values[0]}, relate_from={values[1]} and agree_from={values[2]} must lie between 0 and "
-                "1 and must not fall."
+                f"depart_below={values[0]}, relate_from={values[1]} and agree_from={values[2]} must be between 0 and "
+                "1, each at least as large as the one before."
             )
 
     def __call__(self, step: Step, references: Sequence[Step], question: str = "") -> str:
         if _is_among(step, references):
             return AGREES
-        said = _content(step.text)
+        content = _content(step.text)
         known = [_content(reference.text) for reference in references]
-        if not said.stems:
+        if not content.stems:
             return UNDECIDED
-        best = max(known, key=lambda content: len(said.stems & content.stems), default=None)
-        share = len(said.stems & best.stems) / len(said.stems) if best else 0.0
+        best = max(known, key=lambda reference: len(content.stems & reference.stems), default=None)
+        share = len(content.stems & best.stems) / len(content.stems) if best else 0.0
         if share < self.depart_below:
             return DEPARTS
-        if share >= self.relate_from and self._contradicts(said, best, [*known, _content(question)]):
+        if share >= self.relate_from and self._contradicts(content, best, [*known, _content(question)]):
             return DEPARTS
         return AGREES if share >= self.agree_from else UNDECIDED
 
-    def _contradicts(self, said, best, known):
-        if said.numbers - frozenset().union(*(content.numbers for content in known)):
+    def _contradicts(self, content, best, known):
+        if content.numbers - frozenset().union(*(other.numbers for other in known)):
             return True
-        if {_stem(name) for name in said.names} - frozenset().union(*(content.stems for content in known)):
+        if {_stem(name) for name in content.names} - frozenset().union(*(other.stems for other in known)):
             return True
-        if (said.num_negations - best.num_negations) % 2:
+        if (content.num_negations - best.num_negations) % 2:
             return True
         return any(
-            _OPPOSITES_OF[word] & best.comparatives and word not in best.comparatives for word in said.comparatives
+            _OPPOSITES_OF[word] & best.comparatives and word not in best.comparatives for word in content.comparatives
         )
 
 
 @dataclass
 class LanguageModelJudge:
     """
-    Asks a language model, and compares the probabilities of the two answers.
+    Asks a language model whether a step is consistent with the references, and compares the probabilities of yes and
+    no.
 
     Args:
         model, tokenizer: a causal language model.
-        margin: nats between the log-probabilities of the answers below which nothing is decided.
-        template: the question put to it; has the fields `question`, `references` (a line each) and `step`.
-        answers: how it says yes and no; the first tokens of the two must differ.
+        margin: difference of the two log-probabilities, in nats, below which a step is undecided.
+        template: the prompt, with the fields `question`, `references` (one line each) and `step`.
+        answers: the words for yes and no; their first tokens must differ.
 
     Raises:
-        ValueError: a template without its fields, answers that begin with the same token.
+        ValueError: the template lacks a field, or the answers begin with the same token.
+
+    Example:
+
+    ```python
+    judge = LanguageModelJudge(model, tokenizer, margin=2.0)
+    metric.compute(predictions=texts, references=references, judge=judge)
+    ```
     """
 
     model: PreTrainedModel
@@ -174,15 +190,10 @@ class LanguageModelJudge:
     def __call__(self, step: Step, references: Sequence[Step], question: str = "") -> str:
         known = "\n".join(f"- {reference.text}" for reference in references)
         text = self.template.format(question=question, references=known, step=step.text)
-        # What the texts say must not become special tokens.
+        # Special tokens that a step quotes stay plain text.
         inputs = self.tokenizer(text, return_tensors="pt", split_special_tokens=True).to(self.model.device)
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                logits = self.model(input_ids=inputs["input_ids"], logits_to_keep=1).logits[0, -1].float()
-        finally:
-            self.model.train(training)
+        with evaluation_mode(self.model):
+            logits = self.model(input_ids=inputs["input_ids"], logits_to_keep=1).logits[0, -1].float()
         difference = float(logits[self._yes] - logits[self._no])
         if abs(difference) < self.margin:
             return UNDECIDED
@@ -193,17 +204,22 @@ JUDGES: dict[str, Callable[[], StepJudge]] = {"exact": ExactJudge, "overlap": To
 
 
 def find_judge(judge: str | StepJudge) -> StepJudge:
-    """A judge by its name in `JUDGES`, or the judge itself. Raises ValueError for another name."""
+    """
+    A judge by its name in `JUDGES`, or the judge itself.
+
+    Raises:
+        ValueError: there is no judge of this name.
+    """
     if callable(judge):
         return judge
     if judge not in JUDGES:
-        raise ValueError(f"judge={judge!r} is no judge; give one of {', '.join(JUDGES)}, or a callable.")
+        raise ValueError(f"judge={judge!r} must be one of {', '.join(JUDGES)}, or a callable.")
     return JUDGES[judge]()
 
 
 def _is_among(step, references):
-    said = _words(step.text)
-    return any(_words(reference.text) == said for reference in references)
+    words = _words(step.text)
+    return any(_words(reference.text) == words for reference in references)
 
 
 def _words(text):
@@ -211,11 +227,16 @@ def _words(text):
 
 
 def _stem(word):
-    """The word without an ending: `named`, `naming` and `names` are one."""
+    """The word without its ending: `named`, `naming` and `names` have the same stem."""
     for ending in _ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word[: -len(ending)]
     return word
+
+
+def _begins_sentence(text, position):
+    end = last_visible(text, position)
+    return position == 0 or (end >= 0 and (text[end] in '"\u201c(' or (text[end] in ".?!:;" and end < position - 1)))
 
 
 def _content(text):
@@ -238,6 +259,6 @@ def _content(text):
         if word in _STOP_WORDS or word in _NEGATIONS or len(word) == 1:
             continue
         stems.add(_stem(word))
-        if token[0].isupper() and not _SENTENCE_START.search(text[: match.start()]):
+        if token[0].isupper() and not _begins_sentence(text, match.start()):
             names.add(word)
     return _Content(frozenset(stems), frozenset(numbers), frozenset(names), num_negations, frozenset(comparatives))

@@ -1,1 +1,1 @@
-"""Four small models on one world whose truth is known: where do errors come from?"""
+"""The test bed: four small models on one world whose truth is known, to find where errors come from."""

@@ -1,11 +1,11 @@
 """
-Who knows the truth of a written-out world: a judge of its steps, and what share of known errors a judge finds.
+A judge that knows the facts of a written-out world, how many known errors a judge finds, and where models go wrong.
 
     judge = WorldJudge(facts)
-    attribute(solution, references, judge, question=question.text)      # the first step that is wrong, and its kind
+    attribute(solution, references, judge, question=question.text)      # the first wrong step, and its kind
     measure_judge(judge, facts, solutions, seed=0)                      # on errors that were put in
 
-The judge is told nothing of where an error was put: it reads the question and the step, and knows the facts.
+The judge reads the question and the step, and knows the facts. It is not told where an error was put in.
 """
 
 from collections import Counter
@@ -20,21 +20,21 @@ from memreason_hf.evaluation.solutions.attribution import NO_DEPARTURE, attribut
 from memreason_hf.evaluation.solutions.judges import AGREES, DEPARTS, StepJudge
 from memreason_hf.experiments.testbed.variants import RIGHT, WRONG, Change
 from memreason_hf.experiments.testbed.world import Fact, Facts, NamedFact, WrittenQuestion, read_step
-from memreason_hf.steps import Step, answer_step
+from memreason_hf.steps import KINDS, Step, answer_step
 
 
 @dataclass(frozen=True)
 class WorldJudge:
     """
-    Judges the steps of a written-out world by its facts; the references are not looked at.
+    Judges the steps of a written-out world by its facts, without looking at the references.
 
-    A memory step is right if the world holds its fact, needed or not. A reason step is right if it is the fact of its
-    hop: from the entity that the hop before it reaches, by the question's relation. So it does not follow from an
-    error before it, which does no harm: only the first departure counts, and before that all that was said is true.
-    A text that states no fact under a name departs, and so does a step without a kind.
+    A memory step agrees if the world contains its fact, whether the question needs it or not. A reason step agrees if
+    it states the fact of its hop: the question's relation, from the entity that the hop before it truly reaches. A
+    reason step that follows correctly from an earlier error therefore departs; this does no harm, because only the
+    first departure counts. A text that does not state a fact under a name departs, and so does a step without a kind.
 
     Args:
-        facts: those of the world.
+        facts: of the world.
     """
 
     facts: Facts
@@ -55,31 +55,31 @@ class WorldJudge:
 @dataclass
 class JudgeRates:
     """
-    How a judge did on changed solutions.
+    What a judge said about changed solutions.
 
     Attributes:
-        counts: solutions of each change.
-        found: errors whose step and kind are those that were put in, by change.
-        alarms: solutions without an error in which a step departs, by change.
+        counts: solutions by change.
+        hits: errors that the judge found at the right step and kind, by change.
+        alarms: solutions without an error in which the judge saw a departure, by change.
     """
 
     counts: Counter = field(default_factory=Counter)
-    found: Counter = field(default_factory=Counter)
+    hits: Counter = field(default_factory=Counter)
     alarms: Counter = field(default_factory=Counter)
 
     @property
     def hit_rate(self) -> float:
-        """Share of the errors at the right step and kind, in 0..1."""
-        return sum(self.found.values()) / sum(self.counts[name] for name in WRONG)
+        """Share of the errors that were found at the right step and kind, in 0..1."""
+        return self.hits.total() / sum(self.counts[name] for name in WRONG)
 
     @property
     def false_alarm_rate(self) -> float:
-        """Share of the right solutions in which a step departs, in 0..1."""
-        return sum(self.alarms.values()) / sum(self.counts[name] for name in RIGHT)
+        """Share of the correct solutions in which a step departs, in 0..1."""
+        return self.alarms.total() / sum(self.counts[name] for name in RIGHT)
 
     def to_dict(self) -> dict:
-        """Plain values: counts by change, and the two rates."""
-        wrong = {name: {"count": self.counts[name], "found": self.found[name]} for name in WRONG}
+        """Counts by change, and the two rates, as `testbed.json` holds them."""
+        wrong = {name: {"count": self.counts[name], "found": self.hits[name]} for name in WRONG}
         right = {name: {"count": self.counts[name], "false_alarms": self.alarms[name]} for name in RIGHT}
         return {"errors": wrong, "right": right, "hit_rate": self.hit_rate, "false_alarm_rate": self.false_alarm_rate}
 
@@ -88,16 +88,17 @@ def measure_judge(
     judge: StepJudge, facts: Facts, solutions: Sequence[tuple[WrittenQuestion, Sequence[Step]]], *, seed: int = 0
 ) -> JudgeRates:
     """
-    Puts every error of `WRONG`, and every change of `RIGHT` that is none, into each solution, and lets a judge look.
+    Applies every error of `WRONG` and every change of `RIGHT` to each solution, and compares what a judge finds with
+    what was changed.
 
     Args:
         judge: any judge of steps.
-        facts: those of the world.
-        solutions: questions with right solutions, which are the references too.
+        facts: of the world.
+        solutions: questions with correct solutions, which also serve as references.
         seed: decides where the changes are.
 
     Raises:
-        ValueError: no solutions.
+        ValueError: there are no solutions.
     """
     if not solutions:
         raise ValueError("There are no solutions: a judge is measured on at least one.")
@@ -111,43 +112,39 @@ def measure_judge(
 
 def _measure(rates, judge, name, change: Change, facts, question, steps, generator):
     variant = change(facts, question, steps, generator)
-    seen = attribute(variant.steps, steps, judge, question=question.text)
+    attribution = attribute(variant.steps, steps, judge, question=question.text)
     rates.counts[name] += 1
     if variant.kind is None:
-        rates.alarms[name] += seen.step is not None
+        rates.alarms[name] += attribution.step is not None
     else:
-        rates.found[name] += (seen.outcome, seen.step) == (variant.kind, variant.index)
+        rates.hits[name] += (attribution.outcome, attribution.step) == (variant.kind, variant.index)
 
 
 def attribute_errors(
     facts: Facts, solved: Iterable[tuple[WrittenQuestion, Sequence[Step], Sequence[Step], bool]]
 ) -> dict:
     """
-    Where a model's own solutions first go wrong.
+    Where a model's own solutions first go wrong, by the known truth.
 
     Args:
-        facts: those of the world.
-        solved: for each solution the question, its steps, right steps, and whether its answer is right.
+        facts: of the world.
+        solved: for each solution the question, its steps, correct steps, and whether its answer is right.
 
     Returns:
-        `wrong_answers` and `right_answers`: the number of solutions by the kind of the step that departs first (or
-        `"none"`); `reason_errors`: of the wrong answers that depart at a reason step, those where the fact that this
-        hop needs was recalled before it (`"recalled"`), was not (`"not recalled"`), and those of no hop of the
-        question (`"no hop"`); `answer_errors`: of the wrong answers that depart at the answer, those that give the
-        entity which the last reason step reaches, so that hops are missing (`"stopped early"`), and `"another"`.
+        Counts as in `ErrorAttribution`.
     """
     judge = WorldJudge(facts)
     outcomes: dict[bool, Counter] = {True: Counter(), False: Counter()}
     reasons: Counter = Counter()
     answers: Counter = Counter()
     for question, steps, references, is_right in solved:
-        seen = attribute(steps, references, judge, question=question.text)
-        outcomes[is_right][seen.outcome] += 1
-        if not is_right and seen.outcome == "reason":
-            reasons[_support(facts, question, steps, seen.step)] += 1
-        if not is_right and seen.outcome == "answer":
-            answers[_last_word(steps, seen.step)] += 1
-    kinds = ("memory", "reason", "answer", "step", NO_DEPARTURE)
+        attribution = attribute(steps, references, judge, question=question.text)
+        outcomes[is_right][attribution.outcome] += 1
+        if not is_right and attribution.outcome == "reason":
+            reasons[_support(facts, question, steps, attribution.step)] += 1
+        if not is_right and attribution.outcome == "answer":
+            answers[_answer_error(steps, attribution.step)] += 1
+    kinds = (*KINDS, NO_DEPARTURE)
     return {
         "wrong_answers": {kind: outcomes[False][kind] for kind in kinds},
         "right_answers": {kind: outcomes[True][kind] for kind in kinds},
@@ -156,14 +153,8 @@ def attribute_errors(
     }
 
 
-def _last_word(steps, index):
-    reached = [said.fact.tail for step in steps[:index] if step.kind == "reason" and (said := read_step(step.text))]
-    is_reached = bool(reached) and steps[index] == answer_step(entity_token(reached[-1]))
-    return "stopped early" if is_reached else "another"
-
-
 def recalled_facts(steps: Sequence[Step]) -> set[Fact]:
-    """What the memory steps among `steps` state, true or not."""
+    """The facts that the memory steps among `steps` state, true or not."""
     return {said.fact for step in steps if step.kind == "memory" and (said := read_step(step.text)) is not None}
 
 
@@ -173,6 +164,12 @@ def _support(facts, question, steps, index):
     if said is None or said.name not in needed:
         return "no hop"
     return "recalled" if needed[said.name].fact in recalled_facts(steps[:index]) else "not recalled"
+
+
+def _answer_error(steps, index):
+    reached = [said.fact.tail for step in steps[:index] if step.kind == "reason" and (said := read_step(step.text))]
+    is_reached = bool(reached) and steps[index] == answer_step(entity_token(reached[-1]))
+    return "stopped early" if is_reached else "another"
 
 
 @lru_cache(maxsize=1 << 14)

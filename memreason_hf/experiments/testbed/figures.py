@@ -1,4 +1,4 @@
-"""The picture of the test bed: accuracy by hops, a line for each model."""
+"""The figure of the test bed: accuracy by hops, a line for each model."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
 
-# Okabe and Ito's colours, told apart with every common kind of colour blindness; the markers do it in grey.
+# The colours of Okabe and Ito, which all common kinds of colour blindness can tell apart; markers serve in grey.
 _STYLES = (("#0072B2", "o"), ("#56B4E9", "s"), ("#D55E00", "^"), ("#E69F00", "D"), ("#009E73", "v"))
 
 
@@ -22,8 +22,8 @@ def hops_figure(
     Accuracy over hops.
 
     Args:
-        accuracy: for each model, by its title, the accuracy in 0..1 by hop count.
-        trained_hops: the most hops in training; what lies beyond is shaded.
+        accuracy: accuracy in 0..1 by title of the model and hop count.
+        trained_hops: the longest chains in training; longer ones are shaded.
         chance: accuracy of a guess, drawn as a line.
         title: a line above the figure.
 
@@ -31,10 +31,10 @@ def hops_figure(
         A figure with its own Agg canvas; nothing of pyplot's state is touched.
 
     Raises:
-        ValueError: no model, or more than there are styles.
+        ValueError: there are no models, or more than line styles.
     """
     if not 0 < len(accuracy) <= len(_STYLES):
-        raise ValueError(f"There are {len(accuracy)} models; a picture takes 1 to {len(_STYLES)}.")
+        raise ValueError(f"There are {len(accuracy)} models; the figure takes 1 to {len(_STYLES)}.")
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

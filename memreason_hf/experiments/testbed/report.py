@@ -1,82 +1,43 @@
-"""
-What `memreason testbed` prints: tables of what `testbed.json` holds.
-
-`testbed.json` is one JSON object. Accuracies and shares are in 0..1, times in seconds. Version 1:
-
-| key | type | meaning |
-|---|---|---|
-| `schema_version` | int | 1 |
-| `kind` | str | `"testbed"` |
-| `data` | object | the fields of `MultiHopConfig`, by which the world and its chains are built again |
-| `settings` | object | `seed`, `num_judged`, `at_once` |
-| `models` | object | for each model by its name: see below |
-| `judges` | object | for each judge by its name what `JudgeRates.to_dict` gives |
-| `environment` | object | versions of Python and libraries, and the machine |
-| `seconds` | float | wall time of all of it, without what was kept of an earlier run |
-
-A model:
-
-| key | type | meaning |
-|---|---|---|
-| `title` | str | what the tables call it |
-| `training` | object | `steps`, `max_steps`, `seconds`, `most_seconds`, `ended_by`, `num_parameters`, `log` |
-| `hops`, `recurrences_by_kind` | object | of `evaluate_answers` or `evaluate_solutions`; keys of `hops` are strings |
-| `recurrences_by_word`, `steps_by_kind` | object | of models that write steps: `evaluate_solutions` |
-| `false_memories` | object | of models that write steps: what `false_memories` gives |
-| `seconds` | float | wall time of asking it |
-"""
+"""The tables that `memreason testbed` prints."""
 
 from collections import Counter
 
 import numpy as np
 
 from memreason_hf.data.chains.config import parse_hop_counts
+from memreason_hf.evaluation.solutions.attribution import NO_DEPARTURE
+from memreason_hf.steps import KINDS
 from memreason_hf.tables import format_table
 
 
-# What `attribute_errors` tells apart.
-_OUTCOMES = ("memory", "reason", "answer", "step", "none")
-
-
 def report(results: dict) -> str:
-    """The tables that the command prints, of what `testbed.json` holds."""
+    """The tables of the contents of `testbed.json`."""
     models = results["models"]
     trained_hops = parse_hop_counts(results["data"]["train_hops"])[-1]
-    title = f"Right answers in %, by hops ({trained_hops} is the most in training; 1 hop: the facts themselves)"
-    parts = [_title(title)]
-    hops = sorted({int(hop) for model in models.values() for hop in model["hops"]})
-    parts.append(
+    hops = sorted({hop for model in models.values() for hop in model["hops"]}, key=int)
+    parts = [
+        _title(f"Right answers in %, by hops ({trained_hops} is the most in training; 1 hop: the facts themselves)"),
         format_table(
             ["model", *hops],
-            [[m["title"], *(_percent(m["hops"][_key(m, hop)]["accuracy"]) for hop in hops)] for m in models.values()],
-        )
-    )
-    parts.append(_title("Tokens generated, and mean recurrences a token, by hops"))
-    parts.append(
+            [[m["title"], *(_percent(m["hops"][hop]["accuracy"]) for hop in hops)] for m in models.values()],
+        ),
+        _title("Tokens generated, and mean recurrences a token, by hops"),
         format_table(
             ["model", *hops],
             [
-                [f"{m['title']}: {what}", *(f"{m['hops'][_key(m, hop)][what]:.1f}" for hop in hops)]
+                [f"{m['title']}: {what}", *(f"{m['hops'][hop][what]:.1f}" for hop in hops)]
                 for m in models.values()
                 for what in ("tokens", "recurrences")
             ],
-        )
-    )
-    parts += _depths(models) + _attributions(models, trained_hops) + _judges(results["judges"])
-    return "\n".join(parts)
-
-
-def _key(model, hop):
-    # JSON knows no numbers as keys.
-    return hop if hop in model["hops"] else str(hop)
+        ),
+    ]
+    return "\n".join([*parts, *_depths(models), *_attributions(models, trained_hops), *_judges(results["judges"])])
 
 
 def _depths(models):
-    rows = [
-        [m["title"], *(_number(m["recurrences_by_kind"].get(kind)) for kind in ("memory", "reason", "answer"))]
-        for m in models.values()
-    ]
-    parts = [_title("Mean recurrences by kind of step"), format_table(["model", "memory", "reason", "answer"], rows)]
+    kinds = ("memory", "reason", "answer")
+    rows = [[m["title"], *(_number(m["recurrences_by_kind"].get(kind)) for kind in kinds)] for m in models.values()]
+    parts = [_title("Mean recurrences by kind of step"), format_table(["model", *kinds], rows)]
     for model in models.values():
         by_word = model.get("recurrences_by_word", {})
         if len({round(depth, 3) for depth in by_word.values()}) > 1:
@@ -86,40 +47,64 @@ def _depths(models):
 
 
 def _attributions(models, trained_hops):
-    lines, parts = [], []
+    lines, sentences = [], []
     for model in models.values():
         if "false_memories" not in model:
             continue
+        groups = {int(hops): group for hops, group in model["hops"].items()}
         for label, chosen in (
-            (f"1-{trained_hops} hops", [g for hops, g in model["hops"].items() if int(hops) <= trained_hops]),
-            (f"more than {trained_hops} hops", [g for hops, g in model["hops"].items() if int(hops) > trained_hops]),
+            (f"1-{trained_hops} hops", [group for hops, group in groups.items() if hops <= trained_hops]),
+            (f"more than {trained_hops} hops", [group for hops, group in groups.items() if hops > trained_hops]),
         ):
-            recalled = _percent(np.mean([group["recalled"] for group in chosen]))
+            name = f"{model['title']}, {label}"
             for verdict in ("right_answers", "wrong_answers"):
                 counts = _sum(group["attribution"][verdict] for group in chosen)
-                name = f"{model['title']}, {label}: {verdict.replace('_', ' ')}"
-                lines.append([name, sum(counts.values()), *(counts[kind] for kind in _OUTCOMES)])
-            support = _sum(group["attribution"]["reason_errors"] for group in chosen)
-            ended = _sum(group["attribution"]["answer_errors"] for group in chosen)
-            parts.append(
-                f"{model['title']}, {label}: every needed fact is recalled in {recalled} % of the solutions. Of "
-                f"{sum(support.values())} wrong answers that first go wrong at a reason step, {support['recalled']} "
-                f"had recalled the fact of that hop, {support['not recalled']} had not; {support['no hop']} are about "
-                f"no hop of the question. Of {sum(ended.values())} that first go wrong at the answer, "
-                f"{ended['stopped early']} give the entity reached by their last reason step: hops are missing."
-            )
-        told = model["false_memories"]
-        count = sum(told.values()) - told["carried_on"]
-        parts.append(
-            f"{model['title']}: told a false memory of a needed fact, it reasons from it as recalled in "
-            f"{_percent(told['as recalled'] / count)} % of {count} solutions, from the truth in its weights in "
-            f"{_percent(told['the truth'] / count)} %; {_percent(told['carried_on'] / count)} % answer what follows "
-            "from the false memory."
-        )
+                columns = (counts[kind] for kind in (*KINDS, NO_DEPARTURE))
+                lines.append([f"{name}: {verdict.replace('_', ' ')}", counts.total(), *columns])
+            sentences.append(f"{name}: {_describe_errors(chosen)}")
+        sentences.append(f"{model['title']}: {_describe_false_memories(model['false_memories'])}")
     if not lines:
         return []
-    table = format_table(["the models' own solutions", "all", *_OUTCOMES], lines)
-    return [_title("The kind of the first wrong step, by the known truth (none: no step is wrong)"), table, "", *parts]
+    table = format_table(["the models' own solutions", "all", *KINDS, NO_DEPARTURE], lines)
+    title = _title("The kind of the first wrong step, by the known truth (none: no step is wrong)")
+    return [title, table, "", *sentences]
+
+
+def _describe_errors(groups):
+    recalled = _percent(np.mean([group["recalled"] for group in groups]))
+    reasons = _sum(group["attribution"]["reason_errors"] for group in groups)
+    answers = _sum(group["attribution"]["answer_errors"] for group in groups)
+    return (
+        f"{recalled} % of the solutions recall every needed fact. {reasons.total()} wrong answers first go wrong at a "
+        f"reason step: {reasons['recalled']} had recalled the fact of that hop, {reasons['not recalled']} had not, "
+        f"and {reasons['no hop']} are about no hop of the question. {answers.total()} first go wrong at the answer: "
+        f"{answers['stopped early']} give the entity that their last reason step reaches, so hops are missing."
+    )
+
+
+def _describe_false_memories(counts):
+    total = sum(counts.values()) - counts["carried_on"]
+    shares = {name: _percent(count / total) for name, count in counts.items()}
+    return (
+        f"after a false memory of a needed fact, {shares['as recalled']} % of {total} solutions reason from it, "
+        f"{shares['the truth']} % from the truth in the model's weights; {shares['carried_on']} % answer what follows "
+        "from the false memory."
+    )
+
+
+def _judges(judges):
+    title = _title("Judges on errors that were put in (found: the right step and kind) and on correct solutions")
+    names = list(judges)
+    lines = []
+    for part, label, hits, rate, total in (
+        ("errors", "error", "found", "hit_rate", "all errors found, %"),
+        ("right", "no error", "false_alarms", "false_alarm_rate", "false alarms, %"),
+    ):
+        for change, entry in judges[names[0]][part].items():
+            shares = (judges[name][part][change][hits] / entry["count"] for name in names)
+            lines.append([f"{label}: {change}", entry["count"], *map(_percent, shares)])
+        lines.append([total, "", *(_percent(judges[name][rate]) for name in names)])
+    return [title, format_table(["put in", "solutions", *names], lines)]
 
 
 def _sum(counts):
@@ -127,31 +112,6 @@ def _sum(counts):
     for entry in counts:
         total.update(entry)
     return total
-
-
-def _judges(judges):
-    parts = [_title("Judges on errors that were put in (found: the right step and kind) and on right solutions")]
-    names = list(judges)
-    first = judges[names[0]]
-    lines = [
-        [f"error: {change}", found["count"], *(_percent(_share(judges[n]["errors"][change], "found")) for n in names)]
-        for change, found in first["errors"].items()
-    ]
-    lines.append(["all errors found, %", "", *(_percent(judges[name]["hit_rate"]) for name in names)])
-    lines += [
-        [
-            f"no error: {change}",
-            found["count"],
-            *(_percent(_share(judges[n]["right"][change], "false_alarms")) for n in names),
-        ]
-        for change, found in first["right"].items()
-    ]
-    lines.append(["false alarms, %", "", *(_percent(judges[name]["false_alarm_rate"]) for name in names)])
-    return [*parts, format_table(["put in", "solutions", *names], lines)]
-
-
-def _share(entry, name):
-    return entry[name] / entry["count"]
 
 
 def _title(text):

@@ -1,9 +1,8 @@
 """
-Solutions of the written-out world with something changed: errors whose place and kind are known, and changes that are
-none.
+Changed solutions of the written-out world: errors whose step and kind are known, and changes that are not errors.
 
     variant = WRONG["memory, carried on"](facts, question, steps, np.random.default_rng(0))
-    variant.steps, variant.kind, variant.index     # the solution, "memory", where the wrong step is
+    variant.steps, variant.kind, variant.index     # the solution, "memory", the index of the wrong step
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +22,8 @@ class Variant:
 
     Attributes:
         steps: the solution.
-        kind: the kind of the step that is wrong; None if none is.
-        index: where that step is among `steps`; None if none is wrong.
+        kind: the kind of the wrong step; None if no step is wrong.
+        index: the index of the wrong step in `steps`; None if no step is wrong.
     """
 
     steps: list[Step]
@@ -35,10 +34,15 @@ class Variant:
 Change = Callable[[Facts, WrittenQuestion, Sequence[Step], np.random.Generator], Variant]
 
 
-def wrong_memory(facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator, *, carried_on=True):
+def wrong_memory(
+    facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator: np.random.Generator, *, carried_on=True
+) -> Variant:
     """
-    A needed fact is recalled with another tail. `carried_on`: its reason step selects it as recalled, what follows
-    recalls and selects true facts from there on, and the answer is where that leads.
+    Recalls a needed fact with another tail.
+
+    Args:
+        carried_on: the reason step of that hop repeats the false fact, the later memory and reason steps state true
+            facts from the entity that it leads to, and the answer follows from them.
     """
     hop = int(generator.integers(len(question.relations)))
     head, relation, tail = question.hops(facts)[hop].fact
@@ -47,14 +51,15 @@ def wrong_memory(facts: Facts, question: WrittenQuestion, steps: Sequence[Step],
     index = _find(steps, "memory", question.names[hop])
     changed[index] = Step("memory", step_text(false))
     if carried_on:
-        _go_on(changed, facts, question, hop, false, ("memory", "reason"))
-        # The step itself states the false fact in both phases.
+        _carry_on(changed, facts, question, hop, false, ("memory", "reason"))
         changed[_find(steps, "reason", question.names[hop])] = Step("reason", step_text(false))
     return Variant(changed, "memory", index)
 
 
-def wrong_distractor(facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator) -> Variant:
-    """A fact that is not needed is recalled with another head, relation or tail so that the world does not hold it."""
+def wrong_distractor(
+    facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator: np.random.Generator
+) -> Variant:
+    """Recalls a distractor with another head, relation or tail, so that the world does not contain it."""
     places = [index for index, step in enumerate(steps) if step.kind == "memory" and _name(step) not in question.names]
     if not places:
         return wrong_memory(facts, question, steps, generator, carried_on=False)
@@ -71,15 +76,22 @@ def wrong_distractor(facts: Facts, question: WrittenQuestion, steps: Sequence[St
 
 
 def wrong_reason(
-    facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator, *, how="tail", carried_on=True
+    facts: Facts,
+    question: WrittenQuestion,
+    steps: Sequence[Step],
+    generator: np.random.Generator,
+    *,
+    how: str = "tail",
+    carried_on: bool = True,
 ) -> Variant:
     """
     A reason step that does not follow.
 
     Args:
-        how: `"tail"`: the right fact with another tail; `"selection"`: another fact of the world, one that is recalled
-            if there is one, under the name of the hop.
-        carried_on: the reason steps after it go on from where it leads, by true facts, and so does the answer.
+        how: `"tail"`: the correct fact with another tail. `"selection"`: another fact of the world under the name of
+            the hop, one of the recalled facts if possible.
+        carried_on: the later reason steps state true facts from the entity that the wrong step leads to, and the
+            answer follows from them.
     """
     hop = int(generator.integers(len(question.relations)))
     right = question.hops(facts)[hop].fact
@@ -94,12 +106,14 @@ def wrong_reason(
     index = _find(steps, "reason", said.name)
     changed[index] = Step("reason", step_text(said))
     if carried_on:
-        _go_on(changed, facts, question, hop, said, ("reason",))
+        _carry_on(changed, facts, question, hop, said, ("reason",))
     return Variant(changed, "reason", index)
 
 
-def reordered(facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator) -> Variant:
-    """Memory steps in another order, each anywhere before the reason step that selects its fact."""
+def reordered(
+    facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator: np.random.Generator
+) -> Variant:
+    """Puts the memory steps in another order, each anywhere before the reason step that selects its fact."""
     memory = [step for step in steps if step.kind == "memory"]
     order = [step for step in steps if step.kind != "memory"]
     for index in generator.permutation(len(memory)):
@@ -109,22 +123,26 @@ def reordered(facts: Facts, question: WrittenQuestion, steps: Sequence[Step], ge
     return Variant(order)
 
 
-def missing(facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator) -> Variant:
-    """A memory or reason step is left out."""
+def missing(facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator: np.random.Generator) -> Variant:
+    """Leaves a memory or reason step out."""
     changed = list(steps)
     del changed[int(generator.integers(len(steps) - 1))]
     return Variant(changed)
 
 
-def repeated(facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator) -> Variant:
-    """A memory or reason step is said again, at once or later, before the answer."""
+def repeated(
+    facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator: np.random.Generator
+) -> Variant:
+    """Repeats a memory or reason step, at once or later, but before the answer."""
     index = int(generator.integers(len(steps) - 1))
     place = int(generator.integers(index + 1, len(steps)))
     return Variant([*steps[:place], steps[index], *steps[place:]])
 
 
-def more_recalled(facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator) -> Variant:
-    """One more fact of the world is recalled, under a name of another memory step, before the first reason step."""
+def more_recalled(
+    facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator: np.random.Generator
+) -> Variant:
+    """Recalls one more fact of the world, under the name of another memory step, before the first reason step."""
     keys = sorted(facts)
     key = keys[int(generator.integers(len(keys)))]
     memory = [index for index, step in enumerate(steps) if step.kind == "memory"]
@@ -169,8 +187,8 @@ def _find(steps, kind, name):
     return next(index for index, step in enumerate(steps) if step.kind == kind and _name(step) == name)
 
 
-def _go_on(steps, facts, question, hop, said, kinds):
-    """Rewrites the steps of the hops after `hop`, and the answer, to follow from what was said there."""
+def _carry_on(steps, facts, question, hop, said, kinds):
+    """Rewrites the steps of the hops after `hop`, and the answer, so that they follow from `said`."""
     reached = said.fact.tail
     for relation, name in zip(question.relations[hop + 1 :], question.names[hop + 1 :]):
         following = NamedFact(Fact(reached, relation, facts[reached, relation]), name)

@@ -4,12 +4,12 @@ The multi-hop world written out: questions over chains of facts, and solutions i
     question = WrittenQuestion(start=3, relations=(1, 0), names=(5, 6))     # <e_3> <x_5> <r_1> <x_6> <r_0>
     steps = write_solution(facts, question, 1, np.random.default_rng(0), num_names=16)
 
-A question gives an entity and relations, before each a name for the entity that it leads to, as a puzzle says "let x_5
-be the mother of Ann". Names follow each other in a circle, from a random one on: those of long chains are known from
-short ones. A step states a fact under its name: `<e_3> <x_5> <r_1> <e_7>`. Memory steps recall the facts that are
-needed and some that are not, under names that the question does not give, shuffled; reason steps select the fact of
-each hop and go on from the entity that it reaches; last comes the answer. A question does not hold the facts: they are
-learned.
+A question gives an entity and a list of relations. Before each relation stands a name for the entity that the relation
+leads to, as a puzzle says "let x_5 be the mother of Ann". Names follow each other in a circle from a random start, so
+the names of long chains also occur in short ones. A step states a fact under a name: `<e_3> <x_5> <r_1> <e_7>`. Memory
+steps recall, in shuffled order, the facts that the question needs, and distractors: other facts, under names that the
+question does not give. Reason steps select the fact of each hop, one after the other. The answer comes last. The
+question does not contain the facts: a model has to learn them.
 """
 
 import re
@@ -51,7 +51,7 @@ class Fact(NamedTuple):
 
 
 class NamedFact(NamedTuple):
-    """What a memory or a reason step says: a fact, and the name of the unknown that it is for."""
+    """What a memory or reason step says: a fact, and the name of the entity that it determines."""
 
     fact: Fact
     name: int
@@ -60,13 +60,15 @@ class NamedFact(NamedTuple):
 @dataclass(frozen=True)
 class WrittenQuestion:
     """
+    A question about a chain.
+
     Attributes:
         start: the entity that the chain starts from.
         relations: one for each hop.
-        names: what the entities reached are called, one for each hop, each once.
+        names: distinct names of the entities that the hops reach, one for each hop.
 
     Raises:
-        ValueError: no relations, another number of names, a name given twice.
+        ValueError: there are no relations, not as many names as relations, or a name occurs twice.
     """
 
     start: int
@@ -87,7 +89,12 @@ class WrittenQuestion:
 
     @classmethod
     def parse(cls, text: str) -> "WrittenQuestion":
-        """The inverse of `text`; the marker before a question is left out. Raises ValueError for anything else."""
+        """
+        The inverse of `text`. A `Question:` before it is skipped.
+
+        Raises:
+            ValueError: the text is not a question about a chain.
+        """
         rest = text.strip().removeprefix(QUESTION_MARKER.strip())
         start = _START.match(rest)
         position = start.end() if start else 0
@@ -96,24 +103,26 @@ class WrittenQuestion:
             hops.append(hop)
             position = hop.end()
         if not hops or position < len(rest):
-            raise ValueError(f"{text[:80]!r} is no question about a chain: an entity, then relations with names.")
+            raise ValueError(
+                f"{text[:80]!r} is not a question about a chain, which is an entity, then relations with names."
+            )
         return cls(int(start[1]), tuple(int(hop[2]) for hop in hops), tuple(int(hop[1]) for hop in hops))
 
     def hops(self, facts: Facts) -> list[NamedFact]:
-        """The facts that answer it, in order. Raises KeyError where the world lacks one."""
-        found, reached = [], self.start
+        """The facts that answer the question, in order. Raises KeyError if the world lacks one of them."""
+        hops, reached = [], self.start
         for relation, name in zip(self.relations, self.names):
             fact = Fact(reached, relation, facts[reached, relation])
-            found.append(NamedFact(fact, name))
+            hops.append(NamedFact(fact, name))
             reached = fact.tail
-        return found
+        return hops
 
 
 def read_chain(text: str) -> tuple[int, list[int]]:
     """The start and the relations of a chain, `<e_3><r_1><r_0>`. Raises ValueError for anything else."""
     match = _CHAIN.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text[:80]!r} is no chain: an entity and relations, glued.")
+        raise ValueError(f"{text[:80]!r} is not a chain, which is an entity and relations without blanks between.")
     return int(match[1]), [int(relation) for relation in re.findall(r"\d+", match[2])]
 
 
@@ -137,7 +146,7 @@ def step_text(said: NamedFact) -> str:
 
 
 def read_step(text: str) -> NamedFact | None:
-    """What a memory or reason step says; None if it does not state one fact and one name."""
+    """What a memory or reason step says; None if the text does not state exactly one fact under one name."""
     match = _STEP.fullmatch(text.strip())
     if match is None:
         return None
@@ -161,17 +170,18 @@ def write_solution(
     disorder: float | None = None,
 ) -> list[Step]:
     """
-    A right solution of a question.
+    A correct solution of a question.
 
     Args:
-        facts: those of the world.
-        num_distractors: facts among the memory steps that no hop needs; drawn from `generator`, as is their order.
-        num_names: names there are; distractors bear some that the question does not give.
-        disorder: how many places a needed fact may come late among the others; None: any order. Distractors come
-            anywhere.
+        facts: of the world.
+        num_distractors: facts among the memory steps that no hop needs.
+        generator: draws the distractors and the order of the memory steps.
+        num_names: names of the world; distractors get names that the question does not give.
+        disorder: by how many places a needed fact may come late among the needed ones; None: any order. Distractors
+            stand anywhere.
 
     Raises:
-        ValueError: too few facts or names for so many distractors.
+        ValueError: the world has too few facts or names for `num_distractors`.
     """
     hops = question.hops(facts)
     memory = [*hops, *_distractors(facts, question, hops, num_distractors, generator, num_names)]
@@ -185,7 +195,12 @@ def write_solution(
 def draw_question(
     start: int, relations: Sequence[int], generator: np.random.Generator, *, num_names: int
 ) -> WrittenQuestion:
-    """A question over a chain, its first name drawn at random. Raises ValueError for more hops than names."""
+    """
+    A question about a chain, with a random first name.
+
+    Raises:
+        ValueError: the chain has more hops than there are names.
+    """
     if len(relations) > num_names:
         raise ValueError(f"num_names={num_names} is too small for {len(relations)} hops: each needs a name.")
     first = int(generator.integers(num_names))
@@ -197,8 +212,8 @@ def build_written_tokenizer(num_entities: int, num_relations: int, num_names: in
     """
     The word-level tokenizer of written questions and solutions, extended by the tokens of `SCHEME`.
 
-    Its first words are those of the chains (`build_vocabulary`). Decoding puts a space between words, by which steps
-    are told apart; the end of a text is `</a>`.
+    Its first words are those of the chains (`build_vocabulary`). Decoding puts a space between words, which parsing
+    needs. The end token is `</a>`.
     """
     words = build_vocabulary(num_entities, num_relations) + [name_token(index) for index in range(num_names)]
     tokenizer = build_tokenizer(words)
@@ -222,8 +237,8 @@ def _distractors(facts, question, hops, num_distractors, generator, num_names):
     names = [name for name in range(num_names) if name not in question.names]
     if num_distractors > min(len(others), len(names)):
         raise ValueError(
-            f"num_distractors={num_distractors} is too many: beside the question's there are {len(others)} facts and "
-            f"{len(names)} names."
+            f"num_distractors={num_distractors} is too many: the world has {len(others)} facts and {len(names)} names "
+            "that the question does not use."
         )
     keys = generator.choice(len(others), num_distractors, replace=False)
     chosen = generator.choice(names, num_distractors, replace=False)

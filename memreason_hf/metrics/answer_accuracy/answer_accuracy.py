@@ -6,13 +6,13 @@ import evaluate
 import numpy as np
 
 from memreason_hf.evaluation.solutions.answers import judge_answer
-from memreason_hf.metrics.step_inputs import check_rows, metric_info, read_options, reference_answer
+from memreason_hf.metrics.step_inputs import SolutionMetric, read_options, reference_answer
 
 
 _DESCRIPTION = """\
-The share of generated solutions that answer rightly, how many give no valid answer, which options were answered how
-often, and a bootstrap interval. The answer is what follows the last `The answer is:`. The interval resamples
-questions, not items: several solutions of one question are not independent.
+The share of generated solutions whose answer is right, how many give no valid answer, how often each option was
+answered, and a bootstrap interval. The answer is what follows the last `The answer is:`. The interval resamples
+questions, not items, because several solutions of one question are not independent.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -20,24 +20,26 @@ Args:
     predictions (`list` of `str`): generated solutions; the question may stand before each.
     references (`list` of `str`): reference solutions, or the right answers alone.
     questions (`list` of `str`, *optional*): the question of each item. Items of one question are resampled together,
-        and the answer is looked for after it. Without them each item is a question of its own.
-    options (*optional*): labels to texts, or the labels: once for all items, or for each. Without them the references
-        tell: True or False, any letter, or a number.
-    match_option_text (`bool`): also take the text of an option for its label.
-    bootstrap_samples (`int`): resampled sets of questions; 0 for no interval.
-    confidence (`float`): of the interval.
-    seed (`int`): of the resampling.
-    scheme, judge: for the other modules of an `evaluate.combine`; not used.
+        and the answer is searched for after the question. By default each item is a question of its own.
+    options (*optional*): labels to texts, or the labels: once for all items, or for each item. By default they follow
+        from the references: True or False, any letter, or a number.
+    match_option_text (`bool`, *optional*, defaults to `False`): also accept the text of an option for its label.
+    bootstrap_samples (`int`, *optional*, defaults to 1000): resampled sets of questions; 0 for no interval.
+    confidence (`float`, *optional*, defaults to 0.95): of the interval, between 0 and 1.
+    seed (`int`, *optional*, defaults to 0): of the resampling.
+    scheme, judge: ignored; arguments of other modules in an `evaluate.combine`.
 
 Returns:
-    accuracy (`float`): share of right answers, between 0 and 1; an invalid answer is wrong.
-    accuracy_interval (`list` of two `float`, or None): percentile bootstrap over questions.
-    num_items, num_questions, num_invalid_answers, num_several_answers (`int`): items; questions; items without a valid
-        answer; items that name several options, of which the first counted.
-    count_by_answer, count_by_reference (`dict` from `str` to `int`): how often each option was answered and was right.
+    accuracy (`float`): share of right answers, between 0 and 1, higher is better; an invalid answer is wrong.
+    accuracy_interval (`list` of two `float`, or None): percentile bootstrap over questions, between 0 and 1.
+    num_items, num_questions, num_invalid_answers, num_several_answers (`int`): numbers of items, of distinct
+        questions, of items without a valid answer, and of items that name several options (the first one counts).
+    count_by_answer, count_by_reference (`dict` from `str` to `int`): how often each option was answered, and how often
+        it was right.
 
 Raises:
-    ValueError: no items, keywords of another length, a reference without an answer.
+    ValueError: there are no items, an argument is not a list of texts or has another length, or a reference has no
+        answer.
 
 Examples:
 
@@ -49,7 +51,7 @@ Examples:
         >>> round(results["accuracy"], 3), results["num_invalid_answers"], results["count_by_answer"]
         (0.333, 1, {'True': 1, 'False': 1})
 
-    Letters, with the options that there are:
+    Letters, with the options that a question has:
 
         >>> results = metric.compute(
         ...     predictions=["The answer is: B, C", "The answer is: E"], references=["B", "C"], options=["A", "B", "C"]
@@ -60,45 +62,38 @@ Examples:
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class AnswerAccuracy(evaluate.Metric):
-    def _info(self):
-        return metric_info(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class AnswerAccuracy(SolutionMetric):
+    description_text = _DESCRIPTION
+    inputs_text = _KWARGS_DESCRIPTION
 
-    def _compute(
-        self,
-        predictions,
-        references,
-        questions=None,
-        options=None,
-        match_option_text=False,
-        bootstrap_samples=1000,
-        confidence=0.95,
-        seed=0,
-        scheme=None,
-        judge=None,
-    ):
-        check_rows(predictions, questions=questions)
-        if bootstrap_samples < 0 or not 0 < confidence < 1:
-            raise ValueError(
-                f"bootstrap_samples={bootstrap_samples} must not be negative, and confidence={confidence} must lie "
-                "between 0 and 1."
-            )
-        options = read_options(options, references)
-        asked = [None] * len(predictions) if questions is None else list(questions)
+    def _measure(self, inputs):
+        if inputs.bootstrap_samples < 0:
+            raise ValueError(f"bootstrap_samples={inputs.bootstrap_samples} must be at least 0.")
+        if not 0 < inputs.confidence < 1:
+            raise ValueError(f"confidence={inputs.confidence} must be between 0 and 1.")
+        options = read_options(inputs.options, inputs.references)
         verdicts = []
-        for index, (text, reference, labels, question) in enumerate(zip(predictions, references, options, asked)):
+        for index, labels in enumerate(options):
+            text, reference, question = inputs.predictions[index], inputs.references[index], inputs.questions[index]
             try:
-                right = reference_answer(reference, labels, question)
-                verdict = judge_answer(text, right, labels, question=question, match_option_text=match_option_text)
+                verdict = judge_answer(
+                    text,
+                    reference_answer(reference, labels, question),
+                    labels,
+                    question=question,
+                    match_option_text=inputs.match_option_text,
+                )
             except ValueError as error:
                 raise ValueError(f"Item {index}: {error}") from None
             verdicts.append(verdict)
         correct = np.array([verdict.is_correct for verdict in verdicts], dtype=float)
-        _, groups = np.unique(np.arange(len(correct)) if questions is None else asked, return_inverse=True)
+        groups = np.arange(len(correct))
+        if inputs.questions[0] is not None:
+            _, groups = np.unique(inputs.questions, return_inverse=True)
         order = {label: None for labels in options for label in labels}
         return {
             "accuracy": float(correct.mean()),
-            "accuracy_interval": _interval(correct, groups, bootstrap_samples, confidence, seed),
+            "accuracy_interval": _interval(correct, groups, inputs.bootstrap_samples, inputs.confidence, inputs.seed),
             "num_items": len(verdicts),
             "num_questions": int(groups.max()) + 1,
             "num_invalid_answers": sum(not verdict.is_valid for verdict in verdicts),

@@ -1,10 +1,10 @@
 """Accuracy, overall and by group: how many of the predictions of each group equal their references."""
 
-import re
-
 import datasets
 import evaluate
 import numpy as np
+
+from memreason_hf.evaluation.chains.predictions import sorted_groups
 
 
 _DESCRIPTION = """\
@@ -17,17 +17,18 @@ _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list` of `int`): the predicted label of every row, for example the id of the answer token.
     references (`list` of `int`): the correct label of every row.
-    groups (`list` of `str`): the name of the group of every row; a number as its name, `"2"`.
-    expected_groups (`list`, *optional*): groups that must have at least one row each; one without rows is an error.
+    groups (`list` of `str`): the name of the group of every row; a number is written as its name, `"2"`.
+    expected_groups (`list`, *optional*): groups that must have at least one row each.
 
 Returns:
-    accuracy (`float`): the share of correct rows, between 0 and 1.
+    accuracy (`float`): the share of correct rows, between 0 and 1, higher is better.
     accuracy_by_group (`dict` from `str` to `float`): the same within each group. Groups are in natural order:
         "2" before "12", "2hop_test" before "12hop_test".
     count_by_group (`dict` from `str` to `int`): the rows of each group, in the same order.
 
 Raises:
-    ValueError: without any row, when the three columns differ in length, when an expected group has no rows.
+    ValueError: there are no rows, the three columns differ in length, a label is not a whole number, or an expected
+        group has no rows.
 
 Examples:
 
@@ -44,12 +45,12 @@ Examples:
         >>> results["count_by_group"]
         {'2': 2, '12': 2}
 
-    A group that should be there and is not:
+    An expected group without rows is an error:
 
         >>> metric.compute(predictions=[7], references=[7], groups=["2"], expected_groups=["2", "3"])
         Traceback (most recent call last):
         ...
-        ValueError: expected_groups: a group without items: ['3']. Groups with items: ['2'].
+        ValueError: expected_groups: no rows are in the groups ['3']. Groups with rows: ['2'].
 """
 
 _CITATION = """\
@@ -58,11 +59,6 @@ _CITATION = """\
   note = {evaluate module grouped_accuracy},
 }
 """
-
-
-def _natural_key(name):
-    """Sorts "2hop" before "12hop": runs of digits compare as numbers."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
@@ -81,28 +77,55 @@ class GroupedAccuracy(evaluate.Metric):
             ),
         )
 
+    # evaluate appends the description of the inputs to the docstrings of `add` and `add_batch`.
+    def add(self, *, prediction=None, reference=None, groups=None):
+        """Adds one row; `groups` is the name of its group."""
+        _check_labels("prediction", [prediction])
+        _check_labels("reference", [reference])
+        super().add(prediction=prediction, reference=reference, groups=groups)
+
+    def add_batch(self, *, predictions=None, references=None, groups=None):
+        """Adds rows."""
+        _check_labels("predictions", predictions)
+        _check_labels("references", references)
+        _check_list("groups", groups)
+        super().add_batch(predictions=predictions, references=references, groups=groups)
+
     def _compute(self, predictions, references, groups, expected_groups=None):
         if len(predictions) == 0:
             raise ValueError(
                 "predictions, references and groups are empty: an accuracy needs at least one row. "
                 "Check the split and the filters that chose the rows."
             )
-        names, codes = np.unique(np.asarray(groups), return_inverse=True)
-        names = [str(name) for name in names]
-        if expected_groups is not None:
-            missing = sorted({str(group) for group in expected_groups} - set(names), key=_natural_key)
-            if missing:
-                raise ValueError(
-                    f"expected_groups: a group without items: {missing}. "
-                    f"Groups with items: {sorted(names, key=_natural_key)}."
-                )
-
+        _check_list("expected_groups", expected_groups)
+        names = sorted_groups(groups)
+        missing = sorted_groups({str(group) for group in expected_groups or ()} - set(names))
+        if missing:
+            raise ValueError(f"expected_groups: no rows are in the groups {missing}. Groups with rows: {names}.")
         correct = np.asarray(predictions) == np.asarray(references)
-        counts = np.bincount(codes, minlength=len(names))
-        hits = np.bincount(codes, weights=correct, minlength=len(names))
-        order = sorted(range(len(names)), key=lambda index: _natural_key(names[index]))
+        position = {name: index for index, name in enumerate(names)}
+        codes = np.array([position[group] for group in groups])
+        counts = np.bincount(codes)
+        hits = np.bincount(codes, weights=correct)
         return {
             "accuracy": float(correct.mean()),
-            "accuracy_by_group": {names[index]: float(hits[index] / counts[index]) for index in order},
-            "count_by_group": {names[index]: int(counts[index]) for index in order},
+            "accuracy_by_group": {name: float(hits[index] / counts[index]) for name, index in position.items()},
+            "count_by_group": {name: int(counts[index]) for name, index in position.items()},
         }
+
+
+def _check_list(name, values):
+    if isinstance(values, str):
+        raise ValueError(f"{name}={values!r} must be a list, got one text. Write {[values]}.")
+
+
+def _check_labels(name, labels):
+    """Raises ValueError for a label that is not a whole number: `evaluate` would drop its fraction."""
+    _check_list(name, labels)
+    for index, label in enumerate(labels if labels is not None else ()):
+        try:
+            is_whole = bool(label == int(label))
+        except (TypeError, ValueError, OverflowError):
+            is_whole = False
+        if not is_whole:
+            raise ValueError(f"{name}[{index}]={label!r} must be a whole number, such as the id of a token.")

@@ -6,46 +6,39 @@ import evaluate
 
 from memreason_hf.evaluation.solutions.attribution import NO_DEPARTURE, NO_REFERENCE, attribute
 from memreason_hf.evaluation.solutions.judges import UNDECIDED, find_judge
-from memreason_hf.metrics.step_inputs import (
-    check_rows,
-    mark_answer,
-    metric_info,
-    read_reference,
-    read_scheme_argument,
-    read_solution,
-)
+from memreason_hf.metrics.step_inputs import SolutionMetric, mark_answer
 from memreason_hf.steps import KINDS
 
 
 _DESCRIPTION = """\
 Finds the first step of each generated solution that departs from the steps of its reference, and counts such steps by
-kind: does a model go wrong where it recalls knowledge, or where it reasons over it? Who judges a step can be
-exchanged: exact comparison, overlap of tokens, a language model, or any function.
+kind: does a model go wrong where it recalls knowledge, or where it reasons over it? The judge of a step is
+exchangeable: exact comparison, overlap of tokens, a language model, or any function.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list` of `str`): generated solutions; the question may stand before each.
-    references (`list` of `str`): reference solutions; one that is nothing but an answer cannot be departed from.
-    judge (`str` or callable): "exact", "overlap" (the default), or a function of a step, the reference steps and the
-        question that returns "agrees", "departs" or "undecided": a `TokenOverlapJudge` or `LanguageModelJudge` of
-        `memreason_hf.evaluation.solutions.judges`, for example.
-    questions (`list` of `str`, *optional*): the question of each item; judges may refer to it.
-    scheme (`StepScheme` or `dict`, *optional*): how the texts mark their steps. Needed only where they do not by
-        tokens.
-    options, match_option_text, bootstrap_samples, confidence, seed: for the other modules of an `evaluate.combine`;
-        not used.
+    references (`list` of `str`): reference solutions; from an answer alone nothing can depart.
+    judge (`str` or callable, *optional*, defaults to `"overlap"`): "exact", "overlap", or a function of a step, the
+        reference steps and the question that returns "agrees", "departs" or "undecided", for example a
+        `TokenOverlapJudge` or `LanguageModelJudge` of `memreason_hf.evaluation.solutions.judges`.
+    questions (`list` of `str`, *optional*): the question of each item, to which judges may refer.
+    scheme (`StepScheme` or `dict`, *optional*): how the texts mark their steps. Needed only if they do not use tokens.
+    options, match_option_text, bootstrap_samples, confidence, seed: ignored; arguments of other modules in an
+        `evaluate.combine`.
 
 Returns:
-    departures_by_kind (`dict` from `str` to `int`): solutions that first depart at a step of this kind.
-    num_departures, num_without_departure, num_undecided, num_without_reference (`int`): solutions that depart; whose
-        steps all agree; that do not depart, but have a step that could not be judged; without reference steps. They
-        add up to the number of solutions.
+    departures_by_kind (`dict` from `str` to `int`): solutions whose first departing step is of this kind.
+    num_departures, num_without_departure, num_undecided, num_without_reference (`int`): numbers of solutions that
+        depart, whose steps all agree, that do not depart but have a step that could not be judged, and whose reference
+        has no steps. They add up to the number of solutions.
     attributions (`list` of `dict`): for each solution `outcome` (a kind, "none", "undecided" or "no reference"),
-        `step` (the index of the departing step, or None) and `text` (what it says).
+        `step` (the index of the departing step, or None) and `text` (of that step).
 
 Raises:
-    ValueError: no items, keywords of another length, an unknown judge or verdict.
+    ValueError: there are no items, an argument is not a list of texts or has another length, or the judge or its
+        verdict is unknown.
 
 Examples:
 
@@ -67,34 +60,19 @@ Examples:
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class StepAttribution(evaluate.Metric):
-    def _info(self):
-        return metric_info(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class StepAttribution(SolutionMetric):
+    description_text = _DESCRIPTION
+    inputs_text = _KWARGS_DESCRIPTION
 
-    def _compute(
-        self,
-        predictions,
-        references,
-        questions=None,
-        scheme=None,
-        judge="overlap",
-        options=None,
-        match_option_text=False,
-        bootstrap_samples=1000,
-        confidence=0.95,
-        seed=0,
-    ):
-        check_rows(predictions, questions=questions)
-        scheme, judge = read_scheme_argument(scheme), find_judge(judge)
-        asked = [None] * len(predictions) if questions is None else questions
+    def _measure(self, inputs):
+        judge = find_judge(inputs.judge)
         attributions = []
-        for text, reference, question in zip(predictions, references, asked):
-            solution = read_solution(text, scheme, question)
+        solutions, references = inputs.read_predictions(), inputs.read_references()
+        for solution, reference, question in zip(solutions, references, inputs.questions):
             mark_answer(solution)
-            expected = read_reference(reference, scheme, question)
-            found = attribute(solution, expected, judge, question=question or "")
-            departing = None if found.step is None else solution[found.step].text
-            attributions.append({"outcome": found.outcome, "step": found.step, "text": departing})
+            attribution = attribute(solution, reference, judge, question=question or "")
+            text = None if attribution.step is None else solution[attribution.step].text
+            attributions.append({"outcome": attribution.outcome, "step": attribution.step, "text": text})
         counts = Counter(attribution["outcome"] for attribution in attributions)
         return {
             "departures_by_kind": {kind: counts[kind] for kind in KINDS},

@@ -5,42 +5,36 @@ from statistics import mean, median
 
 import evaluate
 
-from memreason_hf.metrics.step_inputs import (
-    check_rows,
-    metric_info,
-    read_reference,
-    read_scheme_argument,
-    read_solution,
-)
+from memreason_hf.metrics.step_inputs import SolutionMetric
 from memreason_hf.steps import KINDS
 
 
 _DESCRIPTION = """\
-Counts the steps of generated and of reference solutions by kind (memory, reason, answer, and step for none), their
+Counts the steps of generated and of reference solutions by kind (memory, reason, answer, and step for no kind), their
 lengths in words, and the generated texts that end inside the tokens of a step.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list` of `str`): generated solutions; the question may stand before each.
-    references (`list` of `str`): reference solutions; one that is nothing but an answer has no steps beside it.
-    questions (`list` of `str`, *optional*): the question of each item, which is no step. Without them a first line
-        `Question: ...` is none.
-    scheme (`StepScheme` or `dict`, *optional*): how the texts mark their steps. Needed only where they do not by
-        tokens.
-    options, match_option_text, bootstrap_samples, confidence, seed, judge: for the other modules of an
-        `evaluate.combine`; not used.
+    references (`list` of `str`): reference solutions; an answer alone counts as one answer step.
+    questions (`list` of `str`, *optional*): the question of each item, which is not counted as a step. By default a
+        first line `Question: ...` is taken for the question.
+    scheme (`StepScheme` or `dict`, *optional*): how the texts mark their steps. Needed only if they do not use tokens.
+    options, match_option_text, bootstrap_samples, confidence, seed, judge: ignored; arguments of other modules in an
+        `evaluate.combine`.
 
 Returns:
-    steps_by_kind, reference_steps_by_kind (`dict` from `str` to `int`): steps of each kind, all solutions together.
-    steps_per_solution, reference_steps_per_solution (`float`): mean number of steps, answers included.
+    steps_by_kind, reference_steps_by_kind (`dict` from `str` to `int`): steps of each kind, over all solutions.
+    steps_per_solution, reference_steps_per_solution (`float`): mean number of steps, at least 0, answers included.
     words_by_kind, reference_words_by_kind (`dict` from `str` to `dict`): `mean` and `median` words of a step, for the
         kinds that occur.
     num_truncated (`int`): generated texts that end inside the tokens of a step.
-    num_without_steps, num_references_without_steps (`int`): solutions that have no step beside an answer.
+    num_without_steps, num_references_without_steps (`int`): solutions whose only steps are answers.
 
 Raises:
-    ValueError: no items, keywords of another length, an unknown field of the scheme.
+    ValueError: there are no items, an argument is not a list of texts or has another length, or a field of the scheme
+        is unknown.
 
 Examples:
 
@@ -59,28 +53,12 @@ Examples:
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class StepDistribution(evaluate.Metric):
-    def _info(self):
-        return metric_info(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class StepDistribution(SolutionMetric):
+    description_text = _DESCRIPTION
+    inputs_text = _KWARGS_DESCRIPTION
 
-    def _compute(
-        self,
-        predictions,
-        references,
-        questions=None,
-        scheme=None,
-        options=None,
-        match_option_text=False,
-        bootstrap_samples=1000,
-        confidence=0.95,
-        seed=0,
-        judge=None,
-    ):
-        check_rows(predictions, questions=questions)
-        scheme = read_scheme_argument(scheme)
-        asked = [None] * len(predictions) if questions is None else questions
-        generated = [read_solution(text, scheme, question) for text, question in zip(predictions, asked)]
-        expected = [read_reference(text, scheme, question) for text, question in zip(references, asked)]
+    def _measure(self, inputs):
+        generated, expected = inputs.read_predictions(), inputs.read_references()
         return {
             **_describe(generated, ""),
             **_describe(expected, "reference_"),

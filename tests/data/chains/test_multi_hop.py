@@ -1,4 +1,4 @@
-"""The built data set, read back from its files and followed step by step without the code that made it."""
+"""The data set, read from its files and followed step by step without the code that built it."""
 
 import hashlib
 import json
@@ -63,7 +63,7 @@ def follow(files):
 
 
 def check_folder(folder, config):
-    """Everything that the protocol says of a data set with these sizes."""
+    """Checks everything that the protocol says about a data set with these sizes."""
     files = read_json(folder)
     facts, followed = follow(files)
     degree = config.relations_per_entity
@@ -160,7 +160,7 @@ def test_fresh_random_sizes(tmp_path):
 
 
 def test_the_study_at_full_hop_counts(tmp_path):
-    """All 39 hop counts of the study's world, with fewer chains each."""
+    """All 39 hop counts of the study, with fewer chains each."""
     config = MultiHopConfig(num_train_chains=100, num_test_chains=60, num_train_probes=70)
     save(config, tmp_path / "data")
     files, _ = check_folder(tmp_path / "data", config)
@@ -179,7 +179,7 @@ def test_the_study_at_full_hop_counts(tmp_path):
 
 @pytest.mark.slow
 def test_the_study_at_full_size(tmp_path):
-    """A minute: every one of the 614,250 chains is followed."""
+    """Follows every one of the 614,250 chains, which takes a minute."""
     save(MultiHopConfig(), tmp_path / "data")
     files, followed = check_folder(tmp_path / "data", MultiHopConfig())
     assert [len(followed[name]) for name in ("train", "test", "test_small")] == [587_000, 109_250, 1_950]
@@ -213,7 +213,7 @@ def test_another_process_writes_the_same_bytes(tmp_path):
 
 
 def test_the_seed_decides():
-    """The digest is pinned: users' data sets must not change unnoticed. A release of numpy may change it for good."""
+    """The digest is pinned, so that data sets do not change unnoticed. A new release of numpy may change it."""
     one, same, other = (build_multi_hop(MultiHopConfig(**SMALL, seed=seed)).dataset["train"] for seed in (3, 3, 4))
     assert one.to_dict() == same.to_dict() and one._fingerprint == same._fingerprint
     assert one["target_text"] != other["target_text"] and one._fingerprint != other._fingerprint
@@ -236,7 +236,7 @@ def test_chains_are_selected_by_kind_and_hops():
     assert select_chains(test)["input_text"] == test["input_text"]
     with pytest.raises(ValueError, match=r"kind='test' and hops=\[6\].*\[1, 2, 3, 4, 5, 9, 45\]"):
         select_chains(test, kind="test", hops=[6])
-    with pytest.raises(ValueError, match="kind='probe' is unknown"):
+    with pytest.raises(ValueError, match="kind='probe' must be one of test, train, atomic"):
         select_chains(test, kind="probe")
 
 

@@ -1,4 +1,4 @@
-"""What is on disk: nothing half-written, nothing of others lost, damage noticed."""
+"""The folder on disk: nothing is half-written, no foreign file is lost, and damage is noticed."""
 
 import json
 import os
@@ -178,7 +178,7 @@ def test_a_damaged_arrow_file_is_noticed(tmp_path, name, damage):
 def test_damage_beside_the_arrow_files_is_noticed(tmp_path, name):
     prepare_multi_hop(small_config(), tmp_path)
     (tmp_path / name).write_text("{")
-    with pytest.raises(ValueError, match="the Arrow form is damaged"):
+    with pytest.raises(ValueError, match="the data set is damaged"):
         load_multi_hop(tmp_path)
 
 
@@ -206,7 +206,7 @@ def test_what_is_no_data_set_is_not_loaded(tmp_path):
 def test_another_saved_data_set_is_not_loaded(tmp_path):
     dataset = build_multi_hop(small_config()).dataset
     dataset.remove_columns(["entities"]).save_to_disk(tmp_path / "columns")
-    with pytest.raises(ValueError, match="train lacks the columns entities"):
+    with pytest.raises(ValueError, match="is not a multi-hop data set: split train lacks the columns entities"):
         load_multi_hop(tmp_path / "columns")
     dataset.pop("test_small")
     dataset.save_to_disk(tmp_path / "splits")
@@ -215,7 +215,7 @@ def test_another_saved_data_set_is_not_loaded(tmp_path):
 
 
 def test_two_builders_at_once_do_not_mix(tmp_path, monkeypatch):
-    """The second one to finish finds the folder taken."""
+    """The second build to finish finds the folder taken."""
     write_manifest = multi_hop.write_manifest
 
     def be_slower(folder: Path, entries: dict):

@@ -1,4 +1,4 @@
-"""The study's files, read and written: what theirs say reaches ours and back; what is damaged is refused."""
+"""The study's files: read, written, and refused if they are damaged."""
 
 import json
 import re
@@ -114,7 +114,7 @@ def test_our_files_are_read_by_a_loader_like_theirs(tmp_path):
 
 @pytest.mark.parametrize("place", [0, 4, None], ids=["pad first", "pad inside", "no pad"])
 def test_the_vocabulary_may_hold_pad(study_folder, tmp_path, place):
-    """Their loader takes the list as it is if it holds <pad>, and puts it first otherwise: so do we."""
+    """As in the study's loader, <pad> becomes the first token if the list does not hold it."""
     plain = read(study_folder, "vocab")
     listed = plain if place is None else [*plain[:place], "<pad>", *plain[place:]]
     change(study_folder, "vocab", lambda _: listed)
@@ -180,15 +180,24 @@ def repeat_fact_with_another_answer(items):
             "1 tokens are not in the vocabulary: <r_77>. vocab.json has 19",
         ),
         ("test", set_item(1, input_text="<e_1><r_1>x<r_1>"), "not in the vocabulary: x<r_1>"),
-        ("test", set_item(1, input_text="<e_1><r_1><e_1>"), "item 1: hop 2 of '<e_1><r_1><e_1>' is no atomic fact"),
-        ("test", set_item(1, input_text="<r_1><r_1>"), "item 1: hop 1 of '<r_1><r_1>' is no atomic fact"),
+        (
+            "test",
+            set_item(1, input_text="<e_1><r_1><e_1>"),
+            "item 1: hop 2 of '<e_1><r_1><e_1>' is not an atomic",
+        ),
+        ("test", set_item(1, input_text="<r_1><r_1>"), "item 1: hop 1 of '<r_1><r_1>' is not an atomic fact"),
         ("test", set_item(1, target_text="<e_1></a>"), "item 1: target_text is '<e_1></a>', but the atomic facts"),
         ("test", set_item(1, type="ood"), "item 1 has the type 'ood'"),
         ("test", set_item(1, type="atomic"), "item 1 is labelled atomic, but has 2 relations"),
         ("train", drop_facts, "train.json: holds no atomic facts"),
-        ("train", lambda items: items[1:], "is no atomic fact of train.json"),
+        ("train", lambda items: items[1:], "is not an atomic fact of train.json"),
         ("train", repeat_fact_with_another_answer, "has another answer elsewhere"),
         ("train", set_item(0, target_text="<e_1><r_1></a>"), "item 0, an atomic fact, must have its answer"),
+        (
+            "train",
+            set_item(5, target_text="<e_1></a>"),
+            "item 5, an atomic fact, must have its answer",
+        ),
         ("vocab", lambda tokens: dict.fromkeys(tokens, 1), "vocab.json holds a dict"),
         ("vocab", lambda tokens: [*tokens, "<e_1>"], "<e_1> more than once"),
         ("vocab", lambda tokens: [*tokens, "e_1"], "e_1 cannot be in the vocabulary"),

@@ -19,7 +19,7 @@ def as_rows(chains):
 
 def test_every_relation_is_a_permutation():
     world = build_world(MultiHopConfig())
-    assert world.num_facts == 2_000
+    assert world.relations.size == 2_000
     for relation in range(10):
         assert sorted(world.tails[:, relation]) == list(range(200))
         assert (world.relations[:, relation] == relation).all()
@@ -44,7 +44,7 @@ def test_atomic_chains_are_all_facts():
         for relation, tail in zip(relations, tails)
     }
     assert {(*start, tail) for start, tail in zip(as_rows(chains), chains.entities[:, -1])} == facts
-    assert len(chains) == world.num_facts == 14
+    assert len(chains) == world.relations.size == 14
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "drawn"])
@@ -56,7 +56,8 @@ def test_all_chains_that_exist_can_be_drawn(monkeypatch, listed):
         available = config.num_available_chains(hops)
         chains = sample_chains(config, world, hops, available)
         assert len(set(as_rows(chains))) == available == 7 * 2**hops
-        with pytest.raises(ValueError, match=f"{available + 1:,}, but only {available:,} chains of {hops} hops"):
+        message = f"num_chains={available + 1:,} must be at most {available:,}, the chains of {hops} hops"
+        with pytest.raises(ValueError, match=message):
             sample_chains(config, world, hops, available + 1)
 
 
@@ -84,7 +85,7 @@ def test_fewer_chains_are_the_first_of_more(monkeypatch, listed):
 
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "drawn"])
 def test_all_chains_are_equally_likely(monkeypatch, listed):
-    """12 of 63 chains, 400 times over: each is expected 76.2 times, with a standard deviation of at most 8."""
+    """Of 63 chains, 12 are drawn 400 times: each is expected 76.2 times, with a standard deviation of at most 8."""
     monkeypatch.setattr(multi_hop_world, "MAX_LISTED_CHAINS", 1 << 22 if listed else 0)
     counts = dict.fromkeys(((e, r, s) for e in range(7) for r in range(3) for s in range(3)), 0)
     for seed in range(400):

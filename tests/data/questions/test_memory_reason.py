@@ -1,4 +1,4 @@
-"""Annotated questions: the rules, what is refused, where files come from."""
+"""Annotated questions: the rules, refusals, and sources."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def item(question="Is it?", answer="True", steps=("[rag]: a", "[reason]: b"), **
 
 @pytest.fixture
 def folder(tmp_path):
-    """A StrategyQA of a few items, each with one peculiarity."""
+    """A StrategyQA of a few items, each with one special case."""
     folder = tmp_path / "json"
     folder.mkdir()
     train = [
@@ -92,7 +92,7 @@ def test_the_report(folder):
     assert (test.num_items, test.num_rows, test.emptied_items, test.items_without_steps) == (3, 3, [0], [1])
     text = report.describe()
     assert "train: 3 of 6 items, 6 steps" in text and "4 empty steps dropped, in 2 items" in text
-    assert "1 items dropped: their question is in another split too" in text
+    assert "1 items dropped: their question is also in another split" in text
 
 
 @pytest.fixture
@@ -142,28 +142,28 @@ def test_a_server_that_fails_is_no_missing_file(served):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[", "is no JSON file"),
-        ("\x1f\x8b", "is no JSON file"),
+        ("[", "is not a JSON file"),
+        ("\x1f\x8b", "is not a JSON file"),
         ("{}", "must hold a list of items"),
-        ("[]", "must hold a list of items, and holds none"),
+        ("[]", "must hold a list of items, and holds an empty list"),
         (
             json.dumps([item(), {"question": "a?", "answer": "True"}]),
             r"item 1: lacks cot_steps; it has question, answer",
         ),
-        (json.dumps([item(), ["a"]]), "item 1: is a list"),
+        (json.dumps([item(), ["a"]]), "item 1: must be an object with question, answer, cot_steps, got a list"),
         (json.dumps([item(question=" ")]), "item 0: question=' ' must be a text"),
         (json.dumps([item(question=None)]), "item 0: question=None must be a text"),
-        (json.dumps([item(answer="Maybe")]), r"item 0: answer='Maybe' is none of the options True, False"),
-        (json.dumps([item(answer=1)]), "item 0: answer=1 is none"),
-        (json.dumps([item(answer=["True"])]), r"item 0: answer=\['True'\] is none"),
+        (json.dumps([item(answer="Maybe")]), r"item 0: answer='Maybe' must be one of the options True, False"),
+        (json.dumps([item(answer=1)]), "item 0: answer=1 must be one of the options True, False"),
+        (json.dumps([item(answer=["True"])]), r"item 0: answer=\['True'\] must be one of the options True"),
         (json.dumps([item(question="Is \ud83d it?")]), r"item 0: 'Is \\ud83d it\?' holds '\\ud83d', which is half"),
         (json.dumps([item(), item(steps=["[rag]: a\udc00"])]), r"item 1: .* holds '\\udc00', which is half"),
         (json.dumps([{**item(), "cot_steps": "[rag]: a"}]), "item 0: cot_steps='.*' must be a list"),
         (json.dumps([item(steps=[3])]), "item 0: the step 3 must be a text"),
-        (json.dumps([item(steps=["[fact]: a"])]), r"has the unknown label \[fact\]; there are \[rag\], \[memory\]"),
+        (json.dumps([item(steps=["[fact]: a"])]), r"has the unknown label \[fact\]. Labels are \[rag\], \[memory\]"),
         (json.dumps([item(steps=["[rag] and [fact]: a"])]), r"unknown label \[fact\]"),
         (json.dumps([item(steps=["[rag]: a", "b"])]), "the step 'b' has no label"),
-        (json.dumps([item(split="test")]), "split='test', but the file is that of 'train'"),
+        (json.dumps([item(split="test")]), "split='test', but the file is for the split 'train'"),
     ],
 )
 def test_bad_files_are_refused_with_file_and_item(folder, content, message):
@@ -175,9 +175,9 @@ def test_bad_files_are_refused_with_file_and_item(folder, content, message):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (item("Who? A. he. B. she.", "C"), "answer='C' is none of the options A, B"),
+        (item("Who? A. he. B. she.", "C"), "answer='C' must be one of the options A, B"),
         (item("Who?", "A"), "lists no options"),
-        (item("Who? A. he. B. she.", "True"), "answer='True' is none"),
+        (item("Who? A. he. B. she.", "True"), "answer='True' must be one of the options A, B"),
     ],
 )
 def test_an_answer_outside_the_options_is_refused(tmp_path, row, message):
@@ -195,7 +195,7 @@ def test_options_are_read(tmp_path):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"name='strategyqa' is no data set; there are strategy_qa, .*aqua_rat"):
+    with pytest.raises(ValueError, match=r"name='strategyqa' must be one of strategy_qa, .*aqua_rat"):
         build_memory_reason("strategyqa")
 
 
@@ -207,7 +207,7 @@ def test_saving_and_loading(folder, tmp_path):
         assert {k: v.to_dict() for k, v in dataset.items()} == {k: v.to_dict() for k, v in data.dataset.items()}
         assert dataset["train"].features == FEATURES
     assert json.loads((target / "report.json").read_text())["splits"]["train"]["num_empty_steps"] == 4
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(FileExistsError, match="already holds another data set"):
         save_memory_reason(data, target)
     save_memory_reason(data, target, overwrite=True)
     assert len(load_memory_reason(target)["train"]) == 3
@@ -215,11 +215,22 @@ def test_saving_and_loading(folder, tmp_path):
 
 def test_nothing_foreign_is_overwritten(folder, tmp_path):
     data = build_memory_reason("strategy_qa", str(folder))
-    with pytest.raises(FileExistsError, match="is not a data set of annotated questions"):
+    with pytest.raises(FileExistsError, match=r"holds .*\.json, which is not part of a data set of annotated"):
         save_memory_reason(data, folder, overwrite=True)
     with pytest.raises(NotADirectoryError, match="is a file"):
         save_memory_reason(data, folder / "StrategyQA_test_clean.json", overwrite=True)
     assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "validation/mine.txt", "extra/state.json"])
+def test_what_stands_next_to_a_data_set_is_never_deleted(folder, tmp_path, name):
+    data = build_memory_reason("strategy_qa", str(folder))
+    target = save_memory_reason(data, tmp_path / "data")
+    (target / name).parent.mkdir(exist_ok=True)
+    (target / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=rf"data holds {name.partition('/')[0]}, which is not part of"):
+        save_memory_reason(data, target, overwrite=True)
+    assert (target / name).read_text() == "mine"
 
 
 def test_folders_that_are_no_data_set(folder, tmp_path):

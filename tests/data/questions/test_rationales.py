@@ -64,8 +64,8 @@ def test_lines_that_say_something_are_kept(line):
         (gsm8k_item, {"question": "q"}, "lacks answer"),
         (gsm8k_item, {"question": "q", "answer": "no end"}, "must end with '####' and a number"),
         (gsm8k_item, {"question": "q", "answer": "a\n#### many"}, "'####' and a number"),
-        (aqua_rat_item, {**AQUA, "correct": "F"}, "correct='F' is none of the options A, B, C, D, E"),
-        (aqua_rat_item, {**AQUA, "options": ["21", "22"]}, "must each begin with a letter"),
+        (aqua_rat_item, {**AQUA, "correct": "F"}, "correct='F' must be one of the options A, B, C, D, E"),
+        (aqua_rat_item, {**AQUA, "options": ["21", "22"]}, "must all begin with a letter"),
         (aqua_rat_item, {"question": "q", "options": ["A)1"]}, "lacks rationale, correct"),
         (gsm8k_item, {"question": "q", "answer": 72}, "answer=72 must be a text"),
         (aqua_rat_item, {**AQUA, "options": "A)1"}, r"options='A\)1' must be a list of texts"),
@@ -89,7 +89,7 @@ def test_a_saved_data_set_and_json_lines(tmp_path):
     for source in (tmp_path / "arrow", tmp_path / "lines"):
         data = build_memory_reason("gsm8k", str(source), cache_dir=str(tmp_path / "cache"))
         assert data.dataset["train"]["answer"][:] == ["1072", "2"]
-        # Without steps, and in both splits: it is dropped from training, not from the test.
+        # Without steps and in both splits: dropped from training, but not from the test.
         assert data.report.splits["train"].dropped_without_steps == [1]
         assert data.dataset["test"]["question"][:] == ["1?"]
         assert data.dataset["test"]["options"][:] == [[]]

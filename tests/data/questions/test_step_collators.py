@@ -1,4 +1,4 @@
-"""Rows to train on against a brute-force construction from texts, and their batches."""
+"""Training rows against a construction from texts by brute force, and their batches."""
 
 import random
 
@@ -57,7 +57,7 @@ def extended(name="byte_level", scheme=SCHEMES["two_and_four"]):
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 @pytest.mark.parametrize("seed", [random.randrange(10**6)])
 def test_rows_and_labels_against_whole_texts(scheme, seed):
-    """Byte-level pieces do not depend on where a text is cut at a newline or a mark: the whole text is the judge."""
+    """With a byte-level tokenizer, pieces cut at line breaks and marks give the ids of the whole text."""
     tokenizer, items = extended(scheme=scheme), make_items(6, seed)
     dataset, report = encode_solutions(tokenizer, items)
     assert (report.num_items, report.num_rows, report.too_long) == (6, 6, [])
@@ -67,7 +67,7 @@ def test_rows_and_labels_against_whole_texts(scheme, seed):
         text = f"Question: {item['question']}\n{solution}</s>"
         assert tokenizer.decode(row["input_ids"]) == text
         assert row["input_ids"] == tokenizer(text, add_special_tokens=False)["input_ids"]
-        # Token by token: a label where the next one lies behind the question and the first prefix tokens.
+        # A token has a label if the next token comes after the question and the first prefix tokens.
         front = len(f"Question: {item['question']}\n" + "".join(scheme.prefix_tokens))
         for position, label in enumerate(row["label_ids"]):
             following = row["input_ids"][position + 1 :]
@@ -169,7 +169,7 @@ def test_a_tokenizer_without_padding_is_filled_up_with_the_end_of_text():
     batch = StepCollator(tokenizer)(list(dataset))
     filled = batch["attention_mask"] == 0
     assert filled.any() and (batch["input_ids"][filled] == tokenizer.eos_token_id).all()
-    # Its own end is labelled all the same.
+    # The end of the solution still has a label.
     assert all(tokenizer.eos_token_id in labels for labels in batch["shift_labels"].tolist())
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="neither a padding nor an end token"):

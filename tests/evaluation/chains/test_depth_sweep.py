@@ -98,7 +98,7 @@ def test_text_groups_and_bad_input(scripted_model, scripted_rows, collator):
 
 
 class TwoRanks:
-    """`torch.distributed` for two threads: who am I, and one collective. Processes are a slow test of the commands."""
+    """`torch.distributed` for two threads: rank, world size and one collective. Command tests use processes."""
 
     def __init__(self, monkeypatch):
         self.thread = threading.local()

@@ -1,10 +1,11 @@
-"""The answer rule, and the verdicts that were published."""
+"""The answer rule, against the published verdicts."""
 
 import json
 import random
 
 import pytest
 from paths import PUBLISHED, QUESTIONS
+from published_texts import match_items
 
 from memreason_hf.data.questions.memory_reason import build_memory_reason
 from memreason_hf.data.questions.options import TRUE_FALSE, options_by_label
@@ -12,7 +13,6 @@ from memreason_hf.evaluation.solutions.answers import (
     end_of_question,
     extract_answer,
     judge_answer,
-    match_items,
     read_published,
 )
 
@@ -110,16 +110,24 @@ def test_what_is_no_number(said):
 def test_the_last_marker_counts_in_any_case_and_needs_its_colon():
     text = "So the answer is: A.\nThe ANSWER is: C\nthe answer is D\n"
     answer = extract_answer(text, LETTERS)
-    assert (answer.value, answer.said) == ("C", "C")
-    assert extract_answer("The answer is C", LETTERS).said is None
+    assert (answer.value, answer.text) == ("C", "C")
+    assert extract_answer("The answer is C", LETTERS).text is None
     assert extract_answer("The answer is: C\nThe answer is: perhaps A", LETTERS).value is None
+
+
+@pytest.mark.parametrize("mark", ["<reason_0>", " <memory>", "<rag_0><rag_1>", " <prefix_0>"])
+def test_an_answer_ends_where_another_step_begins(mark):
+    for text, options, value in (("B", LETTERS, "B"), ("12", {}, "12"), ("false", TRUE_FALSE, "False")):
+        answer = extract_answer(f"The answer is: {text}{mark} A reason, 7.", options)
+        assert (answer.value, answer.text) == (value, text)
+    assert extract_answer(f"The answer is: Mall.{mark} x", {"A": "mall"}, match_option_text=True).value == "A"
 
 
 def test_a_marker_in_the_question_does_not_count():
     question = "Which?  The answer is: A or B? A. bank B. mall"
     text = "Question: Which? The answer is: A\nor B? A. bank B. mall\n <reason> Nothing."
-    assert extract_answer(text, LETTERS, question=question).said is None
-    assert extract_answer(text, LETTERS).said is not None
+    assert extract_answer(text, LETTERS, question=question).text is None
+    assert extract_answer(text, LETTERS).text is not None
     assert extract_answer(text + "\nThe answer is: B", LETTERS, question=question).value == "B"
     assert extract_answer("The answer is: B", LETTERS, question=question).value == "B"
 
@@ -128,9 +136,15 @@ def test_matching_the_text_of_an_option_is_a_switch():
     text = "The answer is:  i have no  COMMENT"
     assert extract_answer(text, LETTERS).value is None
     assert extract_answer(text, LETTERS, match_option_text=True).value == "B"
-    # Two options with the same text, or none: nothing is guessed.
+    # Two options with the same text, or none: no answer.
     for said in ("mall", "shop", ""):
         assert extract_answer(f"The answer is: {said}", LETTERS, match_option_text=True).value is None
+
+
+def test_a_verdict_is_about_the_text_after_the_question():
+    text = "Is it so that the answer is: True? Who knows."
+    assert judge_answer(text, "True", TRUE_FALSE).is_correct
+    assert not judge_answer(text, "True", TRUE_FALSE, question="Is it so that the answer is: True?").is_valid
 
 
 def test_verdicts():
@@ -143,10 +157,10 @@ def test_verdicts():
 @pytest.mark.parametrize(
     ("reference", "options", "message"),
     [
-        ("E", LETTERS, "reference='E' is none of the options A, B, C, D, F"),
-        ("yes", TRUE_FALSE, "reference='yes' is none of the options True, False"),
+        ("E", LETTERS, "reference='E' must be one of the options A, B, C, D, F"),
+        ("yes", TRUE_FALSE, "reference='yes' must be one of the options True, False"),
         ("many", {}, "reference='many' must be a number"),
-        ("1", {"1": "a"}, "labelled neither True and False nor by capital letters"),
+        ("1", {"1": "a"}, "must have the labels True and False, or capital letters"),
     ],
 )
 def test_bad_references_are_refused(reference, options, message):
@@ -184,10 +198,10 @@ def test_matching_shuffled_texts():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON file"),
+        ("{", "is not a JSON file"),
         ("{}", "holds a dict"),
         ('[{"result": "wrong"}]', "item 0: lacks generated_text"),
-        ('[{"generated_text": "a", "result": "right"}]', "item 0: result='right' is neither"),
+        ('[{"generated_text": "a", "result": "right"}]', "item 0: result='right' must be 'correct' or 'wrong'"),
     ],
 )
 def test_bad_files_of_published_texts(tmp_path, content, message):

@@ -1,4 +1,4 @@
-"""Generated solutions: the same in every batch, judged, kept, and gone on with."""
+"""Generated solutions: they do not depend on the batch, are judged and written, and a file is continued."""
 
 import json
 import types
@@ -7,7 +7,13 @@ import pytest
 import torch
 from small_tokenizers import MODELS, byte_level, llama, sentence_piece, word_level
 
-from memreason_hf.evaluation.solutions.generation import context_length, generate_solutions
+from memreason_hf.evaluation.solutions.generation import (
+    Continuation,
+    context_length,
+    continue_greedily,
+    generate_solutions,
+    left_padded,
+)
 from memreason_hf.steps import Step, StepScheme
 from memreason_hf.steps.tokenization import encode_prompt, extend_tokenizer
 
@@ -26,7 +32,7 @@ ROWS = [{"question": question, "options": OPTIONS, "answer": "True"} for questio
 
 
 def vivid(model, seed=0):
-    """Random weights large enough that what is generated depends on all of the prompt."""
+    """Random weights, so large that the generated text depends on the whole prompt."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -42,7 +48,7 @@ def extended(name="llama", scheme=None, **kwargs):
 
 
 class ScriptedModel:
-    """Goes on from the n-th question with the n-th text, whatever its prompt looks like."""
+    """Continues the prompt of the n-th question with the n-th text."""
 
     device = torch.device("cpu")
     generation_config = types.SimpleNamespace(eos_token_id=None)
@@ -58,11 +64,11 @@ class ScriptedModel:
     def get_input_embeddings(self):
         return types.SimpleNamespace(weight=torch.zeros(len(self.tokenizer), 1))
 
-    def train(self, mode):
-        self.training = mode
+    def modules(self):
+        return [self]
 
     def eval(self):
-        self.train(False)
+        self.training = False
 
     def generate(self, input_ids, attention_mask, max_new_tokens, pad_token_id, eos_token_id, **kwargs):
         assert not self.training
@@ -95,7 +101,7 @@ def test_texts_do_not_depend_on_the_batch(name):
     for batch_size in (3, 16):
         assert generate_solutions(model, tokenizer, ROWS, batch_size=batch_size, max_new_tokens=12) == alone
     assert [generation.index for generation in alone] == list(range(len(ROWS)))
-    # It matters what was asked: otherwise this test would show nothing.
+    # A control: texts differ between questions.
     texts = {generation.text.split("\n", 1)[1] for generation in alone}
     assert len(texts) > 3
 
@@ -118,7 +124,7 @@ def test_greedy_search_agrees_with_a_loop_over_forward(name):
         assert generation.text == f"Question: {row['question']}\n" + tokenizer.decode(kept)
 
 
-def test_the_mode_of_the_model_is_put_back():
+def test_the_mode_of_the_model_is_restored():
     for training in (True, False):
         model, tokenizer = extended()
         model.train(training)
@@ -154,10 +160,18 @@ def test_texts_are_parsed_and_judged():
     assert generations[3].text.startswith("Question: Is </s> the <memory_0> a step?\n")
     assert generations[2].steps == [Step("step", f"{P}no marks"), Step("step", "The answer is: perhaps")]
     assert generations[4].steps == [Step("memory", "a")]
-    # The longest prompts come first; greedy search is asked for.
+    # The longest prompts come first, with greedy search.
     widths = [shape[1] for shape, _, _ in model.calls]
     assert widths == sorted(widths, reverse=True) and [shape[0] for shape, _, _ in model.calls] == [4, 2]
     assert model.calls[0][2]["do_sample"] is False and model.training is True
+
+
+def test_the_text_of_an_option_counts_only_on_request():
+    rows = [{**ROWS[0], "options": [{"label": "A", "text": "bank"}, {"label": "B", "text": "mall"}], "answer": "B"}]
+    model, tokenizer = scripted([f"{A} The answer is: mall\n</s>"], rows=rows)
+    (strict,) = generate_solutions(model, tokenizer, rows)
+    (matched,) = generate_solutions(model, tokenizer, rows, match_option_text=True)
+    assert (strict.answer, strict.is_correct) == (None, False) and (matched.answer, matched.is_correct) == ("B", True)
 
 
 @pytest.mark.parametrize("make", [sentence_piece, word_level])
@@ -170,7 +184,7 @@ def test_other_tokenizers(make):
     assert generation.steps == [Step("memory", "the reason"), Step("answer", "the answer")]
 
 
-def test_the_context_is_kept_and_what_is_cut_is_told():
+def test_texts_end_with_the_context_and_are_marked_as_cut():
     tokenizer = byte_level()
     extend_tokenizer(tokenizer, StepScheme(2, 2))
     lengths = [len(encode_prompt(tokenizer, row["question"])) for row in DISTINCT]
@@ -178,7 +192,7 @@ def test_the_context_is_kept_and_what_is_cut_is_told():
     texts = [f"{A} a\n</s>"] * len(DISTINCT)
     model = ScriptedModel(tokenizer, texts, rows=DISTINCT, context=context)
     generations = generate_solutions(model, tokenizer, DISTINCT, batch_size=16, max_new_tokens=20)
-    # Those with less room than they may use come alone, and shorten no other.
+    # Prompts with less room than max_new_tokens come alone, and shorten no other text.
     tight = [length for length in lengths if context - length < 20]
     assert [(shape[0], limit) for shape, limit, _ in model.calls] == [
         *((1, context - length) for length in sorted(tight, reverse=True)),
@@ -215,7 +229,7 @@ def test_the_context_of_models():
 
 
 @pytest.mark.parametrize("name", ["gpt2", "recurrent"])
-def test_learned_positions_are_not_left(name):
+def test_learned_positions_are_not_exceeded(name):
     model, tokenizer = extended(name)
     context = context_length(model)
     rows = [{**ROWS[0], "question": "a " * 200}, ROWS[1]]
@@ -235,12 +249,45 @@ def test_arguments_reach_generate():
     assert [g.text for g in shallow] != [g.text for g in deep]
 
 
+def test_prompts_of_any_ids_are_continued():
+    """Any ids can be continued, such as a question followed by given steps."""
+    model, tokenizer = extended("recurrent")
+    model.generation_config.do_sample = True
+    prompts = {7: [5, 6, 7], 3: [9] * 11, 5: [8]}
+    batches = list(continue_greedily(model, tokenizer, prompts, batch_size=2, max_new_tokens=6, num_recurrences=3))
+    assert [[new.index for new in batch] for batch in batches] == [[3, 7], [5]]
+    seen = set()
+    for new in (new for batch in batches for new in batch):
+        ids = list(prompts[new.index])
+        with torch.no_grad():
+            while len(ids) < len(prompts[new.index]) + 6 and ids[-1] != tokenizer.eos_token_id:
+                ids.append(int(model(torch.tensor([ids]), num_recurrences=3).logits[0, -1].argmax()))
+        assert new.ids == ids[len(prompts[new.index]) :]
+        assert new.is_cut == (new.ids[-1] != tokenizer.eos_token_id)
+        assert sum(recurrences for _, recurrences in new.recurrences.values()) == 3 * len(new.ids)
+        seen.add(tuple(new.ids))
+    assert len(seen) == 3
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        next(continue_greedily(model, tokenizer, prompts, batch_size=0, max_new_tokens=6))
+
+
+def test_the_end_of_a_text_is_not_part_of_it():
+    assert Continuation(0, [5, 6, 1], is_cut=False).text_ids == [5, 6]
+    assert Continuation(0, [5, 6, 1], is_cut=True).text_ids == [5, 6, 1]
+
+
+def test_rows_are_padded_on_the_left():
+    batch = left_padded([[3, 4, 5], [6]], 2, "cpu")
+    assert batch["input_ids"].tolist() == [[3, 4, 5], [2, 2, 6]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
 def test_demonstrations_come_before_the_question():
     model, tokenizer = scripted([f"{A} The answer is: True\n</s>"], rows=ROWS[:1])
     shown = [("the first?", [{"kind": "memory", "text": "b"}, {"kind": "answer", "text": "The answer is: False"}])]
     model.prompts = [encode_prompt(tokenizer, "Is it?", shown)]
     (generation,) = generate_solutions(model, tokenizer, ROWS[:1], demonstrations=lambda question: shown)
-    # They are no part of the text that is kept, nor of the solution that is judged.
+    # They belong neither to the text in the file nor to the solution that is judged.
     assert generation.text.startswith(f"Question: Is it?\n{P}{A}") and generation.is_correct
 
 
@@ -248,7 +295,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_file_is_gone_on_with(tmp_path):
+def test_a_file_is_continued(tmp_path):
     path = tmp_path / "runs" / "generations.jsonl"
     model, tokenizer = extended()
     arguments = {"batch_size": 2, "max_new_tokens": 6, "settings": {"model": "m"}}
@@ -259,21 +306,21 @@ def test_a_file_is_gone_on_with(tmp_path):
     assert list(first)[:5] == ["index", "question", "text", "steps", "verdict"] and first["reference"] == "True"
     assert first["steps"] == [{"kind": step.kind, "text": step.text} for step in expected[0].steps]
 
-    # Killed after three lines and a half; the two equal questions are told apart by their index.
+    # Killed after three and a half lines. The two equal questions differ in their index.
     whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(whole[:3]) + whole[3][:40])
-    asked = []
+    batch_sizes = []
     original = model.generate
-    model.generate = lambda *args, **kwargs: asked.append(len(kwargs["input_ids"])) or original(*args, **kwargs)
+    model.generate = lambda *args, **kwargs: batch_sizes.append(len(kwargs["input_ids"])) or original(*args, **kwargs)
     assert generate_solutions(model, tokenizer, ROWS, path=path, **arguments) == expected
-    assert sum(asked) == len(ROWS) - 3
+    assert sum(batch_sizes) == len(ROWS) - 3
     assert len(lines_of(path)) == len(ROWS)
 
-    # Complete: the model is not asked. Fewer rows: the others stay.
-    asked.clear()
+    # A complete file: the model does not run. With fewer rows, the other lines stay.
+    batch_sizes.clear()
     assert generate_solutions(model, tokenizer, ROWS, path=path, **arguments) == expected
     assert generate_solutions(model, tokenizer, ROWS[:2], path=path, **arguments) == expected[:2]
-    assert asked == [] and len(lines_of(path)) == len(ROWS)
+    assert batch_sizes == [] and len(lines_of(path)) == len(ROWS)
 
 
 def test_an_interrupted_run_keeps_its_batches(tmp_path):
@@ -311,16 +358,25 @@ def test_files_with_other_contents_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"line \d: item 1 is 'Is the memory.* 'Is it\?' in the data"):
         again(rows=[ROWS[0], ROWS[0], ROWS[2]])
     for line, message in (
-        ("{", "line 1: is no JSON"),
+        ("{", "line 1: not JSON"),
         ("[]", "line 1: lacks index"),
+        ("3", "line 1: lacks index"),
         ('{"index": 0}', "lacks question"),
+        (content.splitlines()[0].replace('"index": ', '"index": -'), "index=-[1-9] must be at least 0"),
     ):
         path.write_text(f"{line}\n{content}")
         with pytest.raises(ValueError, match=message):
             again()
     path.write_text(content)
     again()
-    # A settings file that was left behind without its lines says nothing.
+    kept = path.with_name(path.name + ".settings.json").read_text()
+    for damaged, message in (("{", "is not a JSON file.*Remove the file"), ("[]", "must hold an object")):
+        path.with_name(path.name + ".settings.json").write_text(damaged)
+        with pytest.raises(ValueError, match=message):
+            again()
+    path.with_name(path.name + ".settings.json").write_text(kept)
+    again()
+    # Settings without their lines do not matter.
     path.unlink()
     again(settings={**settings, "model": "other"})
     again(settings={**settings, "model": "other"})

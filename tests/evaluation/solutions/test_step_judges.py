@@ -1,3 +1,6 @@
+import random
+import re
+import time
 import types
 
 import pytest
@@ -5,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from memreason_hf.evaluation.solutions import judges
 from memreason_hf.evaluation.solutions.attribution import Attribution, attribute
 from memreason_hf.evaluation.solutions.judges import (
     JUDGES,
@@ -45,13 +49,13 @@ def test_the_exact_judge(text, expected):
         (REFERENCES[0].text, "agrees"),
         ("In Philadelphia hangs the Liberty Bell, weighing about 2080 pounds.", "agrees"),
         ("A cow can't balance it, as it's heavier.", "agrees"),
-        # another number, another name, a negation more, a negation less, an opposite
+        # another number, another name, one negation more, one less, an opposite
         ("The Liberty Bell weighs approximately 20,800 pounds and hangs in Philadelphia.", "departs"),
         ("The Liberty Bell weighs approximately 2,080 pounds and hangs in Boston.", "departs"),
         ("The Liberty Bell does not weigh 2,080 pounds.", "departs"),
         ("Since it is heavier than a cow, the cow can balance it.", "departs"),
         ("Since it is lighter than a cow, the cow cannot balance it.", "departs"),
-        # nothing in common; something
+        # no common words; some common words
         ("Bananas are yellow fruits from Ecuador.", "departs"),
         ("The bell was cast in an English foundry of some fame.", "undecided"),
         ("Therefore it is.", "undecided"),
@@ -62,7 +66,7 @@ def test_the_overlap_judge(text, expected):
 
 
 def test_a_copy_of_a_reference_agrees():
-    """Whatever another reference says of the same, and where there is nothing to compare."""
+    """Other references support a step, and a step without content words cannot be judged."""
     texts = ("It is not illegal to drive barefoot in Texas.", "It is illegal to drive barefoot in Texas.", "So it is.")
     references = [Step("memory", text) for text in texts]
     assert [verdict(text, references=references) for text in texts] == ["agrees"] * 3
@@ -78,7 +82,7 @@ def test_what_the_question_says_is_no_departure():
 
 @pytest.mark.parametrize("values", [(-0.1, 0.5, 0.6), (0.5, 0.4, 0.6), (0.1, 0.7, 0.6), (0.1, 0.5, 1.1)])
 def test_bad_thresholds_are_refused(values):
-    with pytest.raises(ValueError, match="must lie between 0 and 1 and must not fall"):
+    with pytest.raises(ValueError, match="must be between 0 and 1, each at least as large"):
         TokenOverlapJudge(*values)
 
 
@@ -90,7 +94,7 @@ def test_thresholds_decide():
 
 
 class ScriptedModel(torch.nn.Module):
-    """Says yes unless the statement holds the word `wrong`, and is not sure of `perhaps`."""
+    """Says yes unless the statement contains `wrong`, and is undecided about `perhaps`."""
 
     device = torch.device("cpu")
 
@@ -127,7 +131,7 @@ def test_the_language_model_judge(language_model):
     sure = LanguageModelJudge(language_model, language_model.tokenizer, margin=0.1)
     assert verdict("it is perhaps wrong", sure) == "departs"
     assert language_model.training
-    # All references are put to it, each on a line of its own.
+    # The prompt holds all references, one on each line.
     assert language_model.asked[0].count("-") == len(REFERENCES)
 
 
@@ -157,7 +161,7 @@ def test_finding_judges():
     assert set(JUDGES) == {"exact", "overlap"}
     judge = TokenOverlapJudge(agree_from=0.9)
     assert find_judge(judge) is judge
-    with pytest.raises(ValueError, match=r"judge='overlaps' is no judge; give one of exact, overlap"):
+    with pytest.raises(ValueError, match=r"judge='overlaps' must be one of exact, overlap, or a callable"):
         find_judge("overlaps")
 
 
@@ -195,10 +199,28 @@ def test_order_missing_and_repeated_steps_are_no_departures():
 
 def test_without_reference_steps_nothing_is_attributed():
     assert attribute([Step("memory", "-")], [answer_step("True")], scripted).outcome == "no reference"
-    # Steps without an answer: the answer cannot be compared.
+    # Without a reference answer, the answer cannot be compared.
     assert attribute([answer_step("True")], REFERENCES, scripted) == Attribution("undecided", None, 1)
 
 
 def test_a_judge_must_return_a_verdict():
     with pytest.raises(ValueError, match="The judge returned True; it must return one of agrees, departs, undecided"):
         attribute([Step("memory", "a")], REFERENCES, lambda step, references, question: True)
+
+
+def test_where_a_sentence_begins_agrees_with_an_expression_over_the_text_before():
+    rng = random.Random(3)
+    seen = set()
+    for _ in range(4000):
+        text = "".join(rng.choices('aB.?!:;"\u201c( \n\u3000', k=rng.randint(0, 8)))
+        expected = bool(re.search(r"(?:\A|[.?!:;]\s+|[\"\u201c(]\s*)\Z", text))
+        assert judges._begins_sentence(text + "Oslo", len(text)) == expected, text
+        seen.add((bool(text), expected))
+    assert seen == {(False, True), (True, True), (True, False)}
+
+
+@pytest.mark.parametrize("text", ["Oslo Rome ", "Oslo" + 50 * " " + "Rome ", "a. Oslo's "])
+def test_many_names_take_no_longer_than_their_text(text):
+    started = time.process_time()
+    verdict(text * 10_000)
+    assert time.process_time() - started < 2.0

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from memreason_hf.data.chains.multi_hop import MultiHopConfig, build_multi_hop
-from memreason_hf.experiments.testbed.models import MODELS, TimeLimit, WrittenWorld, prepare_testbed_run
-from memreason_hf.experiments.testbed.rows import WrittenRows
+from memreason_hf.experiments.testbed.models import MODELS
+from memreason_hf.experiments.testbed.rows import WrittenRows, WrittenWorld
+from memreason_hf.experiments.testbed.training import TimeLimit, prepare_testbed_run
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +20,7 @@ def world():
         num_test_chains=4,
         cap_to_available=True,
     )
-    return WrittenWorld.open(config, build_multi_hop(config).dataset, WrittenRows(num_rows=40))
+    return WrittenWorld.open(build_multi_hop(config).dataset, config, WrittenRows(num_rows=40))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -29,15 +32,15 @@ def test_training_changes_every_parameter(name, world, tmp_path):
     unchanged = [key for key, value in trainer.model.state_dict().items() if torch.equal(value, before[key])]
     assert not unchanged
     limit = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, TimeLimit))
-    assert not limit.reached and limit.seconds_taken > 0
-    made = MODELS[name]
-    assert limit.seconds == (240 if made.is_recurrent else 90) == made.seconds
+    assert not limit.is_reached and limit.seconds_taken > 0
+    model = MODELS[name]
+    assert limit.seconds == (240 if model.is_recurrent else 90) == model.seconds
     hops = trainer.train_dataset["hops"]
     assert set(hops) == {1, 2, 3, 4, 5, 6}
     marks = trainer.processing_class.convert_tokens_to_ids(["<memory>", "<reason>", "<answer>"])
     row = trainer.train_dataset[hops.index(6)]
-    assert [mark in row["input_ids"] for mark in marks] == [made.writes_steps] * 3
-    if not made.writes_steps:
+    assert [mark in row["input_ids"] for mark in marks] == [model.writes_steps] * 3
+    if not model.writes_steps:
         # A label after every relation.
         assert row["label_ids"][0] == -100 and len(row["label_ids"]) == 7 and min(row["label_ids"][1:]) >= 0
 
@@ -48,9 +51,24 @@ def test_time_ends_training(world, tmp_path):
     )
     trainer.train()
     limit = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, TimeLimit))
-    assert limit.reached and trainer.state.global_step == 1
+    assert limit.is_reached and trainer.state.global_step == 1
+
+
+def test_stages_of_a_fixed_length_and_then_all_hop_counts(world, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "answer_fixed", replace(MODELS["answer_fixed"], stage_steps=2))
+    trainer = prepare_testbed_run("answer_fixed", str(tmp_path / "run"), world, max_steps=20, batch_size=4)
+    hops = []
+    trainer.model.register_forward_pre_hook(
+        lambda model, args, kwargs: hops.append(kwargs["input_ids"].shape[1] - 1), with_kwargs=True
+    )
+    trainer.train()
+    # A stage for each hop count, and all hop counts to the end of the training.
+    assert trainer.state.global_step == len(hops) == 20
+    assert [max(hops[step : step + 2]) for step in range(0, 6, 2)] <= [1, 2, 3] and hops[:2] == [1, 1]
+    assert max(hops[12:]) == 6
+    assert MODELS["steps_fixed"].stage_steps == 0
 
 
 def test_an_unknown_model_is_refused(world, tmp_path):
-    with pytest.raises(ValueError, match="model='steps' is none of the test bed's: answer_fixed, answer_recurrent"):
+    with pytest.raises(ValueError, match="model='steps' must be one of answer_fixed, answer_recurrent"):
         prepare_testbed_run("steps", str(tmp_path), world)

@@ -30,7 +30,7 @@ RIGHT_STEPS.append(answer_step("<e_1>"))
 
 
 def worlds(seed):
-    """A random world, and right solutions of questions over it."""
+    """A random world, and correct solutions of questions over it."""
     generator = np.random.default_rng(seed)
     config = MultiHopConfig(
         num_entities=int(generator.integers(3, 25)),
@@ -45,7 +45,7 @@ def worlds(seed):
     for _ in range(12):
         relations = generator.integers(config.num_relations, size=int(generator.integers(1, 13)))
         question = draw_question(generator.integers(config.num_entities), relations, generator, num_names=16)
-        # Not more than there are facts beside those that are needed.
+        # A small world has no facts left for distractors.
         num_distractors = 0 if config.num_entities < 5 else int(generator.integers(3))
         solutions.append((question, write_solution(facts, question, num_distractors, generator, num_names=16)))
     return facts, solutions
@@ -78,7 +78,7 @@ def test_a_wrong_step_is_seen_where_it_is(place, text, kind):
     steps = list(RIGHT_STEPS)
     steps[place] = Step(kind, text)
     assert seen(steps) == Attribution(kind, place)
-    # What comes later is not the first.
+    # A later error does not matter.
     steps[-1] = answer_step("<e_0>")
     assert seen(steps) == Attribution(kind, place)
 
@@ -148,10 +148,12 @@ def test_errors_of_a_models_own():
         (changed((7, "answer", "The answer is: <e_0>")), False),
         (RIGHT_STEPS[:-1], False),
         ([*RIGHT_STEPS[:6], answer_step("<e_2>")], False),
+        # The entity of a memory step is not one that a hop reaches.
+        ([*RIGHT_STEPS[1:3], RIGHT_STEPS[0], answer_step("<e_2>")], False),
     ]
     found = attribute_errors(FACTS, [(QUESTION, steps, RIGHT_STEPS, is_right) for steps, is_right in solved])
     assert found["right_answers"] == {"memory": 1, "reason": 0, "answer": 0, "step": 0, "none": 1}
-    assert found["wrong_answers"] == {"memory": 1, "reason": 4, "answer": 2, "step": 0, "none": 1}
+    assert found["wrong_answers"] == {"memory": 1, "reason": 4, "answer": 3, "step": 0, "none": 1}
     assert found["reason_errors"] == {"recalled": 1, "not recalled": 1, "no hop": 2}
-    assert found["answer_errors"] == {"stopped early": 1, "another": 1}
+    assert found["answer_errors"] == {"stopped early": 1, "another": 2}
     assert recalled_facts(RIGHT_STEPS) == {read_step(text).fact for text in MEMORY}

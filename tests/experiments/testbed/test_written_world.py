@@ -1,12 +1,19 @@
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from memreason_hf.data.chains.multi_hop import MultiHopConfig, build_multi_hop
 from memreason_hf.data.chains.world import build_world
-from memreason_hf.experiments.testbed.rows import WrittenRows, encode_written, write_solutions, written_questions
+from memreason_hf.experiments.testbed.rows import (
+    WrittenRows,
+    WrittenWorld,
+    encode_written,
+    write_solutions,
+    written_questions,
+)
 from memreason_hf.experiments.testbed.variants import RIGHT, WRONG
 from memreason_hf.experiments.testbed.world import (
     SCHEME,
@@ -77,7 +84,7 @@ def test_a_question_is_read_back_and_walked(facts):
 
 def test_what_is_no_question_or_step_is_refused():
     for text in ("", "<e_1>", "<x_1> <r_1>", "<e_1> <r_1> <x_1>", "<e_1> <x_1> <r_1> <e_2>", "<e_1> <x_1>"):
-        with pytest.raises(ValueError, match="is no question about a chain"):
+        with pytest.raises(ValueError, match="is not a question about a chain"):
             WrittenQuestion.parse(text)
     for fields in ((3, (), ()), (3, (1,), (1, 2)), (3, (1, 2), (4, 4))):
         with pytest.raises(ValueError, match="a name of its own"):
@@ -94,7 +101,7 @@ def test_what_is_no_question_or_step_is_refused():
         assert read_step(text) is None
     said = NamedFact(Fact(1, 0, 3), 2)
     assert step_text(said) == "<e_1> <x_2> <r_0> <e_3>" and read_step(step_text(said)) == said
-    with pytest.raises(ValueError, match="is no chain"):
+    with pytest.raises(ValueError, match="is not a chain"):
         read_chain("<e_1>")
 
 
@@ -114,7 +121,7 @@ def test_a_solution_recalls_what_is_needed_and_some_more(facts):
         assert not {said.name for said in others} & set(question.names)
         assert not {said.fact for said in others} & {said.fact for said in hops}
         assert steps[-1] == answer_step(f"<e_{hops[-1].fact.tail}>")
-    # Every order of the three facts of a chain comes up.
+    # The three facts of a chain occur in every order.
     question, orders = WrittenQuestion(0, (1, 0, 2), (3, 4, 5)), set()
     for seed in range(60):
         steps = write_solution(facts, question, 0, np.random.default_rng(seed), num_names=NUM_NAMES)
@@ -173,12 +180,33 @@ def test_encoded_rows_are_the_rendered_texts(data, facts):
                 assert labels[first : first + 4] == [-100] * 4
                 labels[first : first + 4] = row["input_ids"][first + 1 : first + 5]
         assert labels == [-100] * (len(prompt) - 1) + [*solution, -100]
+    counts = [len(steps) - 1 - 2 * len(question.relations) for question, steps in written]
+    assert set(counts) == {0, 1, 2}
+    more = write_solutions(facts, data["train"], WrittenRows(num_rows=50, max_distractors=4, seed=3))
+    assert {len(steps) - 1 - 2 * len(question.relations) for question, steps in more} == {0, 1, 2, 3, 4}
     again = encode_written(facts, data["train"], tokenizer, settings)
     assert again["input_ids"] == rows["input_ids"]
     other = encode_written(facts, data["train"], tokenizer, WrittenRows(num_rows=50, seed=4))
     assert other["input_ids"] != rows["input_ids"]
     chains = {tuple(read_chain(text)[1]) for text in data["train"]["input_text"]}
     assert all(question.relations in chains for question, _ in written)
+
+
+def test_the_world_of_a_data_set(data, facts):
+    rows = WrittenRows(num_rows=9, num_names=12, max_distractors=4, disorder=1.5, seed=3)
+    world = WrittenWorld.open(data, CONFIG, rows)
+    assert world.facts == facts and world.chains is data
+    chains = world.test_chains()
+    assert set(chains["type"]) == {"atomic_facts", *(f"{hops}hop_test" for hops in range(2, 7))}
+    assert chains["hops"] == sorted(chains["hops"])
+    tokenizer = world.tokenizer()
+    assert {"<x_11>", "<e_6>", "<r_2>"} <= set(tokenizer.get_vocab()) and "<x_12>" not in tokenizer.get_vocab()
+    written = world.training_rows(tokenizer, writes_steps=True)
+    assert written.to_dict() == encode_written(facts, data["train"], tokenizer, rows).to_dict() and len(written) == 9
+    plain = world.training_rows(tokenizer, writes_steps=False)
+    assert len(plain) == len(data["train"]) and plain["hops"] == data["train"]["hops"]
+    expected = WrittenRows(num_rows=5, num_names=12, max_distractors=2, disorder=None, seed=8)
+    assert rows.references(8, 5) == expected and rows.references(8) == replace(expected, num_rows=1)
 
 
 def test_questions_to_solve(data, facts):
@@ -191,7 +219,9 @@ def test_questions_to_solve(data, facts):
         assert row["steps"][-1] == answer_step(chain["entities"][-1])
         question = WrittenQuestion.parse(row["question"])
         assert (question.start, list(question.relations)) == read_chain(chain["input_text"])
-    # A row does not depend on which others are asked.
+    with pytest.raises(ValueError, match="There are no chains to write questions over"):
+        write_solutions(facts, test.select([]), WrittenRows())
+    # A row does not depend on the other rows.
     assert written_questions(facts, test.select(range(3)), WrittenRows(seed=5)) == rows[:3]
     with pytest.raises(ValueError, match="num_entities=27"):
         written_questions({(head, 0): 0 for head in range(27)}, test, WrittenRows())
@@ -201,7 +231,7 @@ def test_questions_to_solve(data, facts):
 
 
 def follows(facts, question, steps):
-    """By brute force: the first reason step that does not go on from what was said, by the question's relations."""
+    """By brute force, the first reason step that does not follow from the step before it and the question."""
     reached = question.start
     for relation, step in zip(question.relations, [step for step in steps if step.kind == "reason"]):
         said = read_step(step.text).fact
@@ -227,7 +257,7 @@ def test_an_error_is_one_wrong_step_and_what_follows_from_it(facts, name):
         if "carried on" not in name:
             assert differing == [variant.index]
         else:
-            # Nothing is false but that step and its fact where it is used; what comes later goes on from it.
+            # Only that step is false, and the step that uses its fact; later steps follow from it.
             false = [
                 i
                 for i, step in enumerate(variant.steps[:-1])
@@ -242,6 +272,16 @@ def test_an_error_is_one_wrong_step_and_what_follows_from_it(facts, name):
                 assert len(false) == 2
         changed_places.add(variant.index)
     assert len(changed_places) > 3
+
+
+def test_a_wrong_selection_is_never_the_right_fact():
+    """In the smallest world every other fact has another head."""
+    facts = {(0, 0): 1, (1, 0): 0}
+    question = WrittenQuestion(0, (0,), (3,))
+    steps = write_solution(facts, question, 0, np.random.default_rng(0), num_names=NUM_NAMES)
+    for seed in range(8):
+        variant = WRONG["reason, selection"](facts, question, steps, np.random.default_rng(seed))
+        assert read_step(variant.steps[variant.index].text) == NamedFact(Fact(1, 0, 0), 3)
 
 
 @pytest.mark.parametrize("name", RIGHT)

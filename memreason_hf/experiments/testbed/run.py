@@ -1,0 +1,240 @@
+"""
+The whole test bed: builds the world, trains and evaluates every model in a process of its own, tries the judges.
+
+    results = run_testbed(TestbedArguments(output_dir="runs/testbed", seed=42))
+    print(report(results))
+
+The folder then holds `data/`, a folder for each model (the model, its log, `results.json`, and `solutions.jsonl` with
+every text), `testbed.json` with all figures, and `testbed.png`.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from datasets import disable_progress_bars
+
+from memreason_hf.analysis.depth_figures import save_figure
+from memreason_hf.data.chains.config import MultiHopConfig
+from memreason_hf.data.chains.multi_hop import prepare_multi_hop
+from memreason_hf.evaluation.results import describe_environment, new_document, write_results
+from memreason_hf.evaluation.solutions.judges import ExactJudge
+from memreason_hf.experiments.testbed.attribution import WorldJudge, measure_judge
+from memreason_hf.experiments.testbed.figures import hops_figure
+from memreason_hf.experiments.testbed.models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
+from memreason_hf.experiments.testbed.process import (
+    LOG_FILE,
+    TASK_FILE,
+    TRAINING_FILE,
+    claim_folder,
+    read_model_results,
+)
+from memreason_hf.experiments.testbed.results import TestbedSettings
+from memreason_hf.experiments.testbed.rows import WrittenRows, WrittenWorld, write_solutions
+from memreason_hf.files import write_json
+
+
+RESULTS_FILE, FIGURE_FILE = "testbed.json", "testbed.png"
+
+
+@dataclass
+class TestbedArguments:
+    """
+    Sizes and settings of the test bed. The fields are the flags of `memreason testbed`.
+
+    Raises:
+        ValueError: a value out of range, or an unknown model.
+    """
+
+    __test__ = False  # pytest would collect a class of this name
+
+    output_dir: str = field(default="runs/testbed", metadata={"help": "Folder for everything that is written."})
+    seed: int = field(default=42, metadata={"help": "Seed of the world, the chains, the weights and the batches."})
+    models: str = field(
+        default=",".join(MODELS), metadata={"help": "The models to train and evaluate, separated by commas."}
+    )
+    num_test_chains: int = field(default=100, metadata={"help": "Test chains of each hop count."})
+    num_judged: int = field(
+        default=300, metadata={"help": "Correct solutions that judges are tried on, with every error and change."}
+    )
+    fixed_seconds: float = field(
+        default=FIXED_SECONDS, metadata={"help": "Limit on the training time of each model of fixed depth."}
+    )
+    recurrent_seconds: float = field(
+        default=RECURRENT_SECONDS, metadata={"help": "Limit on the training time of each model of recurrent depth."}
+    )
+    max_steps: int | None = field(
+        default=None, metadata={"help": "Training steps of every model. Default: the model's own."}
+    )
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Rows of a training step. Default: the model's own."}
+    )
+    num_rows: int = field(default=30_000, metadata={"help": "Written solutions in training."})
+    disorder: float = field(
+        default=2.5,
+        metadata={
+            "help": "By how many places a needed fact may come late among the memory steps in training; 1000: any "
+            "order."
+        },
+    )
+    at_once: int = field(default=2, metadata={"help": "Models trained at the same time, one thread each."})
+    restart: bool = field(default=False, metadata={"help": "Replace another test bed that the folder holds."})
+
+    def __post_init__(self):
+        unknown = [name for name in self.model_names if name not in MODELS]
+        if unknown or not self.model_names:
+            raise ValueError(f"models={self.models!r}: there are {', '.join(MODELS)}.")
+        for name in ("num_test_chains", "num_judged", "at_once", "num_rows", "max_steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        if self.disorder < 0:
+            raise ValueError(f"disorder={self.disorder} must be at least 0.")
+        for name in ("fixed_seconds", "recurrent_seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
+
+    @property
+    def model_names(self) -> list[str]:
+        return [name.strip() for name in self.models.split(",") if name.strip()]
+
+
+def run_testbed(arguments: TestbedArguments) -> dict:
+    """
+    Runs the test bed, or what is missing of it, and writes its files. Progress is printed.
+
+    Returns:
+        The contents of `testbed.json`, see `TestbedResults`.
+
+    Raises:
+        ValueError: the folder holds another test bed, or a model's process failed; the message quotes its log.
+    """
+    started = time.perf_counter()
+    folder = Path(arguments.output_dir)
+    config = MultiHopConfig(
+        num_entities=20,
+        num_relations=4,
+        train_hops="2-6",
+        test_hops="1-12",
+        num_test_chains=arguments.num_test_chains,
+        num_atomic_probes=arguments.num_test_chains,
+        cap_to_available=True,
+        seed=arguments.seed,
+    )
+    # In a random order, a fact can come before the fact that leads to it. To name it, a model would have to solve the
+    # chain unseen. Models of this size then recall hardly any needed fact of chains of 4 hops and more.
+    rows = WrittenRows(
+        num_rows=arguments.num_rows, max_distractors=4, disorder=arguments.disorder, seed=arguments.seed
+    )
+    tasks = {name: _task(name, folder, config, rows, arguments) for name in arguments.model_names}
+    for name, task in tasks.items():
+        claim_folder(folder / name, task["settings"], restart=arguments.restart)
+    disable_progress_bars()
+    prepare_multi_hop(config, folder / "data", overwrite=arguments.restart)
+    _run_all(tasks, arguments.at_once)
+    world = WrittenWorld.open(folder / "data", config, rows)
+    results = new_document(
+        "testbed",
+        data=asdict(config),
+        settings={name: getattr(arguments, name) for name in TestbedSettings.__annotations__},
+        models={name: read_model_results(folder / name) for name in tasks},
+        judges=_try_judges(world, arguments),
+        environment=describe_environment("cpu"),
+        seconds=time.perf_counter() - started,
+    )
+    write_results(folder / RESULTS_FILE, results, overwrite=True)
+    save_figure(_figure(results, config), [folder / FIGURE_FILE], overwrite=True)
+    return results
+
+
+def _task(name, folder, config, rows, arguments):
+    settings = {
+        "model": name,
+        "seed": arguments.seed,
+        "seconds": arguments.recurrent_seconds if MODELS[name].is_recurrent else arguments.fixed_seconds,
+        "max_steps": arguments.max_steps,
+        "batch_size": arguments.batch_size,
+        "num_rows": arguments.num_rows,
+        "disorder": arguments.disorder,
+        "num_test_chains": arguments.num_test_chains,
+    }
+    return {
+        "folder": str(folder / name),
+        "data": str(folder / "data"),
+        "config": asdict(config),
+        "rows": asdict(rows),
+        "settings": settings,
+    }
+
+
+def _run_all(tasks, at_once):
+    """Starts a process for every model without results, the longest first, and prints how each ended."""
+    waiting = [name for name in tasks if read_model_results(Path(tasks[name]["folder"])) is None]
+    waiting.sort(key=lambda name: -tasks[name]["settings"]["seconds"])
+    for name in tasks:
+        if name not in waiting:
+            print(f"{name}: kept, as {tasks[name]['folder']} holds it.", flush=True)
+    running: dict[str, subprocess.Popen] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                name = waiting.pop(0)
+                is_trained = (Path(tasks[name]["folder"]) / TRAINING_FILE).is_file()
+                what = "evaluation" if is_trained else f"training, at most {tasks[name]['settings']['seconds']:.0f} s"
+                print(f"{name}: {what} …", flush=True)
+                running[name] = _start(name, tasks[name])
+            time.sleep(0.2)
+            for name in [name for name, process in running.items() if process.poll() is not None]:
+                _end(name, tasks[name], running.pop(name).returncode)
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.wait()
+
+
+def _start(name, task):
+    folder = Path(task["folder"])
+    write_json(folder / TASK_FILE, task)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", "memreason_hf.experiments.testbed.process", name, str(folder / TASK_FILE)]
+    with open(folder / LOG_FILE, "w", encoding="utf-8") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def _end(name, task, code):
+    folder = Path(task["folder"])
+    results = read_model_results(folder)
+    if code or results is None:
+        log = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+        raise ValueError(
+            f"{name} ended with code {code}: {' '.join(log[-3:])[-600:]} The whole log: {folder / LOG_FILE}."
+        )
+    training = results["training"]
+    why = "its time was up" if training["ended_by"] == "time" else "all its steps"
+    print(
+        f"{name}: {training['steps']:,} of {training['max_steps']:,} steps in {training['seconds']:.0f} s ({why}), "
+        f"evaluated in {results['seconds']:.0f} s.",
+        flush=True,
+    )
+
+
+def _try_judges(world, arguments):
+    """What the judge that knows the world, and one that compares with a reference, find of errors that were put in."""
+    settings = world.rows.references(arguments.seed + 2, arguments.num_judged)
+    solutions = write_solutions(world.facts, world.test_chains(), settings)
+    judges = {"known truth": WorldJudge(world.facts), "exact comparison": ExactJudge()}
+    return {
+        name: measure_judge(judge, world.facts, solutions, seed=arguments.seed).to_dict()
+        for name, judge in judges.items()
+    }
+
+
+def _figure(results, config):
+    accuracy = {
+        model["title"]: {int(hops): group["accuracy"] for hops, group in model["hops"].items()}
+        for model in results["models"].values()
+    }
+    return hops_figure(accuracy, trained_hops=config.train_hop_counts[-1], chance=1 / config.num_entities)

@@ -1,0 +1,22 @@
+"""Deleting the folder of an experiment and its command deletes the experiment."""
+
+import re
+
+import pytest
+from paths import ROOT
+
+
+PACKAGE = ROOT / "memreason_hf"
+EXPERIMENTS = [path.name for path in (PACKAGE / "experiments").iterdir() if (path / "__init__.py").is_file()]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_nothing_else_in_the_packages_mentions_an_experiment(name):
+    own = [PACKAGE / "experiments" / name, PACKAGE / "commands" / f"{name}.py"]
+    # The list of verbs.
+    own.append(PACKAGE / "cli.py")
+    files = [path for package in ("memreason_hf", "modeling_recurrent") for path in (ROOT / package).rglob("*.py")]
+    others = [path for path in files if not any(path == known or known in path.parents for known in own)]
+    assert len(others) > 50
+    pattern = re.compile(rf"\b{name}\b")
+    assert [str(path) for path in others if pattern.search(path.read_text(encoding="utf-8"))] == []
