@@ -63,5 +63,5 @@ def test_help_of_a_verb_teaches(verb, capsys):
     assert len(examples) >= 3
     module = cli.import_module(f"memreason_hf.commands.{verb}")
     for example in examples:
-        inputs, _, _ = module.make_parser().parse_sections(example[2:])
-        assert inputs.model and inputs.data
+        model, data, *_ = module.make_parser().parse_sections(example[2:])
+        assert model.model and data.data

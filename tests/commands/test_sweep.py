@@ -67,7 +67,7 @@ def test_other_groups(flags, tmp_path):
     [
         (["--max_recurrences", "0"], "max_recurrences=0 must be at least 1"),
         (["--max_recurences", "4"], "Did you mean --max_recurrences?"),
-        (["--halting_criterion", "kl"], "unknown flag '--halting_criterion'"),
+        (["--halting_criterion", "kl"], "unknown flag '--halting_criterion kl'"),
     ],
 )
 def test_bad_flags_are_refused_in_one_line(flags, argv, message, capsys):
