@@ -13,8 +13,8 @@ INTERRUPTED = 130
 # Set to 1 to see the traceback of an expected error.
 TRACEBACK_VARIABLE = "MEMREASON_TRACEBACK"
 # Errors that a wrong recipe, flag, path or file raises. TypeError is not among them, because it is more often a fault
-# of the program.
-USER_ERRORS = (ValueError, OSError, StrictDataclassError)
+# of the program. A RecursionError comes from JSON that is nested too deeply.
+USER_ERRORS = (ValueError, OSError, RecursionError, StrictDataclassError)
 
 
 def describe(error: BaseException) -> str:
@@ -23,6 +23,8 @@ def describe(error: BaseException) -> str:
         return str(error.__cause__)
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}."
+    if isinstance(error, RecursionError):
+        return f"A file or value is nested too deeply to be read. {TRACEBACK_VARIABLE}=1 shows which."
     return str(error) or type(error).__name__
 
 

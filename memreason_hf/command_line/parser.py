@@ -87,7 +87,7 @@ class CommandParser(HfArgumentParser):
             express its type, a flag.
         recipe: whether the command line must or can name a recipe; None for a command without recipes.
         recipe_prefix: prefix of the names of the package's recipes for this command, which users leave out.
-        model: whether MODEL can stand for `--model MODEL`. A recipe is then told by its suffix `.yaml`.
+        model: whether MODEL can stand for `--model MODEL`. A recipe is then recognised by its suffix, `.yaml`.
         prog, description, epilog: as for `argparse.ArgumentParser`; line breaks are kept.
     """
 
@@ -144,7 +144,7 @@ class CommandParser(HfArgumentParser):
         values = {name: {} for name in self.sections}
         path = None
         if recipe is not None:
-            path = find_recipe(recipe, self.recipe_prefix)
+            path = self._find_recipe(recipe)
             for key, given in load_recipe(path).items():
                 for (section, field), value in self._check_section(key, given, path):
                     values[section][field] = value
@@ -171,8 +171,8 @@ class CommandParser(HfArgumentParser):
                     raise ValueError(f"{field.name} is not given. Pass --{section.flag(field.name)}{key}.")
         return [section.fields_of(**{**section.defaults, **values[name]}) for name, section in self.sections.items()]
 
-    def error(self, message: str):
-        """Raises what argparse finds wrong, for `user_errors` to print."""
+    def error(self, message: str) -> typing.NoReturn:
+        """Raises an error of argparse, which would print the usage and exit."""
         raise ValueError(f"{message}.")
 
     def format_help(self, shows_all: bool = True) -> str:
@@ -251,6 +251,14 @@ class CommandParser(HfArgumentParser):
         if self.recipe == "required" and not recipes:
             raise ValueError(f"RECIPE is not given: a YAML file, or one of {self._packaged()}.")
         return next(iter(recipes), None), next(iter(models), None)
+
+    def _find_recipe(self, recipe):
+        if self.recipe == "required":
+            return find_recipe(recipe, self.recipe_prefix)
+        # The recipes of the package are for the commands that need one.
+        if not Path(recipe).is_file():
+            raise FileNotFoundError(f"{recipe}: no such file. RECIPE.yaml must be a YAML file.")
+        return Path(recipe)
 
     def _section_of(self, field):
         return next(section for section in self.sections.values() if field in section.hints)

@@ -156,6 +156,11 @@ def test_no_recipe(tmp_path):
     path, values = make_parser(recipe="optional").parse_recipe(["--width", "3"])
     assert path is None
     assert values == {"model": {"width": 3}, "training": {}}
+    # The recipes of the package are not for a command that needs none.
+    with pytest.raises(FileNotFoundError, match=r"^quickstart: no such file. RECIPE.yaml must be a YAML file.$"):
+        make_parser(recipe="optional").parse_recipe(["quickstart"])
+    with pytest.raises(FileNotFoundError, match=r"^nowhere.yaml: no such file"):
+        make_model_parser().parse_recipe(["nowhere.yaml", "model"])
     with pytest.raises(ValueError, match="the command takes flags only"):
         make_parser(recipe=None).parse_recipe(["recipe.yaml"])
     with pytest.raises(

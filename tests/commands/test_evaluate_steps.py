@@ -22,6 +22,7 @@ from memreason_hf.evaluation.solutions.generation import generate_solutions
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.attention import set_step_attention
 from memreason_hf.steps.tokenization import extend_tokenizer
+from modeling_recurrent import RecurrentDepthForCausalLM
 
 
 @pytest.fixture(autouse=True)
@@ -300,6 +301,50 @@ def test_depth_by_kind_is_reported(data, tmp_path, capsys):
     message = refusal(capsys, *arguments, "--depth_by_kind", "memory=2", "--max_recurrences", 3, "--overwrite")
     assert "max_recurrences=3 has no effect with depth_by_kind='memory=2', because no criterion halts" in message
     assert "is no depth of a kind" in refusal(capsys, *arguments, "--depth_by_kind", "memory", "--overwrite")
+
+
+def test_every_depth_flag_reaches_generate(data, tmp_path, monkeypatch):
+    model = save_model(tmp_path / "deep", recurrent)
+    calls = []
+    plain = RecurrentDepthForCausalLM.generate
+
+    def spy(self, *args, **kwargs):
+        calls.append(kwargs)
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(RecurrentDepthForCausalLM, "generate", spy)
+    arguments = [model, "--data", data, "--name", "strategy_qa", "--max_new_tokens", 2, "--num_items", 1]
+    assert run(*arguments) == 0
+    assert not {"halting_criterion", "num_recurrences", "kl_threshold"} & set(calls[-1])
+    depth = ["--halting_criterion", "kl", "--kl_threshold", 0.5, "--min_recurrences", 2, "--max_recurrences", 4]
+    assert run(*arguments, *depth, "--halting_granularity", "sequence") == 0
+    expected = {
+        "halting_criterion": "kl",
+        "kl_threshold": 0.5,
+        "min_recurrences": 2,
+        "max_recurrences": 4,
+        "halting_granularity": "sequence",
+    }
+    assert expected.items() <= calls[-1].items()
+    assert run(*arguments, *depth, "--depth_by_kind", "memory=3") == 0
+    del expected["halting_granularity"], expected["max_recurrences"]
+    assert expected.items() <= calls[-1].items() and "max_recurrences" not in calls[-1]
+    assert calls[-1]["depth_schedule"].depths[0] == 4
+
+
+def test_a_recipe(data, tmp_path, capsys):
+    model, recipe, file = save_model(tmp_path / "deep", recurrent), tmp_path / "recipe.yaml", tmp_path / "texts.jsonl"
+    recipe.write_text(
+        f"inputs: {{model: {model}, data: {data}, name: strategy_qa, num_items: 2}}\n"
+        f"solutions: {{max_new_tokens: 3}}\nhalting: {{num_recurrences: 3, depth_by_kind: memory=2}}\n"
+        f"output: {{output_file: {file}}}\n"
+    )
+    assert run(recipe, "--max_new_tokens", 2) == 0
+    settings = json.loads(file.with_name("texts.jsonl.settings.json").read_text())
+    assert (settings["max_new_tokens"], settings["num_recurrences"]) == (2, 3)
+    assert settings["depth_by_kind"] == {"memory": 2} and len(file.read_text().splitlines()) == 2
+    recipe.write_text("solutions: {max_new_token: 3}")
+    assert "unknown key 'max_new_token'. Did you mean 'max_new_tokens'?" in refusal(capsys, recipe)
 
 
 def test_depth_by_kind_needs_recurrences(model, data, capsys):
