@@ -83,8 +83,6 @@ def _expressible(hint):
         return typing.Literal[tuple(item.value for item in hint)]
     if typing.get_origin(hint) is list:
         return list[_expressible(*typing.get_args(hint))]
-    if typing.is_typeddict(hint):
-        return dict
     is_plain = hint in (int, float, bool, str, dict, list, type(None), typing.Any)
     return hint if is_plain or typing.get_origin(hint) in (typing.Literal, dict) else None
 

@@ -84,6 +84,8 @@ def test_how_depths_are_shown(is_terminal, values, mode, colors, variables):
     if mode == "color":
         assert view.console.color_system == colors and not view.console.no_color
     view.show_all([sample_text()])
+    if mode == "none":
+        assert view.console.file.getvalue() == f"{sample_text().prompt}{sample_text().text}\n"
     # The sample itself holds the code of red, which a file keeps.
     codes = set(ANSI.findall(view.console.file.getvalue())) - {"\x1b[31m"}
     assert bool(codes) is (mode == "color")
