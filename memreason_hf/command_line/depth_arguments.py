@@ -15,10 +15,21 @@ def _criteria_with(parameter):
     return [name for name, criterion in HALTING_CRITERIA.items() if parameter in {f.name for f in fields(criterion)}]
 
 
+_MEANINGS = {
+    "kl_threshold": "halts below this KL divergence of the next-token probabilities from those of the recurrence "
+    "before, in nats.",
+    "entropy_threshold": "halts below this entropy of the next-token probabilities, in nats.",
+    "confidence_threshold": "halts when the highest next-token probability is at least this.",
+    "state_difference_threshold": "halts below this change of the state, relative to the norm of the state.",
+    "acceleration_threshold": "halts below this change of the change of the state, relative to the norm of the state.",
+    "argmax_patience": "halts when the most probable token is the same for this many recurrences.",
+}
+
+
 def _parameter_field(name):
     kind = int if RecurrentDepthConfig.__annotations__[name] is int else float
-    criteria = ", ".join(_criteria_with(name))
-    return name, kind | None, field(default=None, metadata={"help": f"Parameter of {criteria}."})
+    help_text = f"{', '.join(_criteria_with(name))}: {_MEANINGS.get(name, 'parameter of the criterion.')}"
+    return name, kind | None, field(default=None, metadata={"help": help_text})
 
 
 @dataclass
@@ -37,7 +48,7 @@ class _DepthArguments:
         default=None, metadata={"help": "First recurrence at which a row or token may halt."}
     )
     max_recurrences: int | None = field(
-        default=None, metadata={"help": "Recurrence at which every row and token halts, at the latest."}
+        default=None, metadata={"help": "Last recurrence. Every row and token halts there at the latest."}
     )
     num_recurrences: int | None = field(
         default=None, metadata={"help": "Fixed number of recurrences, instead of a criterion."}

@@ -13,7 +13,7 @@ from memreason_hf.command_line.depth_arguments import (
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.tokenization import extend_tokenizer
 from modeling_recurrent import RecurrentDepthConfig
-from modeling_recurrent.halting_recurrent import criterion_parameters
+from modeling_recurrent.halting_recurrent import HALTING_CRITERIA, criterion_parameters
 
 
 def test_settings_are_the_config_unless_a_flag_says_otherwise():
@@ -43,6 +43,12 @@ def test_settings_are_the_config_unless_a_flag_says_otherwise():
         assert (settings["num_recurrences"], settings["halting_criterion"], settings["parameters"]) == (4, None, {})
     assert config.entropy_threshold == 3.0 and config.min_recurrences == 1
     assert set(criterion_parameters()) <= set(DepthArguments.__dataclass_fields__)
+
+
+def test_every_parameter_is_explained():
+    for name in criterion_parameters():
+        help_text = DepthArguments.__dataclass_fields__[name].metadata["help"]
+        assert "halts" in help_text and help_text.split(":")[0].split(", ")[0] in HALTING_CRITERIA
 
 
 def test_what_is_given():
