@@ -80,20 +80,15 @@ class ChainInputs:
         dataset: the encoded rows.
         arguments: keyword arguments for `predict_answers` and `sweep_depth`.
         header: describes the model and the data in a results file.
+        title: one line that names the model and the rows.
         is_main_process: whether this process prints and writes.
     """
 
     dataset: Dataset
     arguments: dict
     header: ResultsHeader
+    title: str
     is_main_process: bool
-
-    @property
-    def title(self) -> str:
-        """One line with the end of the model's path and the number of rows."""
-        data = self.header.data
-        name = "/".join(Path(self.header.model["name_or_path"]).parts[-2:])
-        return f"{name} on {data['num_rows']} rows of the {data['split']} split"
 
     def figure_arguments(self, title: str) -> dict:
         grouped_by_hops = self.header.data["group_column"] == "hops"
@@ -143,7 +138,8 @@ def load_chain_inputs(
         "distributed": distributed,
         "progress": not model.no_progress,
     }
-    return ChainInputs(dataset, run_arguments, header, is_main_process=rank == 0)
+    title = f"{model.short_name} on {len(dataset)} rows of the {chains.split} split"
+    return ChainInputs(dataset, run_arguments, header, title, is_main_process=rank == 0)
 
 
 def _processes(model):

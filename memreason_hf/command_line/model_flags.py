@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -59,6 +60,11 @@ class ModelFlags:
         default=False,
         metadata={"help": "Run Python code that comes with the model or tokenizer. Read it first."},
     )
+
+    @property
+    def short_name(self) -> str:
+        """The last two parts of the model's path or name, for titles."""
+        return "/".join(Path(self.model).parts[-2:])
 
     def check(self) -> None:
         """

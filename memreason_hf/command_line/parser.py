@@ -173,7 +173,7 @@ class CommandParser(HfArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         """Raises an error of argparse, which would print the usage and exit."""
-        raise ValueError(f"{message}.")
+        raise ValueError(f"{message.rstrip('.')}.")
 
     def format_help(self, shows_all: bool = True) -> str:
         """The text of `--help_all`, or that of `--help`."""

@@ -47,6 +47,8 @@ class SamplingArguments:
             raise ValueError(f"top_k={self.top_k} must be at least 0, which draws from all tokens.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be a probability above 0.")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must lie between -2**63 and 2**63 - 1.")
 
 
 def sampling_settings(generation_config: GenerationConfig, sampling: SamplingArguments) -> tuple[dict, dict]:

@@ -132,9 +132,8 @@ def _attention(model, text_arguments, depth, choice, output):
     maps = attention.select(choice.layer, choice.head, choice.recurrence)
     shares = map_shares(maps, solution.kinds(choice.marks_apart))
 
-    name = "/".join(Path(model.model).parts[-2:])
-    title = f"{name}\n{_describe(attention, choice)}"
-    _print(f"{name} over {source.source}", solution, attention, choice, shares)
+    title = f"{model.short_name}\n{_describe(attention, choice)}"
+    _print(f"{model.short_name} over {source.source}", solution, attention, choice, shares)
     if files is None:
         print("\nNothing was written. --output_dir DIR keeps the numbers and the figures.")
         return 0

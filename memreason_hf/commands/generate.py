@@ -151,9 +151,8 @@ def _generate(model, prompt_arguments, depth, cache, sampling, output):
     texts = _show(generator, prompts, rows, TerminalView.open(sys.stdout, output.depths), settings)
     seconds = time.perf_counter() - start
     _print_summary(texts, settings, seconds)
-    name = "/".join(Path(model.model).parts[-2:])
     if output.html is not None:
-        page = render_page(texts, title=name, description=_describe(settings))
+        page = render_page(texts, title=model.short_name, description=_describe(settings))
         _write(output.html, page, output.overwrite)
     if output.json is not None:
         described = describe_model(network, model.model)

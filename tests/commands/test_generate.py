@@ -345,6 +345,8 @@ def test_a_recipe(flags, tmp_path):
         (["--do_sample", "--top_k", "-1"], "top_k=-1 must be at least 0"),
         (["--temperature", "0.7"], "temperature=0.7 has no effect without --do_sample"),
         (["--seed", "3"], "seed=3 has no effect without --do_sample"),
+        (["--do_sample", "--seed", "9" * 30], "seed=9+ must lie between"),
+        (["--do_sample", "perhaps"], "Truthy value expected: got perhaps.*insensitive\\).$"),
         (["--prompts", "file.txt"], "prompt and prompts='file.txt' are both given"),
         (["--prompt", ""], "prompt='' has no tokens"),
         (["--prompt", "a\udc80"], r"prompt='a\\udc80' must be a text in UTF-8"),
