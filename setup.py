@@ -27,7 +27,9 @@ setup(
         "huggingface-hub>=1.0",
         "matplotlib>=3.8",
         "numpy>=1.26",
-        "pyyaml>=6.0",
+        "pydantic>=2.10",
+        "rich>=14.0",
+        "ruamel.yaml>=0.18",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -8,12 +8,12 @@ From a folder with the study's JSON files instead of the authors' repository:
     python data_scripts/build_memory_reason.py --name truthful_qa --source FOLDER --output_dir data/truthful_qa
 """
 
-from argparse import RawDescriptionHelpFormatter
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
+from memreason_hf.command_line.errors import user_errors
+from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.data.questions.memory_reason import (
     NAMES,
     build_memory_reason,
@@ -22,46 +22,47 @@ from memreason_hf.data.questions.memory_reason import (
 )
 
 
+PROG = "build_memory_reason.py"
 EXPLANATION = """
 strategy_qa, commonsense_qa and truthful_qa are the questions of "Disentangling Memory and Reasoning Ability in Large
-Language Models", whose steps recall knowledge ([rag]) or reason over it ([reason]). gsm8k and aqua_rat have the lines
-of their rationales as steps, without kinds. What is dropped is counted, printed and written to report.json; the rules
-are in data_scripts/README.md. The result is read with datasets.load_from_disk(DIR).
+Language Models", whose steps recall knowledge ([rag]) or reason over it ([reason]). The steps of gsm8k and aqua_rat
+are the lines of their rationales, without kinds. Dropped steps and items are counted, printed and written to
+report.json; the rules are in data_scripts/README.md. The result is read with datasets.load_from_disk(DIR).
 """
 
 
 @dataclass
 class BuildArguments:
-    name: str = field(metadata={"help": f"The data set: {', '.join(NAMES)}.", "choices": list(NAMES)})
-    output_dir: str = field(metadata={"help": "Folder for the data set; made if it is not there."})
+    """The data set, and where it comes from and goes to."""
+
+    name: str = field(metadata={"help": "The data set.", "choices": list(NAMES)})
+    output_dir: str = field(metadata={"help": "Folder for the data set. It is made if it does not exist."})
     source: str | None = field(
         default=None,
         metadata={
-            "help": "A folder or URL with the JSON files; for gsm8k and aqua_rat a folder or a name on the Hub. "
+            "help": "Folder or URL with the JSON files; for gsm8k and aqua_rat a folder or a name on the Hub. "
             "Default: the authors' repository, or the Hub."
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the data set that the folder holds."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace another data set in the folder."})
 
 
-def make_parser() -> HfArgumentParser:
-    return HfArgumentParser(
-        BuildArguments, description=__doc__ + EXPLANATION, formatter_class=RawDescriptionHelpFormatter
-    )
+def make_parser() -> CommandParser:
+    sections = [Section("data", BuildArguments, "data set")]
+    return CommandParser(sections, recipe=None, prog=PROG, description=__doc__ + EXPLANATION)
 
 
-def main(arguments: list[str] | None = None):
-    parser = make_parser()
-    try:
-        (options,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-        check_output_folder(Path(options.output_dir), options.overwrite)
-        data = build_memory_reason(options.name, options.source)
-        save_memory_reason(data, options.output_dir, overwrite=options.overwrite)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print(data.report.describe())
-    print(f"written to {options.output_dir}")
+def main(argv: list[str] | None = None) -> int:
+    """Builds the data set; returns the exit code. A wrong flag or input ends it with code 2 and one message."""
+    with user_errors(PROG):
+        (arguments,) = make_parser().parse_sections(argv)
+        check_output_folder(Path(arguments.output_dir), arguments.overwrite)
+        data = build_memory_reason(arguments.name, arguments.source)
+        save_memory_reason(data, arguments.output_dir, overwrite=arguments.overwrite)
+        print(data.report.describe())
+        print(f"written to {arguments.output_dir}")
+        return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,1 +1,1 @@
-"""Parsers, shared flags and error messages of the commands."""
+"""The command line: the parser, the flags that verbs share, and error messages."""

@@ -1,4 +1,4 @@
-"""How a command ends: of an expected error one message and exit code 2, and no loss when nobody reads any more."""
+"""How a command ends: an expected error is one line and exit code 2, and a closed pipe does not stop the command."""
 
 import os
 import sys
@@ -8,28 +8,31 @@ from contextlib import contextmanager, redirect_stdout
 from huggingface_hub.errors import StrictDataclassError
 
 
-# The exit code after Ctrl-C, as shells have it.
+# The exit code of shells after Ctrl-C.
 INTERRUPTED = 130
-# Set to 1 to see where an expected error came from.
+# Set to 1 to see the traceback of an expected error.
 TRACEBACK_VARIABLE = "MEMREASON_TRACEBACK"
-# What a wrong recipe, flag, path or file raises. A TypeError is left out: it is more often a fault of the program.
-USER_ERRORS = (ValueError, OSError, StrictDataclassError)
+# Errors that a wrong recipe, flag, path or file raises. TypeError is not among them, because it is more often a fault
+# of the program. A RecursionError comes from JSON that is nested too deeply.
+USER_ERRORS = (ValueError, OSError, RecursionError, StrictDataclassError)
 
 
 def describe(error: BaseException) -> str:
-    """The message of an error; of a config's validation error the message of the broken rule."""
+    """The message of an error. For the validation error of a config, that is the message of the broken rule."""
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
         return str(error.__cause__)
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}."
+    if isinstance(error, RecursionError):
+        return f"A file or value is nested too deeply to be read. {TRACEBACK_VARIABLE}=1 shows which."
     return str(error) or type(error).__name__
 
 
 class _OutlastingStream:
     """
-    Standard output that goes on into nothing when its reader, `head` for one, has seen enough.
+    Standard output that discards what is written after its reader, for example `head`, has closed the pipe.
 
-    Else a command whose output is cut would end in the middle, and not write its files.
+    Otherwise the command would end at that moment, before it writes its files.
     """
 
     def __init__(self, stream):
@@ -57,12 +60,17 @@ class _OutlastingStream:
 @contextmanager
 def user_errors(command: str, *exceptions: type[BaseException]) -> Iterator[None]:
     """
-    Ends the program with one message and exit code 2 when an expected error comes out of the block. What the block
-    prints may be cut by its reader: the block goes on.
+    Ends the program with one message and exit code 2 when an expected error leaves the block. The block runs to its
+    end even if the reader of standard output closes the pipe.
 
     Args:
-        command: what the message begins with, for example "memreason train".
-        exceptions: what is expected; `USER_ERRORS` if nothing is given. Everything else keeps its traceback.
+        command: the beginning of the message, for example `"memreason train"`.
+        exceptions: the expected errors, by default `USER_ERRORS`. All other errors keep their traceback.
+
+    Example:
+        >>> with user_errors("memreason train"):  # doctest: +SKIP
+        ...     raise ValueError("seed='x' must be a whole number.")
+        memreason train: error: seed='x' must be a whole number.
     """
     expected = exceptions or USER_ERRORS
     output = _OutlastingStream(sys.stdout)

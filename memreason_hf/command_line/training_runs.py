@@ -1,4 +1,4 @@
-"""What the commands that train share: a run from its beginning, or its newest checkpoint, to its saved model."""
+"""Training runs of the commands that train: from the start or the newest checkpoint to the saved model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +11,13 @@ from memreason_hf.training.runs.trainer import ResumableTrainer
 
 def output_folder_of(values: dict) -> str:
     """
-    `training.output_dir` of what a recipe and the flags give.
+    `training.output_dir`, from the values of recipe and flags.
 
     Raises:
         ValueError: it is not given.
     """
     if not values["training"].get("output_dir"):
-        raise ValueError("training.output_dir is not given: where to save, --output_dir FOLDER.")
+        raise ValueError("training.output_dir is not given. Pass --output_dir FOLDER, where the run is saved.")
     return values["training"]["output_dir"]
 
 
@@ -25,12 +25,12 @@ def run_training(
     trainer: ResumableTrainer, command: str, describe: Callable[[ResumableTrainer], str] | None = None
 ) -> int:
     """
-    Trains, or goes on from the newest checkpoint of the output folder, saves the model and says what was done.
+    Trains, or resumes from the newest checkpoint of the output folder, saves the model and prints a summary.
 
     Args:
-        trainer: ready to train; its end is called.
-        command: what the message of an error begins with.
-        describe: what else there is to say of a run that was not interrupted.
+        trainer: ready to train. Its `end` is called.
+        command: the beginning of an error message.
+        describe: a sentence for the summary of a run that was not interrupted.
 
     Returns:
         The exit code: 0, or 130 after Ctrl-C. A failed training ends the program with code 2 and one message.
@@ -53,7 +53,7 @@ def run_training(
 
 
 def say(trainer: ResumableTrainer, message: str):
-    """Prints on one of the processes."""
+    """Prints on the main process only."""
     if trainer.is_world_process_zero():
         print(message, flush=True)
 
@@ -62,7 +62,7 @@ def _summary(trainer):
     steps = trainer.state.global_step
     if trainer.interrupted:
         saved = f"saved {trainer.last_checkpoint}" if trainer.last_checkpoint else "nothing was saved"
-        return f"Stopped after step {steps}; {saved}. The same command again goes on from there."
+        return f"Stopped after step {steps}; {saved}. The same command resumes from there."
     already = trainer.resumed_from is not None and checkpoint_step(trainer.resumed_from) == steps
     return (
         f"{'The run was finished already, after' if already else 'Trained for'} {steps} steps. The model is in "

@@ -1,1 +1,1 @@
-"""One module a subcommand of `memreason`: `make_parser()` and `main(argv=None)`, which returns the exit code."""
+"""The verbs of `memreason`, one module each: `make_parser()`, and `main(argv=None)`, which returns the exit code."""

@@ -8,39 +8,41 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-import evaluate
-from transformers import HfArgumentParser
 
 from memreason_hf.adapters.base import weights_digest
 from memreason_hf.adapters.model import rows_in_place
-from memreason_hf.adapters.saving import is_adapter_folder, load_adapter
+from memreason_hf.adapters.saving import is_adapter_folder
+from memreason_hf.analysis.solution_report import measure_solutions, solution_report
+from memreason_hf.command_line.depth_arguments import (
+    DEPTH,
+    DepthByKindArguments,
+    check_has_recurrences,
+    depth_settings,
+    given_depth,
+    schedule_by_kind,
+)
 from memreason_hf.command_line.errors import user_errors
-from memreason_hf.command_line.flags import flag_parser, parse_flags
+from memreason_hf.command_line.model_flags import model_section
+from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.data.questions.demonstrations import Demonstrations
-from memreason_hf.data.questions.memory_reason import NAMES, load_memory_reason, reference_solution
+from memreason_hf.data.questions.memory_reason import NAMES, load_memory_reason
 from memreason_hf.evaluation.solutions.generation import generate_solutions
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
 from memreason_hf.evaluation.solutions.judges import JUDGES
 from memreason_hf.files import check_places, write_json
-from memreason_hf.metrics import metric_path
-from memreason_hf.models.loading import choose_device, load_any_config, load_model, load_tokenizer
-from memreason_hf.models.pretrained import torch_dtype
-from memreason_hf.steps import KINDS
-from memreason_hf.steps.depth import NO_KIND_YET, DepthByKind, mean_recurrences_by_kind, read_depths
+from memreason_hf.steps.depth import read_depths
 from memreason_hf.steps.tokenization import read_scheme
-from modeling_recurrent import RecurrentDepthConfig
 
 
 PROG = "memreason evaluate-steps"
 DESCRIPTION = """\
-Lets a model solve the questions of a data set, greedily, step by step, and judges the answers. Prints accuracy with a
-bootstrap interval over questions, invalid answers, texts that were cut off, the steps by kind beside those of the
-references, and the kind of the step at which solutions first depart from the reference.
+Lets a model solve the questions of a data set, greedily and step by step, and judges the answers. Prints the accuracy
+with a bootstrap interval over questions, the numbers of invalid answers and of texts that were cut off, the steps by
+kind in the solutions and in the references, and the kind of the step at which solutions first depart from the
+reference.
 
-The prompt is the question and the prefix tokens of the scheme that is saved with the tokenizer. Every text goes to
---output_file, a JSON line each, as soon as its batch is done; the same command again goes on where it was stopped.
+The prompt is the question and the prefix tokens of the scheme that was saved with the tokenizer. Every text goes to
+--output_file, one JSON line each, as soon as its batch is done. The same command again resumes a run that was stopped.
 """
 EPILOG = """\
 examples:
@@ -49,121 +51,129 @@ examples:
   memreason evaluate-steps MODEL --data data/gsm8k --num_demonstrations 4 --max_new_tokens 300
   memreason evaluate-steps RECURRENT_MODEL --data data/strategy_qa --depth_by_kind memory=2,reason=16
 
---output_file X writes X (the schema: memreason_hf/evaluation/solutions/generation.py), X.settings.json (what the texts
-depend on) and X.summary.json (the figures that are printed).
+--output_file X writes X (the schema: memreason_hf/evaluation/solutions/generation.py), X.settings.json (the settings
+that the texts depend on) and X.summary.json (the numbers that are printed).
 """
-METRICS = ("answer_accuracy", "step_distribution", "step_attribution")
 
 
 @dataclass
-class EvaluateStepsArguments:
-    model: str | None = field(
-        default=None,
-        metadata={"help": "Folder or name on the Hub, or an adapter's folder; also as the first argument."},
+class QuestionArguments:
+    """The questions."""
+
+    data: str = field(
+        metadata={
+            "help": "Folder written by data_scripts/build_memory_reason.py; or, with --name, the source that this "
+            "script reads."
+        },
     )
-    data: str | None = field(
-        default=None,
-        metadata={"help": "Folder of data_scripts/build_memory_reason.py; or, with --name, the source that it reads."},
-    )
-    name: str | None = field(default=None, metadata={"help": f"The data set in a source: {', '.join(NAMES)}."})
+    name: str | None = field(default=None, metadata={"help": f"Name of the data set in a source: {', '.join(NAMES)}."})
     split: str = field(default="test", metadata={"help": "Split of the data set."})
-    num_items: int | None = field(default=None, metadata={"help": "Only the first so many items."})
-    output_file: str | None = field(
-        default=None, metadata={"help": "JSON lines with every text. Default: only the figures are printed."}
+    num_items: int | None = field(
+        default=None, metadata={"help": "The most items; the first ones of the split are solved. Default: all."}
     )
-    overwrite: bool = field(default=False, metadata={"help": "Start the output file anew."})
-    batch_size: int = field(default=16, metadata={"help": "Texts generated together. Changes the speed only."})
+
+    def rows(self, dataset) -> list[dict]:
+        """
+        The items that the flags choose.
+
+        Raises:
+            ValueError: the split does not exist, or no item is left.
+        """
+        if self.split not in dataset:
+            raise ValueError(f"split={self.split!r} is not in the data. Its splits are {', '.join(dataset)}.")
+        if self.num_items is not None and self.num_items < 1:
+            raise ValueError(f"num_items={self.num_items} must be at least 1.")
+        rows = dataset[self.split]
+        return list(rows if self.num_items is None else rows.select(range(min(self.num_items, len(rows)))))
+
+
+@dataclass
+class SolutionArguments:
+    """How questions are solved and judged."""
+
     max_new_tokens: int = field(default=512, metadata={"help": "The most tokens of a solution."})
     num_demonstrations: int = field(default=0, metadata={"help": "Solved training questions before each question."})
-    seed: int = field(default=0, metadata={"help": "Decides which demonstrations, and resamples the questions."})
+    seed: int = field(
+        default=0, metadata={"help": "Seed of the choice of demonstrations and of the bootstrap interval."}
+    )
     match_option_text: bool = field(
-        default=False, metadata={"help": "Also take the text of an option for its letter."}
+        default=False, metadata={"help": "Accept the text of an option as an answer, in place of its letter."}
     )
     judge: str = field(
         default="overlap",
-        metadata={"help": f"Who compares steps with the references: {', '.join(JUDGES)}.", "choices": list(JUDGES)},
+        metadata={"help": "How steps are compared with the references.", "choices": list(JUDGES)},
     )
-    num_recurrences: int | None = field(
-        default=None, metadata={"help": "Recurrent-depth models: a fixed depth. Default: the model's."}
-    )
-    max_recurrences: int | None = field(default=None, metadata={"help": "Recurrent-depth models: the deepest."})
-    halting_criterion: str | None = field(
-        default=None, metadata={"help": "Recurrent-depth models: what decides who halts."}
-    )
-    depth_by_kind: str | None = field(
-        default=None,
-        metadata={
-            "help": "Recurrent-depth models: recurrences while a step of a kind is written, for example "
-            "memory=2,reason=16; where a criterion halts, at most so many. Other tokens: num_recurrences or "
-            "max_recurrences."
-        },
-    )
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Folder with the extended tokenizer, where it is not beside the model."}
-    )
-    base: str | None = field(
-        default=None, metadata={"help": "An adapter's base model, where it is not the one that the adapter names."}
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Of the weights; auto: as saved, an adapter's base as in training."}
-    )
-    device: str | None = field(
-        default=None, metadata={"help": "For example cpu or cuda:1. Default: cuda if there is."}
-    )
-    no_progress: bool = field(default=False, metadata={"help": "Show no progress bar."})
 
 
-def make_parser() -> HfArgumentParser:
-    usage = "%(prog)s MODEL --data FOLDER [--flag value ...]"
-    return flag_parser(EvaluateStepsArguments, prog=PROG, usage=usage, description=DESCRIPTION, epilog=EPILOG)
+@dataclass
+class SolutionsOutput:
+    """Where the texts go."""
+
+    output_file: str | None = field(
+        default=None, metadata={"help": "File of JSON lines for the texts. Default: only the numbers are printed."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Start the output file anew."})
+
+
+SECTIONS = [
+    model_section(),
+    Section("data", QuestionArguments, "questions", key="inputs"),
+    Section("solutions", SolutionArguments, "solutions and judging"),
+    DEPTH,
+    Section("depth_by_kind", DepthByKindArguments, "depth by kind of step", key="halting"),
+    Section("output", SolutionsOutput, "output"),
+]
+
+
+def make_parser() -> CommandParser:
+    return CommandParser(SECTIONS, model=True, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluates; returns the exit code. A wrong flag or input ends the program with code 2 and one message."""
     with user_errors(PROG):
-        return _evaluate(_parse(list(sys.argv[1:] if argv is None else argv)))
+        return _evaluate(*make_parser().parse_sections(argv))
 
 
-def _parse(argv):
-    if argv and not argv[0].startswith("-"):
-        argv = ["--model", *argv]
-    arguments = parse_flags(make_parser(), argv)
-    for name in ("model", "data"):
-        if getattr(arguments, name) is None:
-            raise ValueError(f"{name} is not given: {PROG} MODEL --data FOLDER.")
-    return arguments
-
-
-def _evaluate(arguments):
-    files = _output_files(arguments)
-    dataset = load_memory_reason(arguments.data, arguments.name)
-    rows = _rows(dataset, arguments.split, arguments.num_items)
-    demonstrations = _demonstrations(dataset, arguments)
-    model, tokenizer, depth = _load_model(arguments)
+def _evaluate(model, data, solving, depth, by_kind, output):
+    files = _output_files(output)
+    model.check()
+    dataset = load_memory_reason(data.data, data.name)
+    rows = data.rows(dataset)
+    demonstrations = _demonstrations(dataset, solving)
+    network, tokenizer, generate_arguments = _load(model, depth, by_kind)
     scheme = read_scheme(tokenizer)
 
     started = time.perf_counter()
-    with rows_in_place(model):
+    with rows_in_place(network):
         generations = generate_solutions(
-            model,
+            network,
             tokenizer,
             rows,
-            batch_size=arguments.batch_size,
-            max_new_tokens=arguments.max_new_tokens,
+            batch_size=model.batch_size,
+            max_new_tokens=solving.max_new_tokens,
             demonstrations=demonstrations,
-            match_option_text=arguments.match_option_text,
+            match_option_text=solving.match_option_text,
             path=files[0] if files else None,
-            settings=_settings(arguments, scheme, depth, model) if files else None,
-            overwrite=arguments.overwrite,
-            progress=not arguments.no_progress,
-            **_generate_arguments(model, tokenizer, depth),
+            settings=_settings(model, data, solving, scheme, (depth, by_kind), network) if files else None,
+            overwrite=output.overwrite,
+            progress=not model.no_progress,
+            **generate_arguments,
         )
     seconds = time.perf_counter() - started
-    results = _measure(generations, rows, scheme, arguments)
-    taken = [generation.recurrences for generation in generations if generation.recurrences is not None]
-    if taken:
-        results["mean_recurrences_by_kind"] = mean_recurrences_by_kind(taken)
-    print(_report(results, generations, arguments, seconds))
+    results = measure_solutions(
+        generations,
+        rows,
+        scheme,
+        match_option_text=solving.match_option_text,
+        judge=solving.judge,
+        seed=solving.seed,
+    )
+    title = f"{model.model} on {data.data}, {data.split}"
+    options = {"max_new_tokens": solving.max_new_tokens, "judge": solving.judge}
+    print(solution_report(results, generations, title=title, **options))
+    num_tokens = sum(generation.num_tokens for generation in generations)
+    print(f"\n{seconds:.1f} s; {num_tokens:,} tokens in all, those of an earlier run included")
     if files:
         summary = {key: value for key, value in results.items() if key != "attributions"}
         write_json(files[2], summary, ensure_ascii=False)
@@ -171,150 +181,65 @@ def _evaluate(arguments):
     return 0
 
 
-def _output_files(arguments):
-    if arguments.output_file is None:
+def _output_files(output):
+    """The files for texts, settings and summary; none where nothing is written."""
+    if output.output_file is None:
         return []
-    path = Path(arguments.output_file)
-    # One that is there is gone on with.
+    path = Path(output.output_file)
+    # A file of an earlier run is continued.
     check_places([path], overwrite=True)
     return [path, *(path.with_name(path.name + suffix) for suffix in (SETTINGS_SUFFIX, SUMMARY_SUFFIX))]
 
 
-def _rows(dataset, split, num_items):
-    if split not in dataset:
-        raise ValueError(f"split={split!r} is not in the data; there are {', '.join(dataset)}.")
-    rows = dataset[split]
-    if num_items is not None:
-        if num_items < 1:
-            raise ValueError(f"num_items={num_items} must be at least 1.")
-        rows = rows.select(range(min(num_items, len(rows))))
-    return list(rows)
-
-
-def _demonstrations(dataset, arguments):
-    if not arguments.num_demonstrations:
+def _demonstrations(dataset, solving):
+    if not solving.num_demonstrations:
         return None
     if "train" not in dataset:
         raise ValueError(
-            f"num_demonstrations={arguments.num_demonstrations} are drawn from the split 'train': not there."
+            f"num_demonstrations={solving.num_demonstrations}: demonstrations come from the split 'train', which the "
+            f"data do not have. Its splits are {', '.join(dataset)}."
         )
-    return Demonstrations(dataset["train"], arguments.num_demonstrations, seed=arguments.seed)
+    return Demonstrations(dataset["train"], solving.num_demonstrations, seed=solving.seed)
 
 
-def _load_model(arguments):
-    """The model on its device, its tokenizer, and what `generate` is told about its depth."""
-    depth = {
-        name: getattr(arguments, name)
-        for name in ("num_recurrences", "max_recurrences", "halting_criterion", "depth_by_kind")
-        if getattr(arguments, name) is not None
+def _load(model, depth, by_kind):
+    """The model on its device, its tokenizer, and the arguments of depth for `generate`."""
+    if is_adapter_folder(model.model) and model.tokenizer is not None:
+        raise ValueError(
+            f"tokenizer={model.tokenizer!r}: model={model.model!r} is an adapter, which is saved with its tokenizer. "
+            "Leave --tokenizer out."
+        )
+    config = model.load_config()
+    given = given_depth(depth, by_kind)
+    check_has_recurrences(config, model.model, given)
+    device = model.choose_device()
+    tokenizer = model.load_tokenizer(config)
+    read_scheme(tokenizer)
+    arguments = {}
+    if by_kind.depth_by_kind is not None:
+        arguments = schedule_by_kind(config, depth, by_kind.depth_by_kind, tokenizer)
+    elif given:
+        arguments = depth_settings(config, depth)[1]
+    # An adapter is not merged into its base, which would round it.
+    return model.load_model(device, merge=False), tokenizer, arguments
+
+
+def _settings(model, data, solving, scheme, depth, network):
+    """What the texts depend on in addition to the questions."""
+    given = given_depth(*depth)
+    if "depth_by_kind" in given:
+        given["depth_by_kind"] = read_depths(given["depth_by_kind"])
+    values = {
+        **{name: getattr(model, name) for name in ("model", "tokenizer", "dtype")},
+        **{name: getattr(data, name) for name in ("data", "name", "split")},
+        **{name: getattr(solving, name) for name in ("max_new_tokens", "num_demonstrations", "match_option_text")},
     }
-    is_adapter = is_adapter_folder(arguments.model)
-    if is_adapter:
-        _check_adapter_flags(arguments)
-    config = load_any_config(arguments.model, arguments.base)
-    if depth and not isinstance(config, RecurrentDepthConfig):
-        raise ValueError(
-            f"{', '.join(depth)}: model={arguments.model!r} is a {config.model_type!r} model, without recurrences."
-        )
-    if "depth_by_kind" in depth:
-        depth["depth_by_kind"] = read_depths(depth["depth_by_kind"])
-    device = choose_device(arguments.device)
-    if is_adapter:
-        # Not merged into its base, which would round it.
-        model, tokenizer = load_adapter(arguments.model, base=arguments.base, dtype=torch_dtype(arguments.dtype))
-    else:
-        tokenizer = load_tokenizer(arguments.model, arguments.tokenizer, config)
-        read_scheme(tokenizer)
-        model = load_model(arguments.model, arguments.dtype)
-    return model.to(device), tokenizer, depth
-
-
-def _check_adapter_flags(arguments):
-    if arguments.tokenizer is not None:
-        raise ValueError(
-            f"tokenizer={arguments.tokenizer!r}: model={arguments.model!r} is an adapter, which has its tokenizer "
-            "beside it. Leave --tokenizer out."
-        )
-
-
-def _generate_arguments(model, tokenizer, depth):
-    """The arguments of `generate` for what was asked of depth."""
-    if "depth_by_kind" not in depth:
-        return depth
-    asked, fixed = depth.get("halting_criterion"), depth.get("num_recurrences")
-    criterion = asked or (model.config.halting_criterion if fixed is None else None)
-    if criterion in (None, "none"):
-        criterion, name = "none", "num_recurrences"
-    else:
-        name = "max_recurrences"
-    other = "max_recurrences" if name == "num_recurrences" else "num_recurrences"
-    if other in depth:
-        rule = "no criterion halts" if criterion == "none" else f"{criterion} halts"
-        raise ValueError(f"{other}={depth[other]}: with depth_by_kind, where {rule}, other tokens go by {name}.")
-    otherwise = depth.get(name, getattr(model.config, name))
-    schedule = DepthByKind(tokenizer, depth["depth_by_kind"], otherwise)
-    return {"depth_schedule": schedule, "halting_criterion": criterion}
-
-
-def _settings(arguments, scheme, depth, model):
-    """What the texts depend on beside the questions."""
-    names = ("model", "tokenizer", "data", "name", "split", "max_new_tokens", "num_demonstrations", "dtype")
-    values = {name: getattr(arguments, name) for name in names}
-    if arguments.num_demonstrations:
-        values["seed"] = arguments.seed
-    if arguments.base is not None:
-        values["base"] = arguments.base
-    # A folder can hold another model than before: of a run that was begun anew, or went on.
-    values["weights"] = weights_digest(model)
-    return {**values, "match_option_text": arguments.match_option_text, "scheme": scheme.to_dict(), **depth}
-
-
-def _measure(generations, rows, scheme, arguments):
-    metrics = evaluate.combine([evaluate.load(metric_path(name), keep_in_memory=True) for name in METRICS])
-    return metrics.compute(
-        predictions=[generation.text for generation in generations],
-        references=[scheme.render(reference_solution(row)) for row in rows],
-        questions=[row["question"] for row in rows],
-        options=[row["options"] for row in rows],
-        match_option_text=arguments.match_option_text,
-        scheme=scheme,
-        judge=arguments.judge,
-        seed=arguments.seed,
-    )
-
-
-def _report(results, generations, arguments, seconds):
-    low, high = results["accuracy_interval"]
-    num_tokens = sum(generation.num_tokens for generation in generations)
-    num_cut = sum(generation.is_cut for generation in generations)
-    title = f"{arguments.model} on {arguments.data}, {arguments.split}"
-    lines = [
-        f"{title}: {results['num_items']:,} items, {results['num_questions']:,} questions",
-        f"accuracy {results['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})",
-        f"no valid answer {results['num_invalid_answers']:,}; several options {results['num_several_answers']:,}",
-        f"cut off before their end {num_cut:,} (at most {arguments.max_new_tokens} tokens, or the model's context); "
-        f"inside a step's tokens {results['num_truncated']:,}",
-        "",
-        f"{'steps':<28}" + "".join(f"{kind:>9}" for kind in KINDS),
-    ]
-    for title, key in (
-        ("generated", "steps_by_kind"),
-        ("reference", "reference_steps_by_kind"),
-        (f"first departures ({arguments.judge})", "departures_by_kind"),
-    ):
-        lines.append(f"{title:<28}" + "".join(f"{results[key][kind]:>9,}" for kind in KINDS))
-    if means := results.get("mean_recurrences_by_kind"):
-        shown = "".join(f"{means[kind]:>9.2f}" if kind in means else f"{'-':>9}" for kind in KINDS)
-        lines.append(f"{'mean recurrences of a token':<28}{shown}")
-        if NO_KIND_YET in means:
-            lines.append(f"before the kind of a step is told {means[NO_KIND_YET]:.2f}")
-    lines += [
-        f"no departure {results['num_without_departure']:,}; undecided {results['num_undecided']:,}; "
-        f"no reference steps {results['num_without_reference']:,}",
-        "",
-        f"{seconds:.1f} s; {num_tokens:,} tokens in all, those of an earlier run included",
-    ]
-    return "\n".join(lines)
+    if solving.num_demonstrations:
+        values["seed"] = solving.seed
+    if model.base is not None:
+        values["base"] = model.base
+    # The folder may hold other weights than before, of a run that was started anew or resumed.
+    return {**values, "weights": weights_digest(network), "scheme": scheme.to_dict(), **given}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys
 
 from memreason_hf.adapters.modes import AdapterArguments
 from memreason_hf.command_line.errors import USER_ERRORS, user_errors
-from memreason_hf.command_line.recipe_parser import RecipeParser, RecipeSection
+from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.training_runs import output_folder_of, run_training, say
 from memreason_hf.models.new_models import NewModelArguments
 from memreason_hf.recipes import FINETUNE
@@ -17,16 +17,17 @@ from memreason_hf.training.solutions.trainer import FinetuneArguments
 PROG = "memreason finetune"
 DESCRIPTION = """\
 Teaches a causal language model (Llama, Qwen, GPT-2, recurrent-depth ...) to solve annotated questions step by step,
-each step marked as memory or reason. RECIPE is a YAML file with the sections data, model, new_model, steps, adapter
-and training, or the name of one that comes with the package. Every key is also a flag, which wins over the recipe.
+each step marked as memory or reason. RECIPE has the sections data, model, new_model, steps, adapter and training.
+Every key is also a flag.
 
-The tokenizer gets the tokens of the scheme (section steps), the model rows for them. Trained are all weights (mode
-full), low-rank updates (lora), the new rows alone (tokens), or both (lora+tokens); the loss is on the solution only.
-After every epoch the model solves num_test questions, greedily: eval_acc. The best epoch is what --output_dir holds
-in the end, with the tokenizer and its scheme: for memreason evaluate-steps, or for your own code.
+The tokenizer gets the tokens of the scheme (section steps), and the model gets embedding rows for them. The mode
+decides what is trained: all weights (full), low-rank updates (lora), the new rows alone (tokens), or both
+(lora+tokens). The loss is on the solution only. After every epoch the model solves num_test questions, greedily:
+eval_acc. In the end --output_dir holds the best epoch, with the tokenizer and its scheme, for memreason evaluate-steps
+or your own code.
 
 The same command again resumes a run that was killed, from the newest complete checkpoint, and ends with the same
-weights; of a finished run it returns at once. Ctrl-C saves and stops.
+weights; after a finished run it returns at once. Ctrl-C saves and stops.
 """
 EPILOG = """\
 examples:
@@ -41,7 +42,7 @@ a recipe:
     path: data/memory_reason      # the study's JSON files, or a folder of data_scripts/build_memory_reason.py
     name: strategy_qa             # which data set of the JSON files
     max_length: 700
-    too_long: drop                # longer items are left out and counted; no answer is ever cut off
+    too_long: drop                # leaves longer items out and counts them; answers are never cut off
   model:
     path: Qwen/Qwen2.5-0.5B
   steps:
@@ -62,19 +63,19 @@ a recipe:
 """
 
 SECTIONS = [
-    RecipeSection("data", QuestionArguments, "data (section data)", flags={"path": "data", "name": "data_name"}),
-    RecipeSection("model", BaseModelArguments, "model (section model)", flags={"path": "model"}),
-    RecipeSection(
+    Section("data", QuestionArguments, "data", flags={"path": "data", "name": "data_name"}),
+    Section("model", BaseModelArguments, "model", flags={"path": "model"}),
+    Section(
         "new_model",
         NewModelArguments,
-        "a new small model instead, with a tokenizer learned from the training texts (section new_model)",
+        "a new small model instead, with a tokenizer learned from the training texts",
     ),
-    RecipeSection("steps", StepScheme, "marks of steps (section steps)"),
-    RecipeSection("adapter", AdapterArguments, "what is trained (section adapter)"),
-    RecipeSection(
+    Section("steps", StepScheme, "marks of steps"),
+    Section("adapter", AdapterArguments, "what is trained"),
+    Section(
         "training",
         FinetuneArguments,
-        "training (section training; all of transformers' TrainingArguments with --help_all)",
+        "training; --help_all also lists transformers' TrainingArguments",
         shown=(
             "output_dir",
             "restart",
@@ -109,8 +110,10 @@ SECTIONS = [
 ]
 
 
-def make_parser() -> RecipeParser:
-    return RecipeParser(SECTIONS, recipe_prefix=FINETUNE, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
+def make_parser() -> CommandParser:
+    return CommandParser(
+        SECTIONS, recipe="required", recipe_prefix=FINETUNE, prog=PROG, description=DESCRIPTION, epilog=EPILOG
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

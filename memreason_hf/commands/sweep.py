@@ -5,23 +5,17 @@
     accelerate launch -m memreason_hf.commands.sweep RECIPE.yaml --max_recurrences 96
 """
 
+import dataclasses
 import sys
 from dataclasses import dataclass, field
 
 from memreason_hf.analysis import accuracy_figure, margin_figure
+from memreason_hf.command_line.chain_inputs import CHAINS, all_processes, load_chain_inputs, print_time
+from memreason_hf.command_line.depth_arguments import DEPTH
 from memreason_hf.command_line.errors import user_errors
-from memreason_hf.command_line.evaluation_inputs import (
-    INPUTS,
-    OUTPUT,
-    ResultsFolder,
-    all_processes,
-    load_config,
-    load_inputs,
-    print_time,
-    trained_range,
-)
-from memreason_hf.command_line.model_parser import ModelParser
-from memreason_hf.command_line.recipe_parser import RecipeSection
+from memreason_hf.command_line.model_flags import model_section
+from memreason_hf.command_line.parser import CommandParser, Section
+from memreason_hf.command_line.results_folder import OUTPUT, ResultsFolder
 from memreason_hf.evaluation import (
     depth_sweep_results,
     read_results,
@@ -45,67 +39,66 @@ examples:
   memreason sweep runs/quickstart --data data --hops 2-8,16,40 --max_rows_per_group 100
   memreason sweep runs/quickstart --data data --output_dir results --halting_results results/evaluation.json
 
-With --output_dir it writes depth_sweep.json (its schema: memreason_hf/evaluation/chains/results.py) and two
-pictures, as PNG and PDF: depth_sweep (accuracy) and depth_margins (the logit of the right answer minus the best other
-one).
+With --output_dir it writes depth_sweep.json (its schema: memreason_hf/evaluation/chains/results.py) and two figures,
+as PNG and PDF: depth_sweep (accuracy) and depth_margins (logit of the right answer minus the best other logit).
 """
 
 
 @dataclass
-class SweepArguments:
-    """How deep the sweep goes, and what is drawn into it."""
+class FigureArguments:
+    """What is drawn into the figures."""
 
-    max_recurrences: int | None = field(
-        default=None, metadata={"help": "The last recurrence to read. Default: the max_recurrences of the model."}
-    )
     halting_results: str | None = field(
-        default=None, metadata={"help": "An evaluation.json of the same groups: its halting points are drawn in."}
+        default=None,
+        metadata={"help": "An evaluation.json of memreason evaluate over the same groups, to draw where rows halted."},
     )
 
 
-SWEEP = RecipeSection("sweep", SweepArguments, "depth (section sweep of a recipe)")
-
-
-def make_parser() -> ModelParser:
-    return ModelParser([INPUTS, SWEEP, OUTPUT], prog=PROG, description=DESCRIPTION, epilog=EPILOG)
+def make_parser() -> CommandParser:
+    # A sweep reads every depth, so of the depth flags it has the deepest one only.
+    left_out = tuple(set(DEPTH.hints) - {"max_recurrences"})
+    depth = dataclasses.replace(DEPTH, key="sweep", left_out=left_out)
+    figures = Section("figures", FigureArguments, "figures", key="sweep")
+    sections = [model_section(batch_size=128), CHAINS, depth, figures, OUTPUT]
+    return CommandParser(sections, model=True, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Sweeps; returns the exit code. A wrong flag or input ends the program with code 2 and one message."""
     with user_errors(PROG), all_processes():
         return _sweep(*make_parser().parse_sections(argv))
 
 
-def _sweep(inputs, arguments, output):
+def _sweep(model, chains, depth, figure_arguments, output):
     folder = ResultsFolder(output, "depth_sweep", ["depth_sweep", "depth_margins"])
-    config = load_config(inputs)
-    max_recurrences = config.max_recurrences if arguments.max_recurrences is None else arguments.max_recurrences
+    model.check()
+    chains.check()
+    config = model.load_recurrent_config()
+    max_recurrences = config.max_recurrences if depth.max_recurrences is None else depth.max_recurrences
     if max_recurrences < 1:
         raise ValueError(f"max_recurrences={max_recurrences} must be at least 1.")
-    halting = None
-    if arguments.halting_results is not None:
-        halting = statistics_from_results(read_results(arguments.halting_results))
-    loaded = load_inputs(inputs, config, trained_range(output, inputs))
-    unknown = sorted_groups(set(halting.by_group if halting else ()) - set(loaded.dataset[inputs.group_column]))
+    halting_path, halting = figure_arguments.halting_results, None
+    if halting_path is not None:
+        halting = statistics_from_results(read_results(halting_path))
+    inputs = load_chain_inputs(model, chains, config, output.trained_hops)
+    unknown = sorted_groups(set(halting.by_group if halting else ()) - set(inputs.dataset[chains.group_column]))
     if unknown:
         raise ValueError(
-            f"halting_results={arguments.halting_results!r} has groups that are not swept: {unknown}. Take results "
-            "over the same rows."
+            f"halting_results={halting_path!r} has groups that are not swept: {unknown}. Give results over the same "
+            "rows."
         )
 
-    sweep = sweep_depth(**loaded.arguments, max_recurrences=max_recurrences)
-    if not loaded.is_main_process:
+    sweep = sweep_depth(**inputs.arguments, max_recurrences=max_recurrences)
+    if not inputs.is_main_process:
         return 0
-    results = depth_sweep_results(sweep, loaded.header, inputs.batch_size)
-    print(f"{loaded.title}\nafter 1 to {max_recurrences} recurrences; accuracies in percent\n")
+    results = depth_sweep_results(sweep, inputs.header, model.batch_size)
+    print(f"{inputs.title}\nafter 1 to {max_recurrences} recurrences; accuracies in percent\n")
     print(results_table(results) + "\n")
     print_time("sweep, all depths in one pass", sweep.seconds, int(sweep.counts.sum()))
-    figure_arguments = {"halting": halting, **loaded.figure_arguments(loaded.title)}
+    shared = {"halting": halting, **inputs.figure_arguments(inputs.title)}
     folder.write(
         results,
-        {
-            "depth_sweep": accuracy_figure(sweep, **figure_arguments),
-            "depth_margins": margin_figure(sweep, **figure_arguments),
-        },
+        {"depth_sweep": accuracy_figure(sweep, **shared), "depth_margins": margin_figure(sweep, **shared)},
     )
     return 0
 

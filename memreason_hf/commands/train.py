@@ -1,9 +1,9 @@
-"""`memreason train RECIPE`: trains a recurrent-depth model, or goes on with a run that was stopped."""
+"""`memreason train RECIPE`: trains a recurrent-depth model, or resumes a run that was stopped."""
 
 import sys
 
 from memreason_hf.command_line.errors import USER_ERRORS, user_errors
-from memreason_hf.command_line.recipe_parser import RecipeParser, RecipeSection
+from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.training_runs import output_folder_of, run_training
 from memreason_hf.training import CurriculumArguments, RecurrentTrainingArguments
 from memreason_hf.training.chains.recipe import DataArguments, ModelArguments, prepare_run
@@ -12,11 +12,12 @@ from memreason_hf.training.runs.errors import TrainingError
 
 PROG = "memreason train"
 DESCRIPTION = """\
-Trains a recurrent-depth model by a RECIPE: a YAML file with the sections model, data, training and curriculum, or the
-name of one that comes with the package. Every key is also a flag, which wins over the recipe.
+Trains a recurrent-depth model by a RECIPE with the sections model, data, training and curriculum. Every key is also a
+flag.
 
-The data set is built if its folder is not there. The same command again resumes a run that was killed, from the newest
-complete checkpoint, and ends with the same weights; of a finished run it returns at once. Ctrl-C saves and stops.
+The data set is built if its folder does not exist. The same command again resumes a run that was killed, from the
+newest complete checkpoint, and ends with the same weights; after a finished run it returns at once. Ctrl-C saves and
+stops.
 """
 
 EPILOG = """\
@@ -31,12 +32,12 @@ a recipe:
     hidden_size: 64
     num_recurrent_layers: 1
     num_attention_heads: 4
-    position_embedding_type: "none"
+    position_embedding_type: none
     sliding_window: 3
     input_injection: add
     state_norm: layernorm
     num_recurrences: 12
-    recurrence_sampling: uniform  # how many recurrences a step takes is drawn anew for each
+    recurrence_sampling: uniform  # the recurrences of a training step are drawn at random
     recurrence_min: 8
     recurrence_max: 16
   data:
@@ -50,17 +51,17 @@ a recipe:
     supervision: prefix           # labels: the entity reached after every relation
     learning_rate: 3e-3
     max_steps: 5000
-  curriculum:                     # leave the section out to train on all hop counts from the start
+  curriculum:                     # without this section, training starts with all hop counts
     gate: train
     threshold: 0.98
     eval_steps: 25
 """
 
 SECTIONS = [
-    RecipeSection(
+    Section(
         "data",
         DataArguments,
-        "data (section data)",
+        "data",
         flags={"path": "data_path", "seed": "build_seed"},
         shown=(
             "path",
@@ -74,10 +75,10 @@ SECTIONS = [
             "cap_to_available",
         ),
     ),
-    RecipeSection(
+    Section(
         "model",
         ModelArguments,
-        "model (section model)",
+        "model",
         flags={"style": "model_style", "path": "model_path", "use_cache": "model_use_cache"},
         shown=(
             "style",
@@ -100,10 +101,10 @@ SECTIONS = [
             "state_norm",
         ),
     ),
-    RecipeSection(
+    Section(
         "training",
         RecurrentTrainingArguments,
-        "training (section training; all of transformers' TrainingArguments with --help_all)",
+        "training; --help_all also lists transformers' TrainingArguments",
         shown=(
             "output_dir",
             "restart",
@@ -134,12 +135,12 @@ SECTIONS = [
             "expected_world_size",
         ),
     ),
-    RecipeSection("curriculum", CurriculumArguments, "curriculum (section curriculum)", prefix="curriculum_"),
+    Section("curriculum", CurriculumArguments, "curriculum", prefix="curriculum_"),
 ]
 
 
-def make_parser() -> RecipeParser:
-    return RecipeParser(SECTIONS, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
+def make_parser() -> CommandParser:
+    return CommandParser(SECTIONS, recipe="required", prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -147,12 +148,24 @@ def main(argv: list[str] | None = None) -> int:
     Trains; returns the exit code: 0, or 130 after Ctrl-C. A wrong recipe and a failed training end the program with
     code 2 and one message.
     """
-    with user_errors(PROG, *USER_ERRORS, TrainingError):
+    with user_errors(PROG):
         _, values = make_parser().parse_recipe(argv)
+    return train(values, PROG)
+
+
+def train(values: dict[str, dict], command: str) -> int:
+    """
+    Trains by the values of a recipe; returns the exit code as `main` does.
+
+    Args:
+        values: for each of `SECTIONS`, the fields that are given.
+        command: begins the message of an error.
+    """
+    with user_errors(command, *USER_ERRORS, TrainingError):
         output_folder_of(values)
         args = RecurrentTrainingArguments(**values["training"])
         trainer = prepare_run(args, model=values["model"], data=values["data"], curriculum=values["curriculum"])
-    return run_training(trainer, PROG, _stages_left)
+    return run_training(trainer, command, _stages_left)
 
 
 def _stages_left(trainer):

@@ -1,1 +1,1 @@
-"""Where models come from: a folder, the Hub, an adapter on its base, or new small ones."""
+"""Models from a folder, the Hub or an adapter, and new small ones."""

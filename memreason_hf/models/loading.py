@@ -1,8 +1,15 @@
-"""Loading a model by its folder, its name on the Hub or its adapter: config, tokenizer, weights, device."""
+"""
+Loading a model by its folder, its name on the Hub or its adapter: config, tokenizer, weights, device.
 
+Python code that comes with a model or tokenizer runs only with `trust_remote_code=True`. The library would ask on
+standard input otherwise, which commands read prompts from.
+"""
+
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from peft import PeftConfig
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -11,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from memreason_hf.adapters.model import AdapterModel
 from memreason_hf.adapters.saving import (
     is_adapter_folder,
     load_adapter,
@@ -19,44 +27,48 @@ from memreason_hf.adapters.saving import (
 )
 from memreason_hf.data import load_multi_hop_tokenizer
 from memreason_hf.messages import first_few
-from memreason_hf.models.pretrained import check_source, read_model, torch_dtype
+from memreason_hf.models.pretrained import check_source, first_line, read_model, reading_error, torch_dtype
 from memreason_hf.steps.attention import restore_step_attention
 from modeling_recurrent import RecurrentDepthConfig
 
 
-def load_any_config(model: str | None, base: str | None = None) -> PreTrainedConfig:
+def load_any_config(model: str, base: str | None = None, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """
-    The config of a model of any kind in a folder or on the Hub; for an adapter that of its base, with the adapter's
-    rows. Nothing large is read yet.
+    The config of a model of any kind. No weights are read.
 
     Args:
+        model: a folder or a name on the Hub. For the folder of an adapter, the result is the config of its base with
+            the rows that the adapter adds to the vocabulary.
         base: where an adapter's base is, if not where the adapter says.
 
     Raises:
-        ValueError, OSError: no model named, no such folder, an adapter without its base, a base for what is none.
+        ValueError, OSError: the folder or the config does not exist or cannot be read, an adapter's base is not
+            found, `base` is given for a model that is not an adapter, or the model needs remote code.
+
+    Example:
+        >>> load_any_config("runs/quickstart").model_type  # doctest: +SKIP
+        'recurrent_depth'
     """
-    if model is None:
-        raise ValueError("model is not given: add --model or name it in section inputs of the recipe.")
     if is_adapter_folder(model):
-        return _read_adapter_config(model, base)
+        return _read_adapter_config(model, base, trust_remote_code)
     if base is not None:
-        raise ValueError(f"base={base!r}: model={model!r} is no folder with an adapter.")
+        raise ValueError(f"base={base!r} is for adapters, but model={model!r} is not the folder of an adapter.")
     _check_model_folder(model)
     try:
-        return AutoConfig.from_pretrained(model)
+        return _read_config(model, "model", trust_remote_code)
     except OSError as error:
         where = "the config" if Path(model).is_dir() else "no such folder, and on the Hub it"
-        raise OSError(f"model={model!r}: {where} cannot be read ({str(error).splitlines()[0]})") from error
+        raise OSError(f"model={model!r}: {where} cannot be read ({first_line(error)}).") from error
 
 
-def load_model_config(model: str | None, base: str | None = None) -> RecurrentDepthConfig:
+def load_model_config(model: str, base: str | None = None, *, trust_remote_code: bool = False) -> RecurrentDepthConfig:
     """
     The config of a recurrent-depth model, as `load_any_config` reads it.
 
     Raises:
-        ValueError, OSError: as there; not a model of this package.
+        ValueError, OSError: as for `load_any_config`, and for a model of another type.
     """
-    config = load_any_config(model, base)
+    config = load_any_config(model, base, trust_remote_code=trust_remote_code)
     if not isinstance(config, RecurrentDepthConfig):
         raise ValueError(
             f"model={model!r} has model_type={config.model_type!r}: depth can only be chosen in a model of "
@@ -65,7 +77,20 @@ def load_model_config(model: str | None, base: str | None = None) -> RecurrentDe
     return config
 
 
-def _read_adapter_config(model, base):
+def _read_config(name, field, trust_remote_code):
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (ValueError, RecursionError) as error:
+        raise reading_error(name, field, error) from error
+
+
+def _read_adapter_config(model, base, trust_remote_code):
+    read_adapter_note(model)
+    name = str(base or PeftConfig.from_pretrained(model).base_model_name_or_path or "")
+    with suppress(OSError):
+        # Refuses a base with remote code. `read_base_config` says what else is wrong with it.
+        if name:
+            _read_config(name, "base", trust_remote_code)
     config = read_base_config(model, base)
     # The base is extended when the adapter is loaded.
     config.vocab_size = read_adapter_note(model)["base"]["rows"]
@@ -77,31 +102,39 @@ def _check_model_folder(model):
     if folder.is_dir() and not (folder / "config.json").is_file():
         checkpoints = sorted(folder.glob("checkpoint-*/config.json"), key=lambda path: path.stat().st_mtime)
         hint = f" Did you mean {checkpoints[-1].parent}?" if checkpoints else ""
-        raise FileNotFoundError(f"model={model!r}: the folder holds no config.json, so no model is there.{hint}")
+        raise FileNotFoundError(f"model={model!r}: the folder holds no model, config.json is missing.{hint}")
     check_source(model, "model")
 
 
-def load_tokenizer(model: str, tokenizer: str | None, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: str, tokenizer: str | None, config: PreTrainedConfig, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """
-    The tokenizer of the model, or the one named `tokenizer`, which may also be a data set's folder.
+    The tokenizer of a model.
+
+    Args:
+        model: folder or name on the Hub of the model.
+        tokenizer: where the tokenizer is, if not with the model. The folder of a multi-hop data set will do.
+        config: of the model.
 
     Raises:
-        ValueError, OSError: it is not there, cannot be read, or has more tokens than the model.
+        ValueError, OSError: the tokenizer is missing, cannot be read, needs remote code, or has more tokens than the
+            model has embeddings.
     """
     name = tokenizer or model
     folder = Path(name)
     if folder.is_dir() and not (folder / "tokenizer.json").is_file():
         if tokenizer is None:
             raise FileNotFoundError(
-                f"model={name!r}: the folder holds no tokenizer.json. Name the folder of the tokenizer that the model "
-                "was trained with by --tokenizer; the one of its data set will do."
+                f"model={name!r}: the folder holds no tokenizer.json. Pass --tokenizer with the folder of the "
+                "tokenizer that the model was trained with, for example that of its data set."
             )
         loaded = load_multi_hop_tokenizer(folder)
     else:
         try:
-            loaded = AutoTokenizer.from_pretrained(name)
-        except Exception as error:  # a damaged tokenizer.json is a bare Exception
-            raise ValueError(f"The tokenizer of {name!r} cannot be read ({error}).") from error
+            loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        except Exception as error:  # a damaged tokenizer.json raises a bare Exception
+            raise reading_error(name, "tokenizer" if tokenizer else "model", error) from error
     if len(loaded) > config.vocab_size:
         raise ValueError(
             f"The vocabulary does not match: the tokenizer has {len(loaded)} tokens, the model's vocab_size is "
@@ -110,20 +143,37 @@ def load_tokenizer(model: str, tokenizer: str | None, config: PreTrainedConfig) 
     return loaded
 
 
-def load_model(model: str, dtype: str = "auto", *, base: str | None = None, **kwargs) -> PreTrainedModel:
+def load_model(
+    model: str,
+    dtype: str = "auto",
+    *,
+    base: str | None = None,
+    merge: bool = True,
+    trust_remote_code: bool = False,
+    **kwargs,
+) -> PreTrainedModel | AdapterModel:
     """
-    The model, in evaluation mode, with the attention between steps that it was saved with; an adapter is merged into
-    its base. `kwargs` are for `from_pretrained`.
+    A model in evaluation mode, with the attention between steps that it was saved with.
 
     Args:
+        model: a folder, also of an adapter, or a name on the Hub.
+        dtype: of the weights: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"` for the dtype that they were saved
+            in, or that the adapter was trained in.
         base: where an adapter's base is, if not where the adapter says.
+        merge: merge an adapter into its base, which rounds it to the base's dtype.
+        kwargs: for `from_pretrained`.
 
     Raises:
-        ValueError: weights that cannot be read, are missing or do not fit (the library would go on with random ones),
-            or an adapter of another base.
+        ValueError: weights cannot be read, are missing or do not fit the config (the library would go on with random
+            weights), the adapter belongs to another base, or the model needs remote code.
+
+    Example:
+        >>> model = load_model("runs/quickstart", "bfloat16")  # doctest: +SKIP
     """
+    kwargs["trust_remote_code"] = trust_remote_code
     if is_adapter_folder(model):
-        return load_adapter(model, base=base, dtype=torch_dtype(dtype), **kwargs)[0].merge_and_unload().eval()
+        adapted, _ = load_adapter(model, base=base, dtype=torch_dtype(dtype), **kwargs)
+        return (adapted.merge_and_unload() if merge else adapted).eval()
     loaded, problems = read_model(model, "model", dtype=torch_dtype(dtype), **kwargs)
     if problems:
         shown = "; ".join(f"{kind}: {first_few(names, 3)}" for kind, names in problems.items())
@@ -134,17 +184,24 @@ def load_model(model: str, dtype: str = "auto", *, base: str | None = None, **kw
 
 def choose_device(device: str | None) -> torch.device:
     """
-    The device that a flag names; without one CUDA where it is, else the CPU.
+    The device that a flag names. Without a name: CUDA where available, otherwise the CPU.
 
     Raises:
-        ValueError: no device of torch, or none of this machine.
+        ValueError: torch does not know the device, or this machine does not have it.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device={device!r} is no device: give cpu, cuda or cuda:1.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={str(device)!r}: this machine has no CUDA device that torch can use; give cpu.")
-    return device
+        raise ValueError(f"device={device!r} is not a device: give cpu, cuda or cuda:1.") from None
+    if chosen.type == "cpu":
+        return chosen
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None or accelerator.type != chosen.type:
+        raise ValueError(f"device={device!r}: torch finds no {chosen.type} device on this machine. Give cpu.")
+    if (chosen.index or 0) >= torch.accelerator.device_count():
+        raise ValueError(
+            f"device={device!r}: this machine has {torch.accelerator.device_count()} {chosen.type} devices."
+        )
+    return chosen

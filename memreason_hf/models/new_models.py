@@ -1,4 +1,4 @@
-"""A small model and its tokenizer, made on the spot: what a recipe can be tried with before a large one is loaded."""
+"""New small models with their tokenizers, to try a recipe before a large model is loaded."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,25 +22,25 @@ _NUM_BYTES = 256
 
 @dataclass
 class NewModelArguments:
-    """A model to begin with, in place of a pretrained one, and the size of the vocabulary made for it."""
+    """A new model in place of a pretrained one, and the vocabulary that is learned for it."""
 
     architecture: Literal["llama", "recurrent"] | None = field(
         default=None,
-        metadata={"help": "Begin with a new small model: an ordinary Llama, or one of recurrent depth."},
+        metadata={"help": "Train a new small model: a Llama, or a recurrent-depth model. Default: a pretrained one."},
     )
     vocab_size: int = field(
-        default=2000, metadata={"help": "Tokens that are learned from the training texts, by byte-pair encoding."}
+        default=2000, metadata={"help": "Tokens of the vocabulary, learned by byte-pair encoding of the texts."}
     )
-    hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of the hidden states."})
     num_layers: int = field(
         default=4,
-        metadata={"help": "Layers; of a recurrent model the first, the last, and those between in the loop."},
+        metadata={"help": "Layers. In a recurrent-depth model all but the first and the last are in the loop."},
     )
     num_attention_heads: int = field(default=4, metadata={"help": "Attention heads."})
-    max_position_embeddings: int = field(default=1024, metadata={"help": "Tokens of the context."})
+    max_position_embeddings: int = field(default=1024, metadata={"help": "Longest text, in tokens."})
     num_recurrences: int = field(
         default=4,
-        metadata={"help": "Recurrent: applications of the loop; in training half to one and a half as many."},
+        metadata={"help": "Recurrent-depth model: recurrences; in training, at random 0.5 to 1.5 times this."},
     )
 
     def __post_init__(self):
@@ -59,10 +59,10 @@ class NewModelArguments:
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """
-    A byte-level byte-pair tokenizer, learned from `texts`: no character is unknown to it.
+    A byte-level byte-pair tokenizer, learned from `texts`. It can encode any text.
 
     Args:
-        vocab_size: at most so many tokens, of which the bytes, the end of text and padding are 258.
+        vocab_size: the most tokens. 258 of them are the bytes, the end of text and padding.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -78,7 +78,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def build_new_model(arguments: NewModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A model with random weights for the tokenizer, before it is extended for a scheme."""
+    """A model with random weights and an embedding row for each token of `tokenizer`."""
     common = {
         "vocab_size": len(tokenizer),
         "hidden_size": arguments.hidden_size,

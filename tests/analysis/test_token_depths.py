@@ -1,10 +1,10 @@
 import random
 import re
 from html.parser import HTMLParser
-from io import StringIO
 
 import pytest
 import torch
+from depth_texts import piece, sample_text
 from result_schemas import assert_schema_describes_itself, assert_written_and_read
 from text_models import TEXT, text_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -12,19 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from memreason_hf.analysis import token_depth_page, token_depth_terminal
 from memreason_hf.analysis.token_depth_page import render_page
-from memreason_hf.analysis.token_depth_terminal import (
-    ALL_COLORS,
-    DepthStreamer,
-    TerminalView,
-    render_texts,
-    terminal_colors,
-)
 from memreason_hf.analysis.token_depths import (
     DepthScale,
     GeneratedText,
-    Piece,
     PieceReader,
-    TokenDepth,
     depth_statistics,
     depths_document,
     luminance,
@@ -36,7 +27,6 @@ from memreason_hf.data.chains.tokenizer import build_tokenizer, build_vocabulary
 from memreason_hf.evaluation import describe_environment
 
 
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
 WORDS = [
     "the ",
     "cat",
@@ -75,26 +65,6 @@ def wordpiece_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-def piece(text, *tokens):
-    return Piece(text, tuple(TokenDepth(*token) for token in tokens))
-
-
-def sample_text():
-    """A text with everything that is hard to show."""
-    return GeneratedText(
-        prompt="a <b>\n",
-        prompt_pieces=(piece("a", (1, "a", 2)), piece(" <b>", (2, "Ġ<b>", 4)), piece("\n", (3, "Ċ", 1))),
-        pieces=(
-            piece("</span><script>", (4, "</span><script>", 3)),
-            piece("日", (5, "æ", 5), (6, "Ĺ", 9), (7, "¥", 6)),
-            piece("x\n\n", (8, "xĊĊ", 16)),
-            piece("\x1b[31m\x00", (9, '"&', 1)),
-            piece("", (10, "</s>", 7)),
-        ),
-        finish_reason="eos",
-    )
 
 
 class TestPieceReader:
@@ -207,64 +177,6 @@ class TestScale:
             assert (other + 0.05) / (one + 0.05) >= 4.5
         grey = [luminance(background) for background in backgrounds]
         assert grey in (sorted(grey), sorted(grey, reverse=True))
-
-
-class TestTerminal:
-    def test_how_many_colors(self):
-        terminal = StringIO()
-        terminal.isatty = lambda: True
-        full = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
-        assert terminal_colors(StringIO(), full) == 0
-        assert terminal_colors(terminal, full) == ALL_COLORS
-        assert terminal_colors(terminal, {**full, "NO_COLOR": "1"}) == 0
-        assert terminal_colors(terminal, {**full, "NO_COLOR": ""}) == ALL_COLORS
-        assert terminal_colors(terminal, {"TERM": "screen-256color"}) == 256
-        assert terminal_colors(terminal, {"TERM": "dumb"}) == terminal_colors(terminal, {}) == 0
-
-    @pytest.mark.parametrize("colors", [256, ALL_COLORS])
-    def test_colors(self, colors):
-        text, scale = sample_text(), DepthScale(1, 16)
-        shown = TerminalView("color", colors).text(text, scale)
-        assert ANSI.sub("", shown) == "a <b>\n</span><script>日x↵\n↵\n␛[31m␀"
-        # No line ends with an open colour, nothing but colours steers the terminal.
-        for line in shown.split("\n"):
-            assert line == "" or line.endswith("\x1b[0m")
-            assert "\x1b" not in ANSI.sub("", line)
-        codes = [TerminalView("color", colors)._code(scale, depth) for depth in (1, 4, 16)]
-        assert len(set(codes)) == 3
-        wanted = r"\x1b\[38;2;(0;0;0|255;255;255);48;2;\d+;\d+;\d+m" if colors > 256 else r"\x1b\[38;5;\d+;48;5;\d+m"
-        assert all(re.fullmatch(wanted, code) for code in codes)
-        legend = TerminalView("color", colors).legend(DepthScale(1, 3))
-        assert ANSI.sub("", legend).split() == ["1", "2", "3", "recurrences"]
-
-    def test_numbers(self):
-        text, scale = sample_text(), DepthScale(1, 16)
-        assert TerminalView("numbers").text(text, scale) == "a <b>\n</span><script>³日⁹x¹⁶\n\n␛[31m␀¹"
-        assert TerminalView("numbers", unicode=False).piece(text.pieces[2], scale) == "x[16]\n\n"
-        assert TerminalView("numbers").legend(scale).endswith("token¹⁶.")
-
-    def test_plain_text_is_left_as_it_is(self):
-        text, view = sample_text(), TerminalView("none")
-        assert view.text(text, DepthScale(1, 16)) == text.prompt + text.text
-        whole = text.prompt + text.text
-        assert render_texts([text, text], view, DepthScale(1, 16)) == f"{whole}\n\n{whole}"
-
-    def test_several_texts_and_one_legend(self):
-        shown = render_texts([sample_text()] * 2, TerminalView("numbers"), DepthScale(1, 16))
-        assert shown.count("Behind each token") == 1 and shown.endswith("¹⁶.")
-
-    @pytest.mark.parametrize("depth_first", [True, False])
-    def test_streamer_pairs_tokens_with_depths(self, depth_first):
-        read, written = [], []
-        streamer = DepthStreamer(lambda *pair: read.append(pair) or [pair], written.append)
-        streamer.put(torch.tensor([[5, 6, 7]]))
-        for ids, depths in (([1], [[4]]), ([2, 3], [[5, 6]])):
-            calls = [(streamer.put_recurrences, depths), (streamer.put, ids)]
-            for give, values in calls if depth_first else reversed(calls):
-                give(torch.tensor(values))
-        streamer.put_recurrences(torch.tensor([[9]]))
-        streamer.end()
-        assert read == written == [(1, 4), (2, 5), (3, 6)]
 
 
 def test_visible():

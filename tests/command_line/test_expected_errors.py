@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 
@@ -19,6 +20,15 @@ def test_an_expected_error_is_one_message(capsys):
     assert fail(KeyError("x"), capsys, KeyError) == "memreason test: error: 'x'\n"
     missing = FileNotFoundError(2, "No such file or directory", "recipe.yaml")
     assert fail(missing, capsys) == "memreason test: error: recipe.yaml: No such file or directory.\n"
+
+
+def test_json_that_is_nested_too_deeply(capsys):
+    with pytest.raises(SystemExit), user_errors("memreason test"):
+        json.loads("[" * 100_000)
+    error = (
+        "memreason test: error: A file or value is nested too deeply to be read. MEMREASON_TRACEBACK=1 shows which."
+    )
+    assert capsys.readouterr().err == f"{error}\n"
 
 
 def test_of_a_config_the_broken_rule(capsys):

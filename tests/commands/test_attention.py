@@ -212,7 +212,7 @@ def test_solutions_of_evaluate_steps(model, tmp_path, capsys):
     shown = capsys.readouterr()
     assert "over solution 1 of texts.jsonl" in shown.out
     assert "1 memory, 1 reason, 1 answer, 1 step" in shown.out
-    assert "generated behind 4 solved questions" in shown.err
+    assert "generated after 4 solved questions" in shown.err
     # The file may still be written to by the run that makes it.
     assert file.read_text(encoding="utf-8") == written
     message = refusal(capsys, model, "--generations", file)
@@ -236,14 +236,17 @@ def test_text_of_a_file_and_of_a_published_list(model, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--text", TEXT, "--layer", "2"], "layer=2: there are layers 1 to 1"),
-        (["--text", TEXT, "--layer", "0"], "layer=0: they are counted from 1"),
+        (["--text", TEXT, "--layer", "0"], "layer=0 must be at least 1"),
         (["--text", TEXT, "--head", "3"], "head=3: there are heads 1 to 2"),
         (["--text", TEXT, "--recurrence", "1"], "is a 'llama' model, without recurrences"),
         (["--text", TEXT, "--num_recurrences", "4"], "is a 'llama' model, without recurrences"),
         (["--text", "Question: Is it?"], "has no marked step, such as a line that begins with '<prefix><memory_0>"),
         (["--text", TEXT + "the " * 3000], "tokens, the model's context is 2048"),
-        (["--text", TEXT, "--text_file", "x"], "give one text, by --generations FILE --index N, --text or"),
-        (["--index", "1"], "there is none"),
+        (
+            ["--text", TEXT, "--text_file", "x"],
+            "or --text_file; text and text_file are given",
+        ),
+        (["--index", "1"], "--text_file; none is given"),
         (["--text", TEXT, "--index", "1"], "index=1 names a solution of --generations, which is not given"),
         (["--text_file", "nowhere.txt"], "nowhere.txt: No such file or directory"),
         (["--generations", "nowhere.jsonl", "--index", "0"], "nowhere.jsonl: No such file or directory"),
@@ -273,7 +276,7 @@ def test_damaged_and_foreign_inputs(model, tmp_path, capsys):
         file.write_bytes(content)
         assert message in refusal(capsys, model, "--generations", file, "--index", 0)
     file.write_bytes(b"\xff\xfe")
-    assert "holds no text in UTF-8" in refusal(capsys, model, "--text_file", file)
+    assert "must be a text in UTF-8" in refusal(capsys, model, "--text_file", file)
     assert "model is not given" in refusal(capsys, "--text", TEXT)
     assert "no such folder" in refusal(capsys, tmp_path / "nowhere", "--text", TEXT)
     plain = save_model(tmp_path / "plain", scheme=None)
@@ -294,7 +297,9 @@ def test_an_adapter_whose_base_was_moved(tmp_path, capsys):
     assert "Say where it is (base=)" in refusal(capsys, tmp_path / "adapter", "--text", TEXT)
     assert run(tmp_path / "adapter", "--text", TEXT, "--base", tmp_path / "moved") == 0
     assert capsys.readouterr().out == table
-    assert "is no folder with an adapter" in refusal(capsys, tmp_path / "moved", "--text", TEXT, "--base", "elsewhere")
+    assert "is not the folder of an adapter" in refusal(
+        capsys, tmp_path / "moved", "--text", TEXT, "--base", "elsewhere"
+    )
 
 
 def test_results_are_not_lost(model, tmp_path, capsys):
@@ -315,14 +320,14 @@ def test_help_teaches(capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: memreason attention [RECIPE.yaml] [MODEL]")
-    for words in ("counted from 1", "--generations", "--marks_apart", "one map a recurrence", "examples:"):
+    for words in ("counted from 1", "--generations", "--marks_apart", "one map for each recurrence", "examples:"):
         assert words in text
     assert "default: None" not in text
     examples = [line.split() for line in text.splitlines() if line.startswith("  memreason attention ")]
     assert len(examples) == 4
     for example in examples[:3]:
-        inputs, _, _ = make_parser().parse_sections(example[2:])
-        assert inputs.model
+        model, *_ = make_parser().parse_sections(example[2:])
+        assert model.model
 
 
 @pytest.mark.skipif(not TEXTS.is_file(), reason="needs the published texts in ../shared/data/published_outputs")

@@ -1,3 +1,4 @@
+import gc
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -41,10 +42,11 @@ def test_version(capsys):
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
 def test_the_rest_goes_to_the_verb(monkeypatch, returned, code):
     calls = []
-    module = SimpleNamespace(main=lambda argv: calls.append(argv) or returned)
+    module = SimpleNamespace(main=lambda argv: calls.append(argv) or calls.append(gc.isenabled()) or returned)
     monkeypatch.setattr(cli, "import_module", lambda name: calls.append(name) or module)
     assert cli.main(["sweep", "model", "--data", "world"]) == code
-    assert calls == ["memreason_hf.commands.sweep", ["model", "--data", "world"]]
+    # The verb runs with the garbage collector, whatever the imports do.
+    assert calls == ["memreason_hf.commands.sweep", ["model", "--data", "world"], True]
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "sweep"])
@@ -63,5 +65,5 @@ def test_help_of_a_verb_teaches(verb, capsys):
     assert len(examples) >= 3
     module = cli.import_module(f"memreason_hf.commands.{verb}")
     for example in examples:
-        inputs, _, _ = module.make_parser().parse_sections(example[2:])
-        assert inputs.model and inputs.data
+        model, data, *_ = module.make_parser().parse_sections(example[2:])
+        assert model.model and data.data

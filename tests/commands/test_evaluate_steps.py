@@ -22,6 +22,7 @@ from memreason_hf.evaluation.solutions.generation import generate_solutions
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.attention import set_step_attention
 from memreason_hf.steps.tokenization import extend_tokenizer
+from modeling_recurrent import RecurrentDepthForCausalLM
 
 
 @pytest.fixture(autouse=True)
@@ -119,16 +120,16 @@ def test_demonstrations_and_depth(data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--split", "validation"], "split='validation' is not in the data; there are train, test"),
+        (["--split", "validation"], "split='validation' is not in the data. Its splits are train, test"),
         (["--num_items", "0"], "num_items=0 must be at least 1"),
         (["--batch_size", "0"], "batch_size=0 must be at least 1"),
         (["--num_demonstrations", "9"], "num_demonstrations=9 must be between 0 and 4"),
-        (["--num_recurrences", "3"], "num_recurrences: model="),
+        (["--num_recurrences", "3"], "num_recurrences=3: model="),
         (["--name", "truthful_qa"], "holds neither truthful_qa_train_clean_CC.json nor"),
         (["--name", "squad"], "name='squad' is no data set"),
-        (["--output_fil", "x"], "unknown argument '--output_fil x'. Did you mean --output_file?"),
+        (["--output_fil", "x"], "unknown flag '--output_fil x'. Did you mean --output_file?"),
         (["--judge", "me"], "invalid choice: 'me'"),
-        (["--device", "foo"], "device='foo' is no device"),
+        (["--device", "foo"], "device='foo' is not a device"),
         (["--output_file", "."], "is a folder. Give the name of a file"),
     ],
 )
@@ -216,13 +217,13 @@ def test_adapters_that_cannot_be_evaluated(model, data, tmp_path, capsys):
     named = ["--data", data, "--name", "strategy_qa", "--max_new_tokens", 2]
     adapter = tmp_path / "adapter"
     save_adapted(adapter, tmp_path / "base", "lora+tokens")
-    assert "is an adapter, which has its tokenizer beside it" in refusal(capsys, adapter, *named, "--tokenizer", model)
-    assert "is no folder with an adapter" in refusal(capsys, model, *named, "--base", tmp_path / "base")
+    assert "is an adapter, which is saved with its tokenizer" in refusal(capsys, adapter, *named, "--tokenizer", model)
+    assert "is not the folder of an adapter" in refusal(capsys, model, *named, "--base", tmp_path / "base")
     other = save_base(tmp_path / "other", hidden_size=32)
     assert "width (hidden_size) is 32" in refusal(capsys, adapter, *named, "--base", other)
     other = save_base(tmp_path / "same_shape")
     assert "have other values" in refusal(capsys, adapter, *named, "--base", other)
-    assert "num_recurrences: model=" in refusal(capsys, adapter, *named, "--num_recurrences", 3)
+    assert "num_recurrences=3: model=" in refusal(capsys, adapter, *named, "--num_recurrences", 3)
     byte_level().save_pretrained(adapter)
     assert "has no scheme of steps" in refusal(capsys, adapter, *named)
     (adapter / "memreason_adapter.json").unlink()
@@ -242,7 +243,14 @@ def test_help_teaches(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for words in ("memreason evaluate-steps MODEL --data FOLDER", "default: 16", "--num_demonstrations", "examples:"):
+    for words in (
+        "usage: memreason evaluate-steps [RECIPE.yaml] [MODEL]",
+        "default: 16",
+        "--num_demonstrations",
+        "--kl_threshold",
+        "--depth_by_kind",
+        "examples:",
+    ):
         assert words in text
     assert make_parser().prog == "memreason evaluate-steps"
 
@@ -289,15 +297,59 @@ def test_depth_by_kind_is_reported(data, tmp_path, capsys):
     means = json.loads((tmp_path / "texts.jsonl.summary.json").read_text())["mean_recurrences_by_kind"]
     assert means and all(1 <= mean <= 3 for mean in means.values())
     message = refusal(capsys, *arguments, "--depth_by_kind", "memory=2", "--num_recurrences", 3, *halting)
-    assert "num_recurrences=3: with depth_by_kind, where state_difference halts" in message
+    assert "num_recurrences=3 fixes the depth, but halting_criterion='state_difference' decides it" in message
     message = refusal(capsys, *arguments, "--depth_by_kind", "memory=2", "--max_recurrences", 3, "--overwrite")
-    assert "max_recurrences=3: with depth_by_kind, where no criterion halts" in message
+    assert "max_recurrences=3 has no effect with depth_by_kind='memory=2', because no criterion halts" in message
     assert "is no depth of a kind" in refusal(capsys, *arguments, "--depth_by_kind", "memory", "--overwrite")
+
+
+def test_every_depth_flag_reaches_generate(data, tmp_path, monkeypatch):
+    model = save_model(tmp_path / "deep", recurrent)
+    calls = []
+    plain = RecurrentDepthForCausalLM.generate
+
+    def spy(self, *args, **kwargs):
+        calls.append(kwargs)
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(RecurrentDepthForCausalLM, "generate", spy)
+    arguments = [model, "--data", data, "--name", "strategy_qa", "--max_new_tokens", 2, "--num_items", 1]
+    assert run(*arguments) == 0
+    assert not {"halting_criterion", "num_recurrences", "kl_threshold"} & set(calls[-1])
+    depth = ["--halting_criterion", "kl", "--kl_threshold", 0.5, "--min_recurrences", 2, "--max_recurrences", 4]
+    assert run(*arguments, *depth, "--halting_granularity", "sequence") == 0
+    expected = {
+        "halting_criterion": "kl",
+        "kl_threshold": 0.5,
+        "min_recurrences": 2,
+        "max_recurrences": 4,
+        "halting_granularity": "sequence",
+    }
+    assert expected.items() <= calls[-1].items()
+    assert run(*arguments, *depth, "--depth_by_kind", "memory=3") == 0
+    del expected["halting_granularity"], expected["max_recurrences"]
+    assert expected.items() <= calls[-1].items() and "max_recurrences" not in calls[-1]
+    assert calls[-1]["depth_schedule"].depths[0] == 4
+
+
+def test_a_recipe(data, tmp_path, capsys):
+    model, recipe, file = save_model(tmp_path / "deep", recurrent), tmp_path / "recipe.yaml", tmp_path / "texts.jsonl"
+    recipe.write_text(
+        f"inputs: {{model: {model}, data: {data}, name: strategy_qa, num_items: 2}}\n"
+        f"solutions: {{max_new_tokens: 3}}\nhalting: {{num_recurrences: 3, depth_by_kind: memory=2}}\n"
+        f"output: {{output_file: {file}}}\n"
+    )
+    assert run(recipe, "--max_new_tokens", 2) == 0
+    settings = json.loads(file.with_name("texts.jsonl.settings.json").read_text())
+    assert (settings["max_new_tokens"], settings["num_recurrences"]) == (2, 3)
+    assert settings["depth_by_kind"] == {"memory": 2} and len(file.read_text().splitlines()) == 2
+    recipe.write_text("solutions: {max_new_token: 3}")
+    assert "unknown key 'max_new_token'. Did you mean 'max_new_tokens'?" in refusal(capsys, recipe)
 
 
 def test_depth_by_kind_needs_recurrences(model, data, capsys):
     named = ["--data", data, "--name", "strategy_qa"]
-    assert "depth_by_kind: model=" in refusal(capsys, model, *named, "--depth_by_kind", "memory=2")
+    assert "depth_by_kind=memory=2: model=" in refusal(capsys, model, *named, "--depth_by_kind", "memory=2")
 
 
 def test_attention_between_steps_is_restored(data, tmp_path, capsys):

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from memreason_hf.adapters.modes import AdapterArguments, add_adapter, save_adapter
 from memreason_hf.analysis.token_depth_terminal import _SUPERSCRIPTS
 from memreason_hf.analysis.token_depths import visible
-from memreason_hf.commands import generate
+from memreason_hf.command_line.model_flags import ModelFlags
 from memreason_hf.commands.generate import main, make_parser
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.tokenization import extend_tokenizer
@@ -96,7 +96,7 @@ def test_agrees_with_generate_of_one_prompt_at_a_time(flags, tmp_path, capsys):
     assert main(argv) == 0
     written = document(tmp_path)
     model = RecurrentDepthForCausalLM.from_pretrained(flags[0])
-    tokenizer = generate.load_tokenizer(flags[0], None, model.config)
+    tokenizer = AutoTokenizer.from_pretrained(flags[0])
     counts = set()
     for prompt, output in zip(PROMPTS, written["outputs"], strict=True):
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
@@ -159,7 +159,20 @@ def test_on_a_terminal_tokens_show_as_they_come(flags, mode, monkeypatch, tmp_pa
 def test_several_prompts_on_a_terminal(flags, monkeypatch):
     terminal = on_a_terminal(monkeypatch, [*flags, *HALTING, "--prompt", *PROMPTS, "--depths", "numbers"])
     assert all(prompt in terminal.getvalue() for prompt in PROMPTS)
-    assert terminal.getvalue().count("Behind each token") == 1
+    assert terminal.getvalue().count("The number after a token") == 1
+
+
+@pytest.mark.parametrize("mode", ["auto", "color", "numbers", "none"])
+def test_what_a_prompt_holds_does_not_steer_the_terminal(flags, mode, monkeypatch):
+    argv = [*flags, *HALTING, "--prompt", "\x1b]0;title\x07the", "--depths", mode]
+    shown = on_a_terminal(monkeypatch, argv).getvalue()
+    assert shown.count("␛]0;title␇the") == 1
+    assert not set(ANSI.sub("", shown)) & {"\x1b", "\x07"}
+
+
+def test_in_a_pipe_the_text_alone_is_left_as_it_is(flags, capsys):
+    assert main([*flags, "--prompt", "\x1b]0;title\x07the", "--depths", "none"]) == 0
+    assert capsys.readouterr().out.startswith("\x1b]0;title\x07the")
 
 
 def test_colors_can_be_asked_for_in_a_pipe(flags, capsys):
@@ -191,7 +204,7 @@ def test_a_prompt_from_a_pipe(flags, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert "nothing was piped in" in refused(capsys, flags)
     monkeypatch.setattr(sys, "stdin", Terminal())
-    assert "give --prompt TEXT, --prompts FILE, or pipe a text in" in refused(capsys, flags)
+    assert "Pass --prompt TEXT or --prompts FILE, or pipe a text in" in refused(capsys, flags)
 
 
 def change_generation_config(folder, **values):
@@ -319,7 +332,7 @@ def test_a_recipe(flags, tmp_path):
     [
         (["--model", "./nowhere"], "model='./nowhere': no such folder"),
         (["--halting_criterion", "kll"], r"halting_criterion='kll' is unknown.*Did you mean 'kl'"),
-        (["--haltin_criterion", "kl"], r"unknown flag '--haltin_criterion'.*--halting_criterion"),
+        (["--haltin_criterion", "kl"], r"unknown flag '--haltin_criterion kl'. Did you mean --halting_criterion\?"),
         (["--halting_criterion", "kl", "--kl_threshold", "-1"], "kl_threshold=-1.0"),
         (["--halting_criterion", "kl", "--num_recurrences", "4"], "num_recurrences=4 fixes the depth"),
         (["--num_recurrences", "0"], "num_recurrences=0 must be at least 1"),
@@ -330,11 +343,13 @@ def test_a_recipe(flags, tmp_path):
         (["--do_sample", "--temperature", "0"], "temperature=0.0 must be above 0"),
         (["--do_sample", "--top_p", "1.5"], "top_p=1.5 must be a probability"),
         (["--do_sample", "--top_k", "-1"], "top_k=-1 must be at least 0"),
-        (["--temperature", "0.7"], "temperature=0.7 changes nothing without --do_sample"),
-        (["--seed", "3"], "seed=3 changes nothing without --do_sample"),
+        (["--temperature", "0.7"], "temperature=0.7 has no effect without --do_sample"),
+        (["--seed", "3"], "seed=3 has no effect without --do_sample"),
+        (["--do_sample", "--seed", "9" * 30], "seed=9+ must lie between"),
+        (["--do_sample", "perhaps"], "Truthy value expected: got perhaps.*insensitive\\).$"),
         (["--prompts", "file.txt"], "prompt and prompts='file.txt' are both given"),
         (["--prompt", ""], "prompt='' has no tokens"),
-        (["--prompt", "a\udc80"], r"prompt='a\\udc80' is no text in UTF-8"),
+        (["--prompt", "a\udc80"], r"prompt='a\\udc80' must be a text in UTF-8"),
         (["--device", "quantum"], "device='quantum'"),
         (["--tokenizer", "nowhere/else/three"], "nowhere/else/three"),
     ],
@@ -350,9 +365,9 @@ def test_bad_prompt_files(flags, tmp_path, capsys):
     path = tmp_path / "prompts.txt"
     assert str(path) in refused(capsys, [*flags, "--prompts", str(path)])
     path.write_bytes(b"\xff\xfe")
-    assert "no text in UTF-8" in refused(capsys, [*flags, "--prompts", str(path)])
+    assert "must be a file in UTF-8" in refused(capsys, [*flags, "--prompts", str(path)])
     path.write_text("\n \n", encoding="utf-8")
-    assert "holds no prompt" in refused(capsys, [*flags, "--prompts", str(path)])
+    assert "holds only blank lines" in refused(capsys, [*flags, "--prompts", str(path)])
 
 
 def test_a_prompt_that_the_vocabulary_lacks(model_folder, capsys):
@@ -375,16 +390,16 @@ def test_positions_end(tmp_path, capsys):
 def test_files_are_not_overwritten(flags, tmp_path, capsys, monkeypatch):
     (tmp_path / "page.html").write_text("mine", encoding="utf-8")
     # Refused before anything is loaded.
-    monkeypatch.setattr(generate, "load_model_config", None)
+    monkeypatch.setattr(ModelFlags, "load_recurrent_config", None)
     assert "page.html" in refused(capsys, [*flags, "--prompt", "the", "--html", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == "mine"
 
 
 def test_two_files_of_one_name(flags, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(generate, "load_model_config", None)
+    monkeypatch.setattr(ModelFlags, "load_recurrent_config", None)
     page, same = tmp_path / "page", tmp_path / "new" / ".." / "page"
     argv = [*flags, "--prompt", "the", "--html", str(page), "--json", str(same), "--overwrite"]
-    assert "are one file: give each its own" in refused(capsys, argv)
+    assert "are the same file. Give each its own" in refused(capsys, argv)
     page.write_text("a text")
     assert "is a file, not a folder" in refused(
         capsys, [*flags, "--prompt", "the", "--json", str(page / "depths.json")]
@@ -422,5 +437,5 @@ def test_help_teaches(capsys):
     examples = [line.split() for line in text.splitlines() if line.startswith("  memreason generate ")]
     assert len(examples) >= 4
     for example in examples:
-        inputs, *_ = make_parser().parse_sections(example[2:])
-        assert inputs.model and (inputs.prompt or inputs.prompts)
+        model, prompts, *_ = make_parser().parse_sections(example[2:])
+        assert model.model and (prompts.prompt or prompts.prompts)

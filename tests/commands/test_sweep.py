@@ -55,6 +55,15 @@ def test_halting_points_of_an_evaluation_are_drawn_in(flags, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_results_that_are_nested_too_deeply(flags, tmp_path, capsys):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(SystemExit) as stop:
+        main([*flags, "--halting_results", str(tmp_path / "deep.json")])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("memreason sweep: error: ") and "deep" in line
+
+
 def test_other_groups(flags, tmp_path):
     argv = ["--group_column", "type", "--kind", "all", "--trained_hops", "3", "--output_dir", str(tmp_path)]
     assert main([*flags, *argv]) == 0
@@ -67,7 +76,7 @@ def test_other_groups(flags, tmp_path):
     [
         (["--max_recurrences", "0"], "max_recurrences=0 must be at least 1"),
         (["--max_recurences", "4"], "Did you mean --max_recurrences?"),
-        (["--halting_criterion", "kl"], "unknown flag '--halting_criterion'"),
+        (["--halting_criterion", "kl"], "unknown flag '--halting_criterion kl'"),
     ],
 )
 def test_bad_flags_are_refused_in_one_line(flags, argv, message, capsys):

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from refusals import refused
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,7 +38,7 @@ RECIPE = {
         "max_steps": 6,
         "save_steps": 3,
         "logging_steps": 3,
-        "learning_rate": "1e-2",
+        "learning_rate": 1e-2,
         "use_cpu": True,
         "disable_tqdm": True,
     },
@@ -55,7 +54,7 @@ def recipe(tmp_path):
         content["data"].setdefault("path", str(tmp_path / "data"))
         content["training"].setdefault("output_dir", str(tmp_path / "run"))
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(content))
+        path.write_text(json.dumps(content))
         return str(path)
 
     return write
@@ -166,9 +165,9 @@ def test_goes_on_from_a_trained_model(recipe, tmp_path, capsys):
     assert train.main([recipe()]) == 0
     again = {"path": str(tmp_path / "run"), "num_recurrences": 5}
     path = Path(recipe(training={"output_dir": str(tmp_path / "b")}))
-    content = yaml.safe_load(path.read_text())
+    content = json.loads(path.read_text())
     content["model"] = again
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(json.dumps(content))
     assert train.main([str(path)]) == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "b")
     assert model.config.num_recurrences == 5
@@ -185,17 +184,18 @@ def test_goes_on_from_a_trained_model(recipe, tmp_path, capsys):
         make_model({"path": str(tmp_path / "foreign")}, tokenizer)
 
 
-def test_help_teaches(capsys):
+def test_help_teaches(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for part in ("examples:", "a recipe:", "--data_path", "--curriculum_threshold", "--recurrence_loss", "--restart"):
         assert part in text
-    example = text[text.index("a recipe:") + len("a recipe:") :]
-    content = yaml.safe_load(example)
-    assert set(content) == {"model", "data", "training", "curriculum"}
-    assert CurriculumArguments(**content["curriculum"]).gate == "train"
+    (tmp_path / "example.yaml").write_text(text[text.index("a recipe:") + len("a recipe:") :])
+    _, values = train.make_parser().parse_recipe([str(tmp_path / "example.yaml")])
+    assert all(values[section] for section in ("model", "data", "training", "curriculum"))
+    assert CurriculumArguments(**values["curriculum"]).gate == "train"
+    assert values["model"]["position_embedding_type"] == "none"
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -40,3 +40,8 @@ def test_bad_requests_end_with_one_line_and_leave_nothing(source, tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "truthful_qa_test_clean_CC.json is no JSON file" in done.stderr.splitlines()[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["json"]
+    (source / "truthful_qa_test_clean_CC.json").write_text("[" * 100_000)
+    done = run(tmp_path, "--name", "truthful_qa", "--source", source, "--output_dir", "data")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    done = run(tmp_path, "--name", "truthful", "--source", source, "--output-dir", "data")
+    assert done.returncode == 2 and "invalid choice: 'truthful'" in done.stderr

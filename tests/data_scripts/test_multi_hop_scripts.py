@@ -107,7 +107,8 @@ def test_another_data_set_needs_overwrite(build, tmp_path, capsys):
         (["--num_entities", "0"], "num_entities=0 is too small"),
         (["--num_entities", "many"], "invalid int value: 'many'"),
         (["--train_hops", "3-2"], "write 2-3"),
-        (["--num_entites", "9"], "--num_entites"),
+        (["--num_entites", "9"], "unknown flag '--num_entites 9'. Did you mean --num_entities?"),
+        (["9"], "'9': the command takes flags only"),
     ],
 )
 def test_bad_requests_say_why_and_leave_nothing(build, tmp_path, capsys, arguments, message):
@@ -116,7 +117,17 @@ def test_bad_requests_say_why_and_leave_nothing(build, tmp_path, capsys, argumen
 
 
 def test_the_output_folder_is_required(build, capsys):
-    assert "--output_dir" in refusal(build, [], capsys)
+    assert refusal(build, [], capsys).endswith("error: output_dir is not given. Pass --output_dir.")
+
+
+def test_both_spellings_of_a_flag(build, tmp_path, capsys):
+    build(["--output_dir", str(tmp_path / "one"), *SIZES, *COUNTS])
+    dashes = [flag.replace("_", "-") if flag.startswith("--") else flag for flag in (*SIZES, *COUNTS)]
+    assert "--num-entities" in dashes
+    build(["--output-dir", str(tmp_path / "two"), *dashes])
+    build(["--output-dir", str(tmp_path / "three"), *dashes, "--seed", "6"])
+    one, two, three = ((tmp_path / name / "train.json").read_bytes() for name in ("one", "two", "three"))
+    assert one == two != three
 
 
 def test_converting_adds_the_other_forms(build, convert, tmp_path, capsys):

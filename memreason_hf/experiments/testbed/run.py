@@ -5,7 +5,7 @@ The whole test bed: builds the world, trains and evaluates every model in a proc
     print(report(results))
 
 The folder then holds `data/`, a folder for each model (the model, its log, `results.json`, and `solutions.jsonl` with
-every text), `testbed.json` with all figures, and `testbed.png`.
+every text), `testbed.json` with all numbers, and `testbed.png`.
 """
 
 import os
@@ -51,42 +51,44 @@ class TestbedArguments:
 
     __test__ = False  # pytest would collect a class of this name
 
-    output_dir: str = field(default="runs/testbed", metadata={"help": "Folder for everything that is written."})
-    seed: int = field(default=42, metadata={"help": "Seed of the world, the chains, the weights and the batches."})
+    output_dir: str = field(default="runs/testbed", metadata={"help": "Folder for data, models and results."})
+    seed: int = field(
+        default=42, metadata={"help": "Seed of the world, the chains, the initial weights and the batches."}
+    )
     models: str = field(
-        default=",".join(MODELS), metadata={"help": "The models to train and evaluate, separated by commas."}
+        default=",".join(MODELS), metadata={"help": "Models to train, separated by commas, of the four."}
     )
     num_test_chains: int = field(default=100, metadata={"help": "Test chains of each hop count."})
     num_judged: int = field(
-        default=300, metadata={"help": "Correct solutions that judges are tried on, with every error and change."}
+        default=300,
+        metadata={"help": "Right solutions that every kind of error and harmless change is put into, for the judges."},
     )
     fixed_seconds: float = field(
-        default=FIXED_SECONDS, metadata={"help": "Limit on the training time of each model of fixed depth."}
+        default=FIXED_SECONDS, metadata={"help": "Longest training of each model of fixed depth, in seconds."}
     )
     recurrent_seconds: float = field(
-        default=RECURRENT_SECONDS, metadata={"help": "Limit on the training time of each model of recurrent depth."}
+        default=RECURRENT_SECONDS, metadata={"help": "Longest training of each model of recurrent depth, in seconds."}
     )
     max_steps: int | None = field(
-        default=None, metadata={"help": "Training steps of every model. Default: the model's own."}
+        default=None, metadata={"help": "Training steps of every model. Default: the model's own number."}
     )
     batch_size: int | None = field(
-        default=None, metadata={"help": "Rows of a training step. Default: the model's own."}
+        default=None, metadata={"help": "Rows of a training step. Default: the model's own number."}
     )
-    num_rows: int = field(default=30_000, metadata={"help": "Written solutions in training."})
+    num_rows: int = field(default=30_000, metadata={"help": "Solutions to train on, written out in steps."})
     disorder: float = field(
         default=2.5,
         metadata={
-            "help": "By how many places a needed fact may come late among the memory steps in training; 1000: any "
-            "order."
+            "help": "How far the memory steps of training solutions are shuffled, in places; 1000 for any order."
         },
     )
-    at_once: int = field(default=2, metadata={"help": "Models trained at the same time, one thread each."})
-    restart: bool = field(default=False, metadata={"help": "Replace another test bed that the folder holds."})
+    at_once: int = field(default=2, metadata={"help": "Models that are trained at the same time, one thread each."})
+    restart: bool = field(default=False, metadata={"help": "Remove another test bed from output_dir and start anew."})
 
     def __post_init__(self):
         unknown = [name for name in self.model_names if name not in MODELS]
         if unknown or not self.model_names:
-            raise ValueError(f"models={self.models!r}: there are {', '.join(MODELS)}.")
+            raise ValueError(f"models={self.models!r} must name some of {', '.join(MODELS)}.")
         for name in ("num_test_chains", "num_judged", "at_once", "num_rows", "max_steps", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -176,7 +178,7 @@ def _run_all(tasks, at_once):
     waiting.sort(key=lambda name: -tasks[name]["settings"]["seconds"])
     for name in tasks:
         if name not in waiting:
-            print(f"{name}: kept, as {tasks[name]['folder']} holds it.", flush=True)
+            print(f"{name}: kept the results in {tasks[name]['folder']}.", flush=True)
     running: dict[str, subprocess.Popen] = {}
     try:
         while waiting or running:
@@ -210,7 +212,7 @@ def _end(name, task, code):
     if code or results is None:
         log = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
         raise ValueError(
-            f"{name} ended with code {code}: {' '.join(log[-3:])[-600:]} The whole log: {folder / LOG_FILE}."
+            f"{name} ended with code {code}: {' '.join(log[-3:])[-600:]} The whole log is in {folder / LOG_FILE}."
         )
     training = results["training"]
     why = "its time was up" if training["ended_by"] == "time" else "all its steps"

@@ -1,0 +1,89 @@
+"""What a set of generated solutions shows: accuracy, steps by kind, and where solutions depart from the references."""
+
+from collections.abc import Mapping, Sequence
+
+import evaluate
+
+from memreason_hf.data.questions.memory_reason import reference_solution
+from memreason_hf.evaluation.solutions.generation import GeneratedSolution
+from memreason_hf.metrics import metric_path
+from memreason_hf.steps import KINDS, StepScheme
+from memreason_hf.steps.depth import NO_KIND_YET, mean_recurrences_by_kind
+
+
+METRICS = ("answer_accuracy", "step_distribution", "step_attribution")
+
+
+def measure_solutions(
+    generations: Sequence[GeneratedSolution],
+    rows: Sequence[Mapping],
+    scheme: StepScheme,
+    *,
+    match_option_text: bool,
+    judge: str,
+    seed: int,
+) -> dict:
+    """
+    The results of the three metrics of solutions together, and the mean recurrences by kind where they were recorded.
+
+    Args:
+        generations: from `generate_solutions`.
+        rows: their questions, as `load_memory_reason` gives them.
+        scheme: of the steps.
+        match_option_text, judge, seed: as for the metrics.
+    """
+    metrics = evaluate.combine([evaluate.load(metric_path(name), keep_in_memory=True) for name in METRICS])
+    results = metrics.compute(
+        predictions=[generation.text for generation in generations],
+        references=[scheme.render(reference_solution(row)) for row in rows],
+        questions=[row["question"] for row in rows],
+        options=[row["options"] for row in rows],
+        match_option_text=match_option_text,
+        scheme=scheme,
+        judge=judge,
+        seed=seed,
+    )
+    recorded = [generation.recurrences for generation in generations if generation.recurrences is not None]
+    if recorded:
+        results["mean_recurrences_by_kind"] = mean_recurrences_by_kind(recorded)
+    return results
+
+
+def solution_report(
+    results: Mapping, generations: Sequence[GeneratedSolution], *, title: str, max_new_tokens: int, judge: str
+) -> str:
+    """
+    The results as text.
+
+    Args:
+        results: from `measure_solutions`.
+        title: names the model and the data.
+        max_new_tokens, judge: what the solutions were generated and measured with.
+    """
+    low, high = results["accuracy_interval"]
+    num_cut = sum(generation.is_cut for generation in generations)
+    lines = [
+        f"{title}: {results['num_items']:,} items, {results['num_questions']:,} questions",
+        f"accuracy {results['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})",
+        f"no valid answer {results['num_invalid_answers']:,}; several options {results['num_several_answers']:,}",
+        f"cut off before their end {num_cut:,} (at most {max_new_tokens} tokens, or the model's context); "
+        f"inside a step's tokens {results['num_truncated']:,}",
+        "",
+        f"{'steps':<28}" + "".join(f"{kind:>9}" for kind in KINDS),
+    ]
+    for name, key in (
+        ("generated", "steps_by_kind"),
+        ("reference", "reference_steps_by_kind"),
+        (f"first departures ({judge})", "departures_by_kind"),
+    ):
+        lines.append(f"{name:<28}" + "".join(f"{results[key][kind]:>9,}" for kind in KINDS))
+    if means := results.get("mean_recurrences_by_kind"):
+        shown = "".join(f"{means[kind]:>9.2f}" if kind in means else f"{'-':>9}" for kind in KINDS)
+        lines.append(f"{'mean recurrences of a token':<28}{shown}")
+        if NO_KIND_YET in means:
+            lines.append(f"tokens before the first step with a kind {means[NO_KIND_YET]:.2f}")
+    lines.append(
+        f"no departure {results['num_without_departure']:,}; undecided {results['num_undecided']:,}; "
+        f"no reference steps {results['num_without_reference']:,}"
+    )
+    return "\n".join(lines)
