@@ -31,9 +31,10 @@ setup(
         "rich>=14.0",
         "ruamel.yaml>=0.18",
         "tqdm>=4.66",
+        "typing_extensions>=4.12",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "pytest-randomly>=3.15", "ruff>=0.14"],
+        "test": ["pytest>=8.0", "pytest-randomly>=3.15", "pytest-xdist>=3.6", "ruff>=0.14"],
         # What tests/integration tries where it is installed.
         "integrations": ["lm-eval>=0.4.13", "bitsandbytes>=0.50"],
     },

@@ -41,7 +41,7 @@ def sample_num_recurrences(config, seed: int, step: int) -> int:
 
     >>> config = RecurrentDepthConfig(recurrence_sampling="uniform", recurrence_min=2, recurrence_max=8)
     >>> [sample_num_recurrences(config, seed=0, step=step) for step in range(5)]
-    [7, 5, 7, 2, 4]
+    [8, 6, 2, 8, 4]
     ```
     """
     low = config.recurrence_min or 1

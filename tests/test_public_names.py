@@ -12,6 +12,9 @@ def test_public_names():
         "RecurrentDepthCache",
         "RecurrentDepthConfig",
         "RecurrentDepthForCausalLM",
+        "RecurrentDepthForQuestionAnswering",
+        "RecurrentDepthForSequenceClassification",
+        "RecurrentDepthForTokenClassification",
         "RecurrentDepthModel",
         "RecurrentDepthStaticCache",
     ]

@@ -110,9 +110,13 @@ def add_adapter(
     Example:
 
     ```python
-    >>> extend_tokenizer(tokenizer, StepScheme(1, 2), model)
+    >>> from memreason_hf import StepScheme, extend_tokenizer
+    >>> from memreason_hf.adapters.modes import AdapterArguments, add_adapter
+
+    >>> ids = extend_tokenizer(tokenizer, StepScheme(num_prefix_tokens=1, num_step_tokens=2), model)
     >>> model = add_adapter(model, tokenizer, AdapterArguments("lora+tokens", lora_r=8))
     >>> model.print_trainable_parameters()
+    trainable params: ... || all params: ... || trainable%: ...
     ```
     """
     read_scheme(tokenizer)

@@ -10,7 +10,8 @@ from memreason_hf.analysis.attention_figures import attention_figure
 from memreason_hf.analysis.attention_maps import AttentionMap
 from memreason_hf.analysis.depth_figures import save_figure
 from memreason_hf.analysis.solution_tokens import SolutionTokens
-from memreason_hf.files import check_places, whole_file, write_json
+from memreason_hf.evaluation.results import write_results
+from memreason_hf.files import check_places, whole_file
 
 
 _STEM = "attention"
@@ -67,7 +68,7 @@ class AttentionFiles:
                 recurrences=np.array([entry.recurrence or 0 for entry in maps]),
                 ids=np.array(solution.ids),
             )
-        write_json(written[-1], document, overwrite=self.overwrite, ensure_ascii=False, indent=1)
+        write_results(written[-1], document, overwrite=self.overwrite)
         for path in set(self._existing) - set(written):
             if _FIGURE.fullmatch(path.name):
                 path.unlink()

@@ -5,7 +5,6 @@
     memreason generate MODEL --prompts questions.txt --max_new_tokens 100 --html depths.html --json depths.json
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from memreason_hf.command_line.model_flags import model_section
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.prompts import PromptArguments, read_prompts
 from memreason_hf.command_line.sampling_arguments import SamplingArguments, describe_sampling, sampling_settings
-from memreason_hf.evaluation import describe_environment, describe_model
+from memreason_hf.evaluation import describe_environment, describe_model, write_results
 from memreason_hf.files import check_places, whole_file
 
 
@@ -153,12 +152,15 @@ def _generate(model, prompt_arguments, depth, cache, sampling, output):
     _print_summary(texts, settings, seconds)
     if output.html is not None:
         page = render_page(texts, title=model.short_name, description=_describe(settings))
-        _write(output.html, page, output.overwrite)
+        with whole_file(output.html, overwrite=output.overwrite) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        print(f"Wrote {output.html}.", file=sys.stderr)
     if output.json is not None:
         described = describe_model(network, model.model)
         del described["trained_hops"]
         document = depths_document(texts, described, settings, seconds, describe_environment(device))
-        _write(output.json, json.dumps(document, ensure_ascii=False, indent=1) + "\n", output.overwrite)
+        write_results(output.json, document, overwrite=output.overwrite)
+        print(f"Wrote {output.json}.", file=sys.stderr)
     return 0
 
 
@@ -199,12 +201,6 @@ def _describe(settings):
     if settings["num_recurrences"] is None:
         parts.append(f"by {settings['halting_granularity']}")
     return "; ".join([*parts, describe_sampling(settings)])
-
-
-def _write(path, text, overwrite):
-    with whole_file(path, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(f"Wrote {path}.", file=sys.stderr)
 
 
 if __name__ == "__main__":

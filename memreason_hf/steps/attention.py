@@ -30,10 +30,12 @@ from memreason_hf.patches import attach, attached, detach, override, remove_over
 from memreason_hf.steps.cached_ids import cache_in, read_past, record_ids
 from memreason_hf.steps.masks import IMPLEMENTATIONS, VARIANTS, ForwardSteps, StepTokens
 from memreason_hf.steps.tokenization import step_token_ids
+from modeling_recurrent import RecurrentDepthConfig
 
 
 # The entry of a model's config, and the file in the folder of an adapter, which holds no config of the model.
 STEP_ATTENTION_KEY = "step_attention"
+RecurrentDepthConfig.register_key(STEP_ATTENTION_KEY)
 STEP_ATTENTION_FILE = "step_attention.json"
 _ATTENTION = "step_attention"
 
@@ -64,6 +66,10 @@ def set_step_attention(
     Example:
 
     ```python
+    >>> from memreason_hf import StepScheme, extend_tokenizer
+    >>> from memreason_hf.steps.attention import get_step_attention, set_step_attention
+
+    >>> ids = extend_tokenizer(tokenizer, StepScheme(num_prefix_tokens=1, num_step_tokens=1), model)
     >>> set_step_attention(model, tokenizer, "tokens")
     >>> get_step_attention(model)
     'tokens'

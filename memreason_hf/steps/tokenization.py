@@ -16,10 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memreason_hf.patches import name_tokens
 from memreason_hf.steps.marks import split_at
 from memreason_hf.steps.scheme import KINDS, PREFIX, Step, StepScheme
+from modeling_recurrent import RecurrentDepthConfig
 
 
 # The key of the scheme among a tokenizer's init arguments, which are saved with it, and in a model's config.
 SCHEME_KEY = "step_scheme"
+RecurrentDepthConfig.register_key(SCHEME_KEY)
 _IDS_KEY = "token_ids"
 _ROWS_BEFORE_KEY, _NEW_ROWS_KEY = "rows_before", "new_rows"
 

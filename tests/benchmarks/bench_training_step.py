@@ -18,7 +18,6 @@ from torch import nn
 from transformers import GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-from memreason_hf.training.scheduled.attention_kernel import short_attention
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
@@ -95,10 +94,9 @@ def our_step(batch, hops):
     labels[:, -1] = answers
 
     def step():
-        with short_attention(ids):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model(ids, shift_labels=labels, labelled_logits_only=True).loss
-            loss.backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(ids, shift_labels=labels, labelled_logits_only=True).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -268,10 +268,10 @@ def test_damaged_and_foreign_inputs(model, tmp_path, capsys):
     file = tmp_path / "texts.jsonl"
     for content, message in (
         (b"", "holds no solution"),
-        (b"{\n", "line 1: is no JSON"),
-        (b"\xff\xfe\n", "line 1: is no JSON"),
+        (b"{\n", "line 1: not JSON"),
+        (b"\xff\xfe\n", "line 1: not JSON"),
         (b'{"index": 0}\n', "line 1: lacks question, text"),
-        (b"[1, 2", "is no JSON file"),
+        (b"[1, 2", "is not a JSON file"),
     ):
         file.write_bytes(content)
         assert message in refusal(capsys, model, "--generations", file, "--index", 0)
@@ -294,7 +294,7 @@ def test_an_adapter_whose_base_was_moved(tmp_path, capsys):
     assert run(tmp_path / "adapter", "--text", TEXT) == 0
     table = capsys.readouterr().out
     (tmp_path / "base").rename(tmp_path / "moved")
-    assert "Say where it is (base=)" in refusal(capsys, tmp_path / "adapter", "--text", TEXT)
+    assert "Pass its folder (base=)" in refusal(capsys, tmp_path / "adapter", "--text", TEXT)
     assert run(tmp_path / "adapter", "--text", TEXT, "--base", tmp_path / "moved") == 0
     assert capsys.readouterr().out == table
     assert "is not the folder of an adapter" in refusal(

@@ -126,7 +126,7 @@ def test_demonstrations_and_depth(data, tmp_path, capsys):
         (["--num_demonstrations", "9"], "num_demonstrations=9 must be between 0 and 4"),
         (["--num_recurrences", "3"], "num_recurrences=3: model="),
         (["--name", "truthful_qa"], "holds neither truthful_qa_train_clean_CC.json nor"),
-        (["--name", "squad"], "name='squad' is no data set"),
+        (["--name", "squad"], "name='squad' must be one of strategy_qa"),
         (["--output_fil", "x"], "unknown flag '--output_fil x'. Did you mean --output_file?"),
         (["--judge", "me"], "invalid choice: 'me'"),
         (["--device", "foo"], "device='foo' is not a device"),
@@ -149,7 +149,7 @@ def test_missing_and_foreign_inputs(model, data, tmp_path, capsys):
     assert "has no scheme of steps" in refusal(capsys, plain, *named)
     assert "The vocabulary does not match" in refusal(capsys, plain, *named, "--tokenizer", model)
     (data / "StrategyQA_test_clean.json").write_text("[")
-    assert "is no JSON file" in refusal(capsys, model, *named)
+    assert "is not a JSON file" in refusal(capsys, model, *named)
 
 
 def test_damaged_models(model, data, tmp_path, capsys):
@@ -222,7 +222,7 @@ def test_adapters_that_cannot_be_evaluated(model, data, tmp_path, capsys):
     other = save_base(tmp_path / "other", hidden_size=32)
     assert "width (hidden_size) is 32" in refusal(capsys, adapter, *named, "--base", other)
     other = save_base(tmp_path / "same_shape")
-    assert "have other values" in refusal(capsys, adapter, *named, "--base", other)
+    assert "its weight files differ" in refusal(capsys, adapter, *named, "--base", other)
     assert "num_recurrences=3: model=" in refusal(capsys, adapter, *named, "--num_recurrences", 3)
     byte_level().save_pretrained(adapter)
     assert "has no scheme of steps" in refusal(capsys, adapter, *named)
@@ -300,7 +300,7 @@ def test_depth_by_kind_is_reported(data, tmp_path, capsys):
     assert "num_recurrences=3 fixes the depth, but halting_criterion='state_difference' decides it" in message
     message = refusal(capsys, *arguments, "--depth_by_kind", "memory=2", "--max_recurrences", 3, "--overwrite")
     assert "max_recurrences=3 has no effect with depth_by_kind='memory=2', because no criterion halts" in message
-    assert "is no depth of a kind" in refusal(capsys, *arguments, "--depth_by_kind", "memory", "--overwrite")
+    assert "is not the depth of a kind" in refusal(capsys, *arguments, "--depth_by_kind", "memory", "--overwrite")
 
 
 def test_every_depth_flag_reaches_generate(data, tmp_path, monkeypatch):

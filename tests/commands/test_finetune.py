@@ -199,11 +199,11 @@ def test_demonstrations_and_dropped_items_are_counted(recipe, tmp_path, capsys):
 
 def test_another_run_in_the_folder(recipe, tmp_path, capsys):
     assert finetune.main([recipe(), "--max_steps", "1"]) == 0
-    assert "training.seed: 42 there, 7 asked for" in refusal(capsys, recipe(), "--seed", "7")
-    assert "adapter.mode: 'full' there, 'tokens' asked for" in refusal(capsys, recipe(), "--mode", "tokens")
+    assert "training.seed was 42, now 7" in refusal(capsys, recipe(), "--seed", "7")
+    assert "adapter.mode was 'full', now 'tokens'" in refusal(capsys, recipe(), "--mode", "tokens")
     assert "model.step_scheme" in refusal(capsys, recipe(), "--layout", "plan_first")
     message = refusal(capsys, recipe(), "--dtype", "bfloat16")
-    assert "model.dtype: 'float32' there, 'bfloat16' asked for" in message
+    assert "model.dtype was 'float32', now 'bfloat16'" in message
     assert finetune.main([recipe(), "--seed", "7", "--restart", "--max_steps", "1"]) == 0
 
 
@@ -214,7 +214,7 @@ def broken(folder, content):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{ not json", "is no JSON"),
+        ("{ not json", "is not a JSON file"),
         ([{**TRAIN[0], "question": None}], "question"),
         ([{"question": "Is it?", "cot_steps": []}], "answer"),
         ([{**TRAIN[0], "answer": "Maybe"}], "Maybe"),
@@ -265,7 +265,7 @@ def test_a_question_that_leaves_no_room_is_refused_before_training(recipe, tmp_p
         (
             {"model": {"path": None}, "adapter": {"mode": "lora"}},
             ["--architecture", "llama"],
-            "a new model's are random",
+            "those of a new model are random",
         ),
         ({"model": {"step_attention": "all"}}, [], "step_attention"),
         ({"model": {"step_attention": "own"}, "steps": {"marks": "words", "num_prefix_tokens": 0}}, [], "tokens"),
@@ -369,7 +369,7 @@ def test_a_tokenizer_with_another_scheme_or_an_adapter_as_base(recipe, tmp_path,
     )
     assert finetune.main([path, "--max_steps", "1"]) == 0
     message = refusal(capsys, recipe(model={"path": str(tmp_path / "run")}), "--output_dir", str(tmp_path / "b"))
-    assert "holds an adapter, no whole model" in message
+    assert "holds an adapter, not a whole model" in message
 
 
 def test_a_warmup_longer_than_the_run_is_warned_about(recipe, caplog):

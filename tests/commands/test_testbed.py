@@ -44,7 +44,7 @@ def test_help_teaches(capsys):
     assert len(examples) == 4
     for example in examples:
         (arguments,) = testbed.make_parser().parse_sections(example)
-        arguments.check()
+        assert arguments.model_names
 
 
 def test_a_folder_of_another_run(tmp_path):

@@ -38,7 +38,7 @@ def test_bad_requests_end_with_one_line_and_leave_nothing(source, tmp_path):
     (source / "truthful_qa_test_clean_CC.json").write_text("[")
     done = run(tmp_path, "--name", "truthful_qa", "--source", source, "--output_dir", "data")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "truthful_qa_test_clean_CC.json is no JSON file" in done.stderr.splitlines()[-1]
+    assert "truthful_qa_test_clean_CC.json is not a JSON file" in done.stderr.splitlines()[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["json"]
     (source / "truthful_qa_test_clean_CC.json").write_text("[" * 100_000)
     done = run(tmp_path, "--name", "truthful_qa", "--source", source, "--output_dir", "data")

@@ -339,7 +339,7 @@ def test_caches_of_others_are_refused():
     for rows in (1, 3):
         with pytest.raises(ValueError, match=f"holds 2 rows, but the input has {rows}"):
             model(random_ids(rows, 1), past_key_values=cache)
-    with pytest.raises(TypeError, match="recurrent-depth models only"):
+    with pytest.raises(TypeError, match="Only recurrent-depth models can update"):
         cache.update(torch.zeros(1), torch.zeros(1), 0)
 
 

@@ -12,7 +12,6 @@ from memreason_hf.training.runs.fingerprint import run_fingerprint
 from memreason_hf.training.runs.launch import check_launch
 from memreason_hf.training.runs.trainer import ResumableTrainer
 from memreason_hf.training.scheduled.arguments import ScheduledTrainingArguments
-from memreason_hf.training.scheduled.attention_kernel import short_attention
 from memreason_hf.training.scheduled.batches import ROW_INFO, BatchSchedule, Position, RowInfo, TokenRows, TrainBatches
 from memreason_hf.training.scheduled.losses import recurrence_loss_weights
 from memreason_hf.training.scheduled.meter import TrainingMeter
@@ -211,8 +210,7 @@ class ScheduledTrainer(ResumableTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         torch.manual_seed(self.dropout_seed())
         self._micro_batch += 1
-        with short_attention(inputs["input_ids"]):
-            return super().training_step(model, inputs, num_items_in_batch)
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a micro-batch; in training at the depth of the training step."""

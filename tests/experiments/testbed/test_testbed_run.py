@@ -73,7 +73,7 @@ def test_what_a_run_writes_and_prints(started, tmp_path, capsys):
     # The second run starts no process.
     run_testbed(small(tmp_path))
     assert len(started) == 2
-    assert f"answer_fixed: kept, as {tmp_path / 'answer_fixed'} holds it." in capsys.readouterr().out
+    assert f"answer_fixed: kept the results in {tmp_path / 'answer_fixed'}." in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"holds another run \(seed=42 there, now 1\)"):
         run_testbed(small(tmp_path, seed=1))
     run_testbed(small(tmp_path, seed=1, restart=True))
@@ -97,8 +97,8 @@ def test_a_process_that_fails_is_named_with_its_log(started, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"models": "steps"}, "models='steps': there are answer_fixed, answer_recurrent, steps_fixed"),
-        ({"models": " , "}, "models=' , ': there are"),
+        ({"models": "steps"}, "models='steps' must name some of answer_fixed, answer_recurrent, steps_fixed"),
+        ({"models": " , "}, "models=' , ' must name some of"),
         ({"num_test_chains": 0}, "num_test_chains=0 must be at least 1"),
         ({"at_once": 0}, "at_once=0 must be at least 1"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
