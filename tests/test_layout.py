@@ -28,6 +28,8 @@ FLOORS = (
 # Inside `training` a further order holds.
 TRAINING_FLOORS = (("chains", "solutions", "text"), ("scheduled",), ("runs",))
 MOST_LINES = 600
+# Of a function without its docstring.
+MOST_FUNCTION_LINES = 60
 
 
 def modules():
@@ -127,6 +129,21 @@ def test_nothing_of_the_packages_is_imported_inside_a_function(name):
 def test_no_file_is_too_long(name):
     lines = MODULES[name].read_text(encoding="utf-8").count("\n")
     assert lines <= MOST_LINES, f"{name} has {lines} lines: split it by subject."
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_function_is_too_long(name):
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            begin = node.body[0].end_lineno if ast.get_docstring(node) is not None else node.lineno
+            lines = node.end_lineno - begin
+            assert lines <= MOST_FUNCTION_LINES, f"{node.name} has {lines} lines: cut it into parts."
+
+
+def test_no_test_file_is_too_long():
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        lines = path.read_text(encoding="utf-8").count("\n")
+        assert lines <= MOST_LINES, f"{path.name} has {lines} lines: split it by subject."
 
 
 def test_the_model_is_flat_and_imports_its_own_files_alone():

@@ -306,10 +306,10 @@ def test_gradients_are_those_of_peft(family, mode, tied, autocast, monkeypatch):
     logits, ours = gradients()
     # Frozen rows, and a forward without gradients, are left to PEFT.
     assert len(used) == (2 if mode == "lora" else 0)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        # Recurrent-depth models train with this kernel of SDPA on a CPU.
-        with sdpa_kernel(SDPBackend.MATH) if family == "deep" else contextlib.nullcontext():
-            assert torch.equal(model(input_ids=ids).logits, logits)
+    # Recurrent-depth models train with this kernel of SDPA on a CPU.
+    kernel = sdpa_kernel(SDPBackend.MATH) if family == "deep" else contextlib.nullcontext()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast), kernel:
+        assert torch.equal(model(input_ids=ids).logits, logits)
     for layer in model.token_layers():
         restore_class(layer, TrainableTokensLayer)
     expected_logits, expected = gradients()

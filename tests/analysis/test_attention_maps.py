@@ -266,9 +266,7 @@ def test_an_attention_without_weights(make):
     try:
         model = make(VOCAB)
         model.set_attn_implementation("blind_for_a_test")
-        with pytest.raises(
-            ValueError, match="attn_implementation='blind_for_a_test' may not be. Call model.set_attn_implementation"
-        ):
+        with pytest.raises(ValueError, match="attn_implementation='blind_for_a_test'"):
             read_attention(model, random_ids())
         assert model.config._attn_implementation == "blind_for_a_test"
     finally:

@@ -97,8 +97,7 @@ def test_a_curriculum_from_the_recipe_and_flags(recipe, tmp_path, capsys):
     assert train.main([recipe(curriculum=curriculum), "--curriculum_last_stage", "2", "--max_steps", "50"]) == 0
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert state["global_step"] < 50
-    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
-    progress = json.loads((checkpoint / "callbacks.json").read_text())
+    progress = json.loads((tmp_path / "run" / f"checkpoint-{state['global_step']}" / "callbacks.json").read_text())
     assert progress["CurriculumCallback"]["passed_at"] == state["global_step"]
     other = str(tmp_path / "other")
     argv = [recipe(curriculum=curriculum), "--curriculum_threshold", "1.0", "--output_dir", other]
