@@ -36,7 +36,7 @@ setup(
     extras_require={
         "test": ["pytest>=8.0", "pytest-randomly>=3.15", "pytest-xdist>=3.6", "ruff>=0.14"],
         # What tests/integration tries where it is installed.
-        "integrations": ["lm-eval>=0.4.13", "bitsandbytes>=0.50"],
+        "integrations": ["lm-eval>=0.4.13", "bitsandbytes>=0.50", "trl>=1.16", "fastapi", "uvicorn", "openai"],
     },
     entry_points={"console_scripts": ["memreason = memreason_hf.cli:main"]},
 )
