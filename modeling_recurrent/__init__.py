@@ -36,10 +36,10 @@ AutoConfig.register(RecurrentDepthConfig.model_type, RecurrentDepthConfig)
 RecurrentDepthConfig.register_for_auto_class()
 for _auto_class, _model_class in _AUTO_CLASSES.items():
     _auto_class.register(RecurrentDepthConfig, _model_class)
-    # The files travel with the weights, for users who never installed this package.
+    # Saves the code with the weights, so that users without this package can load the model.
     _model_class.register_for_auto_class(_auto_class.__name__)
-    # `transformers serve` and pipelines look a class up by its name in `transformers`. Importing a model replaces that
-    # module once, and whoever imported it before goes on with the old one.
+    # `transformers serve` and pipelines look a class up by its name in `transformers`. The library replaces that
+    # module when a model is first imported, and code that imported it earlier still holds the old one.
     for _module in (transformers, sys.modules["transformers"]):
         setattr(_module, _model_class.__name__, _model_class)
 

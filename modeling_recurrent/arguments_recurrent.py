@@ -1,4 +1,4 @@
-"""The arguments of a call that say how deep it goes and what it shows of its recurrences."""
+"""Keyword arguments of a call that set its depth and report its recurrences."""
 
 import difflib
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from transformers.utils import TransformersKwargs
 
 class DepthKwargs(TypedDict, total=False):
     """
-    How deep a call of `forward` or `generate` goes. Except for `num_recurrences`, the names are fields of
-    `RecurrentDepthConfig`; a value given to a call wins over the config's.
+    Keyword arguments that set the depth of `forward` and `generate`. All of them are also fields of
+    `RecurrentDepthConfig`. The value of a call takes precedence over the config's.
 
     Attributes:
         num_recurrences (`int`, or `torch.LongTensor` of shape `()`, `(batch,)` or `(batch, sequence)`, *optional*):
@@ -24,7 +24,7 @@ class DepthKwargs(TypedDict, total=False):
         halting_criterion (`str`, *optional*):
             The name of a halting criterion, or `"none"` to switch the config's off.
         halting_granularity (`"token"` or `"sequence"`, *optional*):
-            Whether every token halts by itself or a row as a whole.
+            Whether each token halts on its own, or a row as a whole.
         kl_threshold, entropy_threshold (`float`, *optional*): In nats.
         confidence_threshold (`float`, *optional*): A probability.
         state_difference_threshold, acceleration_threshold (`float`, *optional*): Relative to the norm of the state.
@@ -65,7 +65,7 @@ class RecurrentDepthKwargs(DepthKwargs, TransformersKwargs, total=False):
 
 
 DEPTH_ARGUMENTS = tuple(DepthKwargs.__annotations__)
-# Those that the library does not know of.
+# The arguments that the library itself does not define.
 OWN_ARGUMENTS = tuple(
     name for name in RecurrentDepthKwargs.__annotations__ if name not in TransformersKwargs.__annotations__
 )
@@ -73,11 +73,11 @@ OWN_ARGUMENTS = tuple(
 
 def take_depth(kwargs: dict) -> dict:
     """
-    Takes the arguments of depth out of `kwargs`; those that are not given are `None`.
+    Removes the depth arguments from `kwargs` and returns them. Arguments that are not given are `None`.
 
     Raises:
-        `TypeError`: `kwargs` holds what looks like one of them, misspelt. The rest goes to the attention function,
-            which would pass over it.
+        `TypeError`: `kwargs` holds a name that looks like a misspelt argument. Other names go to the attention
+            function, which would ignore it.
     """
     depth = {name: kwargs.pop(name, None) for name in DEPTH_ARGUMENTS}
     for name in kwargs:

@@ -15,18 +15,18 @@ from .positions_recurrent import rotate
 
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
-# Up to this length, rows train faster on a CPU with plain matrix products than with SDPA's blocked kernel, whose
-# backward takes 12 ms for 13 tokens.
+# Rows of up to this length train faster on a CPU with SDPA's math kernel than with its blocked kernel, whose backward
+# pass takes 12 ms for 13 tokens.
 SHORT_ROW = 128
 
 
 def attention_interface(config, hidden_states):
     """
-    The library's attention function that a config asks for; looked up once a forward, not in every layer.
+    The attention function that a config selects. It is looked up once for each forward pass, not in every layer.
 
     Args:
         config (`RecurrentDepthConfig`): `_attn_implementation` is read.
-        hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): What the layers will compute.
+        hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): The input of the layers.
     """
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
     trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
@@ -46,12 +46,12 @@ def repeat_kv(states, repeats):
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention in plain operations, which also returns its weights."""
+    """Attention in plain PyTorch operations, which also returns the attention weights."""
     key, value = repeat_kv(key, module.num_key_value_groups), repeat_kv(value, module.num_key_value_groups)
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
-    # At least float32: the mask of a whole row in float64 would overflow there.
+    # At least float32, but not less than the query: the mask of a whole row in float64 would overflow in float32.
     precise = torch.promote_types(query.dtype, torch.float32)
     weights = nn.functional.softmax(weights, dim=-1, dtype=precise).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
@@ -68,7 +68,8 @@ class RecurrentDepthAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
         self.sliding_window = sliding_window
-        # Queries, keys and values come out of one product: decoding reads weights, and few large ones read faster.
+        # One projection for queries, keys and values: decoding is bound by reading weights, and one large matrix is
+        # read faster than three.
         self.heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
         self.qkv_proj = nn.Linear(config.hidden_size, sum(self.heads) * self.head_dim, bias=config.attention_bias)
         query_width = config.num_attention_heads * self.head_dim
@@ -133,8 +134,8 @@ class RecurrentDepthBlock(GradientCheckpointingLayer):
 
     Args:
         config (`RecurrentDepthConfig`): The config of the model.
-        layer_idx (`int`): The place of the layer among all layers with weights.
-        is_looped (`bool`): Looped layers attend within the sliding window, and may start scaled down.
+        layer_idx (`int`): The index of the layer among all layers with weights.
+        is_looped (`bool`): Whether the layer is in the loop, and so uses `sliding_window` and `residual_init_scale`.
     """
 
     def __init__(self, config: RecurrentDepthConfig, layer_idx: int, is_looped: bool):

@@ -8,8 +8,8 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
     """
     Keys and values of one physical layer, in buffers of shape `(slots, batch, kv_heads, capacity, head_dim)`.
 
-    Slot t of a token holds the keys and values that it computed at recurrence min(t, its count). Layers outside the
-    loop have one slot, and so have all layers when only the last recurrence is kept.
+    Slot t of a token holds the keys and values that the token computed at recurrence min(t, n), where n is its number
+    of recurrences. Layers outside the loop have one slot. So do all layers if only the last recurrence is kept.
 
     Args:
         single (`bool`): Whether there is one slot for all recurrences.
@@ -44,17 +44,17 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_empty((slots, *old.shape[1:3], capacity, old.shape[-1]))
-            # The whole capacity is copied: tokens of the running forward are not committed yet.
+            # The whole capacity is copied, because the tokens of the current forward pass are not committed yet.
             new[:old_slots, :, :, :old_capacity] = old
             new[old_slots:, :, :, : self.length] = old[-1:, :, :, : self.length]
             setattr(self, name, new)
 
     def write(self, key_states, value_states, slot: int, rows, held) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Writes keys and values of shape `(rows, kv_heads, new tokens, head_dim)` behind the committed ones.
+        Writes keys and values of shape `(rows, kv_heads, new tokens, head_dim)` after the committed ones.
 
-        Tokens that are `held` (a mask of shape `(rows, new tokens)`, or `None`) keep the keys and values of the
-        recurrence before. Returns the content of the slot for the new tokens of `rows` (`None`: of all rows).
+        Tokens in the mask `held` (of shape `(rows, new tokens)`, or `None`) keep the keys and values of the previous
+        recurrence. Returns the content of the slot for the new tokens of `rows`, or of all rows if `rows` is `None`.
         """
         count = key_states.shape[2]
         if held is not None:
@@ -70,18 +70,18 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
         return key_states, value_states
 
     def _new(self, buffer, slot, count, rows=None):
-        """The part of a slot behind the committed tokens; by `narrow`, which is fast: every layer runs this."""
+        """The part of a slot after the committed tokens. Every layer calls this, so it uses the fast `narrow`."""
         new = buffer[slot].narrow(2, self.length, count)
         return new if rows is None else new[rows]
 
     def read(self, slot: int, rows: slice, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views on the first `length` tokens of a slice of rows: nothing is copied."""
+        """Views of the first `length` tokens of a slice of rows, without a copy."""
         keys, values = self.keys[slot].narrow(2, 0, length), self.values[slot].narrow(2, 0, length)
         return (keys, values) if rows == slice(None) else (keys[rows], values[rows])
 
     def commit(self, count: int, depths) -> None:
         """
-        Ends a forward over `count` new tokens: fills the slots that they did not reach, then lets the length grow.
+        Ends a forward pass over `count` new tokens: fills the slots that they did not reach, then adds to the length.
 
         `depths` is the number of recurrences of all tokens (`int`), of each row (shape `(batch,)`) or of each token
         (shape `(batch, count)`).
@@ -148,14 +148,14 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
 
 class RecurrentDepthCache(Cache):
     """
-    The cache of a recurrent-depth model, for `past_key_values`. `generate` makes one by itself.
+    The cache of a recurrent-depth model, for `past_key_values`. `generate` creates one automatically.
 
     Args:
         config (`RecurrentDepthConfig`): The config of the model.
         cache_recurrences (`"all"` or `"last"`, *optional*, defaults to the config's):
             `"all"` keeps the keys and values of every recurrence, so that a token attends to what the others computed
-            at the same recurrence. `"last"` keeps those of each token's last recurrence only: memory does not grow
-            with depth, at the price of an approximation wherever there is a past.
+            at the same recurrence. `"last"` keeps those of each token's last recurrence only. Memory then does not
+            grow with depth, but the results are approximate as soon as the cache holds earlier tokens.
 
     Example:
 
@@ -217,7 +217,7 @@ class RecurrentDepthCache(Cache):
 
     def commit(self, count: int, depths: int | torch.Tensor, real: torch.Tensor | None = None) -> None:
         """
-        Ends a forward over `count` new tokens; see `RecurrentDepthCacheLayer.commit`.
+        Ends a forward pass over `count` new tokens; see `RecurrentDepthCacheLayer.commit`.
 
         `real` (`(batch, count)`, *optional*) is `False` on padding.
         """
@@ -233,7 +233,7 @@ class RecurrentDepthCache(Cache):
         self._counts = None if self._counts is None else choose(self._counts)
 
     def keep_tokens(self, places: torch.LongTensor) -> None:
-        """Keeps the tokens at `places` (`(batch, kept)`) of each row, in that order, which closes holes."""
+        """Keeps the tokens at `places` (`(batch, kept)`) of each row, in that order, which removes gaps."""
         self._counts = self.counts.gather(1, places)
         for layer in self.layers:
             layer.keep_tokens(places)
@@ -256,7 +256,7 @@ class RecurrentDepthCache(Cache):
 
 
 def check_cache_type(cache) -> None:
-    """Raises a `TypeError` for the cache of another kind of model."""
+    """Raises a `TypeError` for a cache of another class."""
     if cache is not None and not isinstance(cache, RecurrentDepthCache):
         raise TypeError(
             f"past_key_values must be a RecurrentDepthCache or None, got a {type(cache).__name__}: a loop needs a "
@@ -271,7 +271,7 @@ def _shape(config):
 
 class Slots:
     """
-    The slots of a cache that one forward writes and reads.
+    The slots of a cache that one forward pass writes and reads.
 
     Args:
         cache (`RecurrentDepthCache`): The cache that keys and values are written to.
@@ -296,7 +296,7 @@ class Slots:
         self.keep(None)
 
     def keep(self, rows: torch.Tensor | None) -> None:
-        """Computes only these rows from now on. Their places are cut into runs, each of which is read as a slice."""
+        """Restricts the slots to these rows, which are grouped into contiguous runs, each read as a slice."""
         self.rows = rows
         self.runs = [(slice(None), slice(None))]
         if rows is None or self.static or not self.past:

@@ -1,4 +1,4 @@
-"""Configuration of recurrent-depth decoders: which blocks, how they are looped, when the loop stops."""
+"""Configuration of recurrent-depth decoders: blocks, loop and halting."""
 
 import difflib
 from typing import ClassVar, Literal
@@ -31,7 +31,7 @@ _LIBRARY_KEYS = {
     "torch_dtype",
 }
 
-# Where the Auto classes find the code that `save_pretrained` puts beside the weights.
+# Where the Auto classes find the code that `save_pretrained` saves with the weights.
 _AUTO_MAP = {
     "AutoConfig": "configuration_recurrent.RecurrentDepthConfig",
     "AutoModel": "modeling_recurrent.RecurrentDepthModel",
@@ -42,7 +42,7 @@ _AUTO_MAP = {
 }
 
 
-# Not `interval` of the library's validators: in transformers 5.17 it takes a bound of 0 for none.
+# Not the library's validator `interval`, which in transformers 5.17 ignores a bound of 0.
 @as_validated_field
 def _not_negative(value):
     if not value >= 0:
@@ -72,8 +72,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
     r"""
     Configuration of a [`RecurrentDepthModel`]: a decoder whose core layers are applied again and again.
 
-    The layers run in the order prelude, then the recurrent layers `num_recurrences` times, then coda. Every field of
-    depth and halting can also be given to `forward` and `generate` by the same name; the value of a call wins.
+    The layers run in this order: the prelude, the recurrent layers `num_recurrences` times, the coda. The fields of
+    depth and halting are also arguments of `forward` and `generate`; the value of a call takes precedence.
 
     Args:
         vocab_size (`int`, defaults to 32000):
@@ -96,13 +96,14 @@ class RecurrentDepthConfig(PreTrainedConfig):
         attention_dropout, residual_dropout, embedding_dropout (`float`, default to 0.0):
             Dropout probabilities in training.
         position_embedding_type (`"learned"`, `"sinusoidal"`, `"none"` or `"rope"`, defaults to `"rope"`):
-            How tokens know their positions.
+            The type of the position embeddings.
         max_position_embeddings (`int`, defaults to 2048):
-            Number of learned positions, or the length that RoPE was made for.
+            Number of learned positions, or the context length that the RoPE parameters assume.
         rope_parameters (`dict`, *optional*):
             As in Llama, `partial_rotary_factor` included. All layers share one set of parameters.
         sliding_window (`int`, *optional*):
-            Number of tokens that the looped layers attend to, the current one included. Prelude and coda see all.
+            Number of tokens that the looped layers attend to, including the current one. Prelude and coda attend to
+            all tokens.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of the initial weights.
         residual_init_scale (`float`, *optional*):
@@ -111,7 +112,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         use_cache (`bool`, defaults to `True`), cache_recurrences (`"all"` or `"last"`, defaults to `"all"`):
             Whether keys and values are kept, and of which recurrences; see [`RecurrentDepthCache`].
         num_recurrences (`int`, defaults to 4):
-            Number of recurrences when a call does not say otherwise, and the mean in training.
+            Number of recurrences of a call that does not set it, and the mean number in training.
         input_injection (`"none"`, `"add"` or `"concat"`, defaults to `"none"`):
             What happens to the state before every recurrence after the first: nothing; the embedding is added; a
             linear adapter, which starts as the sum, maps state and embedding to a new state. Where the initial state
@@ -126,16 +127,16 @@ class RecurrentDepthConfig(PreTrainedConfig):
             Distribution of the number of recurrences of a training step, with `num_recurrences` as its mean.
             `"uniform"` draws from `recurrence_min` to `recurrence_max`.
         recurrence_min, recurrence_max (`int`, *optional*):
-            What is drawn is clipped to this range.
+            The drawn number is clipped to this range.
         recurrence_seed (`int`, defaults to 0):
-            Seed of the draws. Together with the number of training forwards so far it decides the depth, so that all
-            processes draw the same; trainers of `memreason_hf` give the depth of a step themselves.
+            Seed of the draws. A draw depends only on this seed and on the number of training forward passes so far, so
+            that all processes draw the same depth. The trainers of `memreason_hf` set the depth of a step themselves.
         backprop_recurrences (`int`, *optional*):
-            Gradients flow through this many recurrences, the last ones. `None`: through all of them.
+            How many of the last recurrences gradients flow through. `None`: all of them.
         halting_criterion (`str`, *optional*):
             Name of a criterion of `halting_recurrent.py`. `None`: the depth is fixed.
         halting_granularity (`"token"` or `"sequence"`, defaults to `"token"`):
-            Whether every token halts by itself, or a row as a whole, decided at its last token.
+            Whether each token halts on its own, or a row as a whole, as decided at its last token.
         min_recurrences, max_recurrences (`int`, default to 1 and 16):
             The first recurrence at which a row or token may halt, and the one at which it halts at the latest.
         kl_threshold, entropy_threshold (`float`, default to 0.01 and 3.0): In nats.
@@ -243,7 +244,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         if self.head_dim is None:
             # Rounded down here; `validate_architecture` refuses a width that is not a multiple of the heads.
             self.head_dim = max(self.hidden_size // self.num_attention_heads, 1)
-        if self.halting_criterion == "none":  # as calls spell it
+        if self.halting_criterion == "none":  # the spelling of calls
             self.halting_criterion = None
         if self.attention_output_bias is None:
             self.attention_output_bias = self.attention_bias
@@ -255,8 +256,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
         """
         Declares that configs may hold `key`, which belongs to another package and does not change the model.
 
-        Such a key is kept through files and calls without a word; any other unknown key of a file is reported, and
-        one of a call is an error.
+        Such a key is accepted silently in files and calls. Any other unknown key causes a warning in a file and an
+        error in a call.
         """
         cls.registered_keys.add(key)
 
@@ -273,7 +274,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
                 f"The checkpoint holds a model of type {model_type!r}, which cannot be loaded as a "
                 f"{cls.model_type!r} model. Load it with AutoModelForCausalLM."
             )
-        # A later release may write keys that this one does not know: a file keeps them, a call may not invent them.
+        # A later release may write keys that this one does not know, so unknown keys are kept in a file. In a call
+        # they are an error.
         unknown = {key: value for key, value in config_dict.items() if cls._is_unknown(key)}
         if unknown:
             logger.warning(
@@ -301,7 +303,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
 
     def _tensor_parallel_plan(self):
         """The plan for the modules that a model of this config has."""
-        # The fused products are cut into queries, keys and values, or into gate and rest: gathered first.
+        # The output of a fused projection is split into queries, keys and values, or into gate and up projection, so
+        # it has to be gathered first.
         plan = {
             "self_attn.qkv_proj": "colwise_gather_output",
             "self_attn.o_proj": "rowwise_split_input",
@@ -375,7 +378,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         if nested:
             raise ValueError(
                 f"rope_parameters holds parameters for the layer types {', '.join(nested)}, but all layers of a "
-                "recurrent-depth model share one set. Give one dictionary that is not nested."
+                "recurrent-depth model share one set. Pass one dictionary that is not nested."
             )
         factor = parameters.get("partial_rotary_factor")
         if factor is not None and (not 0 < factor <= 1 or int(self.head_dim * factor) % 2):

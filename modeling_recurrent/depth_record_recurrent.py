@@ -1,4 +1,4 @@
-"""What one call of `generate` knows about depth, and the depth of every token that it writes."""
+"""The depth settings of one call of `generate`, and the depth of every token that it generates."""
 
 from dataclasses import dataclass, field
 
@@ -23,13 +23,13 @@ class RememberedEnds(StoppingCriteriaList):
 @dataclass(frozen=True)
 class Prompt:
     """
-    What is in front of the first new token.
+    Everything before the first new token.
 
     Attributes:
-        length (`int`): Its tokens, with those that were in the cache.
-        halts_by_row (`bool`): Whether a criterion decides one count for a row and call.
-        new_count (`int` or `torch.LongTensor` of shape `(rows, 1)`): The count of a token behind a prompt whose counts
-            were given; 0 where a criterion decides.
+        length (`int`): The number of its tokens, including those in the cache.
+        halts_by_row (`bool`): Whether a criterion decides one count for each row and call.
+        new_count (`int` or `torch.LongTensor` of shape `(rows, 1)`): The count of each new token if the counts of the
+            prompt were given; 0 where a criterion decides.
     """
 
     length: int
@@ -42,14 +42,14 @@ class Prompt:
         return torch.cat((counts, new), dim=1)
 
     def counts_of(self, counts, past: int, tokens: int):
-        """The counts of `tokens` tokens behind `past` others, out of one a token; other counts stay as they are."""
+        """Selects the counts of `tokens` tokens after `past` others. Counts of another form are returned unchanged."""
         if not isinstance(counts, torch.Tensor) or counts.ndim != 2 or counts.shape[1] == tokens:
             return counts
         first = past - (self.length - counts.shape[1])
         if first < 0 or counts.shape[1] > self.length:
             raise ValueError(
                 f"num_recurrences has shape {tuple(counts.shape)}, but the prompt has {self.length} tokens, of which "
-                f"{past} are in the cache. Give one count for each of the others, or for all."
+                f"{past} are in the cache. Give one count for each of the others, or for all tokens."
             )
         counts = counts[:, first : first + tokens]
         return self.with_new(counts, tokens - counts.shape[1])
@@ -61,13 +61,13 @@ class DepthRecord:
     The depths of the tokens that one call of `generate` reads and writes.
 
     Attributes:
-        streamer: Given each new depth, if it has a method `put_recurrences`.
-        last (`torch.LongTensor` of shape `(rows,)`, *optional*): The last real token of each prompt, where padding
-            stands on the right.
-        ends (`RememberedEnds`, *optional*): Knows the rows that get nothing but padding any more.
+        streamer: Receives each new depth if it has a method `put_recurrences`.
+        last (`torch.LongTensor` of shape `(rows,)`, *optional*): The index of the last real token of each prompt, if
+            prompts are padded on the right.
+        ends (`RememberedEnds`, *optional*): Knows the rows whose text has ended.
         prompt (`torch.LongTensor` of shape `(rows, prompt)`, *optional*): The depths of the prompt.
-        steps (`list` of `torch.LongTensor` of shape `(rows, new tokens)`): Those of the positions whose logits gave
-            new tokens.
+        steps (`list` of `torch.LongTensor` of shape `(rows, new tokens)`): The depths of the positions whose logits
+            gave new tokens.
     """
 
     streamer: object = None
@@ -77,7 +77,7 @@ class DepthRecord:
     steps: list = field(default_factory=list)
 
     def add(self, counts: torch.LongTensor, new_tokens: int) -> None:
-        """Adds a forward: `counts` of shape `(rows, positions so far)`, the last `new_tokens` of which gave tokens."""
+        """Adds the `counts` `(rows, positions so far)` of a forward pass; the last `new_tokens` gave new tokens."""
         step = counts[:, -new_tokens:]
         if self.prompt is None:
             self.prompt = counts[:, : counts.shape[1] - new_tokens + 1].clone()
@@ -87,13 +87,13 @@ class DepthRecord:
         self.add_step(step.clone())
 
     def add_step(self, counts: torch.LongTensor) -> None:
-        """Adds counts of shape `(rows, new tokens)`, of the positions whose logits gave them."""
+        """Adds counts of shape `(rows, new tokens)`: those of the positions whose logits gave the new tokens."""
         self.steps.append(counts)
         if hasattr(self.streamer, "put_recurrences"):
             self.streamer.put_recurrences(counts.cpu())
 
     def report(self, output, prompt_ids: int) -> None:
-        """Adds `num_recurrences` and `prompt_recurrences` to an output whose texts begin with `prompt_ids` ids."""
+        """Adds `num_recurrences` and `prompt_recurrences` to an output whose texts hold `prompt_ids` prompt ids."""
         steps, prompt = torch.cat(self.steps, dim=1), self.prompt
         new = output.sequences.shape[1] - prompt_ids
         steps = steps[:, :new]
@@ -111,12 +111,12 @@ class GenerationCall:
     One call of `generate`.
 
     Attributes:
-        model: Whose call it is; an assistant has a call of its own.
-        record (`DepthRecord`): What the call has seen so far.
+        model: The model that generates. An assistant has a call of its own.
+        record (`DepthRecord`): The depths of the call so far.
         speculation (`Speculation`, *optional*), schedule (`DepthSchedule`, *optional*): How it decodes.
-        prompt_ids (`int`): Ids of the prompt in the text that is returned; none where it was given as embeddings.
-        prompt (`Prompt`, *optional*): Known once the cache is prepared.
-        positions (`int`): Tokens of the forward that runs.
+        prompt_ids (`int`): The number of prompt ids in the returned text; 0 if the prompt was given as embeddings.
+        prompt (`Prompt`, *optional*): Set when the cache is prepared.
+        positions (`int`): The number of tokens of the current forward pass.
     """
 
     model: torch.nn.Module

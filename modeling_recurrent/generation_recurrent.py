@@ -1,4 +1,4 @@
-"""`generate` at depth: the right cache, counts carried from call to call, and a depth for every token."""
+"""`generate` with recurrent depth: its cache, the counts of its forward passes, and the depth of every token."""
 
 import inspect
 from contextvars import ContextVar
@@ -18,16 +18,16 @@ from .speculation_recurrent import Speculation, decode, pads_ends
 from .static_cache_recurrent import RecurrentDepthStaticCache
 
 
-# The arguments of depth that a generation config may hold.
+# The depth arguments that a generation config may hold.
 _IN_GENERATION_CONFIG = (*DEPTH_ARGUMENTS, "cache_recurrences", "state_seed")
 _DRAFTS = ("draft_recurrences", "draft_tokens")
 
-# Per thread and task, so that servers may generate with one model side by side.
+# One value for each thread and task, so that a server can run several generations with one model at the same time.
 _CALL: ContextVar[GenerationCall | None] = ContextVar("generation_call", default=None)
 
 
 def holds_depth(generation_config) -> bool:
-    """Whether a generation config says how deep `generate` goes."""
+    """Whether a generation config sets the depth of `generate`."""
     return any(getattr(generation_config, name, None) is not None for name in (*_IN_GENERATION_CONFIG, *_DRAFTS))
 
 
@@ -44,11 +44,11 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         **kwargs,
     ):
         """
-        The library's `generate`, with every argument of depth and halting that `forward` takes (see `DepthKwargs`).
+        The library's `generate`, with all arguments of depth and halting that `forward` takes (see `DepthKwargs`).
 
-        Depth can be given to the call, in a `GenerationConfig` (and so in `generation_config.json`), or in the model's
-        config; the first of these that gives a value wins. Generation is inference, also of a model in train mode: no
-        depth is drawn.
+        Depth can be set in the call, in a `GenerationConfig` (and so in `generation_config.json`), or in the model's
+        config; the first of these that sets a value takes precedence. Generation counts as inference even if the model
+        is in training mode: no depth is drawn.
 
         Args:
             draft_recurrences (`int`, *optional*), draft_tokens (`int`, *optional*, defaults to 4):
@@ -61,14 +61,14 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         Returns:
             What the library's `generate` returns. With `return_dict_in_generate=True` the output also holds
             `num_recurrences` (`(rows, new tokens)`: the recurrences of the position whose logits gave each new token;
-            0 behind the end of a text) and `prompt_recurrences` (`(rows, prompt)`; 0 on padding). The prompt is
-            everything in front of the first new token: ids or embeddings, and the tokens of a live cache. A streamer
-            with a method `put_recurrences` receives the depths of the tokens that come next.
+            0 after the end of a text) and `prompt_recurrences` (`(rows, prompt)`; 0 on padding). The prompt is
+            everything before the first new token: ids or embeddings, and the tokens that the cache already holds. A
+            streamer with a method `put_recurrences` receives the depths of the tokens that come next.
 
-        Prompts may be padded on either side and give the same texts; the library's warning about right padding is
-        meant for models whose caches have no holes. Only logits processors that look at earlier tokens, and stopping
-        criteria, see the padding where it stands. A `num_recurrences` with one count a token covers the prompt, or the
-        part of it that is not in the cache yet; new tokens take what the criterion or the config says.
+        Prompts may be padded on either side and give the same texts, so the library's warning about right padding does
+        not apply. Only stopping criteria and logits processors that look at earlier tokens see the padding. If
+        `num_recurrences` has one count for each token, it covers the prompt, or the part of it that is not in the
+        cache yet; the depth of new tokens then follows from the criterion or the config.
 
         Example:
 
@@ -83,9 +83,9 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         for name in ("num_recurrences", "min_recurrences", "max_recurrences"):
             count = kwargs.get(name)
             if isinstance(count, torch.Tensor) and count.ndim == 0:
-                # Beams repeat tensors along their first dimension, which this one does not have.
+                # Beam search repeats tensors along their first dimension, which a 0-d tensor does not have.
                 kwargs[name] = count.item()
-        # Either may be given by its place, too.
+        # Both may also be positional arguments.
         bound = inspect.signature(super().generate).bind_partial(*args, **kwargs).arguments
         config = bound.get("generation_config") or self.generation_config
         if draft_recurrences is None:
@@ -114,8 +114,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         """
         The library's continuous batching (`generate_batch`, `transformers serve --continuous-batching`).
 
-        Its paged cache has one slot a layer and applies a sliding window to every layer, which is exact for a single
-        recurrence without prelude and coda or without a window. Everything else is refused.
+        Its paged cache has one slot for each layer and applies a sliding window to every layer. The results are exact
+        for a single recurrence if there is no window, or neither prelude nor coda. All other models raise an error.
         """
         config, given = self.config, generation_config or self.generation_config
         asked = {name: getattr(given, name, None) for name in (*_IN_GENERATION_CONFIG, *_DRAFTS)}
@@ -123,14 +123,14 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         reason = None
         if asked:
             name, value = next(iter(asked.items()))
-            reason = f"generation_config holds {name}={value!r}, which it does not hear"
+            reason = f"it ignores {name}={value!r} of the generation_config"
         elif config.num_recurrences != 1 or config.halting_criterion is not None:
             depth = f"num_recurrences={config.num_recurrences}, halting_criterion={config.halting_criterion!r}"
-            reason = f"it keeps one slot a layer, but the model's config says {depth}"
+            reason = f"it keeps one slot for each layer, but the model's config has {depth}"
         elif config.sliding_window is not None and config.num_physical_layers > config.num_recurrent_layers:
-            reason = f"it applies sliding_window={config.sliding_window} to every layer, but prelude and coda see all"
+            reason = f"it applies sliding_window={config.sliding_window} to every layer, also to prelude and coda"
         if reason is not None:
-            raise ValueError(f"Continuous batching would change the texts of this model: {reason}. Call generate.")
+            raise ValueError(f"Continuous batching would change the texts of this model: {reason}. Use generate.")
         return super().init_continuous_batching(generation_config, *args, **kwargs)
 
     def _current_call(self):
@@ -139,8 +139,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
 
     def _prepare_generation_config(self, generation_config, *args, **kwargs):
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, *args, **kwargs)
-        # Beside its own fields a generation config keeps what it does not know, and takes over the arguments of the
-        # call for these. They are arguments of `forward`.
+        # A generation config also keeps fields that it does not define, and then takes the arguments of the call with
+        # the same names. These are arguments of `forward`, so they are moved to `model_kwargs`.
         for name in _IN_GENERATION_CONFIG:
             value = generation_config.__dict__.pop(name, None)
             if model_kwargs.get(name) is None and value is not None:
@@ -148,7 +148,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         return generation_config, model_kwargs
 
     def _validate_model_kwargs(self, model_kwargs):
-        # `forward` takes them among its keyword arguments, where the library does not look.
+        # `forward` takes these as `**kwargs`, which the library's check does not know.
         super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in OWN_ARGUMENTS})
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
@@ -195,7 +195,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             if any(processor is given for given in logits_processor or ()):
                 continue
             self._refuse_guidance(generation_config, negative_prompt_ids, model_kwargs, call)
-            # It runs the model on a second text, which goes as deep as the first.
+            # Guidance runs the model on a second text, which gets the depth of the first.
             depth = {name: model_kwargs.get(name) for name in _IN_GENERATION_CONFIG}
             count = depth["num_recurrences"]
             if isinstance(count, torch.Tensor) and count.ndim == 2:
@@ -259,13 +259,13 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         mask = model_kwargs.get("attention_mask")
         if not _ends_in_padding(mask):
             return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
-        # Padding on the right: the logits of each row's last real token count, and positions continue from there.
+        # With padding on the right, the logits of each row's last real token count, and positions continue from it.
         call, cache = self._current_call(), model_kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         empty = (mask[:, past:] == 0).all(-1)
         if empty.any():
             raise ValueError(
-                f"attention_mask has no real token for row {int(empty.nonzero()[0])} behind the {past} tokens of "
+                f"attention_mask has no real token for row {int(empty.nonzero()[0])} after the {past} tokens of "
                 "past_key_values. Every row needs one to continue from."
             )
         last = last_real(mask != 0)
@@ -284,7 +284,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
-        """The masks over a static cache, made outside the compiled forward. Only looped layers have the window."""
+        """The masks for a static cache, created outside the compiled forward. Only looped layers use the window."""
         inputs = {
             "config": config,
             "inputs_embeds": inputs_embeds,
@@ -359,18 +359,18 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
 
     @staticmethod
     def _check_room(cache, prompt_length, new_tokens):
-        # The last new token is not read. On a GPU, a write behind the end would abort the process.
+        # The last new token is not read. On a GPU, a write beyond the end would abort the process.
         room, needed = cache.get_max_length(), prompt_length + new_tokens - 1
         if needed > room:
             raise ValueError(
                 f"past_key_values has room for {room} tokens, but a prompt of {prompt_length} tokens and {new_tokens} "
-                f"new ones need {needed}. Make the {type(cache).__name__} with max_cache_len={needed}, or lower "
+                f"new ones need {needed}. Create the {type(cache).__name__} with max_cache_len={needed}, or lower "
                 "max_new_tokens."
             )
 
     @staticmethod
     def _prompt_length(width, generation_config, model_kwargs):
-        """The number of tokens before the first new one, as `_prefill` of the library counts; `width` came as ids."""
+        """The number of tokens before the first new one, as the library's `_prefill` counts them; `width` are ids."""
         if (embeds := model_kwargs.get("inputs_embeds")) is not None:
             return embeds.shape[1]
         cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
@@ -443,17 +443,17 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         counts = counts.to(outputs.logits.device)
         counts = counts[:, None].expand(-1, call.positions) if counts.ndim == 1 else counts
         if call.record.prompt is None and (mask := model_kwargs.get("attention_mask")) is not None:
-            # A later turn may mask tokens that the cache has read, such as the padding of an earlier one.
+            # A later turn may mask tokens that are in the cache, such as the padding of an earlier turn.
             counts = counts.masked_fill(mask[:, : counts.shape[1]].to(counts.device) == 0, 0)
         call.record.add(counts, num_new_tokens)
         given = model_kwargs.get("num_recurrences")
         by_token = isinstance(given, torch.Tensor) and given.ndim == 2
         if cache is not None and by_token:
-            # Counts were given for the prompt; new tokens decide by themselves.
+            # The counts were given for the prompt only. The config or the criterion sets the depth of new tokens.
             model_kwargs["num_recurrences"] = None
         elif cache is None and (by_token or call.prompt.halts_by_row):
-            # Without a cache the past is computed again. A row's counts are those of the calls before; the tokens'
-            # are decided again, because beams have changed places.
+            # Without a cache the past is computed again. Counts that a row decided are those of the earlier forward
+            # passes. Counts of tokens are taken from the arguments again, because beams may have been reordered.
             past = counts if call.prompt.halts_by_row else given
             model_kwargs["num_recurrences"] = call.prompt.with_new(past, num_new_tokens)
         return model_kwargs

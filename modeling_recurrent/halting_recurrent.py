@@ -15,9 +15,10 @@ class HaltingCriterion:
     Its dataclass fields are its parameters, filled from the config fields of the same names.
 
     Attributes:
-        name (`str`): How config and calls ask for it.
+        name (`str`): The value of `halting_criterion` that selects it.
         reads (`str`): What `signal` is: `"log_probs"` of the next token, or the `"state"`.
-        compares (`bool`): Whether it looks at `previous`; for log-probabilities of many tokens that costs a read-out.
+        compares (`bool`): Whether it uses `previous`. If it reads log-probabilities of many tokens, these are then
+            computed twice.
     """
 
     name: ClassVar[str]
@@ -31,15 +32,15 @@ class HaltingCriterion:
         Args:
             signal (`torch.Tensor` of shape `(*units, vocab)` or `(*units, hidden)`, float32):
                 What the criterion reads, after one recurrence.
-            previous (`torch.Tensor` like `signal`, *optional*): The same after the recurrence before; `None` at the
+            previous (`torch.Tensor` like `signal`, *optional*): The same after the previous recurrence; `None` at the
                 first.
             memory (`dict`): Tensors of shape `(*units, ...)` that the criterion keeps between recurrences; empty at
-                the first one. Written in place by key; rows that leave the batch leave it too.
+                the first one. The criterion sets its entries. Rows that leave the batch are removed from them.
 
         Returns:
-            `torch.BoolTensor` of shape `units`: who may stop; `None` while it is too early to say.
+            `torch.BoolTensor` of shape `units`: the units that may stop; `None` as long as this cannot be decided.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say when to stop")
+        raise NotImplementedError(f"{type(self).__name__} must implement __call__.")
 
 
 def _entropy(log_probs):
@@ -183,7 +184,8 @@ class HaltingRule:
         criterion (`HaltingCriterion`, *optional*): Decides for the units whose count is 0.
         min_recurrences (`int`): The first recurrence at which the criterion may halt a unit.
         granularity (`"sequence"` or `"token"`): What a unit is.
-        limits (`torch.LongTensor` like `counts`, *optional*): The most recurrences of each unit; `limit` if not given.
+        limits (`torch.LongTensor` like `counts`, *optional*):
+            The maximum number of recurrences of each unit. Default: `limit`.
 
     Attributes:
         taken (`torch.LongTensor` like `counts`): The count of every unit that has halted, 0 for the others. Only of
@@ -208,10 +210,10 @@ class HaltingRule:
 
     def update(self, recurrence: int, hidden: torch.Tensor | None, read=None, at_once: int = 1) -> None:
         """
-        Writes into `taken` the units for which `recurrence` was the last.
+        Records in `taken` the units for which `recurrence` was the last.
 
-        `hidden` (`(*units, hidden)`) is what the criterion reads, or what `read` turns into it, `at_once` units at a
-        time: the log-probabilities of all tokens of a prompt would not fit beside one another.
+        `hidden` (`(*units, hidden)`) is what the criterion reads, or what `read` computes this from. `read` gets
+        `at_once` units at a time, because the log-probabilities of all tokens of a prompt may not fit into memory.
         """
         if self.limits is None:
             verdict = torch.full_like(self.counts, recurrence >= self.limit, dtype=torch.bool)
@@ -272,23 +274,23 @@ def resolve_depth(
     **parameters,
 ) -> "int | HaltingRule":
     """
-    The depth of a call, from its arguments and, where it gives none, from the config.
+    The depth of a call, from its arguments and, where these are not given, from the config.
 
     Args:
         config (`RecurrentDepthConfig`): Defaults.
-        shape (`(batch, sequence)`), device: Of the call.
-        training (`bool`): Whether the call trains; its depth is fixed by then or drawn.
+        shape (`(batch, sequence)`), device: The shape and the device of the input.
+        training (`bool`): Whether the call trains. Its depth is then given or drawn, never decided by a criterion.
         real (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): `False` on padding, which halts at once.
-        sample (`Callable`, *optional*): Draws the count of a training step whose call gives none.
+        sample (`Callable`, *optional*): Draws the count of a training step if the call does not give one.
         num_recurrences … halting_granularity: As in `DepthKwargs`. Where a row halts as a whole, the
-            `max_recurrences` of its last real token holds.
+            `max_recurrences` of its last real token applies.
         parameters: Parameters of the criteria by their config names.
 
     Returns:
-        `int` for a fixed count, so that no tensor decides anything; else a fresh `HaltingRule`.
+        An `int` for a fixed count, so that no decision depends on a tensor; otherwise a new `HaltingRule`.
 
     Raises:
-        `ValueError`, `TypeError`: An argument that is impossible, or two that contradict each other.
+        `ValueError`, `TypeError`: An argument is invalid, or two arguments contradict each other.
     """
     least = _bound("min_recurrences", min_recurrences, config.min_recurrences)
     most, limits = _upper_bound(max_recurrences, config, shape, device, least)
@@ -323,7 +325,7 @@ def resolve_depth(
 
 
 def _upper_bound(value, config, shape, device, least):
-    """The most recurrences that any unit may take, and, where units differ, those of each."""
+    """The maximum number of recurrences of all units and, if units differ, that of each unit."""
     limits = None
     if isinstance(value, torch.Tensor) and value.ndim > 0:
         limits = _as_count(value, shape, device, "max_recurrences")

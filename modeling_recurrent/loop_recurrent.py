@@ -9,18 +9,18 @@ import torch
 from .halting_recurrent import HaltingRule
 
 
-# A criterion reads the logits of this many (token, word) pairs at once; at a vocabulary of 32,000 that is 512 tokens.
+# The number of logits that a criterion reads at once. With a vocabulary of 32,000 this is 512 tokens.
 READ_OUT_SLICE = 2**24
 
 
 @dataclass
 class LoopTrace:
     """
-    What a forward shows of its recurrences.
+    What a forward pass reports about its recurrences.
 
     Attributes:
-        states, attentions (`list`, *optional*): Filled with what `hidden_states` and `attentions` of the output hold;
-            `None` where they were not asked for.
+        states, attentions (`list`, *optional*): Collect `hidden_states` and `attentions` of the output; `None` if they
+            were not requested.
         on_recurrence (`Callable`, *optional*): See `RecurrentDepthKwargs`.
     """
 
@@ -33,16 +33,17 @@ class RecurrentLoop:
     """
     The part of a recurrent-depth decoder that applies its core layers.
 
-    The decoder has a `config`, `recurrent_layers`, `coda_layers`, the last `norm`, and, where the config wants them,
-    an `injection` and a `state_norm`.
+    The decoder has a `config`, `recurrent_layers`, `coda_layers`, the last `norm`, and, depending on the config, an
+    `injection` and a `state_norm`.
     """
 
     def loop(self, state, rows, depth, trace, head, start=0, **kwargs):
         """
-        The loop: inject, apply the layers to the rows still active, ask the rule who has halted, drop these rows.
+        Runs the loop: injects the input, applies the layers to the active rows, and drops the rows that have halted.
 
-        A plain `int` for `depth` asks no rule, so that no tensor decides anything. `start` recurrences lie behind
-        `state` already. Returns the state of all rows in their order, and the recurrences that each row or token took.
+        If `depth` is an `int`, there is no halting rule, so that no decision depends on a tensor. `state` has already
+        taken `start` recurrences. Returns the state of all rows in their order, and the recurrences that each row or
+        token took.
         """
         rule = depth if isinstance(depth, HaltingRule) else None
         limit = depth if rule is None else rule.limit
@@ -86,7 +87,7 @@ class RecurrentLoop:
         for layer in layers:
             hidden_states, weights = layer(hidden_states, mask, rows.angles, rows.slots, rows.interface, **kwargs)
             if attentions is not None:
-                # A row that has halted repeats the map of this layer in the recurrence before.
+                # A row that has halted repeats the map of this layer in the previous recurrence.
                 before = attentions[-len(layers)] if rows.indices is not None else None
                 attentions.append(rows.spread(weights, before))
         return hidden_states
@@ -103,21 +104,21 @@ class RecurrentLoop:
         return state
 
     def finish(self, state, rows, trace=None, **kwargs):
-        """What follows the loop, up to the last norm."""
+        """Applies the coda to the state after the loop."""
         if rows.slots is not None:
-            # The coda computes all tokens anew, also those that have halted.
+            # The coda computes all tokens, including those that have halted.
             rows.slots.held = None
         return self.run_layers(self.coda_layers, state, rows, rows.mask, trace, **kwargs)
 
     def _show(self, recurrence, state, rows, trace, **kwargs):
-        """Hands the state after a recurrence to whoever asked for it."""
+        """Passes the state after a recurrence to the lists and the callback of `trace`."""
         if trace.states is not None:
             trace.states.append(rows.spread(state, trace.states[-1]))
         if trace.on_recurrence is not None:
             trace.on_recurrence(recurrence, rows.indices, self.finish(state, rows, **kwargs))
 
     def _judge(self, rule, recurrence, state, rows, head, **kwargs):
-        """Shows the rule what its criterion reads: of each row's last real token, or of every token."""
+        """Passes the rule what its criterion reads, for each row's last real token or for every token."""
 
         def log_probs(hidden_states):
             return head(hidden_states).float().log_softmax(-1)

@@ -20,16 +20,17 @@ def has_holes(real):
 
 def find_documents(position_ids, real=None):
     """
-    The documents that are packed into rows, told by positions that do not go on by 1, as the library tells them.
+    Finds the documents that are packed into rows. As in the library, a document begins where the position does not
+    increase by 1.
 
     Args:
         position_ids (`torch.LongTensor` of shape `(batch or 1, sequence)`): The positions of all tokens of the rows.
-        real (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): `False` on padding, whose positions mean
-            nothing.
+        real (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): `False` on padding, whose positions are
+            ignored.
 
     Returns:
-        `torch.LongTensor` of shape `(batch or 1, sequence)`: The index of each token's document; `None` where every
-        row holds one document. While torch compiles, the answer must not depend on the values: a tensor then.
+        `torch.LongTensor` of shape `(batch or 1, sequence)`: The index of each token's document; `None` if every row
+        holds one document. Under `torch.compile` always a tensor, because the type must not depend on the values.
     """
     starts = position_ids.diff(dim=-1) != 1
     if real is not None:
@@ -40,12 +41,12 @@ def find_documents(position_ids, real=None):
 
 
 def takes_masks(config) -> bool:
-    """Whether the library makes masks for the attention of a config; engines that bring their own see to that."""
+    """Whether the library creates masks for the attention of a config. Some inference engines do this themselves."""
     return config._attn_implementation in ALL_MASK_ATTENTION_FUNCTIONS
 
 
 def with_eager_attention(config):
-    """A copy of `config` that asks for eager attention, whose maps can be returned."""
+    """A copy of `config` with eager attention, which can return attention maps."""
     config = copy.copy(config)
     config._attn_implementation = "eager"
     return config
@@ -53,21 +54,21 @@ def with_eager_attention(config):
 
 def create_mask(config, inputs_embeds, attention_mask, past_key_values, documents=None, window=False):
     """
-    The mask of one forward, in the form that the attention of `config` takes.
+    The mask of one forward pass, in the form that the attention of `config` takes.
 
-    The library's function makes it where that is right. It counts places in the cache, though: where padding stands
-    between the tokens of a row (a right-padded prompt that goes on, rejected drafts), a window is counted in real
-    tokens here. And it tells packed documents apart only without a mask and without a cache.
+    The library's function creates the mask where its result is right. It measures a sliding window in slots of the
+    cache, so this function counts real tokens where padding stands between the tokens of a row (after a right-padded
+    prompt or a rejected draft). The library also separates packed documents only without a mask and without a cache.
 
     Args:
         config (`RecurrentDepthConfig`): `_attn_implementation` and `sliding_window` are read.
         inputs_embeds (`torch.Tensor` of shape `(batch, sequence, hidden)`): What is computed now.
         attention_mask (`torch.Tensor` of shape `(batch, past + sequence)`, or prepared, *optional*): 0 on padding.
-        past_key_values (`RecurrentDepthCache`, *optional*): What was computed before.
+        past_key_values (`RecurrentDepthCache`, *optional*): The past of the rows.
         documents (`torch.LongTensor` of shape `(batch or 1, sequence)`, *optional*): See `find_documents`.
-        window (`bool`): Whether tokens see the sliding window only.
+        window (`bool`): Whether tokens attend to the sliding window only.
 
-    A compiled forward takes it that there are no holes: looking for them would break its graph.
+    A compiled forward pass assumes that there is no padding between tokens: looking for it would break the graph.
     """
     padded = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
     real = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool) if padded else None
@@ -116,10 +117,10 @@ def is_flash(config) -> bool:
 
 
 def _flash_mask(real, documents, holes):
-    """None: flash attention tells packed documents apart by the positions that it is given."""
+    """Returns `None`: flash attention separates packed documents by their positions."""
     if holes:
         raise ValueError(
-            "Flash attention counts a sliding window in places, not in real tokens, but attention_mask shows padding "
+            "Flash attention measures a sliding window in slots, not in real tokens, but attention_mask has padding "
             "between the tokens of a row. Use attn_implementation='sdpa'."
         )
     if documents.shape[0] > 1 or (real is not None and not real.all()):

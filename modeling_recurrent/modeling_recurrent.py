@@ -74,7 +74,7 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
     masked_rows = MASKED_ROWS
 
     def __init__(self, config: RecurrentDepthConfig, *args, **kwargs):
-        # `from_pretrained(..., num_recurrences=0)` sets fields one by one, past the checks that look at several.
+        # `from_pretrained(..., num_recurrences=0)` sets fields one by one, without the checks that compare fields.
         config.validate()
         super().__init__(config, *args, **kwargs)
 
@@ -83,7 +83,7 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
         if getattr(distributed_config, "pp_size", None) not in (None, 1):
             raise ValueError(
                 f"distributed_config.pp_size={distributed_config.pp_size}: the stages of a pipeline run one after the "
-                "other, but a looped layer runs again after the layers behind it. Use tp_size or fsdp_size."
+                "other, but a looped layer runs again after the layers that follow it. Use tp_size or fsdp_size."
             )
         if distributed_config is not None:
             kwargs["distributed_config"] = distributed_config
@@ -92,7 +92,7 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        # On the leaves only: for code that comes with a checkpoint, the library skips modules without own parameters.
+        # Leaf modules only: for code saved with a checkpoint, the library skips modules without their own parameters.
         if isinstance(module, RecurrentDepthInjection):
             # The adapter starts as the sum of its two inputs.
             init.copy_(module.weight, torch.eye(module.out_features).repeat(1, 2))
@@ -159,21 +159,21 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, sequence)`), inputs_embeds (`torch.FloatTensor` of shape
-                `(batch, sequence, hidden)`): One of the two.
+                `(batch, sequence, hidden)`): Exactly one of the two.
             attention_mask (`torch.Tensor` of shape `(batch, past + sequence)`, *optional*):
                 0 on padding; or a prepared mask of four dimensions.
             position_ids (`torch.LongTensor` of shape `(batch or 1, sequence)`, *optional*):
                 By default the real tokens are counted, so that padding on either side changes nothing. Positions
-                that start anew within a row mark packed documents, which do not see each other.
+                that restart within a row mark packed documents, which do not attend to each other.
             past_key_values (`RecurrentDepthCache`, *optional*), use_cache (`bool`, *optional*):
-                A cache is made and returned if `use_cache` is true; by default where the config says so and no
-                gradient is recorded.
+                A cache is created and returned if `use_cache` is true. By default it has the value of the config
+                without gradients, and is false with them.
             head (`Callable`, *optional*):
                 Maps `(…, hidden)` to logits, for criteria that read log-probabilities.
             resume (`tuple` of an `int` and a `torch.FloatTensor` of shape `(batch, sequence, hidden)`, *optional*):
-                The recurrences that these tokens have taken already and the state after them, to go on from up to an
-                int `num_recurrences`. Their keys and values must still stand in the cache behind its last token,
-                where `crop` leaves them.
+                The number of recurrences that these tokens have already taken and the state after them. The call
+                continues up to `num_recurrences`, an int. The keys and values of the tokens must still be in the
+                buffers of the cache after its last token, where `crop` leaves them.
             kwargs: See `RecurrentDepthKwargs`. The rest goes to the attention function.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -205,7 +205,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         slots = self._open_slots(past_key_values, use_cache, cache_recurrences, depth, shape[0])
         cache = None if slots is None else slots.cache
         if resume is not None and not (isinstance(depth, int) and cache is not None and resume[0] < depth):
-            raise ValueError(f"resume after {resume[0]} recurrences needs a cache and an int num_recurrences above.")
+            raise ValueError(f"resume needs a cache and an int num_recurrences above its {resume[0]} recurrences.")
 
         hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids, past + shape[1]))
         rows = self._open_rows(hidden_states, attention_mask, position_ids, real, documents, slots, trace)
@@ -231,11 +231,11 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             num_recurrences=counts,
         )
 
-    # ---- What a call gives ----
+    # ---- The arguments of a call ----
 
     @property
     def _trains(self) -> bool:
-        # Generation and scoring in train mode, as reinforcement learning does them, are inference.
+        # Generation and scoring in training mode, as in reinforcement learning, count as inference.
         return self.training and torch.is_grad_enabled()
 
     def _open_trace(self, kwargs):
@@ -271,7 +271,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         return (real.cumsum(-1) - 1).clamp_min(0)[:, -shape[1] :]
 
     def _documents(self, position_ids, attention_mask, real, past):
-        """The documents packed into rows, `(batch or 1, sequence)`; `None` for one a row, or where an engine knows."""
+        """Packed documents, `(batch or 1, sequence)`; `None` if every row is one, or if an engine separates them."""
         prepared = attention_mask is not None and real is None
         if position_ids is None or prepared or position_ids.shape[-1] == 1 or not takes_masks(self.config):
             return None
@@ -286,13 +286,13 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             return use_cache
         if use_cache or past_key_values is not None:
             raise ValueError(
-                "position_ids start anew within a row, which marks packed documents, but a cache is in use: later "
-                "tokens would see all of them. Pass use_cache=False, or one document a row."
+                "position_ids restart within a row, which marks packed documents, but a cache is in use: later tokens "
+                "would attend to all of them. Pass use_cache=False, or one document per row."
             )
         return False
 
     def _open_slots(self, cache, use_cache, cache_recurrences, depth, batch):
-        """The cache of this forward and the slots that it writes; `None` without a cache."""
+        """The cache of this forward pass and the slots that it writes; `None` without a cache."""
         if cache is not None:
             cache.check(self.config, batch, depth)
         elif use_cache:
@@ -303,7 +303,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
                 "model.gradient_checkpointing_disable(), or leave out past_key_values and use_cache=True."
             )
         if cache is None and isinstance(depth, HaltingRule) and depth.granularity == "token":
-            # Other tokens go on looking at one that has halted: one scratch slot a layer, which is not returned.
+            # Other tokens still attend to one that has halted. This cache has one slot per layer and is not returned.
             cache = RecurrentDepthCache(self.config, cache_recurrences="last")
         if cache is None:
             return None
@@ -325,26 +325,26 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         return ActiveRows(config, interface, hidden_states, attention_mask, documents, angles, last, slots)
 
     def _config_with_maps(self):
-        """The config with an attention that returns its maps."""
+        """The config with an attention implementation that returns attention maps."""
         name = self.config._attn_implementation
-        if name.endswith("eager"):  # others can register one under a name of their own
+        if name.endswith("eager"):  # other packages can register one under their own name
             return self.config
         if name not in ("sdpa", "flex_attention") and not is_flash(self.config):
             raise ValueError(
-                f"output_attentions=True needs attention whose maps can be returned, which attn_implementation="
-                f"{name!r} may not be. Call model.set_attn_implementation('eager')."
+                f"output_attentions=True needs an attention that returns its maps, but attn_implementation={name!r} "
+                "may not. Call model.set_attn_implementation('eager')."
             )
         return with_eager_attention(self.config)
 
     def _check_readable(self, depth, head, documents):
-        """Refuses criteria that cannot be read where the call would have to read them."""
+        """Refuses halting criteria that this call cannot evaluate."""
         if not isinstance(depth, HaltingRule) or depth.criterion is None:
             return
         name = depth.criterion.name
         if documents is not None and depth.granularity == "sequence" and not torch.compiler.is_compiling():
             raise ValueError(
                 f"halting_criterion={name!r} with halting_granularity='sequence' gives a row one count, but rows hold "
-                "several documents. Use halting_granularity='token', or one document a row."
+                "several documents. Use halting_granularity='token', or one document per row."
             )
         if depth.reads != "log_probs":
             return
@@ -356,12 +356,12 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         if depth.granularity == "token" and len(self.coda_layers):
             raise ValueError(
                 f"halting_criterion={name!r} with halting_granularity='token' and num_coda_layers="
-                f"{len(self.coda_layers)}: a logit would look at tokens that are still provisional. Choose a "
+                f"{len(self.coda_layers)}: logits would depend on states that are still provisional. Choose a "
                 "criterion on the state ('state_difference', 'acceleration') or halting_granularity='sequence'."
             )
 
     def _sample_num_recurrences(self):
-        # Trainers of `memreason_hf` give the count; under any other loop the model draws it.
+        # Trainers of `memreason_hf` pass the count; in any other training loop the model draws it.
         return self.training_draws.num_recurrences(self.config)
 
     def _initial_state(self, inputs, position_ids, seed):
@@ -370,7 +370,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         if self.config.state_init == "zeros":
             return torch.zeros_like(inputs)
         if seed is None:
-            # In training the noise is new at every step, as dropout is.
+            # In training the noise is drawn anew at every step, like dropout.
             seed = self.training_draws.state_seed(self.config) if self._trains else self.config.state_seed
         noise = position_noise(position_ids, self.config.hidden_size, seed) * self.config.state_init_std
         return noise.to(inputs.dtype).expand_as(inputs)
@@ -381,7 +381,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         if self.embed_positions is None:
             return inputs_embeds
         room = self.config.max_position_embeddings
-        # Looked up only where the cache makes it possible: reading a tensor costs a synchronisation.
+        # Positions are read only if there are enough tokens to exceed the limit: reading a tensor synchronises.
         if isinstance(tokens, int) and tokens > room and int(position_ids.max()) >= room:
             raise ValueError(
                 f"The input has {tokens} tokens with its past, but only max_position_embeddings={room} learned "
@@ -424,9 +424,9 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         self.post_init()
 
     def save_pretrained(self, *args, **kwargs):
-        """As `PreTrainedModel.save_pretrained`; a depth in `generation_config` is saved with it."""
+        """Saves as `PreTrainedModel.save_pretrained` does, including a depth in `generation_config`."""
         if self.generation_config is not None and holds_depth(self.generation_config):
-            # Of a generation config that was made from the model's the library reads back its own fields alone.
+            # The library would read back only its own fields of a generation config derived from the model's config.
             self.generation_config._from_model_config = False
         super().save_pretrained(*args, **kwargs)
 
@@ -451,16 +451,17 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache:
                 See `RecurrentDepthModel.forward`.
             labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*):
-                Shifted here; -100 is ignored.
+                Labels, which are shifted inside the model; -100 is ignored.
             shift_labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*):
-                Labels that stand at the positions whose logits they are compared with.
+                Labels that are already shifted: each is at the position of the logits that it is compared with.
             logits_to_keep (`int` or index tensor, defaults to 0):
                 The positions whose logits are computed: the last ones, or those of the tensor; 0 for all.
             recurrence_loss_weights (`torch.FloatTensor` of shape `(num_recurrences,)`, *optional*):
                 The loss is the weighted sum of the losses after all recurrences, in place of the loss after the last
                 one. Recurrences that `backprop_recurrences` cuts off count in the sum, but give no gradient.
             labelled_logits_only (`bool`, defaults to `False`):
-                Compute logits where there are labels only: `logits` has shape `(labels that are not -100, vocab)`.
+                Whether to compute logits only where there are labels. `logits` then has shape
+                `(labels that are not -100, vocab)`.
             kwargs: See `RecurrentDepthKwargs`. `num_items_in_batch` divides the summed loss, as the Trainer expects
                 under gradient accumulation.
         """
@@ -492,7 +493,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         on_recurrence = kwargs.pop("on_recurrence", None)
         if recurrence_loss_weights is not None:
             if shift_labels is None or on_recurrence is not None:
-                raise ValueError("recurrence_loss_weights needs labels, and cannot be combined with on_recurrence.")
+                raise ValueError("recurrence_loss_weights needs labels and cannot be combined with on_recurrence.")
             on_recurrence = _weighted_losses(recurrence_loss_weights, loss_of, losses)
         if on_recurrence is not None:
             kwargs["on_recurrence"] = lambda recurrence, rows, state: on_recurrence(
@@ -524,12 +525,12 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
 
 
 def _weighted_losses(weights, loss_of, losses):
-    """Called after each recurrence with its logits: appends its weighted loss to `losses`."""
+    """Returns a callback that appends the weighted loss of each recurrence to `losses`."""
 
     def add(recurrence, rows, logits):
         if rows is not None or recurrence > len(weights):
             raise ValueError(
-                f"recurrence_loss_weights holds {len(weights)} weights: one is needed for each of an int "
+                f"recurrence_loss_weights holds {len(weights)} weights, but needs one for each recurrence of an int "
                 "num_recurrences."
             )
         losses.append(weights[recurrence - 1] * loss_of(logits))
@@ -541,11 +542,11 @@ class RecurrentDepthForSequenceClassification(GenericForSequenceClassification, 
     """
     The decoder with a linear head on the last token of a sequence, for classification, regression and reward models.
 
-    It takes the arguments of depth that `RecurrentDepthModel` takes; criteria that read logits need a language model.
+    It takes the same depth arguments as `RecurrentDepthModel`. Criteria that read logits need a language model.
     """
 
     def __init__(self, config: RecurrentDepthConfig):
-        # The parent makes the decoder by AutoModel, which does not know classes that came with a checkpoint.
+        # The parent creates the decoder with AutoModel, which does not know classes loaded from a checkpoint's code.
         super(GenericForSequenceClassification, self).__init__(config)
         self.num_labels = config.num_labels
         self.model = RecurrentDepthModel(config)

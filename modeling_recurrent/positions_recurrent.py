@@ -1,4 +1,4 @@
-"""What depends on the position of a token: rotation angles, sinusoids, and noise."""
+"""Functions of the position of a token: rotation angles, sinusoids and noise."""
 
 import math
 
@@ -41,7 +41,7 @@ class RecurrentDepthRotaryEmbedding(nn.Module):
         # `model.to(bfloat16)` must not round the frequencies: loading with that dtype does not.
         exact = self.inv_freq, self.original_inv_freq
         super()._apply(fn, recurse)
-        # Out of the meta device comes empty memory, which `_init_weights` fills.
+        # Buffers that leave the meta device are uninitialised; `_init_weights` fills them.
         if not (exact[0].is_meta or self.inv_freq.is_meta):
             self.inv_freq, self.original_inv_freq = (values.to(self.inv_freq.device) for values in exact)
         return self
@@ -59,8 +59,8 @@ def rotate(x, cos, sin):
     """
     Rotates `(batch, heads, sequence, head_dim)` by angles of shape `(batch or 1, 1, sequence, rotary_dim)`.
 
-    `sin` carries the signs of the rotation, minus in its first half. Channels behind the first `rotary_dim` stay as
-    they are.
+    `sin` includes the signs of the rotation, negative in the first half. Channels after the first `rotary_dim` do not
+    change.
     """
     rotary_dim = cos.shape[-1]
     if rotary_dim < x.shape[-1]:
@@ -80,7 +80,7 @@ def position_noise(position_ids, hidden_size, seed):
     """
     Standard normal noise that is a pure function of (seed, position, channel), by hashing and Box-Muller.
 
-    A generator would tie the noise of a row to its place in the batch. Returns float32 values of shape
+    With a generator, the noise of a row would depend on its place in the batch. Returns float32 values of shape
     `(*position_ids.shape, hidden_size)`.
     """
     channels = torch.arange(2 * hidden_size, device=position_ids.device)

@@ -11,7 +11,7 @@ from .configuration_recurrent import RecurrentDepthConfig
 from .masks_recurrent import create_mask
 
 
-# While masks are made for fewer rows: which ones. For registered mask functions that look at more than the padding.
+# The rows that masks are being created for, if these are not all rows. Registered mask functions can read it.
 MASKED_ROWS: ContextVar[torch.Tensor | None] = ContextVar("masked_rows", default=None)
 
 
@@ -21,18 +21,18 @@ class ActiveRows:
     What the layers need to know about the rows that are still computed.
 
     Attributes:
-        config (`RecurrentDepthConfig`): Of the masks; with eager attention where maps are returned.
+        config (`RecurrentDepthConfig`): The config for the masks, with eager attention if maps are returned.
         interface (`Callable`): The attention function.
-        inputs (`torch.Tensor` of shape `(rows, sequence, hidden)`): What the loop is fed.
-        padding (`torch.Tensor` or `dict`, *optional*): The attention mask as it was given.
+        inputs (`torch.Tensor` of shape `(rows, sequence, hidden)`): The input of the loop.
+        padding (`torch.Tensor` or `dict`, *optional*): The `attention_mask` of the call.
         documents (`torch.LongTensor` of shape `(rows or 1, sequence)`, *optional*): Packed documents.
         angles (`tuple`, *optional*): Cosines and sines of the rotation.
-        last (`torch.LongTensor` of shape `(rows,)`): The place of each row's last real token.
-        slots (`Slots`, *optional*): Where keys and values go.
-        indices (`torch.LongTensor` of shape `(rows,)`, *optional*): The place of each row in the batch; `None` while
+        last (`torch.LongTensor` of shape `(rows,)`): The index of each row's last real token.
+        slots (`Slots`, *optional*): The cache slots for keys and values.
+        indices (`torch.LongTensor` of shape `(rows,)`, *optional*): The index of each row in the batch; `None` while
             all rows are computed.
-        mask, looped_mask: Of prelude and coda, and of the looped layers; each a list where the rows are read from the
-            cache in several runs.
+        mask, looped_mask: The masks of prelude and coda, and of the looped layers. Each is a list if the rows are read
+            from the cache in several runs.
     """
 
     config: RecurrentDepthConfig
@@ -65,7 +65,7 @@ class ActiveRows:
             MASKED_ROWS.reset(token)
 
     def _mask_of(self, window, rows):
-        # Made anew for fewer rows, not sliced: a mask of flex attention cannot be sliced.
+        # Created again for fewer rows, because a flex attention mask cannot be sliced.
         mask = create_mask(
             self.config,
             self.inputs[rows],
@@ -83,11 +83,11 @@ class ActiveRows:
 
     @staticmethod
     def _rows_of(values, rows):
-        # A mask that was prepared, or positions, may be one for all rows.
+        # All rows may share one entry.
         return values if values is None or len(values) == 1 else values[rows]
 
     def keep(self, rows: torch.LongTensor) -> "ActiveRows":
-        """Goes on with `rows` (indices into these rows) only."""
+        """Keeps only `rows`, which are indices into these rows."""
         angles = self.angles
         if angles is not None and angles[0].shape[0] > 1:
             angles = angles[0][rows], angles[1][rows]
@@ -105,7 +105,7 @@ class ActiveRows:
         )
 
     def spread(self, values: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-        """`values` of these rows in their places among those of all rows `before`."""
+        """The values of all rows: `values` for these rows, and `before` for the others."""
         return values if self.indices is None else before.index_copy(0, self.indices, values)
 
 

@@ -1,4 +1,4 @@
-"""How many recurrences a training step takes: a draw that depends on a seed and a number of the step only."""
+"""Draws the number of recurrences of a training step, which depends only on a seed and the number of the step."""
 
 import torch
 
@@ -31,7 +31,7 @@ def sample_num_recurrences(config, seed: int, step: int) -> int:
         `int`: At least 1 and between `recurrence_min` and `recurrence_max`. `"poisson"` draws from Poisson(mean).
         `"lognormal_poisson"` draws a rate from exp(N(log(mean - 1) - sigma^2 / 2, sigma)) and then 1 + Poisson(rate)
         (arXiv 2502.05171, with its mean kept at `num_recurrences`). Both are clipped, not redrawn. `"fixed"` draws
-        nothing and makes no generator.
+        nothing and creates no generator.
 
     Example:
 
@@ -66,11 +66,11 @@ def _draw(config, low, high, generator):
 
 class TrainingDraws:
     """
-    What a model draws by itself in training, where nobody tells it the depth of a step.
+    Draws depth and noise in training for a model whose caller does not pass them.
 
-    The n-th draw depends on a seed of the config and on n only, never on torch's generators: these differ between
-    ranks as soon as one of them drops out more values than another, and ranks of different depth wait for each other
-    for ever. Ranks that make the same number of training forwards draw the same numbers.
+    The n-th draw depends only on a seed of the config and on n, never on torch's generators. These differ between
+    ranks as soon as one rank drops out more values than another, and ranks of different depth would wait for each
+    other forever. Ranks draw the same numbers if they run the same number of training forward passes.
 
     The object is shared by the replicas of `nn.DataParallel`, which copy the attributes of a module at every step.
     """
@@ -79,13 +79,13 @@ class TrainingDraws:
         self.count = 0
 
     def num_recurrences(self, config) -> int:
-        """The recurrences of the next training forward. A fixed depth draws nothing, and compiles."""
+        """The recurrences of the next training forward pass. A fixed depth draws nothing, so it can be compiled."""
         if config.recurrence_sampling == "fixed":
             return sample_num_recurrences(config, config.recurrence_seed, 0)
         return self._draw(sample_num_recurrences, config, config.recurrence_seed)
 
     def state_seed(self, config) -> int:
-        """The seed of the next training forward's noise, below 2^31."""
+        """The seed of the noise in the next training forward pass, below 2^31."""
         return self._draw(lambda _, seed, step: mix_seed(seed, step) >> 32, config, config.state_seed)
 
     @torch.compiler.disable

@@ -1,11 +1,11 @@
-"""How deep each token of a text may go while it is generated: `generate(..., depth_schedule=...)`."""
+"""The depth of each token of a generated text: `generate(..., depth_schedule=...)`."""
 
 import torch
 
 
 class DepthSchedule:
     """
-    Turns a function of the text into the depth of each forward.
+    Turns a function of the text into the depth of each forward pass.
 
     Args:
         depths (`Callable`): Maps the ids of the text so far (`(rows, tokens)`, with the padding of the prompt) to a
@@ -39,9 +39,9 @@ class DepthSchedule:
 
     def arguments(self, input_ids: torch.LongTensor, tokens: int, past: int, halts: bool) -> dict:
         """
-        The depth of a forward over the last `tokens` of a text behind `past` others, as arguments of `forward`.
+        The depth arguments of a forward pass over the last `tokens` tokens of a text, after `past` others.
 
-        `halts` says whether a criterion decides.
+        `halts` tells whether a criterion decides.
         """
         if past + tokens != input_ids.shape[1]:
             raise ValueError(
@@ -62,7 +62,7 @@ class DepthSchedule:
 
 
 def _simplest(counts):
-    """Counts of tokens as counts of rows, or as one count, where they agree: that is cheaper."""
+    """Reduces counts of tokens to counts of rows or to one count where they agree, which is cheaper."""
     if not (counts == counts[:, :1]).all():
         return counts
     rows = counts[:, 0]

@@ -145,7 +145,7 @@ class _Texts:
 
     Attributes:
         tokens (`torch.LongTensor` of shape `(batch, width)`): Prompt, generated tokens and drafts of each row; padding
-            behind its end.
+            after its end.
         lengths (`torch.LongTensor` of shape `(batch,)`): The number of tokens of each row that are final.
         ends (`torch.LongTensor` of shape `(batch,)`): The length at which a stopping criterion ended a row; 0 before.
     """
@@ -172,7 +172,7 @@ class _Texts:
         return running
 
     def are_text(self, place):
-        """A mask of shape `(batch,)`: whether the token at `place` is not padding behind the end of its row."""
+        """A mask of shape `(batch,)`: whether the token at `place` is not padding after the end of its row."""
         return (self.ends == 0) | (self.ends > place) | (not self.pads)
 
     def scores(self, logits, rows, lengths):
@@ -180,7 +180,7 @@ class _Texts:
         The logits after all processors, in float32; probabilities if tokens are sampled.
 
         Args:
-            logits (`torch.Tensor` of shape `(rows, n, vocab)`): The logits of the n tokens behind the first `lengths`.
+            logits (`torch.Tensor` of shape `(rows, n, vocab)`): The logits of the n tokens after the first `lengths`.
             rows (`torch.LongTensor` of shape `(rows,)`): The places of the rows in the batch.
             lengths (`torch.LongTensor` of shape `(rows,)`): The number of tokens before the first of the n.
         """
@@ -242,7 +242,7 @@ def accept(drafts, proposed, wanted, samples):
         proposed (`torch.Tensor` of shape `(rows, n, vocab)`): The probabilities that drafts were drawn from; not read
             in greedy decoding.
         wanted (`torch.Tensor` of shape `(rows, n + 1, vocab)`): The scores (probabilities if sampling) of the full
-            depth at the same places and behind the last draft.
+            depth at the same places and after the last draft.
         samples (`bool`): Whether tokens are sampled.
 
     Returns:
@@ -256,11 +256,11 @@ def accept(drafts, proposed, wanted, samples):
         values[:, : drafts.shape[1]].gather(2, drafts[..., None]).squeeze(2) for values in (wanted, proposed)
     )
     kept = (torch.rand_like(wanted_of) * proposed_of < wanted_of).cumprod(-1).sum(-1)
-    # Nothing was proposed behind the last draft: the remainder is the whole wanted distribution.
+    # Nothing was proposed after the last draft, so the remainder is the whole wanted distribution.
     at = kept[:, None, None].expand(-1, 1, wanted.shape[-1])
     wanted = wanted.gather(1, at).squeeze(1)
     rest = (wanted - nn.functional.pad(proposed, (0, 0, 0, 1)).gather(1, at).squeeze(1)).clamp_min(0)
-    # Rounding may leave nothing of the difference of two equal distributions.
+    # The difference of two distributions that are equal up to rounding may be zero.
     rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, wanted)
     return kept, torch.multinomial(rest, 1).squeeze(1)
 
@@ -284,7 +284,7 @@ class _Rounds:
         """One round: drafts tokens, verifies them and keeps the accepted ones."""
         texts, rows = self.texts, self.rows
         lengths = texts.lengths[rows]
-        # A round adds at most one token more than are drafted.
+        # A round adds at most one token more than it drafts.
         left = texts.limit - lengths
         n = max(min(self.speculation.draft_tokens, int(left.max()) - 1), 0)
         steps = torch.minimum(torch.arange(n + 1, device=rows.device), (left[:, None] - 1).clamp_min(0))

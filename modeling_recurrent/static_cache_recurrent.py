@@ -1,4 +1,4 @@
-"""The cache with fixed sizes, for `torch.compile`: nothing grows, and the length is a tensor."""
+"""The cache of fixed size, for `torch.compile`: its buffers do not grow, and its length is a tensor."""
 
 import torch
 
@@ -30,9 +30,9 @@ class RecurrentDepthStaticCacheLayer(RecurrentDepthCacheLayer):
             torch._dynamo.mark_static_address(tensor)
 
     def store(self, key_states, value_states, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes states of shape `(batch, kv_heads, tokens, head_dim)` behind the length; returns the whole slot."""
+        """Writes states of shape `(batch, kv_heads, tokens, head_dim)` after the last token. Returns the slot."""
         places = torch.arange(key_states.shape[2], device=self.device) + self.length
-        # Under autocast keys and values may be of other types.
+        # Under autocast, keys and values may have another dtype.
         self.keys[slot].index_copy_(2, places, key_states.to(self.dtype))
         self.values[slot].index_copy_(2, places, value_states.to(self.dtype))
         return self.keys[slot], self.values[slot]
@@ -63,7 +63,7 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
     """
     A `RecurrentDepthCache` of fixed sizes, for an `int` number of recurrences.
 
-    `generate(..., cache_implementation="static")` makes one by itself.
+    `generate(..., cache_implementation="static")` creates one automatically.
 
     Args:
         config (`RecurrentDepthConfig`): The config of the model.
@@ -91,7 +91,7 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
             for layer in self.layers
         ]
         self.num_recurrences = slots
-        # One count a place, for all rows: a call has one depth.
+        # One count for each position, shared by all rows, because a call has one depth.
         self.depths = torch.zeros(max_cache_len, dtype=torch.long, device=device)
         torch._dynamo.mark_static_address(self.depths)
 
@@ -101,13 +101,13 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
             raise ValueError("A static cache needs an int num_recurrences: halting drops rows, which changes sizes.")
         if depth > self.num_recurrences and self.cache_recurrences == "all":
             raise ValueError(
-                f"num_recurrences={depth} exceeds the {self.num_recurrences} slots of the static cache. Make one with "
-                f"num_recurrences={depth}."
+                f"num_recurrences={depth} exceeds the {self.num_recurrences} slots of the static cache. Create one "
+                f"with num_recurrences={depth}."
             )
 
     @property
     def counts(self) -> torch.LongTensor:
-        """`(batch, tokens)`: the recurrences that each token took. Padding counts as the tokens of its call."""
+        """`(batch, tokens)`: the recurrences that each token took. Padding has the count of its call."""
         return self.depths[: int(self.get_seq_length())].expand(self.batch_size, -1)
 
     def commit(self, count: int, depths: int, real=None) -> None:

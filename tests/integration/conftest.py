@@ -8,7 +8,7 @@ from text_models import save_text_model
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
-    """`folder` of a tiny model, the `model` and its `tokenizer`. Its width is what bitsandbytes wants: 64."""
+    """`folder` of a tiny model, the `model` and its `tokenizer`. Its width is 64, which bitsandbytes needs."""
     folder = tmp_path_factory.mktemp("saved") / "text_model"
     model, tokenizer = save_text_model(
         folder, hidden_size=64, intermediate_size=64, initializer_range=0.2, residual_init_scale=0.3
@@ -18,7 +18,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def continuation(saved):
-    """`generate` of one prompt alone, greedy: the ids behind it, and the whole output."""
+    """Greedy generation for one prompt alone: the new ids, and the whole output."""
 
     def write(prompt, max_new_tokens=6, **kwargs):
         ids = saved.tokenizer(prompt, return_tensors="pt")["input_ids"]

@@ -1,7 +1,7 @@
 """
 8-bit and 4-bit base weights by bitsandbytes, on a CPU.
 
-In 4 bits it wants layers whose number of inputs is a multiple of its block size (64) on a CPU.
+With 4 bits on a CPU, the number of inputs of a layer must be a multiple of the block size (64).
 """
 
 import pytest
@@ -27,7 +27,7 @@ def quantised(saved, request):
     rounded = AutoModelForCausalLM.from_pretrained(saved.folder)
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        # Before the first forward, which packs them anew.
+        # Before the first forward pass, which packs the weights again.
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             values = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
         elif isinstance(module, bitsandbytes.nn.Linear8bitLt):

@@ -4,9 +4,9 @@ lm-eval's model class on a saved model, with depth as model arguments.
     lm_eval --model hf --model_args pretrained=FOLDER,trust_remote_code=True,num_recurrences=8 --tasks ...
 
 Arguments that the class does not know go to `from_pretrained`, and so to the config. Generation tasks also take a
-depth through `--gen_kwargs`; lm-eval gives these arguments to no other kind of task. Log-likelihoods come without an
-attention mask, right-padded: they are exact with a fixed depth and with `halting_granularity="token"`, but a row could
-not find its last real token to halt at.
+depth through `--gen_kwargs`, which lm-eval ignores in all other tasks. Log-likelihoods are computed on right-padded
+rows without an attention mask. They are exact with a fixed depth and with `halting_granularity="token"`. With
+`"sequence"`, a row could not find its last real token.
 """
 
 import pytest

@@ -1,5 +1,5 @@
 """
-What servers do: one model asked from many threads, continuous batching, and `transformers serve` on the loopback.
+Serving: one model used by many threads, continuous batching, and `transformers serve` on the loopback interface.
 
 `transformers serve` finds the class of a model among the names of `transformers`, remote code or not. Importing
 `modeling_recurrent` puts it there:
@@ -64,12 +64,12 @@ def test_one_model_asked_from_many_threads(saved, continuation):
 
 
 class TestContinuousBatching:
-    """One slot a layer is exact for one recurrence. Everything else is refused until the cache has a slot for each."""
+    """One slot for each layer is exact for a single recurrence. Everything else is refused."""
 
     def answers(self, model, tokenizer, **generation):
         config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0, **generation)
         rows = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-        # By itself it would take most of the machine's memory for its cache.
+        # By default, the cache would take most of the machine's memory.
         small = ContinuousBatchingConfig(block_size=16, num_blocks=32, max_batch_tokens=16)
         outputs = model.generate_batch(
             rows, generation_config=config, continuous_batching_config=small, progress_bar=False
@@ -96,8 +96,8 @@ class TestContinuousBatching:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({}, r"keeps one slot a layer, but the model's config says num_recurrences=3"),
-            ({"cache_recurrences": "last"}, "keeps one slot a layer"),
+            ({}, r"keeps one slot for each layer, but the model's config has num_recurrences=3"),
+            ({"cache_recurrences": "last"}, "keeps one slot for each layer"),
             ({"num_recurrences": 1, "halting_criterion": "kl"}, "halting_criterion='kl'"),
             (
                 {"num_recurrences": 1, "sliding_window": 3, "num_prelude_layers": 1},
@@ -111,9 +111,9 @@ class TestContinuousBatching:
         with pytest.raises(ValueError, match=f"Continuous batching would change the texts.*{message}"):
             self.answers(model, saved.tokenizer)
 
-    def test_a_depth_that_it_would_not_hear_is_refused(self, saved):
+    def test_a_depth_that_it_would_ignore_is_refused(self, saved):
         model = RecurrentDepthForCausalLM(AutoConfig.from_pretrained(saved.folder, num_recurrences=1))
-        with pytest.raises(ValueError, match="generation_config holds num_recurrences=7, which it does not hear"):
+        with pytest.raises(ValueError, match="it ignores num_recurrences=7 of the generation_config"):
             self.answers(model, saved.tokenizer, num_recurrences=7)
 
 
@@ -131,7 +131,7 @@ def server(saved, request, tmp_path):
         pytest.skip(f"transformers serve needs {', '.join(missing)}")
     from transformers.cli.serve import Serve
 
-    # Whoever imported `transformers` early must find the class, too.
+    # Code that imported `transformers` earlier must find the class, too.
     assert transformers.RecurrentDepthForCausalLM is RecurrentDepthForCausalLM
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

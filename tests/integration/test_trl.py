@@ -1,5 +1,5 @@
 """
-TRL's trainers on a recurrent-depth model: they know nothing of depth, and must not have to.
+TRL's trainers on a recurrent-depth model, which must work although they have no arguments for depth.
 
 `SFTTrainer` calls the decoder and the weights of the head, never `RecurrentDepthForCausalLM.forward`.
 """
@@ -47,7 +47,7 @@ def sft_loss(saved, folder, model, **arguments):
 
 @pytest.mark.parametrize("fields", [{}, {"sliding_window": 3}], ids=str)
 def test_packing_changes_no_loss(saved, tmp_path, fields):
-    """Packed documents that saw each other would have another loss."""
+    """Packed documents that attended to each other would have another loss."""
     plain = sft_loss(saved, tmp_path, load(saved, **fields), packing=False, padding_free=False)
     for packing in ({"padding_free": True, "max_length": None}, {"packing": True, "packing_strategy": "bfd"}):
         assert sft_loss(saved, tmp_path, load(saved, **fields), **packing) == pytest.approx(plain, rel=1e-4), packing
@@ -66,7 +66,7 @@ def test_depth_is_drawn(saved, tmp_path):
 
 
 def test_grpo_generates_at_the_depth_of_inference(saved, tmp_path):
-    """It generates in train mode: with the config's criterion, and without drawing a depth for every token."""
+    """The trainer generates in training mode: with the config's criterion, and without drawing a depth per token."""
     fields = {"recurrence_sampling": "uniform", "recurrence_min": 5, "recurrence_max": 6}
     halting = {"halting_criterion": "state_difference", "state_difference_threshold": 0.4, "max_recurrences": 4}
     model = load(saved, **fields, **halting)

@@ -29,7 +29,7 @@ CACHES = {
     "last": {"cache_recurrences": "last"},
     "static": {"cache_implementation": "static"},
 }
-# In bfloat16 about 0.01 is seen; a key of the wrong recurrence is wrong by more than a tenth.
+# In bfloat16 the error is about 0.01; with a key of the wrong recurrence it is above 0.1.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-5, torch.bfloat16: 0.1}
 
 

@@ -132,7 +132,7 @@ def test_a_criterion_stops_at_the_schedule_at_the_latest(style, extra, name):
                 expected = reference_logits(model, text, counts.tolist())[start - 1 :]
                 assert torch.equal(expected.argmax(-1), output.sequences[i, ids.shape[1] :])
             if not by_row:
-                # Halting is honest: without the schedule a token stops where it did, or would have gone further.
+                # Without the schedule a token halts at the same recurrence, or later.
                 scratch = model(text[None], max_recurrences=most[None], **call).num_recurrences[0]
                 assert torch.equal(scratch, counts)
         if len(all_counts) >= 4 and capped:

@@ -226,7 +226,7 @@ class LastTokenAbove(StoppingCriteria):
 @pytest.mark.parametrize(("style", "extra"), DECODING_GRID[:4], ids=IDS[:4])
 @pytest.mark.parametrize("criteria", [None, [LastTokenAbove(VOCAB - 4)]], ids=["tokens", "criteria"])
 def test_behind_the_end_of_a_text_there_is_no_depth(style, extra, criteria):
-    """Rows that have ended get padding until the last one has; its depth says nothing of the text."""
+    """Rows that have ended are padded until the last row has ended; the depth of padding is 0."""
     model = lively_model(style, extra, seed=0)
     ids, mask = pad([random_ids(n) for n in LENGTHS], "left")
     calls = {**depth_calls(model), "static": {"num_recurrences": 4, "cache_implementation": "static"}}
@@ -296,8 +296,11 @@ BAD = [
     ({"num_recurrences": -1}, "num_recurrences=-1"),
     ({"num_recurrences": torch.tensor([-3])}, "num_recurrences holds -3"),
     ({"num_recurrences": torch.tensor([[2, 0, -2, 1]])}, "num_recurrences holds -2"),
-    ({"halting_criterion": "kl", "num_coda_layers": 1}, "num_coda_layers=1: a logit would look at tokens"),
-    ({"halting_criterion": "confidence", "num_coda_layers": 1, "use_cache": False}, "num_coda_layers=1: a logit"),
+    ({"halting_criterion": "kl", "num_coda_layers": 1}, "num_coda_layers=1: logits would depend on states"),
+    (
+        {"halting_criterion": "confidence", "num_coda_layers": 1, "use_cache": False},
+        "num_coda_layers=1: logits would depend",
+    ),
     (
         {"halting_criterion": "kl", "halting_granularity": "sequence", "use_cache": False, "num_coda_layers": 1},
         "use_cache=False with num_coda_layers=1",

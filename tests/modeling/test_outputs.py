@@ -1,4 +1,4 @@
-"""What a forward returns beside logits, and that the fixed-depth path compiles whole."""
+"""The outputs of a forward pass other than logits, and the fixed-depth path, which compiles whole."""
 
 import pytest
 import torch
@@ -107,7 +107,7 @@ def test_every_recurrence_can_be_read_in_one_pass():
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_every_recurrence_can_be_read_where_tokens_halt(use_cache):
-    """Behind a coda of two layers, whose second one looks at tokens that have halted."""
+    """With a coda of two layers, whose second layer attends to tokens that have halted."""
     model = tiny_model("llama", num_coda_layers=2, num_prelude_layers=1, initializer_range=0.25).double()
     ids, mask = pad([random_ids(6), random_ids(3), random_ids(5)], "left")
     counts = torch.randint(1, 7, ids.shape).masked_fill(mask == 0, 0)

@@ -1,4 +1,4 @@
-"""Packed documents: several texts in one row, told apart by positions that start anew, do not see each other."""
+"""Packed documents: texts in one row whose positions restart do not attend to each other."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_packed_documents_do_not_see_each_other(attention, extra):
     ids, positions = packed(documents)
     tolerance = 1e-4 if attention == "flex_attention" else 1e-10
     assert relative_error(model(ids, position_ids=positions).logits[0], expected) < tolerance
-    # The control: without the positions they do see each other.
+    # The control: without the positions they attend to each other.
     assert relative_error(model(ids).logits[0], expected) > 0.1
 
 
@@ -70,7 +70,7 @@ def test_tokens_of_packed_documents_halt_by_themselves(name):
     assert len(counts.unique()) >= 4
     assert torch.equal(output.num_recurrences[0], counts)
     assert relative_error(output.logits[0], torch.cat([single.logits[0] for single in alone])) < 1e-10
-    # The control: a text that sees others halts elsewhere.
+    # The control: a text that attends to others halts elsewhere.
     assert not torch.equal(model(ids, **call).num_recurrences[0], counts)
 
 
@@ -145,7 +145,7 @@ def test_what_would_let_documents_meet_is_refused():
     ids, positions = packed([random_ids(3), random_ids(4)])
     cache = RecurrentDepthCache(model.config)
     for call in ({"use_cache": True}, {"past_key_values": cache}):
-        with pytest.raises(ValueError, match="position_ids start anew within a row"):
+        with pytest.raises(ValueError, match="position_ids restart within a row"):
             model(ids, position_ids=positions, **call)
     assert model(ids, position_ids=positions).past_key_values is None
     with pytest.raises(ValueError, match="rows hold several documents"):
@@ -153,7 +153,7 @@ def test_what_would_let_documents_meet_is_refused():
 
 
 def test_flash_attention_is_given_the_positions(monkeypatch):
-    """It tells documents apart by itself, in one row without padding."""
+    """Flash attention separates documents itself, in one row without padding."""
     model = lively_model("llama", {"sliding_window": 3, "num_prelude_layers": 1})
     ids, positions = packed([random_ids(3), random_ids(4)])
     seen = []

@@ -1,4 +1,4 @@
-"""A prompt may come in every way that `generate` knows: the same tokens, and the same depths, or a clear error."""
+"""A prompt in every form that `generate` accepts gives the same tokens and the same depths, or a clear error."""
 
 import copy
 
@@ -309,7 +309,7 @@ class TestAssistants:
     ("call", "message"),
     [
         ({"use_cache": False, "past_key_values": "live"}, "use_cache=False with past_key_values"),
-        ({"attention_mask": torch.tensor([[0, 0, 0, 0]])}, "no real token for row 0 behind the 0"),
+        ({"attention_mask": torch.tensor([[0, 0, 0, 0]])}, "no real token for row 0 after the 0"),
         ({"assistant_early_exit": 1}, "assistant_early_exit=1 is not supported for looped layers"),
         (
             {"inputs_embeds": torch.zeros(1, 4, 32).double(), "prefill_chunk_size": 2},

@@ -1,4 +1,4 @@
-"""Ranks of a stock training loop draw the same depth, whatever their generators have been through."""
+"""Ranks of a stock training loop draw the same depth, independently of the state of their generators."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ FIELDS = {
 
 
 def train_in_a_stock_loop(folder, wrapper):
-    """Each rank has a seed of its own, batches of its own length, and drops out what it likes."""
+    """Each rank has its own seed, its own batch lengths and its own dropout."""
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     model = tiny_model(seed=0, **FIELDS).train()

@@ -425,7 +425,7 @@ def test_a_resumed_forward_needs_its_past():
     model = lively_model()
     state = torch.zeros(1, 2, model.config.hidden_size).double()
     for call in ({"use_cache": False}, {"use_cache": True, "num_recurrences": 2}):
-        with pytest.raises(ValueError, match="resume after 2 recurrences"):
+        with pytest.raises(ValueError, match="above its 2 recurrences"):
             model(random_ids(1, 2), resume=(2, state), **call)
 
 

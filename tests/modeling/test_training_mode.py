@@ -167,7 +167,7 @@ class TestSampling:
         assert tiny_model(**fields)(ids).num_recurrences.tolist() == [3]
 
     def test_replicas_that_share_a_model_draw_on(self):
-        """`nn.DataParallel` copies the attributes of a module for every step; its draws must not start anew."""
+        """`nn.DataParallel` copies the attributes of a module for every step; its draws must not restart."""
         model = tiny_model(recurrence_sampling="uniform", recurrence_min=1, recurrence_max=9).train()
         ids = random_ids(1, 3)
         drawn = []
@@ -193,7 +193,7 @@ class TestSampling:
         assert torch.equal(*fixed)
 
     def test_without_gradients_the_depth_is_that_of_inference(self):
-        """Scoring in train mode, as reinforcement learning does it."""
+        """Scoring in training mode, as in reinforcement learning."""
         model = tiny_model(recurrence_sampling="uniform", recurrence_min=4, recurrence_max=9, num_recurrences=3)
         ids = random_ids(2, 5)
         expected = model(ids, halting_criterion="state_difference", state_difference_threshold=0.9)
@@ -218,7 +218,7 @@ def test_a_training_step_at_fixed_depth_compiles_whole():
 
 
 class TestShortRows:
-    """Training on a CPU takes the kernel that is faster for short rows, whoever trains."""
+    """Training on a CPU uses the kernel that is faster for short rows, in every trainer."""
 
     def kernels(self, model, ids, monkeypatch, grad=True):
         seen = []
