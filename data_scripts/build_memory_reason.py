@@ -36,7 +36,7 @@ class BuildArguments:
     """The data set, and where it comes from and goes to."""
 
     name: str = field(metadata={"help": "The data set.", "choices": list(NAMES)})
-    output_dir: str = field(metadata={"help": "Folder for the data set. It is made if it does not exist."})
+    output_dir: str = field(metadata={"help": "Folder for the data set. It is created if it does not exist."})
     source: str | None = field(
         default=None,
         metadata={

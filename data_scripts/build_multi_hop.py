@@ -36,7 +36,7 @@ The folder can be read in three ways:
 class OutputArguments:
     """Where the data set goes."""
 
-    output_dir: str = field(metadata={"help": "Folder for the data set. It is made if it does not exist."})
+    output_dir: str = field(metadata={"help": "Folder for the data set. It is created if it does not exist."})
     overwrite: bool = field(
         default=False,
         metadata={"help": "Replace another data set in the folder. Without this flag it is an error."},

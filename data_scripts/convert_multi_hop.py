@@ -27,7 +27,7 @@ class ConvertArguments:
     """Where the data set comes from and goes to."""
 
     input_dir: str = field(metadata={"help": "Folder with the JSON files."})
-    output_dir: str = field(metadata={"help": "Folder for the data set. It is made if it does not exist."})
+    output_dir: str = field(metadata={"help": "Folder for the data set. It is created if it does not exist."})
     overwrite: bool = field(
         default=False,
         metadata={"help": "Replace another data set in the folder. Without this flag it is an error."},

@@ -51,7 +51,7 @@ def help_text() -> str:
     return f"""\
 usage: memreason VERB [arguments]
 
-Language models that think in depth: train them, look into them, and let them decide when to stop.
+Language models that think in depth: train them, analyse them, and let them decide when to stop.
 
 verbs:
 {verbs}

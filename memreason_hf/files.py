@@ -83,7 +83,7 @@ def read_json(path: str | os.PathLike) -> object:
 
 def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None:
     """
-    Checks that files can be written at `paths`. To be called before the work whose results the files will hold.
+    Checks that files can be written at `paths`. Call this before computing the contents of the files.
 
     Raises:
         FileExistsError: one of them exists and `overwrite` is false; the message names them.
@@ -92,7 +92,7 @@ def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None
     paths = list(dict.fromkeys(map(Path, paths)))
     for path in paths:
         if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder. Give the name of a file.")
+            raise IsADirectoryError(f"{path} is a folder. Pass the name of a file.")
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         if not folder.is_dir():
             raise NotADirectoryError(f"{path} cannot be written: {folder} is a file, not a folder.")
@@ -108,7 +108,7 @@ def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None
 def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
     """
     Gives an empty staging folder next to `folder`, which takes the place of `folder` when the block ends without an
-    error. An empty `folder` may exist; with `overwrite`, any.
+    error. `folder` may exist if it is empty or if `overwrite` is true.
 
     The staging folder is named `.NAME.PID.partial`. If several processes build the same folder at once, each has its
     own staging folder, and `folder` becomes that of one of them. Staging folders of killed processes are removed.
@@ -155,7 +155,7 @@ def check_folder(folder: str | os.PathLike, *, overwrite: bool) -> None:
     except FileNotFoundError:
         return
     except NotADirectoryError:
-        raise NotADirectoryError(f"{folder} is a file. Give a folder.") from None
+        raise NotADirectoryError(f"{folder} is a file. Pass a folder.") from None
     if names and not overwrite:
         raise FileExistsError(f"{folder} is not empty. Choose another folder or pass --overwrite.")
 

@@ -104,7 +104,7 @@ def restore_class(layer: nn.Module, original: type[nn.Module]) -> None:
         TypeError: the layer is not an instance of a subclass of `original`.
     """
     if not isinstance(layer, original):
-        raise TypeError(f"A {type(layer).__name__} was never a {original.__name__}.")
+        raise TypeError(f"layer must be an instance of a subclass of {original.__name__}, got {type(layer).__name__}.")
     layer.__class__ = original
 
 

@@ -72,7 +72,7 @@ def test_existing_files_are_named(tmp_path):
 
 def test_places_where_no_file_can_be(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(IsADirectoryError, match=r"is a folder\. Give the name of a file"):
+    with pytest.raises(IsADirectoryError, match=r"is a folder\. Pass the name of a file"):
         check_places([tmp_path / "new", tmp_path], overwrite=True)
     with pytest.raises(NotADirectoryError, match=r"table.json cannot be written: .*file is a file, not a folder"):
         check_places([tmp_path / "file" / "sub" / "table.json"], overwrite=True)

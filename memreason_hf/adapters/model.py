@@ -1,4 +1,4 @@
-"""A base model with an adapter. Wherever it is saved, it is saved small and complete."""
+"""A base model with an adapter, whose saved folder is small and complete."""
 
 import logging
 import warnings

@@ -128,7 +128,9 @@ def add_adapter(
         # The rows are stored, because the base that the adapter is loaded on lacks them. `AdapterModel` freezes them.
         config = _lora_config(model, arguments, ids)
     elif not ids:
-        raise ValueError(f"mode={arguments.mode!r}: the tokenizer's scheme has no tokens, so no row is new.")
+        raise ValueError(
+            f"mode={arguments.mode!r}: the tokenizer's scheme has no tokens, so no row is new. Use 'lora'."
+        )
     elif arguments.mode == "tokens":
         config = TrainableTokensConfig(
             token_indices=list(ids), target_modules=_token_modules(model), task_type=TaskType.CAUSAL_LM

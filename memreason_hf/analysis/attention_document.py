@@ -49,7 +49,7 @@ class AttentionToken(TypedDict):
 
 
 class AttentionSpan(TypedDict):
-    """Neighbouring tokens that belong together: the begin of the text, the question, or one step."""
+    """Neighbouring tokens that belong together: the BOS token (`begin`), the question, or one step."""
 
     kind: str
     number: int | None

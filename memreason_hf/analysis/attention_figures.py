@@ -14,7 +14,7 @@ from memreason_hf.analysis.attention_maps import AttentionMap
 from memreason_hf.analysis.solution_tokens import SolutionTokens
 
 
-# The colours of Okabe and Ito, which all common kinds of colour blindness can tell apart. Steps also carry names.
+# The colours of Okabe and Ito, which people with common colour blindness can distinguish. Steps also carry names.
 KIND_COLOURS = {
     "begin": "#000000",
     "question": "#737373",

@@ -243,13 +243,13 @@ def _check_ids(model, ids):
     context = context_length(model)
     if context is not None and len(ids) > context:
         raise ValueError(
-            f"The text has {len(ids)} tokens, the model's context is {context}. Choose a shorter text: it is not cut "
-            "off here."
+            f"The text has {len(ids)} tokens, but the model's context is {context}. Choose a shorter text: it is not "
+            "cut off here."
         )
     num_rows = model.get_input_embeddings().weight.shape[0]
     if max(ids) >= num_rows:
         raise ValueError(
-            f"The text has the id {max(ids)}, the model {num_rows} rows: they do not belong together. Use the "
+            f"The text has the id {max(ids)}, but the model has only {num_rows} embedding rows. Use the "
             "tokenizer that is saved with the model."
         )
 

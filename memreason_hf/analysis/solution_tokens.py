@@ -31,12 +31,12 @@ _LINE_END = re.compile(r"[^\S\n]*\n?")
 @dataclass(frozen=True)
 class TokenSpan:
     """
-    Neighbouring tokens that belong together: the begin of the text, the question, or one step.
+    Neighbouring tokens that belong together: the BOS token (`begin`), the question, or one step.
 
     Attributes:
         kind: one of `TOKEN_KINDS` except `marks`.
         start, end: index of the first token, and index after the last token.
-        number: the number of the step, counted from 1; None for the begin and the question. Plans are counted apart
+        number: the number of the step, counted from 1; None for `begin` and the question. Plans are counted apart
             from steps, so that a plan has the number of the step that it announces.
         text: the text of the question or the step, without its mark.
     """
@@ -82,7 +82,7 @@ def encode_solution_tokens(
     tokenizer: PreTrainedTokenizerBase, text: str, *, question: str | None = None
 ) -> SolutionTokens:
     """
-    Encodes a question and its solution as in generation: begin of text if the tokenizer has one, the question as plain
+    Encodes a question and its solution as in generation: the BOS token if the tokenizer has one, the question as plain
     text, then the solution, in which only step tokens are special. Blanks before a mark are removed.
 
     Args:

@@ -50,7 +50,7 @@ class ChainArguments:
     )
     group_column: str = field(default="hops", metadata={"help": "Column by which results are grouped: hops or type."})
     max_rows_per_group: int | None = field(
-        default=None, metadata={"help": "The most rows of every group; the first ones are run. Default: all."}
+        default=None, metadata={"help": "The maximum number of rows per group, the first ones. Default: all."}
     )
 
     def check(self) -> None:
@@ -195,7 +195,7 @@ def trained_range(trained_hops: int | None, model: str) -> int | None:
     The longest chains that the model was trained on.
 
     Args:
-        trained_hops: the flag of this name, which wins.
+        trained_hops: the flag of this name, which takes precedence.
         model: the folder of the model. If training wrote it, it names the stages of the curriculum.
 
     Returns:
@@ -228,4 +228,4 @@ def all_processes():
 
 
 def print_time(what: str, seconds: float, rows: int) -> None:
-    print(f"{what}: {rows} rows in {seconds:.1f} s, {1000 * seconds / rows:.2f} ms a row.")
+    print(f"{what}: {rows} rows in {seconds:.1f} s, {1000 * seconds / rows:.2f} ms per row.")

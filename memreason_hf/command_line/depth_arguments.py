@@ -1,4 +1,4 @@
-"""How deep a recurrent-depth model may go: one set of flags for all verbs that run one."""
+"""The depth of a recurrent-depth model: one set of flags for all verbs that run such a model."""
 
 import copy
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -71,8 +71,8 @@ class DepthByKindArguments:
     depth_by_kind: str | None = field(
         default=None,
         metadata={
-            "help": "Recurrences in the steps of a kind, for example memory=2,reason=16; with a criterion, the most "
-            "recurrences. All other tokens take num_recurrences, or with a criterion max_recurrences."
+            "help": "Recurrences in the steps of a kind, for example memory=2,reason=16; with a criterion, their "
+            "maximum. All other tokens take num_recurrences, or with a criterion max_recurrences."
         },
     )
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldVal
 INTERRUPTED = 130
 # Set to 1 to see the traceback of an expected error.
 TRACEBACK_VARIABLE = "MEMREASON_TRACEBACK"
-# Errors that a wrong recipe, flag, path or file raises. TypeError is not among them, because it is more often a fault
+# Errors that a wrong recipe, flag, path or file raises. TypeError is not among them, because it is more often a bug
 # of the program. A RecursionError comes from JSON that is nested too deeply.
 USER_ERRORS = (ValueError, OSError, RecursionError, StrictDataclassError)
 

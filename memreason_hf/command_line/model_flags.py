@@ -51,8 +51,8 @@ class ModelFlags:
     batch_size: int = field(
         default=16,
         metadata={
-            "help": "Rows or prompts that run together. Changes speed and memory; of the results only texts that are "
-            "drawn at random."
+            "help": "Rows or prompts in a batch. Changes speed and memory, but no results except texts that are drawn "
+            "at random."
         },
     )
     no_progress: bool = field(default=False, metadata={"help": "Hide progress bars."})

@@ -79,7 +79,7 @@ class CommandParser(HfArgumentParser):
     """
     `HfArgumentParser` for `COMMAND [RECIPE] [MODEL] [--flag value ...]`.
 
-    A flag wins over the recipe, and the recipe over the default. Flags can be written with `_` or `-`, and must be
+    A flag overrides the recipe, and the recipe the default. Flags can be written with `_` or `-`, and must be
     written in full. Every error is a ValueError or OSError of one line: call the parser inside `user_errors`.
 
     Args:
@@ -200,7 +200,7 @@ class CommandParser(HfArgumentParser):
         if self.takes_model:
             lines.append("MODEL is short for --model MODEL.")
         if self.recipe is not None:
-            lines.append("A flag wins over the recipe.")
+            lines.append("A flag overrides the recipe.")
         lines.append("A flag can be written with _ or -: --max_steps, --max-steps.")
         return textwrap.fill(" ".join(lines), _WIDTH)
 

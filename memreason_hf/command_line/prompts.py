@@ -11,7 +11,7 @@ class PromptArguments:
 
     prompt: list[str] | None = field(default=None, metadata={"help": "One or more texts to continue."})
     prompts: str | None = field(
-        default=None, metadata={"help": "File with one prompt a line, in UTF-8. Blank lines are skipped."}
+        default=None, metadata={"help": "File with one prompt per line, in UTF-8. Blank lines are skipped."}
     )
 
 

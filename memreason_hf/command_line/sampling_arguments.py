@@ -1,4 +1,4 @@
-"""How the tokens of a text are chosen: flags, and what they mean together with the model's generation config."""
+"""How the tokens of a text are chosen: flags, and their combination with the model's generation config."""
 
 from dataclasses import dataclass, field
 
@@ -11,9 +11,9 @@ _RANDOM_ONLY = ("temperature", "top_k", "top_p", "seed")
 
 @dataclass
 class SamplingArguments:
-    """The choice of tokens, by the names of `GenerationConfig`."""
+    """The choice of tokens, with the names of `GenerationConfig`."""
 
-    max_new_tokens: int = field(default=64, metadata={"help": "The most tokens generated for a prompt."})
+    max_new_tokens: int = field(default=64, metadata={"help": "The maximum number of tokens generated for a prompt."})
     do_sample: bool = field(
         default=False, metadata={"help": "Draw tokens at random. Without it, the most probable token is taken."}
     )
@@ -44,7 +44,7 @@ class SamplingArguments:
         if self.temperature is not None and self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be above 0. For the limit of 0, omit --do_sample.")
         if self.top_k is not None and self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must be at least 0, which draws from all tokens.")
+            raise ValueError(f"top_k={self.top_k} must be at least 0. With 0, all tokens can be drawn.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be a probability above 0.")
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:

@@ -1,4 +1,4 @@
-"""One solution to look into: from flags, or from a file of generated solutions."""
+"""One solution to analyse: from flags, or from a file of generated solutions."""
 
 import json
 from dataclasses import dataclass, field
@@ -31,8 +31,8 @@ class SolutionText:
 
     Attributes:
         text: the question and the solution.
-        question: where it is known.
-        source: what the text is called in messages.
+        question: the question, if it is known.
+        source: the name of the text in messages.
         num_demonstrations: solved questions that stood before the question when the text was generated. They are not
             part of `text`.
     """
@@ -90,7 +90,7 @@ def _read_solution(path, index):
 
 
 def _num_demonstrations(path):
-    """The number in the settings beside a file of generated solutions; 0 where there are no readable settings."""
+    """The number in the settings next to a file of generated solutions; 0 without readable settings."""
     try:
         settings = json.loads(path.with_name(path.name + SETTINGS_SUFFIX).read_text(encoding="utf-8"))
         return int(settings["num_demonstrations"])

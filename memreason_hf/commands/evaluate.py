@@ -53,7 +53,7 @@ class BaselineArguments:
 
     fixed_baseline: bool = field(
         default=False,
-        metadata={"help": "Compare with the best fixed depth of each group, of 1 to max_recurrences recurrences."},
+        metadata={"help": "Compare with the best fixed depth of each group, from 1 to max_recurrences recurrences."},
     )
 
 

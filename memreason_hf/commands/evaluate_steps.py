@@ -69,7 +69,7 @@ class QuestionArguments:
     name: str | None = field(default=None, metadata={"help": f"Name of the data set in a source: {', '.join(NAMES)}."})
     split: str = field(default="test", metadata={"help": "Split of the data set."})
     num_items: int | None = field(
-        default=None, metadata={"help": "The most items; the first ones of the split are solved. Default: all."}
+        default=None, metadata={"help": "The maximum number of items, the first ones of the split. Default: all."}
     )
 
     def rows(self, dataset) -> list[dict]:
@@ -91,7 +91,7 @@ class QuestionArguments:
 class SolutionArguments:
     """How questions are solved and judged."""
 
-    max_new_tokens: int = field(default=512, metadata={"help": "The most tokens of a solution."})
+    max_new_tokens: int = field(default=512, metadata={"help": "The maximum number of tokens of a solution."})
     num_demonstrations: int = field(default=0, metadata={"help": "Solved training questions before each question."})
     seed: int = field(
         default=0, metadata={"help": "Seed of the choice of demonstrations and of the bootstrap interval."}
@@ -112,7 +112,7 @@ class SolutionsOutput:
     output_file: str | None = field(
         default=None, metadata={"help": "File of JSON lines for the texts. Default: only the numbers are printed."}
     )
-    overwrite: bool = field(default=False, metadata={"help": "Start the output file anew."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the output file and start again."})
 
 
 SECTIONS = [
@@ -238,7 +238,7 @@ def _settings(model, data, solving, scheme, depth, network):
         values["seed"] = solving.seed
     if model.base is not None:
         values["base"] = model.base
-    # The folder may hold other weights than before, of a run that was started anew or resumed.
+    # The folder may hold other weights than before, of a run that was started again or resumed.
     return {**values, "weights": weights_digest(network), "scheme": scheme.to_dict(), **given}
 
 

@@ -29,17 +29,16 @@ from memreason_hf.files import check_places, whole_file
 
 PROG = "memreason generate"
 DESCRIPTION = """\
-Continues prompts and shows how many recurrences each token took. On a terminal, every token stands on the colour of
-its depth; a single prompt is continued token by token. Where there are no colours (or NO_COLOR is set), the number
-follows the token. A pipe or a file receives the text alone. --html writes a page to look at, --json a file to compute
-with.
+Continues prompts and shows how many recurrences each token took. On a terminal, the background of a token has the
+colour of its depth; a single prompt is continued token by token. Without colours (or if NO_COLOR is set), the number
+follows the token. A pipe or a file receives the text alone. --html writes a web page, --json a data file.
 
-With a halting criterion each token halts by itself, from min_recurrences on, and at max_recurrences at the latest.
+With a halting criterion each token halts on its own, from min_recurrences on, and at max_recurrences at the latest.
 Without --halting_criterion, the model's config decides; --num_recurrences fixes the depth. Each flag has the name of
 the field of the config, and of the argument of model.generate(), that it sets.
 
-Prompts come from --prompt TEXT ..., or from --prompts FILE with one prompt a line. Otherwise all of standard input is
-one prompt.
+Prompts come from --prompt TEXT ..., or from --prompts FILE with one prompt per line. Otherwise all of standard input
+is one prompt.
 """
 EPILOG = """\
 examples:
@@ -55,7 +54,7 @@ The schema of the JSON file is in memreason_hf/analysis/token_depths.py.
 
 @dataclass
 class CacheArguments:
-    """What only generation has of depth."""
+    """Depth settings of generation alone."""
 
     cache_recurrences: Literal["all", "last"] | None = field(
         default=None,
@@ -97,7 +96,7 @@ class GenerationOutput:
         """
         paths = [Path(path) for path in (self.html, self.json) if path is not None]
         if len({path.resolve() for path in paths}) < len(paths):
-            raise ValueError(f"html={self.html!r} and json={self.json!r} are the same file. Give each its own.")
+            raise ValueError(f"html={self.html!r} and json={self.json!r} are the same file. Pass two different files.")
         check_places(paths, overwrite=self.overwrite)
 
 

@@ -1,5 +1,5 @@
 """
-`memreason testbed`: does telling memory from reasoning show where errors come from? Four small models, one world.
+`memreason testbed`: do memory and reason steps show where errors come from? Four small models, one world.
 
     memreason testbed
 """
@@ -19,7 +19,8 @@ Builds a world of 20 entities and 4 relations, and trains four small models on t
 answer at once or write memory and reason steps first, at a fixed or at a recurrent depth. Then they are asked about
 chains of up to 12 hops that were not in training. Prints the accuracy by hops, the tokens that the models generate,
 the recurrences that they take by kind of step, and the kind of step at which wrong solutions go wrong first. The truth
-of every step is known. The judge that uses it is tried on right solutions with errors or harmless changes put in.
+of every step is known. The judge that uses it is measured on correct solutions with inserted errors or harmless
+changes.
 
 Two models are trained at a time, one thread each: about 6 minutes on 2 CPU cores. The same command again keeps what is
 finished.

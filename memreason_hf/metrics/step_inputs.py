@@ -125,7 +125,7 @@ class SolutionMetric(evaluate.Metric, ABC):
             check_texts("questions", questions)
             if len(questions) != len(predictions):
                 raise ValueError(
-                    f"questions has {len(questions)} entries, predictions has {len(predictions)}: give one for each."
+                    f"questions has {len(questions)} entries, predictions has {len(predictions)}. Pass one for each."
                 )
         inputs = SolutionInputs(
             predictions=list(predictions),
@@ -220,7 +220,7 @@ def read_options(options: Sequence | Mapping | None, references: Sequence[str]) 
     if isinstance(options, Mapping) or all(isinstance(option, str) for option in options):
         return [_labels_to_texts(options)] * len(references)
     if len(options) != len(references):
-        raise ValueError(f"options has {len(options)} entries for {len(references)} references: give one for each.")
+        raise ValueError(f"options has {len(options)} entries for {len(references)} references. Pass one for each.")
     return [_labels_to_texts(row) for row in options]
 
 

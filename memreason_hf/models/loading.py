@@ -1,8 +1,8 @@
 """
 Loading a model by its folder, its name on the Hub or its adapter: config, tokenizer, weights, device.
 
-Python code that comes with a model or tokenizer runs only with `trust_remote_code=True`. The library would ask on
-standard input otherwise, which commands read prompts from.
+Python code that comes with a model or tokenizer runs only with `trust_remote_code=True`. Otherwise the library would
+ask on standard input, from which commands read prompts.
 """
 
 from contextlib import suppress
@@ -194,12 +194,12 @@ def choose_device(device: str | None) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device={device!r} is not a device: give cpu, cuda or cuda:1.") from None
+        raise ValueError(f"device={device!r} is not a device. Pass cpu, cuda or cuda:1.") from None
     if chosen.type == "cpu":
         return chosen
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None or accelerator.type != chosen.type:
-        raise ValueError(f"device={device!r}: torch finds no {chosen.type} device on this machine. Give cpu.")
+        raise ValueError(f"device={device!r}: torch finds no {chosen.type} device on this machine. Pass cpu.")
     if (chosen.index or 0) >= torch.accelerator.device_count():
         raise ValueError(
             f"device={device!r}: this machine has {torch.accelerator.device_count()} {chosen.type} devices."

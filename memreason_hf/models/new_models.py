@@ -62,7 +62,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     A byte-level byte-pair tokenizer, learned from `texts`. It can encode any text.
 
     Args:
-        vocab_size: the most tokens. 258 of them are the bytes, the end of text and padding.
+        vocab_size: the maximum number of tokens. 258 of them are the bytes, the end of text and padding.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

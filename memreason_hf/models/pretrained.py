@@ -18,7 +18,7 @@ def check_source(name: str, field: str) -> None:
     # A name of the form owner/name is looked for on the Hub, unless a folder `owner` exists here.
     on_the_hub = name.count("/") == 1 and not name.startswith((".", "~", "/")) and not folder.parent.exists()
     if not folder.is_dir() and not on_the_hub:
-        raise FileNotFoundError(f"{field}={name!r}: no such folder. Give a folder, or a name on the Hub (owner/name).")
+        raise FileNotFoundError(f"{field}={name!r}: no such folder. Pass a folder, or a name on the Hub (owner/name).")
 
 
 def torch_dtype(name: str) -> torch.dtype | str:
@@ -61,7 +61,7 @@ def read_model(
 
 
 def reading_error(name: str, field: str, error: BaseException) -> ValueError:
-    """The error of one line for what the library raised while it read a config, a tokenizer or a model."""
+    """A one-line error for an exception of the library while it reads a config, a tokenizer or a model."""
     if "trust_remote_code" in str(error):
         return ValueError(
             f"{field}={name!r} needs Python code that comes with it. Read that code, and pass --trust_remote_code "

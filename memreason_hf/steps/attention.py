@@ -220,9 +220,9 @@ def _refuse_beams(model, generation_mode, generation_config, *args, **kwargs):
 
 class _StepAttention:
     """
-    Hooks around the forward of a decoder: they show the ids to the mask function, and keep them with the cache.
+    Hooks around the forward pass of a decoder: they pass the ids to the mask function, and keep them with the cache.
 
-    Masks are made in the decoder, whatever model is around it.
+    The hooks are on the decoder, because every model around it creates its masks there.
 
     Args:
         decoder (`torch.nn.Module`): The decoder of a model.
@@ -235,7 +235,7 @@ class _StepAttention:
         self.variant = variant
         self.handles = [
             decoder.register_forward_pre_hook(self.before, with_kwargs=True),
-            # Also after an error: the next forward must not find what is left of this one.
+            # Called after an error, too, so that the next forward pass does not find the steps of this one.
             decoder.register_forward_hook(self.after, always_call=True),
         ]
 
@@ -300,7 +300,7 @@ class _StepAttention:
             )
         mask = inputs.get("attention_mask")
         if mask is not None and getattr(mask, "ndim", None) != 2:
-            # The library would use such a mask as it is, in place of all others.
+            # The library would use such a mask unchanged, in place of all others.
             shown = f"has shape {tuple(mask.shape)}" if hasattr(mask, "shape") else f"is a {type(mask).__name__}"
             raise ValueError(
                 f"attention_mask {shown}: attention between steps makes the mask between pairs of tokens itself. Pass "
@@ -310,6 +310,6 @@ class _StepAttention:
         could_be_packed = cache is None and mask is None and positions is not None
         if could_be_packed and (positions.diff(dim=-1) != 1).any():
             raise ValueError(
-                "position_ids start again within a row, but attention between steps treats a row as one text. Put "
+                "position_ids restart within a row, but attention between steps treats a row as one text. Put "
                 "each text into a row of its own, with an attention_mask."
             )

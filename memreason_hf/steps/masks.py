@@ -184,7 +184,7 @@ def _register(kernel, name):
         )
 
     def attend(module, *args, **kwargs):
-        # Every family defines its own eager function in the module of its attention class, and registers it nowhere.
+        # Every family defines its own eager function in the module of its attention class, without registering it.
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         if kernel == "eager" and eager is None:
             raise ValueError(f"{type(module).__name__} has no eager attention. Use attn_implementation='sdpa'.")

@@ -99,7 +99,7 @@ class StepScheme:
 
     Args:
         num_prefix_tokens (`int`, *optional*, defaults to 2):
-            The tokens `<prefix_0>`, `<prefix_1>`, … before every step, whatever its kind. May be 0.
+            The tokens `<prefix_0>`, `<prefix_1>`, … before every step of any kind. May be 0.
         num_step_tokens (`int`, *optional*, defaults to 4):
             The tokens `<memory_0>`, `<memory_1>`, … of each kind. If there is only one, its name has no number:
             `<memory>`. The same holds for `<prefix>`.
@@ -130,7 +130,7 @@ class StepScheme:
     ```
     """
 
-    num_prefix_tokens: int = field(default=2, metadata={"help": "Tokens before every step, whatever its kind."})
+    num_prefix_tokens: int = field(default=2, metadata={"help": "Tokens before every step of any kind."})
     num_step_tokens: int = field(default=4, metadata={"help": "Tokens of the kind of a step."})
     marks: str = field(default="tokens", metadata={"help": f"What marks a step: {', '.join(MARKS)}."})
     layout: str = field(default="steps", metadata={"help": f"The layout of a text: {', '.join(LAYOUTS)}."})
@@ -289,7 +289,7 @@ class StepScheme:
     def _check(self, step):
         text, shown = step.text, f"The text of a {step.kind} step, {step.text[:80]!r},"
         if "\n" in text:
-            raise ValueError(f"{shown} holds a newline, but a step is one line.")
+            raise ValueError(f"{shown} holds a newline, but a step is one line. Replace it with a space.")
         for token in self.tokens:
             if token in text:
                 raise ValueError(f"{shown} holds {token}, a token of the scheme. Remove it from the text.")
@@ -338,7 +338,7 @@ class StepScheme:
         names = [item.name for item in fields(cls)]
         unknown = [name for name in values if name not in names]
         if unknown:
-            raise ValueError(f"A StepScheme has no {', '.join(map(str, unknown))}. Fields: {', '.join(names)}.")
+            raise ValueError(f"A StepScheme has no field {', '.join(map(str, unknown))}. Fields: {', '.join(names)}.")
         return cls(**values)
 
 

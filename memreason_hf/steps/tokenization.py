@@ -84,8 +84,8 @@ def read_scheme(tokenizer: PreTrainedTokenizerBase) -> StepScheme:
     values = tokenizer.init_kwargs.get(SCHEME_KEY)
     if values is None:
         raise ValueError(
-            f"The tokenizer {tokenizer.name_or_path!r} has no scheme of steps. Extend it, extend_tokenizer(tokenizer, "
-            "StepScheme(...)), or use the tokenizer that was saved with the trained model."
+            f"The tokenizer {tokenizer.name_or_path!r} has no scheme of steps. Extend it with extend_tokenizer("
+            "tokenizer, StepScheme(...)), or use the tokenizer that was saved with the trained model."
         )
     scheme = StepScheme.from_dict(values)
     check_tokens(tokenizer, scheme)
@@ -107,7 +107,7 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, scheme: StepScheme) -> None
     if missing:
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} lacks {len(missing)} of the {len(scheme.tokens)} tokens of "
-            f"{scheme}: {', '.join(missing[:5])}. Extend it, extend_tokenizer(tokenizer, scheme), or use the "
+            f"{scheme}: {', '.join(missing[:5])}. Extend it with extend_tokenizer(tokenizer, scheme), or use the "
             "tokenizer that was saved with the trained model."
         )
 
@@ -164,7 +164,7 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """
-    The id that fills up shorter rows of a batch: that of the padding token, or else of the end of text.
+    The id that pads shorter rows of a batch: that of the padding token, or else of the EOS token.
 
     Raises:
         ValueError: the tokenizer has neither.
@@ -194,7 +194,7 @@ def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, question: str, demonstrations: Sequence[tuple[str, Sequence]] = ()
 ) -> list[int]:
     """
-    The ids that a model continues: begin of text if the tokenizer uses one, the demonstrations, the question, and the
+    The ids that a model continues: the BOS token if the tokenizer adds one, the demonstrations, the question, and the
     prefix tokens of the first step.
 
     Args:
@@ -213,7 +213,7 @@ def encode_prompt(
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The id of begin of text in a list, which is empty if the tokenizer uses none."""
+    """The id of the BOS token in a list, which is empty if the tokenizer does not add one."""
     begin = tokenizer("")["input_ids"][:1]
     return begin if begin and begin[0] == tokenizer.bos_token_id else []
 
@@ -222,7 +222,7 @@ def decode_solution(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int] | tor
     """
     The text of generated ids with its step tokens, which `skip_special_tokens` would remove.
 
-    Only begin of text, end of text and padding are left out.
+    Only the BOS, EOS and padding tokens are left out.
     """
     ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
     dropped = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -283,7 +283,7 @@ def _extend_model(model, tokenizer, scheme, token_ids):
 def _known_pieces(tokenizer, word, candidates):
     try:
         ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-    except Exception:  # a word-level model without an unknown token raises the bare class
+    except Exception:  # a word-level model without an unknown token raises a plain Exception
         return []
     return [id_ for id_ in ids if id_ in candidates]
 

@@ -242,10 +242,10 @@ def test_what_is_not_there():
 
 
 def test_what_cannot_be_read():
-    with pytest.raises(ValueError, match="has 9 tokens, the model's context is 8"):
+    with pytest.raises(ValueError, match="has 9 tokens, but the model's context is 8"):
         read_attention(llama(VOCAB, max_position_embeddings=8), random_ids(9))
     assert read_attention(llama(VOCAB, max_position_embeddings=8), random_ids(8)).num_layers == 1
-    with pytest.raises(ValueError, match="the id 40, the model 40 rows"):
+    with pytest.raises(ValueError, match="the id 40, but the model has only 40 embedding rows"):
         read_attention(llama(VOCAB), [3, VOCAB])
     with pytest.raises(ValueError, match="has no tokens"):
         read_attention(llama(VOCAB), [])

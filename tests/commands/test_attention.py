@@ -241,7 +241,7 @@ def test_text_of_a_file_and_of_a_published_list(model, tmp_path, capsys):
         (["--text", TEXT, "--recurrence", "1"], "is a 'llama' model, without recurrences"),
         (["--text", TEXT, "--num_recurrences", "4"], "is a 'llama' model, without recurrences"),
         (["--text", "Question: Is it?"], "has no marked step, such as a line that begins with '<prefix><memory_0>"),
-        (["--text", TEXT + "the " * 3000], "tokens, the model's context is 2048"),
+        (["--text", TEXT + "the " * 3000], "tokens, but the model's context is 2048"),
         (
             ["--text", TEXT, "--text_file", "x"],
             "or --text_file; text and text_file are given",

@@ -69,7 +69,7 @@ def test_agrees_with_one_row_at_a_time(flags, model_folder, world_folder, tmp_pa
     assert results["data"]["num_rows"] == results["overall"]["count"] == 48
     printed = capsys.readouterr().out
     assert "halting by kl (kl_threshold 0.1), 1 to 8 recurrences" in printed
-    assert "48 rows in" in printed and "ms a row" in printed
+    assert "48 rows in" in printed and "ms per row" in printed
 
 
 def test_baseline_compares_and_draws(flags, tmp_path, capsys):

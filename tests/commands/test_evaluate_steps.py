@@ -100,7 +100,7 @@ def test_a_run_and_the_same_again(model, data, tmp_path, capsys):
     assert run(*arguments) == 0
     assert file.read_bytes() == before
     message = refusal(capsys, *arguments, "--max_new_tokens", 7)
-    assert "was made with max_new_tokens=6, now it is 7" in message
+    assert "was written with max_new_tokens=6, now it is 7" in message
     assert "no such folder" in refusal(capsys, *arguments, "--overwrite", "--model", tmp_path / "nowhere")
     for flags in (["--batch_size", 0], ["--max_new_tokens", 0], ["--depth_by_kind", "memory=2"]):
         refusal(capsys, *arguments, *flags, "--overwrite")
@@ -130,7 +130,7 @@ def test_demonstrations_and_depth(data, tmp_path, capsys):
         (["--output_fil", "x"], "unknown flag '--output_fil x'. Did you mean --output_file?"),
         (["--judge", "me"], "invalid choice: 'me'"),
         (["--device", "foo"], "device='foo' is not a device"),
-        (["--output_file", "."], "is a folder. Give the name of a file"),
+        (["--output_file", "."], "is a folder. Pass the name of a file"),
     ],
 )
 def test_bad_requests_end_with_one_line(model, data, capsys, arguments, message):
@@ -140,7 +140,7 @@ def test_bad_requests_end_with_one_line(model, data, capsys, arguments, message)
 def test_missing_and_foreign_inputs(model, data, tmp_path, capsys):
     assert "model is not given" in refusal(capsys, "--data", data)
     assert "data is not given" in refusal(capsys, model)
-    assert "say which data set" in refusal(capsys, model, "--data", data)
+    assert "name the data set: " in refusal(capsys, model, "--data", data)
     plain = tmp_path / "plain"
     tokenizer = byte_level()
     llama(len(tokenizer)).save_pretrained(plain)
@@ -177,7 +177,7 @@ def test_texts_of_a_model_that_was_trained_further_are_not_taken_for_its_own(mod
     assert run(*arguments, "--batch_size", 3) == 0
     assert file.read_bytes() == before
     save_adapter(as_if_trained(model), tokenizer, folder)
-    assert "was made with weights=" in refusal(capsys, *arguments)
+    assert "was written with weights=" in refusal(capsys, *arguments)
     assert run(*arguments, "--overwrite") == 0
 
 
@@ -374,7 +374,7 @@ def test_attention_between_steps_is_restored(data, tmp_path, capsys):
         assert sorted(generation.text for generation in generated) == sorted(texts[variant])
     assert texts["own"] != texts[None]
     message = refusal(capsys, folder, *arguments, "--num_demonstrations", 1, "--overwrite")
-    assert "demonstrations do not go with step attention 'tokens'" in message
+    assert "demonstrations cannot be combined with step attention 'tokens'" in message
 
 
 def load_rows(data):

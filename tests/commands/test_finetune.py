@@ -115,7 +115,7 @@ def test_trains_saves_and_returns_at_once_the_second_time(recipe, tmp_path, caps
     assert all(torch.equal(value, best.state_dict()[name]) for name, value in model.state_dict().items())
     assert finetune.main([recipe()]) == 0
     assert "The run was finished already, after 4 steps." in capsys.readouterr().out
-    # What comes next in a user's life.
+    # The next step of a user.
     assert (
         evaluate_steps.main(
             [str(run), "--data", str(tmp_path / "data"), "--name", "strategy_qa", "--max_new_tokens", "8"]
@@ -306,7 +306,7 @@ def test_bits_without_bitsandbytes(recipe, capsys):
 def test_bits_with_bitsandbytes(recipe, tmp_path, bits):
     pytest.importorskip("bitsandbytes")
     tokenizer = byte_level()
-    # Its kernels for CPUs want multiples of 32.
+    # The kernels of bitsandbytes for CPUs need multiples of 32.
     llama(len(tokenizer), hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     model = {"path": str(tmp_path / "base"), f"load_in_{bits}bit": True}

@@ -399,7 +399,7 @@ def test_two_files_of_one_name(flags, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ModelFlags, "load_recurrent_config", None)
     page, same = tmp_path / "page", tmp_path / "new" / ".." / "page"
     argv = [*flags, "--prompt", "the", "--html", str(page), "--json", str(same), "--overwrite"]
-    assert "are the same file. Give each its own" in refused(capsys, argv)
+    assert "are the same file. Pass two different files" in refused(capsys, argv)
     page.write_text("a text")
     assert "is a file, not a folder" in refused(
         capsys, [*flags, "--prompt", "the", "--json", str(page / "depths.json")]

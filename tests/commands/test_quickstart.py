@@ -18,7 +18,7 @@ SHORT = [
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Where the defaults, `runs/...`, do no harm."""
+    """A temporary working folder, where the defaults (`runs/...`) overwrite nothing."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -41,7 +41,7 @@ def test_everything_once(tmp_path, capsys):
 
 
 def test_a_flag_means_the_same_in_both_spellings(tmp_path):
-    # The training takes any flag, so that one which is not taken here would be its alone.
+    # All flags of the training are accepted, so a flag that is not must be the quickstart's own.
     short = [flag.replace("_", "-") if flag.startswith("--") else flag for flag in SHORT]
     assert quickstart.main([*short, "--output-dir=run", "--data-path", "world"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "world"]

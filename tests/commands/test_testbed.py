@@ -65,7 +65,7 @@ def test_a_folder_of_another_run(tmp_path):
     claim_folder(stranger, {"seed": 2, "model": "x"}, restart=True)
     assert (stranger / "model.safetensors").exists()
     (stranger / "settings.json").write_text("{")
-    with pytest.raises(ValueError, match=r"settings.json is damaged .* give --restart"):
+    with pytest.raises(ValueError, match=r"settings.json is damaged .* Pass --restart"):
         claim_folder(stranger, {"seed": 2, "model": "x"}, restart=False)
 
 

@@ -103,7 +103,7 @@ def test_another_data_set_needs_overwrite(build, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--out_degree", "4"], "out_degree=4 is above num_relations=3"),
-        (["--num_train_chains", "76"], "2 hops: 76 training + 6 test asked for, 81 exist"),
+        (["--num_train_chains", "76"], "2 hops: 76 training + 6 test requested, 81 exist"),
         (["--num_entities", "0"], "num_entities=0 is too small"),
         (["--num_entities", "many"], "invalid int value: 'many'"),
         (["--train_hops", "3-2"], "write 2-3"),

@@ -194,7 +194,7 @@ def test_distribution_of_other_marks(distribution):
     for given in (scheme, scheme.to_dict()):
         results = distribution(predictions=["Memory: a\nAnswer: b"], references=["Memory: c\n"], scheme=given)
         assert results["steps_by_kind"] == {"memory": 1, "reason": 0, "answer": 1, "step": 0}
-    with pytest.raises(ValueError, match="has no token"):
+    with pytest.raises(ValueError, match="has no field token"):
         distribution(predictions=["a"], references=["b"], scheme={"token": 1})
 
 

@@ -15,7 +15,7 @@ def folder(tmp_path):
 
 def test_devices(monkeypatch):
     assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="device='quantum' is not a device: give cpu, cuda or cuda:1"):
+    with pytest.raises(ValueError, match=r"device='quantum' is not a device\. Pass cpu, cuda or cuda:1"):
         choose_device("quantum")
     # A device that torch knows is not one of this machine.
     with pytest.raises(ValueError, match="device='meta': torch finds no meta device on this machine"):

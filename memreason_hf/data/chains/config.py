@@ -135,7 +135,7 @@ class MultiHopConfig:
             plan[hops] = (num_train, num_test)
         if impossible:
             requests = "; ".join(
-                f"{hops} hops: {num_train:,} training + {num_test:,} test asked for, {available:,} exist"
+                f"{hops} hops: {num_train:,} training + {num_test:,} test requested, {available:,} exist"
                 for hops, num_train, num_test, available in impossible
             )
             advice = (
@@ -234,5 +234,5 @@ def _set_integer(config: MultiHopConfig, name: str, smallest: int):
     if number is None:
         raise TypeError(f"{name}={value!r} must be an integer, got a {type(value).__name__}.")
     if number < smallest:
-        raise ValueError(f"{name}={number} is too small. Give at least {smallest}.")
+        raise ValueError(f"{name}={number} is too small. Pass at least {smallest}.")
     object.__setattr__(config, name, number)

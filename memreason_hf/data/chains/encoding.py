@@ -54,7 +54,7 @@ def encode_chains(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, batch
     if missing:
         raise ValueError(
             f"The data set lacks the columns {first_few(missing)}; it has {', '.join(dataset.column_names)}. "
-            "Give a split of a multi-hop data set (load_multi_hop)."
+            "Pass a split of a multi-hop data set (load_multi_hop)."
         )
     if not len(dataset):
         raise ValueError("The data set is empty: there is nothing to encode.")

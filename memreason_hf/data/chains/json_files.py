@@ -63,7 +63,7 @@ def read_json_folder(folder: str | Path) -> tuple[list[str], dict[str, pa.Table]
     """
     Reads a folder of JSON files in the study's schema.
 
-    The type of an item is labelled anew with the number of its relations, because the labels of the study's own
+    The type of an item is set again with the number of its relations, because the labels of the study's own
     training chains are two hops too low. The entity reached after every hop comes from the atomic facts of
     `train.json`.
 

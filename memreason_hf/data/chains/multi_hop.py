@@ -140,7 +140,7 @@ def read_multi_hop_json(path: str | Path) -> MultiHopData:
     """
     Reads a folder of JSON files in the study's schema, and checks every chain against the atomic facts.
 
-    Types are labelled anew with the number of relations.
+    Types are set again with the number of relations.
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -25,7 +25,7 @@ class EncodingReport:
         num_items: number of items.
         num_rows: number of rows.
         longest: tokens of the longest row.
-        max_length: the most tokens that a row may have; None for no limit.
+        max_length: the maximum number of tokens that a row may have; None for no limit.
         too_long: positions of the items with more tokens; they are not among the rows.
     """
 
@@ -60,7 +60,7 @@ def encode_solutions(
     Args:
         tokenizer: an extended tokenizer.
         items: rows with `question`, `answer` and `steps`, as from `load_memory_reason`.
-        max_length: the most tokens of a row; None for no limit.
+        max_length: the maximum number of tokens of a row; None for no limit.
         too_long: what to do with longer items: `"refuse"` (an error) or `"drop"`. Answers are never cut off.
         demonstrations: solved questions to put before a question, for example `Demonstrations(train, 4)`.
 
@@ -113,7 +113,7 @@ def encode_solutions(
         raise ValueError(
             f"{len(report.too_long):,} of {report.num_items:,} training items are longer than {max_length:,} tokens "
             f"with their solution (items {first_few(report.too_long)}; the longest has {max(lengths):,}). Raise "
-            "max_length as far as the model's context allows, give fewer demonstrations, or leave these items out "
+            "max_length as far as the model's context allows, use fewer demonstrations, or leave these items out "
             "(too_long=drop); answers are not cut off."
         )
     if not report.num_rows:

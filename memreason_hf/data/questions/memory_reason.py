@@ -198,7 +198,7 @@ def load_memory_reason(source: str | Path, name: str | None = None) -> DatasetDi
         if name is None:
             raise FileNotFoundError(
                 f"{source} holds no saved data set. data_scripts/build_memory_reason.py builds one; to read the "
-                f"study's JSON files directly, say which data set: {', '.join(NAMES)}."
+                f"study's JSON files directly, name the data set: {', '.join(NAMES)}."
             )
         return build_memory_reason(name, str(source)).dataset
     return load_saved(source, contents=CONTENTS, columns=FEATURES)

@@ -142,8 +142,9 @@ def generate_solutions(
     _check(model, tokenizer, batch_size, max_new_tokens)
     if demonstrations is not None and get_step_attention(model) is not None:
         raise ValueError(
-            f"demonstrations do not go with step attention {get_step_attention(model)!r}: the question would count "
-            "as part of the last demonstration. Leave them out, or call set_step_attention(model, tokenizer, None)."
+            f"demonstrations cannot be combined with step attention {get_step_attention(model)!r}: the question would "
+            "count as part of the last demonstration. Leave them out, or call set_step_attention(model, tokenizer, "
+            "None)."
         )
     scheme = read_scheme(tokenizer)
     file = None
@@ -185,7 +186,7 @@ def continue_greedily(
         prompts: the ids of each prompt, by the index of its item.
         batch_size: prompts in a batch, left-padded and sorted by length. It does not change the continuations, except
             through rounding where two tokens are equally probable.
-        max_new_tokens: the most new tokens of a prompt. There are fewer where the model's context ends before.
+        max_new_tokens: the maximum number of new tokens of a prompt. The end of the model's context can come first.
         generate_kwargs: for `model.generate`, for example `num_recurrences=16`.
 
     Yields:
@@ -240,7 +241,7 @@ def left_padded(
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model's positions reach, prompt and solution together; None if there is no limit."""
+    """The model's maximum number of positions, for prompt and solution together; None if there is no limit."""
     config = model.config.get_text_config()
     if getattr(config, "position_embedding_type", None) in _ENDLESS_POSITIONS:
         return None
@@ -275,7 +276,7 @@ def _check(model, tokenizer, batch_size, max_new_tokens):
     largest = max(tokenizer.get_vocab().values())
     if largest >= num_rows:
         raise ValueError(
-            f"The tokenizer has ids up to {largest}, the model {num_rows} rows: they do not belong together. Use the "
+            f"The tokenizer has ids up to {largest}, but the model has only {num_rows} embedding rows. Use the "
             "tokenizer that is saved with the model, or extend both (extend_tokenizer)."
         )
     padding_id(tokenizer)

@@ -102,8 +102,9 @@ class GenerationFile:
         index, question = values["index"], values["question"]
         if index < len(self.questions) and self.questions[index] != question:
             raise ValueError(
-                f"{self.path}, line {number}: item {index} is {question[:60]!r} there, but "
-                f"{self.questions[index][:60]!r} in the data. The file was made with other data: choose another one."
+                f"{self.path}, line {number}: item {index} is {question[:60]!r} in the file, but "
+                f"{self.questions[index][:60]!r} in the data. The file holds solutions of other data. Choose another "
+                "file."
             )
         return values
 
@@ -121,7 +122,7 @@ class GenerationFile:
         if changed:
             name = changed[0]
             raise ValueError(
-                f"{self.path} was made with {name}={before.get(name)!r}, now it is {self.settings.get(name)!r}. "
+                f"{self.path} was written with {name}={before.get(name)!r}, now it is {self.settings.get(name)!r}. "
                 "Choose another file, or overwrite this one."
             )
 

@@ -184,7 +184,7 @@ class LanguageModelJudge:
             raise ValueError(f"template={self.template!r} lacks the field {{{missing[0]}}}.")
         ids = [self.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in self.answers]
         if not all(ids) or ids[0][0] == ids[1][0]:
-            raise ValueError(f"answers={self.answers!r} must begin with different tokens, and begin with {ids}.")
+            raise ValueError(f"answers={self.answers!r} must begin with different tokens, but begin with {ids}.")
         self._yes, self._no = ids[0][0], ids[1][0]
 
     def __call__(self, step: Step, references: Sequence[Step], question: str = "") -> str:

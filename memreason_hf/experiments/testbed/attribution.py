@@ -3,9 +3,9 @@ A judge that knows the facts of a written-out world, how many known errors a jud
 
     judge = WorldJudge(facts)
     attribute(solution, references, judge, question=question.text)      # the first wrong step, and its kind
-    measure_judge(judge, facts, solutions, seed=0)                      # on errors that were put in
+    measure_judge(judge, facts, solutions, seed=0)                      # on inserted errors
 
-The judge reads the question and the step, and knows the facts. It is not told where an error was put in.
+The judge reads the question and the step, and knows the facts. It does not know where an error was inserted.
 """
 
 from collections import Counter

@@ -1,5 +1,5 @@
 """
-What is measured of the trained models: accuracy by hops, tokens, recurrences by kind of step, and their errors.
+Measures the trained models: accuracy by hops, tokens, recurrences by kind of step, and errors.
 
     answers = evaluate_answers(model, tokenizer, chains, collator)    # models that answer at once
     solutions = evaluate_solutions(model, tokenizer, facts, rows)     # models that write steps
@@ -30,7 +30,7 @@ from memreason_hf.steps import KINDS
 from memreason_hf.steps.tokenization import decode_solution, encode_prompt, encode_solution, read_scheme
 
 
-# What the tokens of a step are, from its mark on.
+# Names of the tokens of a step, from its mark on.
 STEP_WORDS = ("mark", "entity", "name", "relation", "entity reached")
 ANSWER_WORDS = ("mark", "marker", "entity", "end")
 

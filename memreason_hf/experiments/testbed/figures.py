@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
 
-# The colours of Okabe and Ito, which all common kinds of colour blindness can tell apart; markers serve in grey.
+# The colours of Okabe and Ito, which people with common colour blindness can distinguish. Markers help in grey.
 _STYLES = (("#0072B2", "o"), ("#56B4E9", "s"), ("#D55E00", "^"), ("#E69F00", "D"), ("#009E73", "v"))
 
 
@@ -28,10 +28,10 @@ def hops_figure(
         title: a line above the figure.
 
     Returns:
-        A figure with its own Agg canvas; nothing of pyplot's state is touched.
+        A figure with its own Agg canvas; the state of pyplot does not change.
 
     Raises:
-        ValueError: there are no models, or more than line styles.
+        ValueError: there are no models, or more models than line styles.
     """
     if not 0 < len(accuracy) <= len(_STYLES):
         raise ValueError(f"There are {len(accuracy)} models; the figure takes 1 to {len(_STYLES)}.")

@@ -34,9 +34,9 @@ class TestbedModel:
         return "recurrence_sampling" in self.model
 
 
-# A layer that sees four tokens tells neighbours apart at once; the layers after it look up facts and names by content,
-# anywhere before. With the usual initializer_range of 0.02, layers of this width have no effect for hundreds of steps;
-# 0.1 is near 1 / sqrt(64).
+# A layer with a window of four tokens distinguishes neighbours from the start. The layers after it look up facts and
+# names by content, at any earlier position. With the usual initializer_range of 0.02, layers of this width have no
+# effect for hundreds of steps; 0.1 is near 1 / sqrt(64).
 _LAYERS = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -62,7 +62,7 @@ MODELS = {
         title="answer only, recurrent depth",
         writes_steps=False,
         seconds=RECURRENT_SECONDS,
-        # The quickstart's recipe: one hop a recurrence, with a window that reaches no further than the entity before.
+        # The quickstart's recipe: one hop per recurrence, with a window that reaches back to the previous entity.
         model={
             "hidden_size": 64,
             "num_attention_heads": 4,
@@ -112,7 +112,7 @@ MODELS = {
             "recurrence_min": 2,
             "recurrence_max": 5,
             # A criterion on logits would look at tokens that are still provisional in the coda, so the criterion is on
-            # the state. Not deeper than in training: the coda has never seen a deeper state.
+            # the state. The depth is that of training at most, because the coda has not seen deeper states.
             "halting_criterion": "state_difference",
             "halting_granularity": "token",
             "state_difference_threshold": 0.2,

@@ -1,4 +1,4 @@
-"""One model of the test bed in a process of its own: trained, evaluated, its results kept in its folder."""
+"""Trains and evaluates one model of the test bed in its own process, and keeps the results in its folder."""
 
 import json
 import shutil
@@ -32,8 +32,8 @@ def run_model(name: str, folder: Path, world: WrittenWorld, settings: dict) -> d
         name: a key of `MODELS`.
         folder: of this model.
         world: chains and facts.
-        settings: `seed`, `seconds`, `max_steps` and `batch_size` for `prepare_testbed_run`, and whatever else the
-            results depend on.
+        settings: `seed`, `seconds`, `max_steps` and `batch_size` for `prepare_testbed_run`, and all other values that
+            the results depend on.
 
     Returns:
         The contents of `results.json`, see `ModelResults`.
@@ -61,7 +61,7 @@ def run_model(name: str, folder: Path, world: WrittenWorld, settings: dict) -> d
 
 def claim_folder(folder: Path, settings: dict, *, restart: bool):
     """
-    Makes `folder` that of a model with these settings.
+    Prepares `folder` for a model with these settings.
 
     Args:
         restart: whether a model of the test bed that the folder holds is removed.
@@ -75,7 +75,7 @@ def claim_folder(folder: Path, settings: dict, *, restart: bool):
     if before is not None and before != json.loads(json.dumps(settings)):
         differing = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
         shown = ", ".join(f"{name}={before.get(name)!r} there, now {settings.get(name)!r}" for name in differing[:5])
-        raise ValueError(f"{folder} holds another run ({shown}). Choose another --output_dir, or give --restart.")
+        raise ValueError(f"{folder} holds another run ({shown}). Choose another --output_dir, or pass --restart.")
     write_json(folder / SETTINGS_FILE, settings)
 
 
@@ -109,7 +109,7 @@ def _read(path):
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): give --restart.") from None
+        raise ValueError(f"{path} is damaged ({error}). Pass --restart.") from None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ def report(results: dict) -> str:
             ["model", *hops],
             [[m["title"], *(_percent(m["hops"][hop]["accuracy"]) for hop in hops)] for m in models.values()],
         ),
-        _title("Tokens generated, and mean recurrences a token, by hops"),
+        _title("Tokens generated, and mean recurrences per token, by hops"),
         format_table(
             ["model", *hops],
             [
@@ -93,7 +93,7 @@ def _describe_false_memories(counts):
 
 
 def _judges(judges):
-    title = _title("Judges on errors that were put in (found: the right step and kind) and on correct solutions")
+    title = _title("Judges on errors inserted by rule (found: the right step and kind) and on correct solutions")
     names = list(judges)
     lines = []
     for part, label, hits, rate, total in (
@@ -104,7 +104,7 @@ def _judges(judges):
             shares = (judges[name][part][change][hits] / entry["count"] for name in names)
             lines.append([f"{label}: {change}", entry["count"], *map(_percent, shares)])
         lines.append([total, "", *(_percent(judges[name][rate]) for name in names)])
-    return [title, format_table(["put in", "solutions", *names], lines)]
+    return [title, format_table(["change", "solutions", *names], lines)]
 
 
 def _sum(counts):

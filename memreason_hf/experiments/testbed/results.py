@@ -59,7 +59,7 @@ class ModelResults(TypedDict):
     """One of the models."""
 
     title: str
-    """What tables and pictures call it."""
+    """The name in tables and figures."""
     training: Training
     hops: dict[str, HopGroup]
     """By hop count."""
@@ -78,7 +78,7 @@ class ModelResults(TypedDict):
 
 
 class ErrorCount(TypedDict):
-    """Errors of one kind that were put into correct solutions."""
+    """Errors of one kind that were inserted into correct solutions."""
 
     count: int
     found: int
@@ -116,7 +116,7 @@ WorldSizes.__doc__ = "The fields of `MultiHopConfig`, by which the world and its
 
 
 class TestbedResults(Document):
-    """The test bed: four models on one world, and judges on errors that were put in."""
+    """The test bed: four models on one world, and judges on inserted errors."""
 
     kind: Literal["testbed"]
     created: NotRequired[str]

@@ -46,7 +46,7 @@ class WrittenRows:
         num_rows: number of solutions, shared evenly among the hop counts. Where chains are few they are used several
             times, each time with other names, distractors and order.
         num_names: names of the world; at least as many as the hops and distractors of a solution together.
-        max_distractors: the most distractors of a solution; their number is drawn for each.
+        max_distractors: the maximum number of distractors of a solution; their number is drawn for each.
         disorder: by how many places a needed fact may come late among the memory steps; None: any order.
         seed: of names, distractors and order.
 
@@ -68,7 +68,7 @@ class WrittenRows:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
 
     def references(self, seed: int, num_rows: int = 1) -> "WrittenRows":
-        """How correct solutions of test chains are written: any order, few distractors, so that 12 hops have names."""
+        """Correct solutions of test chains: in any order, with few distractors, so that 12 hops have enough names."""
         return replace(self, seed=seed, num_rows=num_rows, max_distractors=2, disorder=None)
 
 

@@ -1,5 +1,5 @@
 """
-The whole test bed: builds the world, trains and evaluates every model in a process of its own, tries the judges.
+The whole test bed: builds the world, trains and evaluates every model in its own process, and measures the judges.
 
     results = run_testbed(TestbedArguments(output_dir="runs/testbed", seed=42))
     print(report(results))
@@ -46,7 +46,7 @@ class TestbedArguments:
     Sizes and settings of the test bed. The fields are the flags of `memreason testbed`.
 
     Raises:
-        ValueError: a value out of range, or an unknown model.
+        ValueError: a value is out of range, or a model is unknown.
     """
 
     __test__ = False  # pytest would collect a class of this name
@@ -56,18 +56,18 @@ class TestbedArguments:
         default=42, metadata={"help": "Seed of the world, the chains, the initial weights and the batches."}
     )
     models: str = field(
-        default=",".join(MODELS), metadata={"help": "Models to train, separated by commas, of the four."}
+        default=",".join(MODELS), metadata={"help": "Names of the models to train, separated by commas."}
     )
     num_test_chains: int = field(default=100, metadata={"help": "Test chains of each hop count."})
     num_judged: int = field(
         default=300,
-        metadata={"help": "Right solutions that every kind of error and harmless change is put into, for the judges."},
+        metadata={"help": "Correct solutions into which each kind of error and harmless change is inserted."},
     )
     fixed_seconds: float = field(
-        default=FIXED_SECONDS, metadata={"help": "Longest training of each model of fixed depth, in seconds."}
+        default=FIXED_SECONDS, metadata={"help": "Time limit for training a model of fixed depth, in seconds."}
     )
     recurrent_seconds: float = field(
-        default=RECURRENT_SECONDS, metadata={"help": "Longest training of each model of recurrent depth, in seconds."}
+        default=RECURRENT_SECONDS, metadata={"help": "Time limit for training a model of recurrent depth, in seconds."}
     )
     max_steps: int | None = field(
         default=None, metadata={"help": "Training steps of every model. Default: the model's own number."}
@@ -83,7 +83,7 @@ class TestbedArguments:
         },
     )
     at_once: int = field(default=2, metadata={"help": "Models that are trained at the same time, one thread each."})
-    restart: bool = field(default=False, metadata={"help": "Remove another test bed from output_dir and start anew."})
+    restart: bool = field(default=False, metadata={"help": "Remove the test bed in output_dir and start again."})
 
     def __post_init__(self):
         unknown = [name for name in self.model_names if name not in MODELS]
@@ -215,7 +215,7 @@ def _end(name, task, code):
             f"{name} ended with code {code}: {' '.join(log[-3:])[-600:]} The whole log is in {folder / LOG_FILE}."
         )
     training = results["training"]
-    why = "its time was up" if training["ended_by"] == "time" else "all its steps"
+    why = "time limit" if training["ended_by"] == "time" else "all steps"
     print(
         f"{name}: {training['steps']:,} of {training['max_steps']:,} steps in {training['seconds']:.0f} s ({why}), "
         f"evaluated in {results['seconds']:.0f} s.",
@@ -224,7 +224,7 @@ def _end(name, task, code):
 
 
 def _try_judges(world, arguments):
-    """What the judge that knows the world, and one that compares with a reference, find of errors that were put in."""
+    """Measures two judges on inserted errors: one that knows the world, and one that compares with a reference."""
     settings = world.rows.references(arguments.seed + 2, arguments.num_judged)
     solutions = write_solutions(world.facts, world.test_chains(), settings)
     judges = {"known truth": WorldJudge(world.facts), "exact comparison": ExactJudge()}

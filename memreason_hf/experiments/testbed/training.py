@@ -60,7 +60,7 @@ def prepare_testbed_run(
         output_dir: folder of the model.
         world: chains and facts.
         seed: of the weights, the batches and the depths.
-        seconds, max_steps, batch_size: in place of the model's own.
+        seconds, max_steps, batch_size: override the settings of the model.
 
     Raises:
         ValueError: there is no such model.

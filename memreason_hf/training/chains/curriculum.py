@@ -47,10 +47,12 @@ class CurriculumArguments:
             the last evaluation of the gate.
         threshold (`float`, *optional*, defaults to 0.95): The accuracy at which a stage has been learned.
         eval_steps (`int`, *optional*, defaults to 500): The training steps between two evaluations of the gate.
-        gate_rows (`int`, *optional*): The most held-out rows of an evaluation of the gate. Default: all of them.
-        min_steps_per_stage (`int`, *optional*, defaults to 0): The least training steps of a stage.
+        gate_rows (`int`, *optional*):
+            The maximum number of held-out rows of an evaluation of the gate. Default: all of them.
+        min_steps_per_stage (`int`, *optional*, defaults to 0): The minimum number of training steps of a stage.
         max_steps_per_stage (`int`, *optional*):
-            The most training steps of a stage. Training ends with an error if the stage has not been learned by then.
+            The maximum number of training steps of a stage. Training ends with an error if the stage has not been
+            learned by then.
         optimizer (`str`, *optional*, defaults to `"keep"`):
             What a new stage does: `"keep"` the optimizer, or `"restart"` it together with the learning-rate schedule.
         final_steps (`int`, *optional*, defaults to 0): The training steps after the last stage has been passed.
@@ -75,12 +77,12 @@ class CurriculumArguments:
     threshold: float = field(default=0.95, metadata={"help": "The accuracy at which a stage has been learned."})
     eval_steps: int = field(default=500, metadata={"help": "Training steps between two evaluations of the gate."})
     gate_rows: int | None = field(
-        default=None, metadata={"help": "The most held-out chains of an evaluation of the gate. Default: all."}
+        default=None, metadata={"help": "The maximum number of held-out chains for the gate. Default: all."}
     )
-    min_steps_per_stage: int = field(default=0, metadata={"help": "The least training steps of a stage."})
+    min_steps_per_stage: int = field(default=0, metadata={"help": "The minimum number of training steps of a stage."})
     max_steps_per_stage: int | None = field(
         default=None,
-        metadata={"help": "The most training steps of a stage. Training stops with an error after them."},
+        metadata={"help": "The maximum number of training steps of a stage. Training stops with an error after them."},
     )
     optimizer: str = field(
         default="keep", metadata={"help": "At a new stage: 'keep' the optimizer, or 'restart' it and its warm-up."}
@@ -120,14 +122,15 @@ class CurriculumArguments:
         stages = self.stages
         if stages is None:
             stages = [group for group in present if self.first_stage <= group <= last]
-            # A last stage that was named must not be missing silently.
+            # If last_stage is set, it must exist.
             stages = sorted({*stages, *([self.last_stage] if self.last_stage is not None else [])})
         missing = [stage for stage in stages if stage not in present]
         if missing:
-            raise ValueError(f"Stage {missing[0]} has no training rows: a group without items. Groups: {present}.")
+            raise ValueError(f"Stage {missing[0]} has no training rows. Groups of the training data: {present}.")
         if not stages:
             raise ValueError(
-                f"No stage from first_stage={self.first_stage} to last_stage={self.last_stage}. Groups: {present}."
+                f"There is no stage from first_stage={self.first_stage} to last_stage={self.last_stage}. Groups of "
+                f"the training data: {present}."
             )
         return list(stages)
 
@@ -250,7 +253,7 @@ class CurriculumCallback(ResumableCallback):
         self._heldout_groups = np.asarray(heldout[trainer.args.group_column])
         missing = [stage for stage in self.stages if stage not in set(self._heldout_groups.tolist())]
         if missing:
-            raise ValueError(f"Stage {missing[0]} has no held-out rows: a group without items.")
+            raise ValueError(f"Stage {missing[0]} has no held-out rows. Add rows of this group or drop the stage.")
 
     def gate_rows(self) -> Dataset:
         """The held-out rows of the stage's group."""

@@ -34,7 +34,7 @@ class RecurrentTrainer(ScheduledTrainer):
 
     Raises:
         ValueError: data, model or arguments that do not fit together.
-        LaunchError: accelerate set up something else than what was requested.
+        LaunchError: accelerate set up something other than what was requested.
 
     Example:
 
@@ -113,7 +113,7 @@ class RecurrentTrainer(ScheduledTrainer):
         super()._prepare_data()
         if self.train_rows is not None and self.curriculum is not None:
             if self.args.max_steps <= 0:
-                raise ValueError("A curriculum needs max_steps: the most training steps that all stages may take.")
+                raise ValueError("A curriculum needs max_steps, the maximum number of training steps of all stages.")
             self.curriculum.attach(self, self.train_rows.groups)
 
     def position(self) -> Position:

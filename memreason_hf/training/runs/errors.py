@@ -14,7 +14,7 @@ class OutputFolderError(TrainingError):
 
 
 class LaunchError(TrainingError):
-    """accelerate set up something else than the launcher or the arguments requested."""
+    """accelerate set up something other than the launcher or the arguments requested."""
 
 
 class NonFiniteLossError(TrainingError):

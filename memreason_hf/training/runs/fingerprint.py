@@ -1,9 +1,9 @@
 """
 What decides the weights of a run: two runs with the same fingerprint are the same run.
 
-Everything counts, unless it is listed here as changing no weights. A field that is new in the library or in a subclass
-of the arguments therefore counts until somebody lists it. A run that wrongly counts as another one is refused with a
-message; a run that wrongly counts as the same one would be resumed silently with other weights.
+Everything counts unless it is listed here as having no effect on the weights. A new field of the library or of a
+subclass of the arguments therefore counts until it is listed. A run that wrongly counts as another one is refused with
+a message; a run that wrongly counts as the same one would be resumed silently with other weights.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from memreason_hf.adapters.model import AdapterModel
 
 # Fields of `TrainingArguments` that change no weights. A subclass lists its own in `not_in_fingerprint`.
 UNCOUNTED_ARGUMENTS = (
-    # Where a run is kept and how it is started: the same run can be moved, and is resumed with other words.
+    # Where a run is kept and how it is started. A run can be moved, and is resumed with other flags.
     "output_dir",
     "resume_from_checkpoint",
     "restore_callback_states_from_checkpoint",

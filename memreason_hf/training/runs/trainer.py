@@ -299,7 +299,7 @@ class ResumableTrainer(Trainer):
             finite = finite & torch.isfinite(norm).to(finite.device)
         flags = torch.stack([~finite, torch.tensor(self.watch.requested, device=finite.device)]).int()
         if self.args.world_size > 1:
-            # Ranks must stop at the same step. Otherwise the others would wait for ever.
+            # Ranks must stop at the same step. Otherwise the others would wait forever.
             flags = self.accelerator.reduce(flags, "sum")
         bad, interrupted = flags.tolist()
         if bad:
@@ -322,7 +322,7 @@ class ResumableTrainer(Trainer):
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Hides the bars of writing weights, which would break the bar of training."""
+    """Hides the progress bars of saving, which would break the progress bar of training."""
     enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

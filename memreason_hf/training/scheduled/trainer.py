@@ -41,7 +41,7 @@ class ScheduledTrainer(ResumableTrainer):
 
     Raises:
         ValueError: data, model or arguments that do not fit together.
-        LaunchError: accelerate set up something else than what was requested.
+        LaunchError: accelerate set up something other than what was requested.
     """
 
     arguments_class: ClassVar[type] = ScheduledTrainingArguments

@@ -16,7 +16,8 @@ class FinetuneArguments(ScheduledTrainingArguments):
     Args:
         num_test (`int`, *optional*, defaults to 200):
             The number of test questions that the model solves in an evaluation, the first ones of the split.
-        max_new_tokens (`int`, *optional*, defaults to 512): The most tokens of a solution in an evaluation.
+        max_new_tokens (`int`, *optional*, defaults to 512):
+            The maximum number of tokens of a solution in an evaluation.
 
     The strategies of logging, evaluation and saving may be `"epoch"`. An epoch is the number of training steps that
     it takes to see all rows, rounded up.
@@ -29,7 +30,7 @@ class FinetuneArguments(ScheduledTrainingArguments):
     counts_epochs: ClassVar[bool] = True
 
     num_test: int = field(default=200, metadata={"help": "Test questions that are solved in an evaluation."})
-    max_new_tokens: int = field(default=512, metadata={"help": "The most tokens of a solution in an evaluation."})
+    max_new_tokens: int = field(default=512, metadata={"help": "Maximum number of tokens of an evaluated solution."})
 
     per_device_train_batch_size: int = field(
         default=4, metadata={"help": "The solutions of a micro-batch on each device."}

@@ -30,7 +30,8 @@ class QuestionArguments:
         num_demonstrations (`int`, *optional*, defaults to 0):
             Solved training questions in front of every question, in training and in evaluation.
         max_length (`int`, *optional*):
-            The most tokens of a question with its solution. The model's context, if that is less.
+            The maximum number of tokens of a question with its solution, at most the model's context. Default: the
+            model's context.
         too_long (`str`, *optional*, defaults to `"refuse"`): What happens to longer items. They are never cut.
 
     Raises:
@@ -58,7 +59,7 @@ class QuestionArguments:
     )
     max_length: int | None = field(
         default=None,
-        metadata={"help": "The most tokens of a question with its solution. The model's context, if that is less."},
+        metadata={"help": "Maximum number of tokens of a question with its solution. Default: the model's context."},
     )
     too_long: Literal[TOO_LONG] = field(
         default="refuse", metadata={"help": "Longer items: refuse them, or drop and count them. They are never cut."}

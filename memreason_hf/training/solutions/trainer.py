@@ -42,7 +42,7 @@ class FinetuneTrainer(ScheduledTrainer):
 
     Raises:
         ValueError: data, model or arguments that do not fit together.
-        LaunchError: accelerate set up something else than what was requested.
+        LaunchError: accelerate set up something other than what was requested.
 
     Example:
 

@@ -90,7 +90,7 @@ def test_more_chains_than_exist_are_refused_with_the_numbers():
 def test_exactly_as_many_chains_as_exist_are_allowed():
     sizes = {"num_entities": 3, "num_relations": 2, "train_hops": "2", "test_hops": "2", "num_test_chains": 4}
     assert MultiHopConfig(num_train_chains=8, **sizes).plan_chains() == {2: (8, 4)}
-    with pytest.raises(ValueError, match="9 training \\+ 4 test asked for, 12 exist"):
+    with pytest.raises(ValueError, match="9 training \\+ 4 test requested, 12 exist"):
         MultiHopConfig(num_train_chains=9, **sizes)
 
 

@@ -234,7 +234,7 @@ def test_what_stands_next_to_a_data_set_is_never_deleted(folder, tmp_path, name)
 
 
 def test_folders_that_are_no_data_set(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="say which data set: strategy_qa"):
+    with pytest.raises(FileNotFoundError, match="name the data set: strategy_qa"):
         load_memory_reason(folder)
     DatasetDict({"train": Dataset.from_dict({"question": ["a"]})}).save_to_disk(tmp_path / "other")
     with pytest.raises(ValueError, match="split train lacks the columns options, answer, steps"):

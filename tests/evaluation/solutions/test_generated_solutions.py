@@ -351,9 +351,9 @@ def test_files_with_other_contents_are_refused(tmp_path):
     def again(rows=ROWS[:3], settings=settings):
         generate_solutions(model, tokenizer, rows, path=path, max_new_tokens=4, settings=settings)
 
-    with pytest.raises(ValueError, match="was made with model='m', now it is 'other'"):
+    with pytest.raises(ValueError, match="was written with model='m', now it is 'other'"):
         again(settings={**settings, "model": "other"})
-    with pytest.raises(ValueError, match="was made with seed=None, now it is 3"):
+    with pytest.raises(ValueError, match="was written with seed=None, now it is 3"):
         again(settings={**settings, "seed": 3})
     with pytest.raises(ValueError, match=r"line \d: item 1 is 'Is the memory.* 'Is it\?' in the data"):
         again(rows=[ROWS[0], ROWS[0], ROWS[2]])
@@ -402,5 +402,8 @@ def test_a_tokenizer_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="has no scheme of steps"):
         generate_solutions(model, tokenizer, ROWS)
     extend_tokenizer(tokenizer, StepScheme(2, 2))
-    with pytest.raises(ValueError, match=rf"ids up to {len(tokenizer) - 1}, the model {len(tokenizer) - 10} rows"):
+    with pytest.raises(
+        ValueError,
+        match=rf"ids up to {len(tokenizer) - 1}, but the model has only {len(tokenizer) - 10} embedding rows",
+    ):
         generate_solutions(model, tokenizer, ROWS)

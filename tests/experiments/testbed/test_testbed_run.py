@@ -68,7 +68,7 @@ def test_what_a_run_writes_and_prints(started, tmp_path, capsys):
     assert [task["settings"]["seconds"] for task in started] == [240.0, 90.0]
     text = capsys.readouterr().out
     assert "answer_fixed: training, at most 90 s …" in text
-    assert "answer_fixed: 2 of 4 steps in 2 s (its time was up), evaluated in 0 s." in text
+    assert "answer_fixed: 2 of 4 steps in 2 s (time limit), evaluated in 0 s." in text
 
     # The second run starts no process.
     run_testbed(small(tmp_path))

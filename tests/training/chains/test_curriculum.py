@@ -200,7 +200,7 @@ def test_impossible_arguments(arguments, message):
     [
         ({"stages": [2, 7]}, "Stage 7 has no training rows"),
         ({"last_stage": 9}, "Stage 9 has no training rows"),
-        ({"first_stage": 8}, "No stage"),
+        ({"first_stage": 8}, "There is no stage"),
     ],
 )
 def test_stages_need_training_rows(arguments, message):
@@ -211,7 +211,7 @@ def test_stages_need_training_rows(arguments, message):
 
 def test_stages_need_held_out_rows(tmp_path):
     heldout = small_chains()[2]
-    with pytest.raises(ValueError, match=r"Stage 3 has no held-out rows: a group without items"):
+    with pytest.raises(ValueError, match=r"Stage 3 has no held-out rows\. Add rows of this group"):
         small_trainer(
             tmp_path,
             callbacks=[CurriculumCallback(CurriculumArguments(), heldout.filter(lambda row: row["hops"] != 3))],
@@ -258,7 +258,7 @@ def test_a_trainer_that_starts_again_forgets_the_first_run(tmp_path):
 
 
 def test_only_the_main_rank_takes_the_counts_of_a_checkpoint(tmp_path, monkeypatch):
-    """They are sums over all ranks."""
+    """The counts are sums over all ranks."""
     trainer = small_trainer(tmp_path, curriculum={"gate": "train"})
     trainer.curriculum.gate_right, trainer.curriculum.gate_seen = 3, 5
     for rank, expected in ((0, (3, 5)), (1, (0, 0))):

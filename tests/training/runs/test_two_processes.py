@@ -32,7 +32,7 @@ ARGUMENTS = {
 
 
 def train(folder, result, world_size, arguments, resume=False):
-    """Trains with a global batch of 16 rows, whatever the number of processes."""
+    """Trains with a global batch of 16 rows on any number of processes."""
     model = small_model(**arguments.pop("model", {"residual_dropout": 0.0}))
     trainer = small_trainer(
         folder,
