@@ -8,7 +8,7 @@ from paths import ROOT
 
 
 PACKAGES = ("modeling_recurrent", "memreason_hf", "data_scripts")
-# From the top floor down. A module may import modules of lower floors, and of its own room.
+# From top to bottom. A module may import from lower floors and from its own folder.
 FLOORS = (
     ("cli",),
     ("commands", "data_scripts"),

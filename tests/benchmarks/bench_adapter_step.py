@@ -3,10 +3,10 @@ One training step of `lora+tokens`, against the same LoRA that trains embeddings
 
     python tests/benchmarks/bench_adapter_step.py [--vocabulary 32000] [--runs 5] [--steps 5]
 
-A Llama of random weights, head and embedding apart, in float32; LoRA of rank 16 on the MLPs; AdamW; the tokens of
-StepScheme(2, 4). Each run is a process of its own, the two sides in turns; its seconds are the median of its steps
-after the first two, its memory (Linux only) the peak of the resident set over all steps, model included. Printed are
-the medians over the runs, and the growth over what was resident before the first step.
+The model is a Llama with random float32 weights and an untied head, with LoRA of rank 16 on the MLPs, AdamW, and the
+tokens of StepScheme(2, 4). Each run has its own process, and the two sides alternate. The time of a run is the median
+of its steps after the first two. Its memory (Linux only) is the peak resident set over all steps, including the model.
+The script prints the medians over the runs, and the growth over the memory before the first step.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def make_model(side, options):
 
 
 def measure(side, options, results):
-    """Seconds of a step, MiB at the peak, MiB of growth over the steps, numbers trained."""
+    """Seconds of a step, MiB at the peak, MiB of growth over the steps, and the number of trained values."""
     torch.set_num_threads(options.threads)
     model, tokenizer = make_model(side, options)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -3,9 +3,9 @@ What `cache_recurrences="last"` saves and costs: bytes of the cache, and answers
 
     python tests/benchmarks/bench_cache_recurrences.py runs/quickstart [--recurrences 16]
 
-MODEL is the folder of a `memreason quickstart`, with its data inside. Chains are fed token by token, as decoding does,
-so that every token looks at a past: with "all" at what the past computed at the same recurrence, with "last" at what
-it computed at its last one.
+MODEL is the folder of a `memreason quickstart`, with its data inside. Chains are fed token by token, as in decoding,
+so that every token attends to the cache: with "all" to the keys and values of the same recurrence, with "last" to
+those of each token's last recurrence.
 """
 
 import argparse

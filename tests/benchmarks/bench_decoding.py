@@ -4,9 +4,10 @@ Decoding speed at equal width, heads, vocabulary and layer calls, against transf
     python tests/benchmarks/bench_decoding.py [--batch 1 8] [--prompt 64 1024] [--dtype float32 bfloat16]
 
 Ours: 4 Llama-style layers applied 4 times. `hrm_text`: two stacks of 4 layers, 16 calls. Llama: 16 layers.
-Width 512, MLP 1,376, 8 heads, vocabulary 32,000, random weights. `generate` goes on from a cache with the prompt;
-a token's time lies between two calls of a stopping criterion. Medians over tokens and runs, the models taken in turns
-in one process. Weights in memory are printed too. For growth with the context: `--prompt 128 4096 --batch 1`.
+Width 512, MLP 1,376, 8 heads, vocabulary 32,000, random weights. `generate` continues from a cache with the prompt.
+The time of a token is the time between two calls of a stopping criterion. The figures are medians over tokens and
+runs; the models alternate in one process. The size of the weights is printed, too. For growth with the context, use
+`--prompt 128 4096 --batch 1`.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def make_models():
 
 
 class Clock(StoppingCriteria):
-    """Stops nothing; notes when each token was there."""
+    """Never stops a text; records the time of each token."""
 
     def __init__(self):
         self.times = []
@@ -56,7 +57,7 @@ def prefill(model, ids):
 
 
 def seconds(model, start, new):
-    """Seconds of each of `new` decoded tokens behind a prompt that stands in a cache."""
+    """Seconds of each of `new` decoded tokens after a prompt that is in the cache."""
     ids, cache = start
     clock = Clock()
     model.generate(
@@ -85,7 +86,7 @@ def main():
     models = {name: model.eval().to(device) for name, model in make_models().items()}
     for name, model in models.items():
         whole = sum(p.numel() for p in model.parameters()) * 4 / 2**20
-        # What looping cannot share: embedding and head.
+        # A loop cannot share embedding and head.
         ends = {*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters()}
         layers = whole - sum(p.numel() for p in ends) * 4 / 2**20
         print(f"{name}: {whole:.0f} MiB of float32 weights, {layers:.0f} MiB without embedding and head")

@@ -4,9 +4,9 @@ What reading depth costs on a trained model: a sweep against one run, adaptive h
     python tests/benchmarks/bench_depth_evaluation.py runs/quickstart [--sweep 40] [--runs 5]
 
 MODEL is the folder of a `memreason quickstart`, with its data inside. The sweep reads the answer after every
-recurrence 1..40, the run at 40 only the last one. Adaptive evaluation may take up to the model's max_recurrences; the
-mean of what it takes over that maximum, weighted by the tokens of the rows, is the share of the work that remains.
-Sides run in turns in one process.
+recurrence 1..40, the run at 40 only the last one. Adaptive evaluation may take up to the model's max_recurrences. The
+mean number of recurrences divided by that maximum, weighted by the tokens of the rows, is the share of the work that
+remains. The sides alternate in one process.
 """
 
 import argparse

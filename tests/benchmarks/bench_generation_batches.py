@@ -4,9 +4,9 @@ are the same.
 
     python tests/benchmarks/bench_generation_batches.py --threads 2          # minutes, on an idle machine
 
-A small Llama made on the spot, with random weights, and a byte-pair tokenizer trained on the questions. Questions are
-those of StrategyQA where the study's files are there, otherwise made up. The model hardly ever ends a text, so that
-all solutions have as many tokens; a batch of a trained model waits for its longest solution, and gains less.
+The model is a small Llama with random weights, and its byte-pair tokenizer is trained on the questions. These are the
+questions of StrategyQA if the study's files exist, otherwise invented ones. The model hardly ever ends a text, so that
+all solutions have the same length. A batch of a trained model waits for its longest solution and gains less.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def make_model(tokenizer, arguments):
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        # Larger than usual: what is generated depends on the prompt, and hardly ever are two tokens equally probable.
+        # Larger than usual, so that texts depend on the prompt and two tokens are hardly ever equally probable.
         initializer_range=0.1,
     )
     model = LlamaForCausalLM(config)

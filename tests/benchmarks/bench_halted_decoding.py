@@ -1,11 +1,11 @@
 """
-What halting saves in decoding: 32 rows with counts spread evenly over 1..7, the most being 16, against all at 16.
+What halting saves in decoding: 32 rows with counts spread evenly over 1..7, against 32 rows at the maximum of 16.
 
     python tests/benchmarks/bench_halted_decoding.py [--context 64 1024] [--runs 7]
 
-One decoding step on a cache of `--context` tokens, both sides in turns in one process. A skewed batch (one row at 16,
-the others at 1) is reported beside it. Then the bytes that a cache keeps with `cache_recurrences` "last" against
-"all".
+Measures one decoding step on a cache of `--context` tokens; both sides alternate in one process. A skewed batch (one
+row at 16, the others at 1) is measured, too. Then the script prints the bytes of a cache with `cache_recurrences`
+"last" and "all".
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main():
         with torch.no_grad():
             cache = RecurrentDepthCache(config)
             ids = torch.randint(0, 1000, (args.rows, context))
-            # What stands in the cache does not matter to the time; the first step below fills the deeper slots.
+            # The content of the cache does not affect the time; the first step below fills the deeper slots.
             for part in ids.split(128, dim=1):
                 model(part, past_key_values=cache, num_recurrences=1, logits_to_keep=1)
             token = torch.randint(0, 1000, (args.rows, 1))

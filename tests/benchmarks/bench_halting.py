@@ -3,8 +3,8 @@ What halting saves: 64 rows with counts spread evenly over 1..16, against all of
 
     python tests/benchmarks/bench_halting.py [--rows 64] [--length 64] [--runs 9]
 
-Both sides run in turns in one process on the same model (4 GPT-2 blocks of width 256) and rows. Mean over maximum
-count is the share of the layer calls that remain, so the time ratio can at best reach it.
+Both sides alternate in one process, with the same model (4 GPT-2 blocks of width 256) and rows. The mean count divided
+by the maximum count is the share of the layer calls that remain, and so a lower bound of the time ratio.
 """
 
 import argparse

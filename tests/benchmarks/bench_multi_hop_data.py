@@ -1,6 +1,6 @@
 """
-Measures the whole full-size multi-hop data set: seconds and the most memory of the command that a user runs, and of
-reading what it wrote.
+Measures the multi-hop data set at full size: seconds and peak memory of the command that a user runs, and of reading
+its output.
 
     python tests/benchmarks/bench_multi_hop_data.py            # some 20 seconds, 0.6 GB of temporary files
 
@@ -45,7 +45,7 @@ print("read and check the JSON files", time.perf_counter() - start, sep="\t")
 
 
 def run(command: list) -> tuple[str, float, float]:
-    """What a process prints, its seconds and its most memory in GB."""
+    """The output of a process, its seconds and its peak memory in GB."""
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(

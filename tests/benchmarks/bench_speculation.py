@@ -3,10 +3,11 @@ Self-speculation against plain decoding, on a model that this script trains on s
 
     python tests/benchmarks/bench_speculation.py [--draft 1 2 4] [--tokens 2 4 8] [--batch 1 8] [--steps 700]
 
-A story names people, where they are and what they carry, in a grammar of 789 words; what comes next follows from the
-word before, from the person of the sentence, or from chance. The loss is taken at every recurrence with equal weights,
-so that early recurrences speak. Plain and speculative decoding of the same prompts run in turns in one process;
-printed are the ratio of their times, the share of drafts that were accepted, and whether the greedy texts are equal.
+A story names people, where they are and what they carry, in a grammar of 789 words. The next word follows from the
+previous word, from the person of the sentence, or from chance. The loss is taken at every recurrence with equal
+weights, so that early recurrences predict words, too. Plain and speculative decoding of the same prompts alternate in
+one process. The script prints the ratio of their times, the share of accepted drafts, and whether the greedy texts are
+equal.
 """
 
 import argparse

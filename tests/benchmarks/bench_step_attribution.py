@@ -6,11 +6,12 @@ Measures how well the token-overlap judge tells a changed step from a reworded o
 In one step of a solution a fact is changed (a number, a name, a negation, an opposite, two names that trade places, a
 whole step from another question): a hit is a first departure at that very step. All steps of a solution are reworded
 (connectives, synonyms, the order of clauses, contractions, the form of numbers, words left out): a departure is a
-false alarm. Both are made by rules, without a model, so they are milder than what a person or a model would write; the
-judge was made with the training items in view, and the figures are of the test items unless --split says otherwise.
+false alarm. Rules make both kinds of changes, without a model, so they are milder than the changes of a person or a
+model. The judge was developed on the training items, and the figures are those of the test items unless --split is
+given.
 
-What a model writes freely is seen in the published texts, where they are there: how often a solution departs before
-its answer, for those that are right and those that are wrong. A solution can be right and differ from the reference.
+If the published texts exist, the script also measures texts that a model wrote freely: how often a solution departs
+before its answer, for right and for wrong solutions. A right solution can differ from the reference.
 """
 
 import argparse

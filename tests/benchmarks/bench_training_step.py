@@ -3,10 +3,11 @@ One training step at the study's size, against a restatement of the study's loop
 
     python tests/benchmarks/bench_training_step.py [--batch 32] [--hops 2 12] [--runs 7]
 
-Both sides: 4 GPT-2 blocks of width 768 applied 4 times, tied head, loss on the answer, bf16 autocast, AdamW, the same
-chains. The study's side pads every chain to 50 tokens, attends eagerly and computes logits everywhere; ours is the
-step that RecurrentTrainer takes. Seconds are medians of runs taken in turns in one process; memory (Linux only) is
-what the first step adds to the resident set at its peak, gradients and optimiser state included, in a fresh process.
+Both sides have 4 GPT-2 blocks of width 768 applied 4 times, a tied head, a loss on the answer, bf16 autocast, AdamW
+and the same chains. The study's side pads every chain to 50 tokens, uses eager attention and computes logits at every
+position. Ours is the training step of RecurrentTrainer. Seconds are medians of alternating runs in one process. Memory
+(Linux only) is what the first step adds to the peak resident set of a new process, including gradients and optimiser
+state.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in a line, medians of runs taken in turns, and resident memory."""
+"""Shared by the benchmarks: a description of the machine, medians of alternating runs, and resident memory."""
 
 import platform
 import statistics
@@ -9,7 +9,7 @@ import transformers
 
 
 def machine() -> str:
-    """One line that says what the figures were taken on."""
+    """One line that describes the machine of the figures."""
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as lines:

@@ -1,4 +1,4 @@
-"""A generated text with everything that is hard to show."""
+"""A generated text with all characters that are difficult to display."""
 
 from memreason_hf.analysis.token_depths import GeneratedText, Piece, TokenDepth
 

@@ -1,4 +1,4 @@
-"""Where the repository is, and beside it the real data that tests use where they are there."""
+"""The paths of the repository and of the real data next to it, which tests use if they exist."""
 
 from pathlib import Path
 

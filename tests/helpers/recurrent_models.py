@@ -39,7 +39,7 @@ def tiny_config(style="gpt2", **kwargs):
 
 
 def tiny_model(style="gpt2", seed=None, **kwargs):
-    """A tiny model in eval mode with random biases and norms too, so that a forgotten one shows."""
+    """A tiny model in eval mode, also with random biases and norms, so that a missing one changes the results."""
     if seed is not None:
         torch.manual_seed(seed)
     model = RecurrentDepthForCausalLM(tiny_config(style, **kwargs)).eval()

@@ -1,5 +1,5 @@
 """
-What a text is at depth, by brute force: one row, no cache, no batch, no padding, nothing left out.
+Logits and counts of a text by brute force: one row, no cache, no batch, no padding, no token skipped.
 
 At recurrence t token i attends to what token j computed at recurrence min(t, count of j). Every recurrence computes
 every token; a token that has halted gets its old state, keys and values back. Only weights, norms and MLPs are the
@@ -39,7 +39,7 @@ def _embed(model, row):
 
 
 def _layer(block, x, angles, window, old=None, halted=None):
-    """One block over all tokens; `halted` tokens show the others the `old` keys and values. Returns those shown."""
+    """One block over all tokens; `halted` tokens keep the `old` keys and values. Also returns keys and values."""
     attention, normed, length = block.self_attn, block.input_layernorm(x), len(x)
     query, key, value = (
         torch.nn.functional.linear(normed, weight, bias).view(length, -1, attention.head_dim)

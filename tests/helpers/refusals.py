@@ -1,4 +1,4 @@
-"""What a command says when it refuses: for the tests of all of them."""
+"""The error message of a command, for the tests of all commands."""
 
 import pytest
 

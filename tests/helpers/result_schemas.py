@@ -1,4 +1,4 @@
-"""What the tests of every kind of document check."""
+"""Checks that the tests of every kind of document share."""
 
 import json
 

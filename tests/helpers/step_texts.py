@@ -1,4 +1,4 @@
-"""Random texts in ids, and who sees whom in them, found token by token and apart from the package."""
+"""Random texts as ids, and which of their tokens attend to which, found token by token without the package."""
 
 import random
 
@@ -105,7 +105,7 @@ def sees(ids, groups, variant):
 
 
 def as_mask(seen, dtype=torch.float32):
-    """The 4-D mask to give by hand: 0 where it is seen, the least number elsewhere."""
+    """A 4-D mask: 0 where a token attends, the smallest number elsewhere."""
     return torch.zeros(1, 1, *seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
 

@@ -47,7 +47,7 @@ def save_text_model(folder, **config):
             **config,
         }
         model = RecurrentDepthForCausalLM(RecurrentDepthConfig.llama_style(**values)).eval()
-    # It should write readable text, and hardly ever bytes that are not a character.
+    # Makes the model write readable text, and hardly ever bytes that are not a character.
     names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     unreadable = [index for index, name in enumerate(names) if not name.lstrip("Ġ").isascii()]
     with torch.no_grad():
