@@ -80,11 +80,16 @@ def take_depth(kwargs: dict) -> dict:
             function, which would ignore it.
     """
     depth = {name: kwargs.pop(name, None) for name in DEPTH_ARGUMENTS}
-    for name in kwargs:
-        close = difflib.get_close_matches(name, OWN_ARGUMENTS, n=1, cutoff=0.8)
-        if close and name not in OWN_ARGUMENTS:
-            raise TypeError(f"{name}={kwargs[name]!r}: forward has no argument {name!r}. Did you mean {close[0]!r}?")
+    refuse_misspelt(kwargs, "forward")
     return depth
 
 
-__all__ = ["DEPTH_ARGUMENTS", "OWN_ARGUMENTS", "DepthKwargs", "RecurrentDepthKwargs", "take_depth"]
+def refuse_misspelt(kwargs: dict, function: str) -> None:
+    """Raises a `TypeError` for a name that looks like a misspelt argument of a recurrent-depth model."""
+    for name in kwargs:
+        close = difflib.get_close_matches(name, OWN_ARGUMENTS, n=1, cutoff=0.8)
+        if close and name not in OWN_ARGUMENTS:
+            raise TypeError(f"{name}={kwargs[name]!r}: {function} has no such argument. Did you mean {close[0]!r}?")
+
+
+__all__ = ["DEPTH_ARGUMENTS", "OWN_ARGUMENTS", "DepthKwargs", "RecurrentDepthKwargs", "refuse_misspelt", "take_depth"]

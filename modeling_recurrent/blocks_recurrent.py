@@ -50,6 +50,9 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     key, value = repeat_kv(key, module.num_key_value_groups), repeat_kv(value, module.num_key_value_groups)
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:  # prepared for SDPA: true where a token attends
+            lowest = torch.finfo(weights.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=weights.dtype).masked_fill(~attention_mask, lowest)
         weights = weights + attention_mask
     # At least float32, but not less than the query: the mask of a whole row in float64 would overflow in float32.
     precise = torch.promote_types(query.dtype, torch.float32)

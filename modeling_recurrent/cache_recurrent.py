@@ -49,18 +49,22 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
             new[old_slots:, :, :, : self.length] = old[-1:, :, :, : self.length]
             setattr(self, name, new)
 
-    def write(self, key_states, value_states, slot: int, rows, held) -> tuple[torch.Tensor, torch.Tensor]:
+    def write(self, key_states, value_states, slot: int, rows, held, before=None) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Writes keys and values of shape `(rows, kv_heads, new tokens, head_dim)` after the committed ones.
 
         Tokens in the mask `held` (of shape `(rows, new tokens)`, or `None`) keep the keys and values of the previous
-        recurrence. Returns the content of the slot for the new tokens of `rows`, or of all rows if `rows` is `None`.
+        recurrence: `before`, or without gradients what its slot holds. Returns the content of the slot for the new
+        tokens of `rows`, or of all rows if `rows` is `None`.
         """
         count = key_states.shape[2]
         if held is not None:
-            before, kept = slot if self.single else slot - 1, held[:, None, :, None]
-            key_states = torch.where(kept, self._new(self.keys, before, count, rows), key_states)
-            value_states = torch.where(kept, self._new(self.values, before, count, rows), value_states)
+            if before is None:
+                previous = slot if self.single else slot - 1
+                before = tuple(self._new(buffer, previous, count, rows) for buffer in (self.keys, self.values))
+            kept = held[:, None, :, None]
+            key_states = torch.where(kept, before[0], key_states)
+            value_states = torch.where(kept, before[1], value_states)
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
             new = self._new(buffer, slot, count)
             if rows is None:
@@ -293,10 +297,18 @@ class Slots:
         self.past = cache.get_seq_length()
         self.recurrence = 1
         self.held: torch.Tensor | None = None
+        # By layer, the keys and values of the previous recurrence with their gradients, which buffers do not have.
+        self._recorded: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.rows: torch.Tensor | None = None
         self.keep(None)
 
     def keep(self, rows: torch.Tensor | None) -> None:
         """Restricts the slots to these rows, which are grouped into contiguous runs, each read as a slice."""
+        if rows is None:
+            self._recorded = {}
+        elif self._recorded:
+            stay = rows if self.rows is None else torch.searchsorted(self.rows, rows)
+            self._recorded = {layer: (key[stay], value[stay]) for layer, (key, value) in self._recorded.items()}
         self.rows = rows
         self.runs = [(slice(None), slice(None))]
         if rows is None or self.static or not self.past:
@@ -329,11 +341,13 @@ class Slots:
         if slots > layer.keys.shape[0]:
             slots = self.limit if self.certain else min(2 * slot, self.limit)
         layer.reserve(slots, self.past + new)
-        key, value = layer.write(key, value, slot, self.rows, self.held)
-        if not self.past:
-            return attend(query, key, value, mask)
         # The buffers carry no gradient; the new tokens do.
         records = torch.is_grad_enabled() and key.requires_grad
+        key, value = layer.write(key, value, slot, self.rows, self.held, self._recorded.get(layer_idx))
+        if records and not self.certain:
+            self._recorded[layer_idx] = key, value
+        if not self.past:
+            return attend(query, key, value, mask)
         if len(self.runs) == 1 and not records:
             return attend(query, *layer.read(slot, self.runs[0][1], self.past + new), mask)
         outputs = []

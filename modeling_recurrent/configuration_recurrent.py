@@ -129,10 +129,12 @@ class RecurrentDepthConfig(PreTrainedConfig):
         recurrence_min, recurrence_max (`int`, *optional*):
             The drawn number is clipped to this range.
         recurrence_seed (`int`, defaults to 0):
-            Seed of the draws. A draw depends only on this seed and on the number of training forward passes so far, so
-            that all processes draw the same depth. The trainers of `memreason_hf` set the depth of a step themselves.
+            Seed of the draws where several processes train together. A draw then depends only on this seed and on
+            the number of training forward passes so far, so that all processes draw the same depth. A single process
+            draws from torch's generator. The trainers of `memreason_hf` set the depth of a step themselves.
         backprop_recurrences (`int`, *optional*):
-            How many of the last recurrences gradients flow through. `None`: all of them.
+            How many of the last recurrences of a row gradients flow through. `None`: all of them. Where a halting
+            criterion decides, the last recurrence is not known in advance, so that gradients flow through all.
         halting_criterion (`str`, *optional*):
             Name of a criterion of `halting_recurrent.py`. `None`: the depth is fixed.
         halting_granularity (`"token"` or `"sequence"`, defaults to `"token"`):
@@ -244,12 +246,14 @@ class RecurrentDepthConfig(PreTrainedConfig):
         if self.head_dim is None:
             # Rounded down here; `validate_architecture` refuses a width that is not a multiple of the heads.
             self.head_dim = max(self.hidden_size // self.num_attention_heads, 1)
-        if self.halting_criterion == "none":  # the spelling of calls
-            self.halting_criterion = None
         if self.attention_output_bias is None:
             self.attention_output_bias = self.attention_bias
         self.base_model_tp_plan = self._tensor_parallel_plan()
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
+
+    def __setattr__(self, name, value):
+        # Calls spell it "none".
+        super().__setattr__(name, None if name == "halting_criterion" and value == "none" else value)
 
     @classmethod
     def register_key(cls, key: str) -> None:

@@ -5,13 +5,18 @@ from contextvars import ContextVar
 from functools import partial
 
 import torch
-from transformers.generation import GenerationMixin, GenerationMode, UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.generation import (
+    GenerationConfig,
+    GenerationMixin,
+    GenerationMode,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from transformers.utils import ModelOutput
 
-from .arguments_recurrent import DEPTH_ARGUMENTS, OWN_ARGUMENTS
+from .arguments_recurrent import DEPTH_ARGUMENTS, OWN_ARGUMENTS, refuse_misspelt
 from .cache_recurrent import RecurrentDepthCache, check_cache_type
 from .depth_record_recurrent import DepthRecord, GenerationCall, Prompt, RememberedEnds
-from .halting_recurrent import last_real
+from .halting_recurrent import applies, last_real
 from .masks_recurrent import create_mask
 from .schedule_recurrent import DepthSchedule
 from .speculation_recurrent import Speculation, decode, pads_ends
@@ -47,8 +52,10 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         The library's `generate`, with all arguments of depth and halting that `forward` takes (see `DepthKwargs`).
 
         Depth can be set in the call, in a `GenerationConfig` (and so in `generation_config.json`), or in the model's
-        config; the first of these that sets a value takes precedence. Generation counts as inference even if the model
-        is in training mode: no depth is drawn.
+        config; the first of these that sets a value takes precedence. A fixed `num_recurrences` of the call replaces a
+        criterion of the generation config, and a criterion replaces its `num_recurrences`. Generation counts as
+        inference even if the model is in training mode: no depth is drawn. As in the library, dropout stays on until
+        `model.eval()` is called.
 
         Args:
             draft_recurrences (`int`, *optional*), draft_tokens (`int`, *optional*, defaults to 4):
@@ -92,7 +99,14 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             draft_recurrences = getattr(config, "draft_recurrences", None)
         if draft_tokens is None:
             draft_tokens = getattr(config, "draft_tokens", None)
+        limits = kwargs.get("max_recurrences")
+        if isinstance(limits, torch.Tensor) and limits.ndim == 2:
+            raise ValueError(
+                f"max_recurrences has shape {tuple(limits.shape)}, but generate takes an int or one number per row. "
+                "For other numbers per token, pass depth_schedule."
+            )
         call = GenerationCall(self, DepthRecord(bound.get("streamer")))
+        call.given = {name: kwargs[name] for name in DEPTH_ARGUMENTS if kwargs.get(name) is not None}
         if draft_recurrences is not None:
             call.speculation = Speculation(draft_recurrences, draft_tokens)
             call.speculation.check_arguments(kwargs)
@@ -139,11 +153,15 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
 
     def _prepare_generation_config(self, generation_config, *args, **kwargs):
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, *args, **kwargs)
+        call = self._current_call()
+        given = {} if call is None else call.given
+        others = generation_config.__dict__.keys() - GenerationConfig().__dict__.keys() - set(_DRAFTS)
+        refuse_misspelt({name: generation_config.__dict__[name] for name in others}, "generate")
         # A generation config also keeps fields that it does not define, and then takes the arguments of the call with
         # the same names. These are arguments of `forward`, so they are moved to `model_kwargs`.
         for name in _IN_GENERATION_CONFIG:
             value = generation_config.__dict__.pop(name, None)
-            if model_kwargs.get(name) is None and value is not None:
+            if model_kwargs.get(name) is None and value is not None and (name in given or applies(name, given)):
                 model_kwargs[name] = value
         return generation_config, model_kwargs
 

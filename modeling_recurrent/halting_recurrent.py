@@ -170,7 +170,23 @@ HALTING_CRITERIA = {
 
 def criterion_parameters() -> list[str]:
     """Names of the parameters of all criteria, each once."""
-    return list(dict.fromkeys(field.name for criterion in HALTING_CRITERIA.values() for field in fields(criterion)))
+    return list(dict.fromkeys(parameter for name in HALTING_CRITERIA for parameter in _parameters_of(name)))
+
+
+def _parameters_of(criterion):
+    return [field.name for field in fields(HALTING_CRITERIA[criterion])]
+
+
+def applies(name: str, given: dict) -> bool:
+    """Whether the depth argument `name` of a generation config still applies beside those that a call gives."""
+    criterion = given.get("halting_criterion")
+    if criterion == "none" or isinstance(given.get("num_recurrences"), int):
+        bounds = ("min_recurrences", "max_recurrences", "halting_criterion", "halting_granularity")
+        return name not in (*bounds, *criterion_parameters())
+    if criterion in HALTING_CRITERIA:
+        is_foreign = name in criterion_parameters() and name not in _parameters_of(criterion)
+        return name != "num_recurrences" and not is_foreign
+    return True
 
 
 class HaltingRule:
@@ -245,7 +261,8 @@ class HaltingRule:
                 opinion[units] = verdict
             for name, value in memory.items():
                 if name not in kept:
-                    kept[name] = flat.get(name, value.new_zeros((hidden.shape[0], *value.shape[1:]))).clone()
+                    # Only undecided units are read again.
+                    kept[name] = value.new_zeros((hidden.shape[0], *value.shape[1:]))
                 kept[name][units] = value
         self.memory |= {name: value.unflatten(0, self.counts.shape) for name, value in kept.items()}
         return None if opinion is None else opinion.view_as(self.counts)
@@ -292,15 +309,18 @@ def resolve_depth(
     Raises:
         `ValueError`, `TypeError`: An argument is invalid, or two arguments contradict each other.
     """
+    given = {"min_recurrences": min_recurrences, "max_recurrences": max_recurrences}
+    given = {**given, "halting_granularity": halting_granularity, **parameters}
     least = _bound("min_recurrences", min_recurrences, config.min_recurrences)
     most, limits = _upper_bound(max_recurrences, config, shape, device, least)
     count = _as_count(num_recurrences, shape, device)
     criterion = None if halting_criterion == "none" else halting_criterion
     _refuse_contradictions(count, criterion, training)
-    if count is None and training:
-        return config.num_recurrences if sample is None else sample()
     if halting_criterion is None and not isinstance(count, int) and not training:
         criterion = config.halting_criterion
+    _refuse_unused(count, criterion, {name: value for name, value in given.items() if value is not None})
+    if count is None and training:
+        return config.num_recurrences if sample is None else sample()
     if criterion is not None:
         criterion = _make_criterion(criterion, config, parameters)
     if isinstance(count, int):
@@ -347,6 +367,22 @@ def _refuse_contradictions(count, criterion, training):
         raise ValueError(f"halting_criterion={criterion!r} is for inference: call model.eval() first.")
     if training and isinstance(count, torch.Tensor) and count.ndim == 2:
         raise ValueError("num_recurrences per token is for inference only: call model.eval() first.")
+
+
+def _refuse_unused(count, criterion, given):
+    """Refuses arguments of a call that only a criterion reads, if there is none, or another one."""
+    if criterion is None:
+        reason = f"but num_recurrences={count} fixes the depth" if isinstance(count, int) else "but none is set"
+        for name, value in given.items():
+            raise ValueError(f"{name}={value!r} is for a halting criterion, {reason}. Leave one of them out.")
+    elif criterion in HALTING_CRITERIA:
+        own = _parameters_of(criterion)
+        for name in criterion_parameters():
+            if name in given and name not in own:
+                raise ValueError(
+                    f"{name}={given[name]!r} is not a parameter of halting_criterion={criterion!r}, which has "
+                    f"{', '.join(own)}."
+                )
 
 
 def last_real(real: torch.Tensor) -> torch.LongTensor:
@@ -403,6 +439,8 @@ def _make_criterion(name, config, parameters):
         values[field.name] = getattr(config, field.name) if given is None else given
         if not values[field.name] > 0:
             raise ValueError(f"{field.name}={values[field.name]} must be positive.")
+        if field.name == "confidence_threshold" and values[field.name] > 1:
+            raise ValueError(f"confidence_threshold={values[field.name]} must be at most 1: it is a probability.")
     return HALTING_CRITERIA[name](**values)
 
 
@@ -410,6 +448,7 @@ __all__ = [
     "HALTING_CRITERIA",
     "HaltingCriterion",
     "HaltingRule",
+    "applies",
     "criterion_parameters",
     "last_real",
     "resolve_depth",

@@ -37,7 +37,8 @@ class RecurrentLoop:
     `injection` and a `state_norm`.
     """
 
-    def loop(self, state, rows, depth, trace, head, start=0, **kwargs):
+    # The parameters of these methods are positional, so that no further argument of a call can have their names.
+    def loop(self, state, rows, depth, trace, head, start=0, /, **kwargs):
         """
         Runs the loop: injects the input, applies the layers to the active rows, and drops the rows that have halted.
 
@@ -51,10 +52,11 @@ class RecurrentLoop:
         for recurrence in range(start + 1, limit + 1):
             if slots is not None:
                 slots.recurrence = recurrence
-            with self._gradients(recurrence, limit):
+            with self._gradients(rule, recurrence, limit):
                 updated = self._inject(state, rows.inputs, is_first=recurrence == 1)
                 updated = self.run_layers(self.recurrent_layers, updated, rows, rows.looped_mask, trace, **kwargs)
             state = updated if held is None else torch.where(held[..., None], state, updated)
+            state = self._cut(rule, recurrence, state)
             self._show(recurrence, state, rows, trace, **kwargs)
             if rule is None:
                 continue
@@ -82,7 +84,7 @@ class RecurrentLoop:
         order = indices.argsort()
         return pieces[order], counts[order]
 
-    def run_layers(self, layers, hidden_states, rows, mask, trace=None, **kwargs):
+    def run_layers(self, layers, hidden_states, rows, mask, trace=None, /, **kwargs):
         attentions = None if trace is None else trace.attentions
         for layer in layers:
             hidden_states, weights = layer(hidden_states, mask, rows.angles, rows.slots, rows.interface, **kwargs)
@@ -103,21 +105,21 @@ class RecurrentLoop:
             return self.injection(torch.cat((state, inputs), dim=-1))
         return state
 
-    def finish(self, state, rows, trace=None, **kwargs):
+    def finish(self, state, rows, trace=None, /, **kwargs):
         """Applies the coda to the state after the loop."""
         if rows.slots is not None:
             # The coda computes all tokens, including those that have halted.
             rows.slots.held = None
         return self.run_layers(self.coda_layers, state, rows, rows.mask, trace, **kwargs)
 
-    def _show(self, recurrence, state, rows, trace, **kwargs):
+    def _show(self, recurrence, state, rows, trace, /, **kwargs):
         """Passes the state after a recurrence to the lists and the callback of `trace`."""
         if trace.states is not None:
             trace.states.append(rows.spread(state, trace.states[-1]))
         if trace.on_recurrence is not None:
             trace.on_recurrence(recurrence, rows.indices, self.finish(state, rows, **kwargs))
 
-    def _judge(self, rule, recurrence, state, rows, head, **kwargs):
+    def _judge(self, rule, recurrence, state, rows, head, /, **kwargs):
         """Passes the rule what its criterion reads, for each row's last real token or for every token."""
 
         def log_probs(hidden_states):
@@ -136,9 +138,22 @@ class RecurrentLoop:
             read = read[torch.arange(len(read), device=read.device), rows.last]
             rule.update(recurrence, log_probs(self.norm(read)) if of_logits else read.float())
 
-    def _gradients(self, recurrence, limit):
+    def _gradients(self, rule, recurrence, limit):
+        """Records no gradients in recurrences that `backprop_recurrences` cuts off for all rows."""
         reach = self.config.backprop_recurrences
-        return contextlib.nullcontext() if reach is None or limit - recurrence < reach else torch.no_grad()
+        if reach is None or (rule is not None and rule.criterion is not None):
+            return contextlib.nullcontext()
+        last = limit if rule is None else int(rule.counts.min())
+        return contextlib.nullcontext() if last - recurrence < reach else torch.no_grad()
+
+    def _cut(self, rule, recurrence, state):
+        """Detaches the state of rows and tokens whose last `backprop_recurrences` recurrences come later."""
+        reach = self.config.backprop_recurrences
+        if reach is None or rule is None or rule.criterion is not None or not state.requires_grad:
+            return state
+        later = rule.counts - recurrence >= reach
+        later = later[..., None] if later.ndim == 2 else later[:, None, None]
+        return torch.where(later, state.detach(), state)
 
 
 __all__ = ["LoopTrace", "RecurrentLoop"]

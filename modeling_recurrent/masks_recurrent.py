@@ -21,7 +21,7 @@ def has_holes(real):
 def find_documents(position_ids, real=None):
     """
     Finds the documents that are packed into rows. As in the library, a document begins where the position does not
-    increase by 1.
+    increase by 1; after padding within a row, where the position is not above that of the last real token.
 
     Args:
         position_ids (`torch.LongTensor` of shape `(batch or 1, sequence)`): The positions of all tokens of the rows.
@@ -32,12 +32,18 @@ def find_documents(position_ids, real=None):
         `torch.LongTensor` of shape `(batch or 1, sequence)`: The index of each token's document; `None` if every row
         holds one document. Under `torch.compile` always a tensor, because the type must not depend on the values.
     """
-    starts = position_ids.diff(dim=-1) != 1
+    # Tensors keep the length of the sequence, because an exported program would not take a length of 2 otherwise.
+    place = torch.arange(position_ids.shape[-1], device=position_ids.device)
+    starts = (position_ids - position_ids.roll(1, -1) != 1) & (place > 0)
     if real is not None:
-        starts = starts & real[:, 1:] & real[:, :-1]
+        position_ids = position_ids.expand(real.shape)
+        last = torch.where(real, place, -1).cummax(-1).values.roll(1, -1)
+        last = torch.where(place > 0, last, -1)
+        goes_back = position_ids <= position_ids.gather(1, last.clamp_min(0))
+        starts = torch.where(last == place - 1, starts, goes_back) & (last >= 0) & real
     if not torch.compiler.is_compiling() and not starts.any():
         return None
-    return torch.nn.functional.pad(starts.cumsum(-1), (1, 0))
+    return starts.cumsum(-1)
 
 
 def takes_masks(config) -> bool:
@@ -45,8 +51,29 @@ def takes_masks(config) -> bool:
     return config._attn_implementation in ALL_MASK_ATTENTION_FUNCTIONS
 
 
-def with_eager_attention(config):
-    """A copy of `config` with eager attention, which can return attention maps."""
+def with_eager_attention(config, attention_mask=None):
+    """
+    A copy of `config` with eager attention, which can return attention maps.
+
+    Raises:
+        `ValueError`: Eager attention would compute something else than the attention of `config`, or cannot take the
+            prepared `attention_mask`.
+    """
+    name = config._attn_implementation
+    masks = attention_mask.values() if isinstance(attention_mask, dict) else (attention_mask,)
+    prepared = [type(mask).__name__ for mask in masks if not isinstance(mask, torch.Tensor | None)]
+    if prepared:
+        raise ValueError(
+            f"output_attentions=True needs a mask that is a tensor, but attention_mask is a {prepared[0]}. Call "
+            "model.set_attn_implementation('eager') before the mask is created."
+        )
+    if name.endswith("eager"):  # other packages can register one under their own name
+        return config
+    if name not in ("sdpa", "flex_attention") and not is_flash(config):
+        raise ValueError(
+            f"output_attentions=True needs an attention that returns its maps, but attn_implementation={name!r} may "
+            "not. Call model.set_attn_implementation('eager')."
+        )
     config = copy.copy(config)
     config._attn_implementation = "eager"
     return config

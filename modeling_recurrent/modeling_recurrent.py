@@ -167,7 +167,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
                 that restart within a row mark packed documents, which do not attend to each other.
             past_key_values (`RecurrentDepthCache`, *optional*), use_cache (`bool`, *optional*):
                 A cache is created and returned if `use_cache` is true. By default it has the value of the config
-                without gradients, and is false with them.
+                without gradients, and is false with them, with packed documents, and in a compiled call with
+                `position_ids`, which may be packed.
             head (`Callable`, *optional*):
                 Maps `(…, hidden)` to logits, for criteria that read log-probabilities.
             resume (`tuple` of an `int` and a `torch.FloatTensor` of shape `(batch, sequence, hidden)`, *optional*):
@@ -186,11 +187,10 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         cache_recurrences, state_seed = kwargs.pop("cache_recurrences", None), kwargs.pop("state_seed", None)
         trace = self._open_trace(kwargs)
 
-        given_positions, past = position_ids, 0 if past_key_values is None else past_key_values.get_seq_length()
-        real = self._real_tokens(attention_mask, shape, past, inputs_embeds.device)
-        position_ids = self._positions(position_ids, real, shape, past, inputs_embeds.device)
-        real = None if real is None else real[:, -shape[1] :]
-        documents = self._documents(given_positions, attention_mask, real, past)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        position_ids, real, documents = self._place_tokens(
+            position_ids, attention_mask, shape, past, inputs_embeds.device
+        )
         depth = resolve_depth(
             self.config,
             shape,
@@ -249,6 +249,16 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             on_recurrence=kwargs.pop("on_recurrence", None),
         )
 
+    def _place_tokens(self, position_ids, attention_mask, shape, past, device):
+        """The positions of the new tokens, which of them are real (`None`: all), and their packed documents."""
+        given, real = position_ids, self._real_tokens(attention_mask, shape, past, device)
+        if given is None and real is None:
+            position_ids = torch.arange(shape[1], device=device)[None] + past
+        elif given is None:
+            position_ids = (real.cumsum(-1) - 1).clamp_min(0)[:, -shape[1] :]
+        real = None if real is None else real[:, -shape[1] :]
+        return position_ids, real, self._documents(given, attention_mask, real, past)
+
     @staticmethod
     def _real_tokens(attention_mask, shape, past, device):
         """The padding mask as bool, `(batch, past + sequence)`; `None` if there is none or it was prepared."""
@@ -262,28 +272,24 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             )
         return attention_mask.to(device=device, dtype=torch.bool)
 
-    @staticmethod
-    def _positions(position_ids, real, shape, past, device):
-        if position_ids is not None:
-            return position_ids
-        if real is None:
-            return torch.arange(shape[1], device=device)[None] + past
-        return (real.cumsum(-1) - 1).clamp_min(0)[:, -shape[1] :]
-
     def _documents(self, position_ids, attention_mask, real, past):
         """Packed documents, `(batch or 1, sequence)`; `None` if every row is one, or if an engine separates them."""
         prepared = attention_mask is not None and real is None
         if position_ids is None or prepared or position_ids.shape[-1] == 1 or not takes_masks(self.config):
             return None
-        if isinstance(past, torch.Tensor) or past:
-            return None
-        return find_documents(position_ids, real)
+        if not isinstance(past, torch.Tensor) and not past:
+            return find_documents(position_ids, real)
+        # Drafts repeat the positions of rejected ones after a past. Only packed documents go back.
+        if not torch.compiler.is_compiling() and (position_ids.diff(dim=-1) < 0).any():
+            return find_documents(position_ids, real)
+        return None
 
     def _wants_cache(self, use_cache, past_key_values, documents):
-        if documents is None or torch.compiler.is_compiling():
-            if use_cache is None:
-                return self.config.use_cache and not torch.is_grad_enabled()
-            return use_cache
+        if documents is None:
+            return self.config.use_cache and not torch.is_grad_enabled() if use_cache is None else use_cache
+        # While compiling, there are always `documents`.
+        if torch.compiler.is_compiling():
+            return bool(use_cache)
         if use_cache or past_key_values is not None:
             raise ValueError(
                 "position_ids restart within a row, which marks packed documents, but a cache is in use: later tokens "
@@ -313,7 +319,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
     def _open_rows(self, hidden_states, attention_mask, position_ids, real, documents, slots, trace):
         config = self.config
         if trace.attentions is not None:
-            config = self._config_with_maps()
+            config = with_eager_attention(self.config, attention_mask)
         angles = None
         if self.rotary_emb is not None:
             angles = tuple(angle.unsqueeze(1) for angle in self.rotary_emb(hidden_states, position_ids))
@@ -323,18 +329,6 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             last = last_real(real)
         interface = attention_interface(config, hidden_states)
         return ActiveRows(config, interface, hidden_states, attention_mask, documents, angles, last, slots)
-
-    def _config_with_maps(self):
-        """The config with an attention implementation that returns attention maps."""
-        name = self.config._attn_implementation
-        if name.endswith("eager"):  # other packages can register one under their own name
-            return self.config
-        if name not in ("sdpa", "flex_attention") and not is_flash(self.config):
-            raise ValueError(
-                f"output_attentions=True needs an attention that returns its maps, but attn_implementation={name!r} "
-                "may not. Call model.set_attn_implementation('eager')."
-            )
-        return with_eager_attention(self.config)
 
     def _check_readable(self, depth, head, documents):
         """Refuses halting criteria that this call cannot evaluate."""
@@ -370,8 +364,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         if self.config.state_init == "zeros":
             return torch.zeros_like(inputs)
         if seed is None:
-            # In training the noise is drawn anew at every step, like dropout.
-            seed = self.training_draws.state_seed(self.config) if self._trains else self.config.state_seed
+            # In training the noise is drawn from torch's generator, as dropout is.
+            seed = torch.randint(2**31, (), device=inputs.device) if self._trains else self.config.state_seed
         noise = position_noise(position_ids, self.config.hidden_size, seed) * self.config.state_init_std
         return noise.to(inputs.dtype).expand_as(inputs)
 
@@ -465,6 +459,10 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             kwargs: See `RecurrentDepthKwargs`. `num_items_in_batch` divides the summed loss, as the Trainer expects
                 under gradient accumulation.
         """
+        if labelled_logits_only and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            raise ValueError(
+                "labelled_logits_only=True and logits_to_keep both choose positions. Leave one of them out."
+            )
         if labels is not None and shift_labels is None:
             shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
         labelled = None
@@ -510,6 +508,8 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             return_dict=True,
             **kwargs,
         )
+        if losses and len(losses) < len(recurrence_loss_weights):
+            raise ValueError(_WRONG_WEIGHTS.format(len(recurrence_loss_weights)))
         logits = read(outputs.last_hidden_state)
         loss = None
         if shift_labels is not None:
@@ -524,15 +524,17 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         )
 
 
+_WRONG_WEIGHTS = (
+    "recurrence_loss_weights holds {} weights, but needs one for each recurrence of an int num_recurrences."
+)
+
+
 def _weighted_losses(weights, loss_of, losses):
     """Returns a callback that appends the weighted loss of each recurrence to `losses`."""
 
     def add(recurrence, rows, logits):
         if rows is not None or recurrence > len(weights):
-            raise ValueError(
-                f"recurrence_loss_weights holds {len(weights)} weights, but needs one for each recurrence of an int "
-                "num_recurrences."
-            )
+            raise ValueError(_WRONG_WEIGHTS.format(len(weights)))
         losses.append(weights[recurrence - 1] * loss_of(logits))
 
     return add

@@ -84,7 +84,7 @@ class ActiveRows:
     @staticmethod
     def _rows_of(values, rows):
         # All rows may share one entry.
-        return values if values is None or len(values) == 1 else values[rows]
+        return values if values is None or values.shape[0] == 1 else values[rows]
 
     def keep(self, rows: torch.LongTensor) -> "ActiveRows":
         """Keeps only `rows`, which are indices into these rows."""

@@ -1,12 +1,15 @@
 """Draws the number of recurrences of a training step, which depends only on a seed and the number of the step."""
 
 import torch
+from transformers.utils import logging
 
 
 # Spread of the log-normal rate in `lognormal_poisson`, from arXiv 2502.05171, section 3.3.
 LOGNORMAL_SIGMA = 0.5
 
 _MASK = (1 << 64) - 1
+
+logger = logging.get_logger(__name__)
 
 
 def mix_seed(seed: int, step: int) -> int:
@@ -66,13 +69,12 @@ def _draw(config, low, high, generator):
 
 class TrainingDraws:
     """
-    Draws depth and noise in training for a model whose caller does not pass them.
+    Draws depth in training for a model whose caller does not pass it.
 
-    The n-th draw depends only on a seed of the config and on n, never on torch's generators. These differ between
-    ranks as soon as one rank drops out more values than another, and ranks of different depth would wait for each
-    other forever. Ranks draw the same numbers if they run the same number of training forward passes.
-
-    The object is shared by the replicas of `nn.DataParallel`, which copy the attributes of a module at every step.
+    A single process draws from torch's generator, as dropout does: `set_seed` sets it, checkpoints of a trainer hold
+    its state, and gradient checkpointing restores it. Where several processes train together, their generators differ
+    as soon as one of them drops out more values than another, and processes of different depth would wait for each
+    other forever. The n-th draw of a process then depends only on `recurrence_seed` and n.
     """
 
     def __init__(self):
@@ -81,17 +83,21 @@ class TrainingDraws:
     def num_recurrences(self, config) -> int:
         """The recurrences of the next training forward pass. A fixed depth draws nothing, so it can be compiled."""
         if config.recurrence_sampling == "fixed":
-            return sample_num_recurrences(config, config.recurrence_seed, 0)
-        return self._draw(sample_num_recurrences, config, config.recurrence_seed)
-
-    def state_seed(self, config) -> int:
-        """The seed of the noise in the next training forward pass, below 2^31."""
-        return self._draw(lambda _, seed, step: mix_seed(seed, step) >> 32, config, config.state_seed)
+            return sample_num_recurrences(config, 0, 0)
+        return self._draw(config)
 
     @torch.compiler.disable
-    def _draw(self, function, config, seed):
+    def _draw(self, config):
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return sample_num_recurrences(config, int(torch.randint(2**62, ())), 0)
+        if self.count == 0:
+            logger.warning_once(
+                "The model draws the depth of each training forward pass from recurrence_seed and the number of the "
+                "pass, because several processes train together. A resumed run starts with the first pass again. For "
+                "a run that resumes exactly, pass num_recurrences, as RecurrentTrainer does."
+            )
         self.count += 1
-        return function(config, seed, self.count - 1)
+        return sample_num_recurrences(config, config.recurrence_seed, self.count - 1)
 
 
 __all__ = ["TrainingDraws", "mix_seed", "sample_num_recurrences"]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode, logits_process
 
+from .arguments_recurrent import DEPTH_ARGUMENTS
 from .halting_recurrent import resolve_depth
 
 
@@ -97,9 +98,10 @@ class Speculation:
 
     def full_count(self, model, model_kwargs, rows: int) -> int:
         """The count at which drafts are verified. Refuses calls without one, and caches that cannot hold drafts."""
-        names = ("num_recurrences", "min_recurrences", "max_recurrences", "halting_criterion", "halting_granularity")
-        depth = resolve_depth(model.config, (rows, 1), "cpu", **{name: model_kwargs.get(name) for name in names})
-        cache, reason = model_kwargs["past_key_values"], None
+        cache, reason, depth = model_kwargs["past_key_values"], None, None
+        if not isinstance(model_kwargs.get("num_recurrences"), torch.Tensor):
+            given = {name: model_kwargs.get(name) for name in DEPTH_ARGUMENTS}
+            depth = resolve_depth(model.config, (rows, 1), "cpu", **given)
         if not isinstance(depth, int):
             reason = "counts that differ or a halting criterion: give an int num_recurrences"
         elif self.draft_recurrences >= depth:

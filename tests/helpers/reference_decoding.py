@@ -58,7 +58,6 @@ def _layer(block, x, angles, window, old=None, halted=None):
     return x + block.mlp(block.post_attention_layernorm(x)), (key, value)
 
 
-@torch.no_grad()
 def reference(model, row, counts, halts=None, together=False):
     """
     Args:

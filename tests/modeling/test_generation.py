@@ -1,5 +1,7 @@
 """Invariants 2 to 4 in generation: the same tokens and depths in every way of decoding, as from scratch."""
 
+import dataclasses
+
 import pytest
 import torch
 from recurrent_models import (
@@ -18,6 +20,7 @@ from recurrent_models import (
 from transformers import StoppingCriteria
 
 from modeling_recurrent import RecurrentDepthCache, RecurrentDepthStaticCache
+from modeling_recurrent.halting_recurrent import HALTING_CRITERIA
 
 
 LENGTHS = (5, 2, 7, 4)
@@ -437,8 +440,9 @@ def test_vocabulary_is_read_in_slices(monkeypatch):
 
     model = lively_model("llama", {"input_injection": "add", "state_norm": "rmsnorm"})
     ids, mask = pad([random_ids(n) for n in LENGTHS], "left")
-    for name in ("kl", "argmax_stability", "confidence"):
-        call = {"halting_criterion": name, "kl_threshold": 0.3, "argmax_patience": 2, "confidence_threshold": 0.4}
+    for name, parameter in {"kl": 0.3, "argmax_stability": 2, "confidence": 0.4}.items():
+        (field,) = dataclasses.fields(HALTING_CRITERIA[name])
+        call = {"halting_criterion": name, field.name: parameter}
         widths = []
         hook = model.lm_head.register_forward_pre_hook(lambda _, args, seen=widths: seen.append(args[0].shape[0]))
         whole = model(ids, attention_mask=mask, **call)

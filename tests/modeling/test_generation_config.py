@@ -58,6 +58,22 @@ def test_the_call_wins_over_the_generation_config_and_that_over_the_models():
     assert model.generation_config.num_recurrences == 5
 
 
+def test_a_depth_of_the_call_replaces_one_of_another_kind():
+    model, ids = lively_model("llama", {"input_injection": "add"}), random_ids(2, 5)
+    criterion = halting(model, max_recurrences=8, min_recurrences=2)
+    fixed, halted = generate(model, ids, num_recurrences=3), generate(model, ids, **criterion)
+    for name, value in criterion.items():
+        setattr(model.generation_config, name, value)
+    assert same_decoding(generate(model, ids), halted)
+    assert same_decoding(generate(model, ids, num_recurrences=3), fixed)
+    model.config.num_recurrences = 3
+    assert same_decoding(generate(model, ids, halting_criterion="none"), fixed)
+    # Another criterion has other parameters, but the same bounds.
+    other = generate(model, ids, halting_criterion="kl", kl_threshold=1e9)
+    assert other.num_recurrences.unique().tolist() == [2]
+    assert same_decoding(generate(model, ids, {"num_recurrences": 7}, **criterion), halted)
+
+
 def test_drafts_from_a_generation_config():
     model, ids = lively_model("llama", {"input_injection": "add"}), random_ids(1, 4)
     plain = generate(model, ids, num_recurrences=6)
@@ -69,6 +85,13 @@ def test_mistakes_are_named():
     model, ids = lively_model("llama", {}), random_ids(1, 4)
     with pytest.raises(ValueError, match=r"not used by the model: \['num_recurences'\]"):
         model.generate(ids, num_recurences=7)
+    with pytest.raises(TypeError, match=r"num_recurences=7.* Did you mean 'num_recurrences'"):
+        generate(model, ids, {"num_recurences": 7})
+    limits = torch.full((1, 4), 3)
+    with pytest.raises(ValueError, match=r"max_recurrences has shape \(1, 4\), but generate takes an int"):
+        generate(model, ids, halting_criterion="kl", max_recurrences=limits)
+    with pytest.raises(ValueError, match="draft_recurrences=1 cannot be combined with counts that differ"):
+        generate(model, ids, num_recurrences=limits, draft_recurrences=1)
     with pytest.raises(ValueError, match="halting_criterion='kll' must be one of"):
         generate(model, ids, {"halting_criterion": "kll"})
     with pytest.raises(ValueError, match="num_recurrences=0 must be at least 1"):

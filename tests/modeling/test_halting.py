@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from recurrent_models import pad, random_ids, relative_error, tiny_model
+from recurrent_models import lively_model, pad, random_ids, relative_error, tiny_model
+from reference_decoding import reference
 
+from modeling_recurrent import RecurrentDepthCache
 from modeling_recurrent.halting_recurrent import HALTING_CRITERIA, HaltingRule, resolve_depth
 
 
@@ -242,7 +244,14 @@ BAD_CALLS = [
     ({"halting_criterion": "kl", "halting_granularity": "row"}, ValueError, "'row'"),
     ({"halting_criterion": "kl", "kl_threshold": -1.0}, ValueError, "kl_threshold"),
     ({"min_recurrences": 9, "max_recurrences": 3}, ValueError, "min_recurrences=9"),
-    ({"max_recurrences": 0}, ValueError, "max_recurrences=0"),
+    ({"max_recurrences": 0, "halting_criterion": "kl"}, ValueError, "max_recurrences=0"),
+    ({"num_recurrences": 3, "max_recurrences": 2}, ValueError, "max_recurrences=2 .* num_recurrences=3 fixes"),
+    ({"num_recurrences": 3, "kl_threshold": 0.1}, ValueError, "kl_threshold=0.1 .* num_recurrences=3 fixes"),
+    ({"halting_granularity": "token"}, ValueError, "halting_granularity='token' .* none is set"),
+    ({"halting_criterion": "none", "min_recurrences": 2}, ValueError, "min_recurrences=2 .* none is set"),
+    ({"halting_criterion": "kl", "entropy_threshold": 1.0}, ValueError, "not a parameter of halting_criterion='kl'"),
+    ({"halting_criterion": "confidence", "confidence_threshold": 1.5}, ValueError, "confidence_threshold=1.5"),
+    ({"labelled_logits_only": True, "logits_to_keep": 1}, ValueError, "both choose positions"),
     ({"attention_mask": torch.ones(2, 3)}, ValueError, "attention_mask"),
 ]
 
@@ -251,6 +260,50 @@ BAD_CALLS = [
 def test_bad_calls_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         tiny_model()(random_ids(2, 4), **call)
+
+
+def test_the_spelling_of_calls_switches_a_configs_criterion_off(tmp_path):
+    model = tiny_model(halting_criterion="kl")
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, halting_criterion="none")
+    assert loaded.config.halting_criterion is None
+    model.config.halting_criterion = "none"
+    assert model.config.halting_criterion is None
+
+
+def test_other_arguments_reach_the_attention():
+    """A name that methods of the model use, too, is an argument like any other."""
+    model, ids, seen = tiny_model(), random_ids(1, 3), []
+    model.model.recurrent_layers[0].register_forward_hook(
+        lambda module, args, kwargs, output: seen.append(kwargs), with_kwargs=True
+    )
+    model(ids, depth=3, state=4, rows=5, head_mask=6)
+    assert {"depth": 3, "state": 4, "rows": 5, "head_mask": 6}.items() <= seen[0].items()
+
+
+def test_gradients_where_tokens_halt_are_those_of_brute_force():
+    """Other tokens still attend to one that has halted, so their gradients reach it."""
+    fields = {"input_injection": "add", "state_norm": "rmsnorm", "num_prelude_layers": 1, "num_key_value_heads": 2}
+    model = lively_model("llama", fields)
+    row, counts = random_ids(6), torch.tensor([1, 4, 1, 3, 2, 5])
+
+    def gradients(run):
+        model.zero_grad()
+        run().square().sum().backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    expected = gradients(lambda: reference(model, row, counts)[0])
+    call = {"num_recurrences": counts[None]}
+    cache = RecurrentDepthCache(model.config)
+    for more in ({}, {"past_key_values": cache}):
+        found = gradients(lambda more=more: model(row[None], **call, **more).logits[0])
+        assert all(relative_error(found[name], expected[name]) < 1e-5 for name in expected)
+    # Rows leave at different recurrences.
+    rows = torch.stack((row, random_ids(6)))
+    both = torch.stack((counts, torch.tensor([2, 1, 2, 2, 1, 2])))
+    found = gradients(lambda: model(rows, num_recurrences=both).logits)
+    apart = [gradients(lambda i=i: reference(model, rows[i], both[i])[0]) for i in range(2)]
+    assert all(relative_error(found[name], apart[0][name] + apart[1][name]) < 1e-5 for name in expected)
 
 
 def test_criteria_that_cannot_be_read_are_refused():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recurrent_models import pad, random_ids, relative_error, tiny_model
+from torch.nn.attention.flex_attention import create_block_mask
 
 
 def test_one_hidden_state_a_recurrence():
@@ -59,6 +60,33 @@ def test_maps_under_attention_that_has_none(attention, extra):
     assert torch.equal(output.logits, expected.logits)
     assert model.config._attn_implementation == attention
     assert torch.equal(model(ids, **call).logits, before)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_maps_with_a_prepared_mask(attention):
+    """A mask of true and false, as SDPA takes it, hides what is false also where maps are asked for."""
+    model = tiny_model("llama", attn_implementation=attention)
+    ids = random_ids(2, 5)
+    causal = torch.ones(5, 5, dtype=torch.bool).tril()[None, None]
+    output = model(ids, attention_mask=causal, output_attentions=True)
+    assert relative_error(output.logits, model(ids).logits) < 1e-5
+    for shown in output.attentions:
+        assert (shown.masked_select(~causal) == 0).all() and (shown.masked_select(causal) > 0).all()
+    prompt, mask = pad([random_ids(3), random_ids(5)], "left")
+    call = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True}
+    call |= {"cache_implementation": "static", "disable_compile": True, "output_logits": True}
+    plain = model.generate(prompt, **call)
+    shown = model.generate(prompt, output_attentions=True, **call)
+    assert torch.equal(plain.sequences, shown.sequences)
+    assert relative_error(torch.stack(shown.logits), torch.stack(plain.logits)) < 1e-5
+
+
+def test_maps_with_a_mask_of_flex_attention_are_refused():
+    model = tiny_model("llama", attn_implementation="flex_attention")
+    mask = create_block_mask(lambda row, head, query, key: query >= key, 1, 1, 4, 4, device="cpu")
+    with pytest.raises(ValueError, match="attention_mask is a BlockMask"):
+        model(random_ids(1, 4), attention_mask=mask, output_attentions=True)
 
 
 def test_maps_of_attention_that_others_registered_are_refused():
@@ -179,18 +207,25 @@ def test_fixed_depth_compiles_whole(style):
 @pytest.mark.parametrize(
     "extra", [{}, {"sliding_window": 3, "num_prelude_layers": 1, "input_injection": "concat"}], ids=str
 )
+@pytest.mark.parametrize("given", [(), ("attention_mask", "position_ids")], ids=["ids", "all"])
 @torch.no_grad()
-def test_exports_for_any_batch_and_length(strict, extra):
+def test_exports_for_any_batch_and_length(strict, extra, given):
     model = tiny_model("llama", **extra)
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
-    program = torch.export.export(
-        model,
-        (),
-        {"input_ids": random_ids(2, 8), "use_cache": False},
-        dynamic_shapes={"input_ids": sizes, "use_cache": None},
-        strict=strict,
-    )
-    for shape in ((3, 5), (2, 40)):
-        ids = random_ids(*shape)
-        output = program.module()(input_ids=ids, use_cache=False)
-        assert relative_error(output.logits, model(ids).logits) < 1e-5
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", min=2)}
+
+    def inputs(batch, length):
+        tensors = {"input_ids": random_ids(batch, length)}
+        if "attention_mask" in given:
+            tensors["attention_mask"] = torch.ones(batch, length, dtype=torch.long)
+            tensors["attention_mask"][0, : length // 2] = 0
+        if "position_ids" in given:
+            tensors["position_ids"] = torch.arange(length).repeat(batch, 1)
+        return tensors
+
+    example = inputs(2, 8)
+    shapes = {**dict.fromkeys(example, sizes), "use_cache": None}
+    program = torch.export.export(model, (), {**example, "use_cache": False}, dynamic_shapes=shapes, strict=strict)
+    for shape in ((3, 5), (2, 40), (4, 2)):
+        tensors = inputs(*shape)
+        output = program.module()(**tensors, use_cache=False)
+        assert relative_error(output.logits, model(**tensors).logits) < 1e-5

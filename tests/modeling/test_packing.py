@@ -5,7 +5,7 @@ import torch
 from recurrent_models import depth_calls, lively_model, pad, random_ids, relative_error
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from modeling_recurrent import RecurrentDepthCache
+from modeling_recurrent import RecurrentDepthCache, RecurrentDepthStaticCache
 
 
 ATTENTIONS = ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)]
@@ -106,6 +106,27 @@ def test_padding_beside_packed_documents(side):
         assert relative_error(logits[index, mask[index].bool()], apart(model, row)) < 1e-10
 
 
+@pytest.mark.parametrize("extra", STACKS[:2], ids=str)
+@torch.no_grad()
+def test_padding_between_packed_documents(extra):
+    """As where each document is padded to a multiple; positions on padding say nothing."""
+    model = lively_model("llama", extra)
+    documents = [random_ids(length) for length in (3, 4, 1, 5)]
+    pieces, places = [], []
+    for document in documents:
+        holes = int(torch.randint(1, 4, ()))
+        pieces += [document, document.new_zeros(holes)]
+        places += [torch.arange(len(document)), torch.randint(0, 9, (holes,))]
+    ids, positions = torch.cat(pieces)[None], torch.cat(places)[None]
+    mask = (ids != 0).long()
+    logits = model(ids, attention_mask=mask, position_ids=positions).logits
+    assert relative_error(logits[mask.bool()], apart(model, documents)) < 1e-10
+    # The control: one document with holes, whose positions continue, stays one.
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    whole = model(torch.cat(documents)[None]).logits[0]
+    assert relative_error(model(ids, attention_mask=mask, position_ids=positions).logits[mask.bool()], whole) < 1e-10
+
+
 def test_gradients_are_those_of_separate_rows():
     model = lively_model("llama", {"sliding_window": 3, "input_injection": "add"}).train()
     documents = [random_ids(length) for length in (9, 6, 4)]
@@ -128,6 +149,9 @@ def test_a_compiled_forward_keeps_documents_apart():
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True)
     assert relative_error(compiled(ids, position_ids=positions).logits[0], apart(model, documents)) < 1e-4
+    # A cache would let later tokens attend to all documents.
+    with torch.no_grad():
+        assert compiled(ids, position_ids=positions).past_key_values is None
 
 
 @torch.no_grad()
@@ -140,13 +164,18 @@ def test_one_document_a_row_changes_nothing():
         assert torch.equal(output.logits, plain.logits) and output.past_key_values.get_seq_length() == 7
 
 
+@torch.no_grad()
 def test_what_would_let_documents_meet_is_refused():
     model = lively_model("llama", {})
     ids, positions = packed([random_ids(3), random_ids(4)])
     cache = RecurrentDepthCache(model.config)
-    for call in ({"use_cache": True}, {"past_key_values": cache}):
+    static = RecurrentDepthStaticCache(model.config, 1, 16, num_recurrences=4)
+    filled = model(random_ids(1, 2), use_cache=True).past_key_values
+    for call in ({"use_cache": True}, {"past_key_values": cache}, {"past_key_values": static}):
         with pytest.raises(ValueError, match="position_ids restart within a row"):
             model(ids, position_ids=positions, **call)
+    with pytest.raises(ValueError, match="position_ids restart within a row"):
+        model(ids, position_ids=positions + 2, past_key_values=filled)
     assert model(ids, position_ids=positions).past_key_values is None
     with pytest.raises(ValueError, match="rows hold several documents"):
         model(ids, position_ids=positions, halting_criterion="kl", halting_granularity="sequence")
