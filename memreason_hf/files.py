@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,19 +35,21 @@ def whole_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
     without an error.
 
     The temporary path keeps the suffix of `path`, because some writers choose their format by it. Missing folders are
-    created.
+    created. A symbolic link is replaced, not followed.
 
     Raises:
-        FileExistsError: `path` exists and `overwrite` is false.
+        FileExistsError: `path` exists and `overwrite` is false. Checked again at the end.
     """
     path = Path(path)
     check_places([path], overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{_owner()}{path.suffix}")
     try:
         yield temporary
         sync(temporary)
+        check_places([path], overwrite=overwrite)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -110,8 +113,9 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False) -> Itera
     Gives an empty staging folder next to `folder`, which takes the place of `folder` when the block ends without an
     error. `folder` may exist if it is empty or if `overwrite` is true.
 
-    The staging folder is named `.NAME.PID.partial`. If several processes build the same folder at once, each has its
-    own staging folder, and `folder` becomes that of one of them. Staging folders of killed processes are removed.
+    The staging folder is named `.NAME.PID-RANDOM.partial`. If several processes or threads build the same folder at
+    once, each has its own staging folder, and `folder` becomes that of one of them. Staging folders of killed
+    processes are removed.
 
     Raises:
         FileExistsError: `folder` is not empty and `overwrite` is false. Checked again at the end, because another
@@ -121,8 +125,7 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False) -> Itera
     check_folder(folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _clear_killed_builds(folder)
-    staged = folder.with_name(f".{folder.name}.{os.getpid()}{_STAGED}")
-    shutil.rmtree(staged, ignore_errors=True)
+    staged = folder.with_name(f".{folder.name}.{_owner()}{_STAGED}")
     staged.mkdir()
     # Held while this process lives. Processes of another container cannot see its id, but they see the lock.
     lock = os.open(staged, os.O_RDONLY)
@@ -247,7 +250,7 @@ def _rename_folder(staged, final):
 
 
 def _replace_folder(staged, final):
-    doomed = final.with_name(f".{final.name}.{os.getpid()}{_DOOMED}")
+    doomed = final.with_name(f".{final.name}.{_owner()}{_DOOMED}")
     while True:
         _remove_as(final, doomed)
         try:
@@ -258,13 +261,18 @@ def _replace_folder(staged, final):
 
 
 def _clear_killed_builds(folder):
-    """Removes what killed builds of `folder` left next to it: `.NAME.PID.partial` and `.NAME.PID.deleted`."""
-    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
+    """Removes what killed builds of `folder` left next to it."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)-[0-9a-f]+({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
     for path in folder.parent.iterdir():
         match = pattern.fullmatch(path.name)
         if match and not _is_running(int(match[1])) and not _is_locked(path):
             logger.info("Removing %s, left over from a process that was killed.", path)
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _owner():
+    """A part of a name that is unique to this call: processes of two containers can have one id."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _is_running(pid):

@@ -5,6 +5,9 @@ A patch changes one object, never a class or a module, so other models of the sa
 survives `copy.deepcopy`: the copy is patched on its own. Each function says what it changes, on which object, and why
 the library has no public way.
 
+The model cannot import this module, because its files travel with checkpoints. It puts the names of its classes into
+`transformers`, where `transformers serve` looks for them, at the end of `modeling_recurrent/__init__.py`.
+
 | function | object | undone by |
 |---|---|---|
 | `override` | a method of a cache, or of a model | `remove_override` |
@@ -38,7 +41,7 @@ def override(obj: Any, name: str, function: Callable) -> None:
         obj: The object to patch. It gets an instance attribute in front of the method of its class.
         name (`str`): The method.
         function (`Callable`): Its replacement. It must be defined at the top of a module, so that the object can
-            still be pickled.
+            still be pickled. A shallow copy (`copy.copy`) calls it with the original object.
 
     Raises:
         AttributeError: the class has no such method.

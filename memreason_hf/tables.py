@@ -1,4 +1,8 @@
-"""Aligned columns of text for the terminal."""
+"""
+Aligned columns of text for the terminal.
+
+Our own, because tables are also written into files and compared as text: a library would fit them to the terminal.
+"""
 
 from collections.abc import Sequence
 

@@ -125,7 +125,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         raise OSError(errno.ENOTSUP, "not supported")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    killed = tmp_path / f".data.{gone_pid()}.partial"
+    killed = tmp_path / f".data.{gone_pid()}-0a1b2c3d.partial"
     killed.mkdir()
     with whole_folder(tmp_path / "data") as staged:
         (staged / "file").touch()
@@ -212,14 +212,35 @@ def gone_pid():
     return process.pid
 
 
+def test_builders_with_one_process_id(tmp_path, start_builder):
+    """Two containers that share a disk, or two threads."""
+    folder, pid = tmp_path / "data", os.getpid()
+    first, staged = start_builder(folder, pid)
+    with whole_folder(folder, overwrite=True) as own:
+        assert own.name != staged and (tmp_path / staged / "mine").exists()
+        (own / "other").touch()
+    first.communicate("")
+    assert first.returncode == 0
+    assert list(tmp_path.rglob("*")) == [folder, folder / "mine"]
+
+
+def test_a_file_that_another_process_made_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "table.txt"
+    with pytest.raises(FileExistsError), whole_file(path) as temporary:
+        temporary.write_text("mine", encoding="utf-8")
+        path.write_text("theirs", encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == "theirs" and list(tmp_path.iterdir()) == [path]
+
+
 def test_the_next_build_removes_what_a_killed_one_left(tmp_path, start_builder):
     folder = tmp_path / "data"
     builder, staged = start_builder(folder)
-    assert staged == f".data.{builder.pid}.partial" and (tmp_path / staged / "mine").exists()
+    assert staged.startswith(f".data.{builder.pid}-") and (tmp_path / staged / "mine").exists()
     builder.kill()
     builder.wait()
-    others = [f".other.{builder.pid}.partial", f".data.{builder.pid}.zip", ".data.partial", ".data.x.partial"]
-    for name in (f".data.{builder.pid}.deleted", *others):
+    owner = f"{builder.pid}-0a1b2c3d"
+    others = [f".other.{owner}.partial", f".data.{owner}.zip", ".data.partial", ".data.x.partial"]
+    for name in (f".data.{owner}.deleted", *others):
         (tmp_path / name).mkdir()
     with whole_folder(folder):
         pass

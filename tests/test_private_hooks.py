@@ -45,6 +45,23 @@ FILES = [
 ]
 
 
+# The methods of `generate` that the model overrides or calls, with all their parameters but `self`.
+GENERATION = {
+    "_get_candidate_generator": "generation_config input_ids inputs_tensor logits_processor model_kwargs "
+    "assistant_model target_tokenizer assistant_tokenizer",
+    "_get_logits_processor": "generation_config input_ids_seq_length encoder_input_ids prefix_allowed_tokens_fn "
+    "logits_processor device model_kwargs negative_prompt_ids negative_prompt_attention_mask",
+    "_prefill": "input_ids generation_config model_kwargs is_first_iteration",
+    "_prepare_cache_for_generation": "generation_config model_kwargs generation_mode batch_size max_cache_length",
+    "_prepare_generation_config": "generation_config kwargs",
+    "_sample": "input_ids logits_processor stopping_criteria generation_config synced_gpus streamer model_kwargs",
+    "_update_model_kwargs_for_generation": "outputs model_kwargs is_encoder_decoder num_new_tokens",
+    "_validate_generated_length": "generation_config input_ids_length has_default_max_length",
+    "_validate_generation_mode": "generation_mode generation_config generation_mode_kwargs",
+    "_validate_model_kwargs": "model_kwargs",
+}
+
+
 # ---- What is listed exists ----
 
 
@@ -155,6 +172,16 @@ def test_every_private_member_that_is_used_is_listed_and_no_other():
     assert names - {name for _, name in used} == set(), "listed, but not used any more"
     # A name of the Trainer is one of the Trainer's, not just one that another class has.
     assert {name for owner, name in used if owner is Trainer} == set(HOOKS[Trainer])
+
+
+def test_the_methods_of_generate_that_the_model_uses_are_listed_and_unchanged():
+    """Other private names of the model's classes, such as `_supports_sdpa`, are what every model declares."""
+    files = sorted((ROOT / "modeling_recurrent").glob("*.py"))
+    used = {name for path in files for _, name in used_in(path) if name in vars(GenerationMixin)}
+    assert used == set(GENERATION)
+    for name, parameters in GENERATION.items():
+        _, *present = inspect.signature(getattr(GenerationMixin, name)).parameters
+        assert present == parameters.split(), name
 
 
 def own_subclasses():

@@ -2,8 +2,6 @@
 
 import hashlib
 
-import torch
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from memreason_hf.adapters.base_files import block_digests, differing_files, weight_files
@@ -137,31 +135,6 @@ def check_weights(config: PreTrainedConfig, files: dict, description: dict, chec
             f"its weight files differ: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}",
             "If it is the same model saved in another way, pass base_check='none'.",
         )
-
-
-def weights_digest(model: nn.Module) -> str:
-    """
-    A hash of values sampled from all floating-point weights of a model in memory.
-
-    It takes milliseconds for a model of any size, and it differs after the model was trained further.
-
-    Args:
-        model (`torch.nn.Module`): Any model, with an adapter or without.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
-        # bitsandbytes can store 4-bit weights in a floating-point dtype.
-        if tensor.is_floating_point() and tensor.device.type != "meta" and not hasattr(tensor, "quant_state"):
-            digest.update(name.encode())
-            digest.update(_sample(tensor).float().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _sample(tensor):
-    # Even distances would sample the same column of a matrix again and again.
-    places = [int((index + 0.5) * _GOLDEN % 1 * tensor.numel()) for index in range(_DIGEST_SAMPLES)]
-    places = torch.tensor(places if tensor.numel() else [], dtype=torch.long, device=tensor.device)
-    return tensor.detach().reshape(-1)[places].cpu()
 
 
 def _config_fields(config):

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memreason_hf.adapters.base import weights_digest
+from memreason_hf.adapters.base_files import block_digests, weight_files
 from memreason_hf.adapters.model import rows_in_place
 from memreason_hf.adapters.saving import is_adapter_folder
 from memreason_hf.analysis.solution_report import measure_solutions, solution_report
@@ -155,7 +155,7 @@ def _evaluate(model, data, solving, depth, by_kind, output):
             demonstrations=demonstrations,
             match_option_text=solving.match_option_text,
             path=files[0] if files else None,
-            settings=_settings(model, data, solving, scheme, (depth, by_kind), network) if files else None,
+            settings=_settings(model, data, solving, scheme, (depth, by_kind)) if files else None,
             overwrite=output.overwrite,
             progress=not model.no_progress,
             **generate_arguments,
@@ -224,7 +224,7 @@ def _load(model, depth, by_kind):
     return model.load_model(device, merge=False), tokenizer, arguments
 
 
-def _settings(model, data, solving, scheme, depth, network):
+def _settings(model, data, solving, scheme, depth):
     """What the texts depend on in addition to the questions."""
     given = given_depth(*depth)
     if "depth_by_kind" in given:
@@ -239,7 +239,9 @@ def _settings(model, data, solving, scheme, depth, network):
     if model.base is not None:
         values["base"] = model.base
     # The folder may hold other weights than before, of a run that was started again or resumed.
-    return {**values, "weights": weights_digest(network), "scheme": scheme.to_dict(), **given}
+    files = weight_files(model.model) or {path.name: path for path in Path(model.model).glob("adapter_model.*")}
+    weights = {name: digest["blocks"] for name, digest in block_digests(files).items()}
+    return {**values, "weights": weights, "scheme": scheme.to_dict(), **given}
 
 
 if __name__ == "__main__":

@@ -251,7 +251,11 @@ BAD_CALLS = [
     ({"halting_criterion": "none", "min_recurrences": 2}, ValueError, "min_recurrences=2 .* none is set"),
     ({"halting_criterion": "kl", "entropy_threshold": 1.0}, ValueError, "not a parameter of halting_criterion='kl'"),
     ({"halting_criterion": "confidence", "confidence_threshold": 1.5}, ValueError, "confidence_threshold=1.5"),
-    ({"labelled_logits_only": True, "logits_to_keep": 1}, ValueError, "both choose positions"),
+    (
+        {"labelled_logits_only": True, "logits_to_keep": 1, "labels": torch.ones(2, 4, dtype=torch.long)},
+        ValueError,
+        "both choose positions",
+    ),
     ({"attention_mask": torch.ones(2, 3)}, ValueError, "attention_mask"),
 ]
 

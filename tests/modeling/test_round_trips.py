@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,6 +117,7 @@ def test_peft_adapters(tmp_path):
 
 REMOTE = """
 import sys
+from types import SimpleNamespace
 sys.modules["modeling_recurrent"] = sys.modules["memreason_hf"] = None  # as on a machine without this package
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -158,3 +160,9 @@ def test_auto_classes_know_the_type(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     assert type(made) is RecurrentDepthForCausalLM
+
+
+def test_pipeline_parallelism_is_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="pp_size=2: the stages of a pipeline run one after the other"):
+        RecurrentDepthForCausalLM.from_pretrained(tmp_path, distributed_config=SimpleNamespace(pp_size=2))

@@ -297,7 +297,6 @@ class CurriculumCallback(ResumableCallback):
 
     def _advance(self, global_step):
         logger.info("Stage %s passed after %s steps.", self.stage, global_step - self.stage_start)
-        self._trainer.clear_gate_counts()
         if self.stage_index + 1 == len(self.stages):
             self.passed_at = global_step
             return

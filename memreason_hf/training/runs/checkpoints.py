@@ -1,4 +1,8 @@
-"""The checkpoints of a run: each is written whole, verified against its manifest, and deleted when it is surplus."""
+"""
+The checkpoints of a run: each is written whole, verified against its manifest, and deleted when it is surplus.
+
+Our own, because the library writes a checkpoint in place: after a kill it resumes from one that lacks files.
+"""
 
 import json
 import logging

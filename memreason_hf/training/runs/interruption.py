@@ -1,4 +1,8 @@
-"""Ctrl-C once: finish the training step, save, stop. Twice: stop now."""
+"""
+Ctrl-C once: finish the training step, save, stop. Twice: stop now.
+
+Our own, because Ctrl-C ends the library's trainer within a training step, without a checkpoint.
+"""
 
 import signal
 import threading

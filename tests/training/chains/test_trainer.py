@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -280,11 +281,16 @@ def test_nan_and_infinity_stop_training_before_they_reach_the_weights(tmp_path, 
             else:
                 factor = factor * float("nan")
             loss = loss * factor
+            losses.append(float(loss))
         return loss
 
+    losses = []
     trainer.compute_loss = poisoned
-    with pytest.raises(NonFiniteLossError, match=r"Step 6: the loss is .*checkpoint-4"):
+    with pytest.raises(NonFiniteLossError, match=r"Step 6: the loss is .*checkpoint-4") as error:
         trainer.train()
+    # The loss of this step alone.
+    named = float(re.search(r"the loss is (\S+),", str(error.value))[1])
+    assert named == pytest.approx(sum(losses), rel=1e-5, nan_ok=True)
     assert all(torch.isfinite(value).all() for value in weights(trainer.model).values())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "run.json"]
     # Without NaN the run continues from its checkpoint.

@@ -22,7 +22,12 @@ from memreason_hf.training import (
 )
 from memreason_hf.training.chains import curriculum
 from memreason_hf.training.runs import fingerprint
-from memreason_hf.training.runs.fingerprint import counted_arguments, plain_value, run_fingerprint
+from memreason_hf.training.runs.fingerprint import (
+    UNCOUNTED_CONFIG,
+    counted_arguments,
+    plain_value,
+    run_fingerprint,
+)
 
 
 CLASSES = (RecurrentTrainingArguments, FinetuneArguments)
@@ -96,6 +101,12 @@ def test_the_counted_fields_of_today(arguments):
     }
     for cls, args in arguments.items():
         assert set(counted_arguments(args)) == counted | own[cls]
+
+
+def test_the_uncounted_entries_of_configs():
+    """An entry that changes weights and stood here would let another run resume silently."""
+    library = {"transformers_version", "architectures", "auto_map", "_name_or_path"}
+    assert set(UNCOUNTED_CONFIG) == library | {"dtype", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
 
 
 @dataclass
