@@ -459,18 +459,11 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             kwargs: See `RecurrentDepthKwargs`. `num_items_in_batch` divides the summed loss, as the Trainer expects
                 under gradient accumulation.
         """
-        if labelled_logits_only and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
-            raise ValueError(
-                "labelled_logits_only=True and logits_to_keep both choose positions. Leave one of them out."
-            )
         if labels is not None and shift_labels is None:
             shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
         labelled = None
         if labelled_logits_only:
-            if shift_labels is None:
-                raise ValueError("labelled_logits_only=True needs labels or shift_labels.")
-            labelled = shift_labels != -100
-            shift_labels = shift_labels[labelled]
+            labelled, shift_labels = _labelled(shift_labels, logits_to_keep)
         num_items = kwargs.pop("num_items_in_batch", None)
 
         def read(hidden_states):
@@ -522,6 +515,16 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             attentions=outputs.attentions,
             num_recurrences=outputs.num_recurrences,
         )
+
+
+def _labelled(shift_labels, logits_to_keep):
+    """The positions with labels, as a mask, and their labels."""
+    if shift_labels is None:
+        raise ValueError("labelled_logits_only=True needs labels or shift_labels.")
+    if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
+        raise ValueError("labelled_logits_only=True and logits_to_keep both choose positions. Leave one out.")
+    labelled = shift_labels != -100
+    return labelled, shift_labels[labelled]
 
 
 _WRONG_WEIGHTS = (
