@@ -1,9 +1,12 @@
 """Runs functions in child processes, which may be killed. They are forked from a server that has all imports."""
 
+import contextlib
+import faulthandler
 import functools
 import gc
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import traceback
@@ -14,6 +17,8 @@ import numpy as np
 import torch
 
 
+# Seconds that children may take; shortly before, they print where they are.
+TIMEOUT = 120
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["small_runs"])
 
@@ -38,9 +43,7 @@ def run_child(function, *args, environment=None):
 
 def run_ranks(function, *args, world_size=2):
     """Runs `function(*args)` in `world_size` processes as a launcher would start them. All must succeed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     common = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}
     common |= {"MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     calls = [(function, args, {**common, "RANK": rank, "LOCAL_RANK": rank}) for rank in range(world_size)]
@@ -48,7 +51,19 @@ def run_ranks(function, *args, world_size=2):
     assert codes == [0] * world_size
 
 
-def run_children(calls, timeout=120):
+def _free_port():
+    """
+    A port below those that the system gives to connections (from 32768 on Linux): of tests that run at the same time,
+    one could otherwise be given the port that another has just found free.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port")
+
+
+def run_children(calls, timeout=TIMEOUT):
     """Runs (function, arguments, environment) in one process each, at the same time. Returns the exit codes."""
     _start_server()
     processes = [_CONTEXT.Process(target=_run, args=call, daemon=True) for call in calls]
@@ -69,6 +84,7 @@ def _run(function, args, environment):
     torch.set_num_threads(1)
     # See quick_runs: a collection of everything that the server has imported takes 0.4 s.
     gc.freeze()
+    faulthandler.dump_traceback_later(TIMEOUT - 10)
     try:
         function(*args)
     except Exception:
