@@ -49,7 +49,8 @@ def whole_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
         sync(temporary)
         check_places([path], overwrite=overwrite)
         os.replace(temporary, path)
-        sync(path.parent)
+        with suppress(OSError):  # a folder may be writable, but not readable
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -101,7 +102,7 @@ def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None
             raise NotADirectoryError(f"{path} cannot be written: {folder} is a file, not a folder.")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{path} cannot be written: the folder {folder} is read-only.")
-    existing = [str(path) for path in paths if path.exists()]
+    existing = [str(path) for path in paths if os.path.lexists(path)]
     if existing and not overwrite:
         verb = "exists" if len(existing) == 1 else "exist"
         raise FileExistsError(f"{', '.join(existing)} already {verb}. Choose another path or pass --overwrite.")
@@ -152,6 +153,8 @@ def check_folder(folder: str | os.PathLike, *, overwrite: bool) -> None:
         NotADirectoryError: `folder` is a file.
         FileExistsError: `folder` is not empty and `overwrite` is false.
     """
+    if os.path.islink(folder):
+        raise NotADirectoryError(f"{folder} is a symbolic link, which cannot be replaced as a whole. Pass its target.")
     # A single call, because another process may replace the folder at any moment.
     try:
         names = os.listdir(folder)

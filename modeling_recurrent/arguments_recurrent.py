@@ -86,6 +86,8 @@ def take_depth(kwargs: dict) -> dict:
 
 def refuse_misspelt(kwargs: dict, function: str) -> None:
     """Raises a `TypeError` for a name that looks like a misspelt argument of a recurrent-depth model."""
+    if torch.compiler.is_compiling():  # `difflib` cannot be compiled
+        return
     for name in kwargs:
         close = difflib.get_close_matches(name, OWN_ARGUMENTS, n=1, cutoff=0.8)
         if close and name not in OWN_ARGUMENTS:

@@ -49,13 +49,13 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     """Attention in plain PyTorch operations, which also returns the attention weights."""
     key, value = repeat_kv(key, module.num_key_value_groups), repeat_kv(value, module.num_key_value_groups)
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        if attention_mask.dtype == torch.bool:  # prepared for SDPA: true where a token attends
-            lowest = torch.finfo(weights.dtype).min
-            attention_mask = torch.zeros_like(attention_mask, dtype=weights.dtype).masked_fill(~attention_mask, lowest)
-        weights = weights + attention_mask
-    # At least float32, but not less than the query: the mask of a whole row in float64 would overflow in float32.
+    # At least float32: in float16, scores below the lowest number would become -inf, and a row of them NaN.
     precise = torch.promote_types(query.dtype, torch.float32)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        # Prepared for SDPA: true where a token attends.
+        weights = weights.masked_fill(~attention_mask, torch.finfo(weights.dtype).min)
+    elif attention_mask is not None:
+        weights = weights.to(precise) + attention_mask
     weights = nn.functional.softmax(weights, dim=-1, dtype=precise).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights

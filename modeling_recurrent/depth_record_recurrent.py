@@ -117,7 +117,6 @@ class GenerationCall:
         prompt_ids (`int`): The number of prompt ids in the returned text; 0 if the prompt was given as embeddings.
         prompt (`Prompt`, *optional*): Set when the cache is prepared.
         positions (`int`): The number of tokens of the current forward pass.
-        given (`dict`): The depth arguments of the call itself, which take precedence over its generation config.
     """
 
     model: torch.nn.Module
@@ -127,7 +126,6 @@ class GenerationCall:
     prompt_ids: int = 0
     prompt: Prompt | None = None
     positions: int = 0
-    given: dict = field(default_factory=dict)
 
 
 __all__ = ["DepthRecord", "GenerationCall", "Prompt", "RememberedEnds"]

@@ -94,11 +94,12 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 kwargs[name] = count.item()
         # Both may also be positional arguments.
         bound = inspect.signature(super().generate).bind_partial(*args, **kwargs).arguments
-        config = bound.get("generation_config") or self.generation_config
-        if draft_recurrences is None:
-            draft_recurrences = getattr(config, "draft_recurrences", None)
-        if draft_tokens is None:
-            draft_tokens = getattr(config, "draft_tokens", None)
+        # As for other fields, a generation config that is passed comes before that of the model.
+        for config in (bound.get("generation_config"), self.generation_config):
+            if draft_recurrences is None:
+                draft_recurrences = getattr(config, "draft_recurrences", None)
+            if draft_tokens is None:
+                draft_tokens = getattr(config, "draft_tokens", None)
         limits = kwargs.get("max_recurrences")
         if isinstance(limits, torch.Tensor) and limits.ndim == 2:
             raise ValueError(
@@ -106,7 +107,6 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 "For other numbers per token, pass depth_schedule."
             )
         call = GenerationCall(self, DepthRecord(bound.get("streamer")))
-        call.given = {name: kwargs[name] for name in DEPTH_ARGUMENTS if kwargs.get(name) is not None}
         if draft_recurrences is not None:
             call.speculation = Speculation(draft_recurrences, draft_tokens)
             call.speculation.check_arguments(kwargs)
@@ -152,15 +152,23 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         return call if call is not None and call.model is self else None
 
     def _prepare_generation_config(self, generation_config, *args, **kwargs):
+        call = {name: kwargs[name] for name in DEPTH_ARGUMENTS if kwargs.get(name) is not None}
+        kwargs = {name: value for name, value in kwargs.items() if name not in DEPTH_ARGUMENTS or value is not None}
+        # The library merges the generation config of the model into the one that was passed, which comes before it.
+        passed = {name: getattr(generation_config, name, None) for name in DEPTH_ARGUMENTS}
+        given = {name: value for name, value in passed.items() if value is not None and applies(name, call)} | call
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, *args, **kwargs)
-        call = self._current_call()
-        given = {} if call is None else call.given
-        others = generation_config.__dict__.keys() - GenerationConfig().__dict__.keys() - set(_DRAFTS)
-        refuse_misspelt({name: generation_config.__dict__[name] for name in others}, "generate")
+        merged = generation_config.__dict__
+        others = merged.keys() - GenerationConfig().__dict__.keys() - set(_DRAFTS)
+        refuse_misspelt({name: merged[name] for name in others}, "generate")
+        is_fixed = isinstance(merged.get("num_recurrences"), int) or self.config.halting_criterion is None
+        if is_fixed and merged.get("halting_criterion") is None:
+            # Parameters in a generation config may wait for a criterion, as those of the model's config do.
+            given.setdefault("halting_criterion", "none")
         # A generation config also keeps fields that it does not define, and then takes the arguments of the call with
         # the same names. These are arguments of `forward`, so they are moved to `model_kwargs`.
         for name in _IN_GENERATION_CONFIG:
-            value = generation_config.__dict__.pop(name, None)
+            value = merged.pop(name, None)
             if model_kwargs.get(name) is None and value is not None and (name in given or applies(name, given)):
                 model_kwargs[name] = value
         return generation_config, model_kwargs

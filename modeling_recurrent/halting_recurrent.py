@@ -318,7 +318,7 @@ def resolve_depth(
     _refuse_contradictions(count, criterion, training)
     if halting_criterion is None and not isinstance(count, int) and not training:
         criterion = config.halting_criterion
-    _refuse_unused(count, criterion, {name: value for name, value in given.items() if value is not None})
+    _refuse_unused(count, criterion, training, {name: value for name, value in given.items() if value is not None})
     if count is None and training:
         return config.num_recurrences if sample is None else sample()
     if criterion is not None:
@@ -369,10 +369,12 @@ def _refuse_contradictions(count, criterion, training):
         raise ValueError("num_recurrences per token is for inference only: call model.eval() first.")
 
 
-def _refuse_unused(count, criterion, given):
+def _refuse_unused(count, criterion, training, given):
     """Refuses arguments of a call that only a criterion reads, if there is none, or another one."""
     if criterion is None:
-        reason = f"but num_recurrences={count} fixes the depth" if isinstance(count, int) else "but none is set"
+        reason = "but training uses none" if training else "but none is set"
+        if isinstance(count, int):
+            reason = f"but num_recurrences={count} fixes the depth"
         for name, value in given.items():
             raise ValueError(f"{name}={value!r} is for a halting criterion, {reason}. Leave one of them out.")
     elif criterion in HALTING_CRITERIA:

@@ -279,9 +279,12 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             return None
         if not isinstance(past, torch.Tensor) and not past:
             return find_documents(position_ids, real)
-        # Drafts repeat the positions of rejected ones after a past. Only packed documents go back.
-        if not torch.compiler.is_compiling() and (position_ids.diff(dim=-1) < 0).any():
-            return find_documents(position_ids, real)
+        # After a past, a row that has drafts to spare repeats its last position. Only packed documents go back, or on
+        # after a repeated position.
+        if not torch.compiler.is_compiling() and position_ids.shape[-1] > 1:
+            steps = position_ids.diff(dim=-1)
+            if (steps < 0).any() or ((steps[:, :-1] == 0) & (steps[:, 1:] > 0)).any():
+                return find_documents(position_ids, real)
         return None
 
     def _wants_cache(self, use_cache, past_key_values, documents):
@@ -289,7 +292,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             return self.config.use_cache and not torch.is_grad_enabled() if use_cache is None else use_cache
         # While compiling, there are always `documents`.
         if torch.compiler.is_compiling():
-            return bool(use_cache)
+            return past_key_values is not None if use_cache is None else use_cache
         if use_cache or past_key_values is not None:
             raise ValueError(
                 "position_ids restart within a row, which marks packed documents, but a cache is in use: later tokens "

@@ -88,7 +88,7 @@ class TrainingDraws:
 
     @torch.compiler.disable
     def _draw(self, config):
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not _several_processes():
             return sample_num_recurrences(config, int(torch.randint(2**62, ())), 0)
         if self.count == 0:
             logger.warning_once(
@@ -98,6 +98,11 @@ class TrainingDraws:
             )
         self.count += 1
         return sample_num_recurrences(config, config.recurrence_seed, self.count - 1)
+
+
+def _several_processes():
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 __all__ = ["TrainingDraws", "mix_seed", "sample_num_recurrences"]

@@ -74,11 +74,45 @@ def test_a_depth_of_the_call_replaces_one_of_another_kind():
     assert same_decoding(generate(model, ids, {"num_recurrences": 7}, **criterion), halted)
 
 
+def test_a_generation_config_that_is_passed_comes_before_that_of_the_model():
+    """The library merges them, also where both set a depth, each of its own kind."""
+    model, ids = lively_model("llama", {"input_injection": "add"}), random_ids(2, 5)
+    criterion = halting(model, max_recurrences=8)
+    fixed, halted = generate(model, ids, num_recurrences=3), generate(model, ids, **criterion)
+    for name, value in criterion.items():
+        setattr(model.generation_config, name, value)
+    assert same_decoding(generate(model, ids, {"num_recurrences": 3}), fixed)
+    assert same_decoding(generate(model, ids, num_recurrences=None), halted)
+    other = generate(model, ids, {"halting_criterion": "kl", "kl_threshold": 1e9})
+    assert other.num_recurrences.unique().tolist() == [2]
+    model.generation_config = GenerationConfig(num_recurrences=7)
+    assert same_decoding(generate(model, ids, criterion), halted)
+    assert same_decoding(generate(model, ids, {"num_recurrences": 7}, **criterion), halted)
+    # Two kinds in one place contradict each other.
+    with pytest.raises(ValueError, match="give one of them"):
+        generate(model, ids, {"num_recurrences": 7, **criterion})
+
+
+def test_parameters_in_a_generation_config_wait_for_a_criterion():
+    model, ids = lively_model("llama", {"input_injection": "add", "num_recurrences": 3}), random_ids(2, 5)
+    plain = generate(model, ids)
+    model.generation_config.kl_threshold, model.generation_config.max_recurrences = 1e-9, 5
+    assert same_decoding(generate(model, ids), plain)
+    assert same_decoding(generate(model, ids, num_recurrences=3), plain)
+    assert generate(model, ids, halting_criterion="kl").num_recurrences.unique().tolist() == [5]
+    model.config.halting_criterion = "kl"
+    assert generate(model, ids).num_recurrences.unique().tolist() == [5]
+    model.generation_config.num_recurrences = 3
+    assert same_decoding(generate(model, ids), plain)
+
+
 def test_drafts_from_a_generation_config():
     model, ids = lively_model("llama", {"input_injection": "add"}), random_ids(1, 4)
     plain = generate(model, ids, num_recurrences=6)
     output = generate(model, ids, {"num_recurrences": 6, "draft_recurrences": 2, "draft_tokens": 3})
     assert "accepted_drafts" in output and same_decoding(output, plain)
+    model.generation_config.draft_recurrences = 2
+    assert "accepted_drafts" in generate(model, ids, {"num_recurrences": 6})
 
 
 def test_mistakes_are_named():

@@ -82,6 +82,18 @@ def test_maps_with_a_prepared_mask(attention):
     assert relative_error(torch.stack(shown.logits), torch.stack(plain.logits)) < 1e-5
 
 
+@pytest.mark.parametrize("mask", ["padding", "prepared"])
+@torch.no_grad()
+def test_rows_without_any_token_to_attend_to_in_half_precision(mask):
+    """Scores below the lowest number of float16 would be -inf, and their softmax NaN."""
+    for _ in range(10):
+        model = tiny_model("llama", attn_implementation="eager", initializer_range=2.0).half()
+        ids, padding = pad([random_ids(2), random_ids(6)], "left")
+        if mask == "prepared":
+            padding = torch.ones(6, 6, dtype=torch.bool).tril() & padding.bool()[:, None, None, :]
+        assert model(ids, attention_mask=padding).logits.isfinite().all()
+
+
 def test_maps_with_a_mask_of_flex_attention_are_refused():
     model = tiny_model("llama", attn_implementation="flex_attention")
     mask = create_block_mask(lambda row, head, query, key: query >= key, 1, 1, 4, 4, device="cpu")
@@ -200,6 +212,9 @@ def test_fixed_depth_compiles_whole(style):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert relative_error(compiled(ids, num_recurrences=3).logits, expected) < 1e-5
+    with torch.no_grad():
+        output = compiled(ids, num_recurrences=3, output_hidden_states=True, cache_recurrences="last", state_seed=1)
+    assert len(output.hidden_states) == 4 and output.past_key_values.cache_recurrences == "last"
     torch._dynamo.reset()
 
 

@@ -149,9 +149,14 @@ def test_a_compiled_forward_keeps_documents_apart():
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True)
     assert relative_error(compiled(ids, position_ids=positions).logits[0], apart(model, documents)) < 1e-4
-    # A cache would let later tokens attend to all documents.
+    # A cache would let later tokens attend to all documents, so it is only returned where it was asked for.
     with torch.no_grad():
         assert compiled(ids, position_ids=positions).past_key_values is None
+        cache = RecurrentDepthCache(model.config)
+        plain = torch.compile(model, backend="eager")
+        whole = torch.arange(9)[None]
+        assert plain(ids, position_ids=whole, past_key_values=cache).past_key_values is cache
+        assert plain(ids, position_ids=whole, use_cache=True).past_key_values is not None
 
 
 @torch.no_grad()
@@ -176,6 +181,10 @@ def test_what_would_let_documents_meet_is_refused():
             model(ids, position_ids=positions, **call)
     with pytest.raises(ValueError, match="position_ids restart within a row"):
         model(ids, position_ids=positions + 2, past_key_values=filled)
+    # Documents of one token.
+    single = torch.tensor([[0, 0, 0, 1, 2, 3, 4]])
+    with pytest.raises(ValueError, match="position_ids restart within a row"):
+        model(ids, position_ids=single, past_key_values=static)
     assert model(ids, position_ids=positions).past_key_values is None
     with pytest.raises(ValueError, match="rows hold several documents"):
         model(ids, position_ids=positions, halting_criterion="kl", halting_granularity="sequence")

@@ -227,6 +227,7 @@ class TestSampling:
         fields = {"recurrence_sampling": "uniform", "recurrence_min": 2, "recurrence_max": 6}
         ids, warnings = random_ids(1, 3), []
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
         monkeypatch.setattr(sampling_recurrent.logger, "warning_once", warnings.append)
 
         def draws(**more):
