@@ -109,7 +109,7 @@ def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None
 
 
 @contextmanager
-def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False, durable: bool = True) -> Iterator[Path]:
     """
     Gives an empty staging folder next to `folder`, which takes the place of `folder` when the block ends without an
     error. `folder` may exist if it is empty or if `overwrite` is true.
@@ -117,6 +117,10 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False) -> Itera
     The staging folder is named `.NAME.PID-RANDOM.partial`. If several processes or threads build the same folder at
     once, each has its own staging folder, and `folder` becomes that of one of them. Staging folders of killed
     processes are removed.
+
+    Args:
+        durable: whether the files are synced to the disk before they appear, so that they also survive a power cut.
+            Folders that can be built again, and whose sizes are checked when they are read, need not wait for it.
 
     Raises:
         FileExistsError: `folder` is not empty and `overwrite` is false. Checked again at the end, because another
@@ -135,7 +139,8 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False) -> Itera
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield staged
         check_folder(folder, overwrite=overwrite)
-        _sync_tree(staged)
+        if durable:
+            _sync_tree(staged)
         if overwrite:
             _replace_folder(staged, folder)
         else:

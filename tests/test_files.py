@@ -224,6 +224,15 @@ def test_builders_with_one_process_id(tmp_path, start_builder):
     assert list(tmp_path.rglob("*")) == [folder, folder / "mine"]
 
 
+def test_a_folder_is_synced_unless_it_can_be_built_again(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("memreason_hf.files.sync", lambda path: synced.append(path.name))
+    for name, durable in (("kept", True), ("rebuilt", False)):
+        with whole_folder(tmp_path / name, durable=durable) as staged:
+            (staged / f"{name}.txt").touch()
+    assert "kept.txt" in synced and "rebuilt.txt" not in synced
+
+
 def test_a_file_that_another_process_made_meanwhile_is_kept(tmp_path):
     path = tmp_path / "table.txt"
     with pytest.raises(FileExistsError), whole_file(path) as temporary:

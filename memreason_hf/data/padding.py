@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-
-# The label that the cross entropy of torch ignores.
-IGNORED_LABEL = -100
+from memreason_hf.data.labels import IGNORED_LABEL
 
 
 def pad_rows(rows: Sequence[Mapping], pad_token_id: int, *, side: str) -> dict[str, torch.Tensor]:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from memreason_hf.data.padding import IGNORED_LABEL, pad_rows
+from memreason_hf.data.labels import IGNORED_LABEL
+from memreason_hf.data.padding import pad_rows
 
 
 SUPERVISIONS = ("answer", "prefix")

@@ -8,7 +8,7 @@ from datasets.table import InMemoryTable
 from transformers import PreTrainedTokenizerBase
 
 from memreason_hf.data.chains.tables import UnknownTokens, look_up, split_tokens
-from memreason_hf.data.padding import IGNORED_LABEL
+from memreason_hf.data.labels import IGNORED_LABEL
 from memreason_hf.messages import first_few
 
 

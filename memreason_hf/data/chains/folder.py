@@ -1,11 +1,12 @@
 """The folder of a multi-hop data set: its files, what it may replace, and its manifest."""
 
+import json
 from pathlib import Path
 
 from memreason_hf.data.chains.json_files import JSON_FILES, SPLIT_FILES, VOCABULARY_FILE
 from memreason_hf.data.chains.tokenizer import TOKENIZER_FILE
 from memreason_hf.data.saved_folders import ARROW_MARK, check_replaceable, is_saved_split
-from memreason_hf.files import read_json, write_json
+from memreason_hf.files import read_json
 from memreason_hf.messages import first_few
 
 
@@ -39,10 +40,14 @@ def check_output_folder(folder: Path, overwrite: bool) -> None:
 
 
 def write_manifest(folder: Path, contents: dict):
-    """Writes `contents`, and the size in bytes of every file of the folder, which `read_manifest` checks."""
+    """
+    Writes `contents`, and the size in bytes of every file of the folder, which `read_manifest` checks. The folder is
+    being staged: syncing this file to the disk would wait for all others.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    write_json(folder / MANIFEST_FILE, {**contents, "files": sizes})
+    text = json.dumps({**contents, "files": sizes}, indent=2)
+    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path, suffix: str = "") -> dict | None:

@@ -162,7 +162,7 @@ def save_multi_hop(data: MultiHopData, output_dir: str | Path, *, overwrite: boo
         FileExistsError: the folder holds anything foreign, or it holds a data set and `overwrite` is false.
     """
     check_output_folder(Path(output_dir), overwrite)
-    with whole_folder(output_dir, overwrite=overwrite) as folder:
+    with whole_folder(output_dir, overwrite=overwrite, durable=False) as folder:
         for split, name in SPLIT_FILES.items():
             write_items(data.dataset[split].data.table, folder / name)
         write_vocabulary(data.vocabulary, folder)

@@ -7,7 +7,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from memreason_hf.data.padding import IGNORED_LABEL, pad_rows
+from memreason_hf.data.labels import IGNORED_LABEL
+from memreason_hf.data.padding import pad_rows
 from memreason_hf.data.questions.memory_reason import reference_solution
 from memreason_hf.messages import first_few
 from memreason_hf.steps.tokenization import encode_prompt, encode_solution, padding_id, read_scheme

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from memreason_hf.data.padding import IGNORED_LABEL
+from memreason_hf.data.labels import IGNORED_LABEL
 from memreason_hf.training.runs.fingerprint import run_fingerprint
 from memreason_hf.training.runs.launch import check_launch
 from memreason_hf.training.runs.trainer import ResumableTrainer

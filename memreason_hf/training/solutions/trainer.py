@@ -12,7 +12,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutp
 from transformers.utils import logging
 
 from memreason_hf.adapters.model import rows_in_place
-from memreason_hf.data.padding import IGNORED_LABEL
+from memreason_hf.data.labels import IGNORED_LABEL
 from memreason_hf.evaluation.solutions.generation import generate_solutions
 from memreason_hf.training.runs.interruption import InterruptWatch
 from memreason_hf.training.scheduled.trainer import ScheduledTrainer
