@@ -310,17 +310,15 @@ class TestSampling:
 
 @pytest.mark.parametrize("state_init", ["embedding", "normal"])
 def test_a_training_step_at_fixed_depth_compiles_whole(state_init):
-    """With noise, compiled code draws other values."""
     model = tiny_model("llama", input_injection="add", state_norm="rmsnorm", state_init=state_init).train()
-    expected = gradients(model)
+    expected = gradients(model, state_seed=5)
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True)
-    model.zero_grad()
-    torch.manual_seed(0)
-    ids = random_ids(3, 7)
-    compiled(ids, labels=ids).loss.backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters()}
-    assert same(found, expected, 1e-4 if state_init == "embedding" else 2.0)
+    assert same(gradients(compiled, state_seed=5), {f"_orig_mod.{n}": g for n, g in expected.items()}, 1e-4)
+    if state_init == "normal":
+        ids = random_ids(2, 5)
+        first, second = (compiled(ids).logits for _ in range(2))
+        assert first.isfinite().all() and not torch.allclose(first, second)
 
 
 class TestShortRows:
