@@ -48,7 +48,9 @@ def test_examples_are_right(name, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "_KINDS", dict(results._KINDS))
     # The examples name a model and a tokenizer of the reader's as the documentation of transformers does.
     tokenizer = byte_level()
-    names = {"tokenizer": tokenizer, "model": recurrent(len(tokenizer)), "ids": torch.randint(0, 9, (1, 4))}
+    model = recurrent(len(tokenizer))
+    model.generation_config.eos_token_id = None  # texts have the length that is asked for
+    names = {"tokenizer": tokenizer, "model": model, "ids": torch.randint(0, 9, (1, 4))}
     found = examples(importlib.import_module(name), names)
     assert found
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
