@@ -5,8 +5,9 @@ import sys
 from memreason_hf.command_line.errors import USER_ERRORS, user_errors
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.training_runs import output_folder_of, run_training
+from memreason_hf.models.recurrent_models import ModelArguments
 from memreason_hf.training import CurriculumArguments, RecurrentTrainingArguments
-from memreason_hf.training.chains.recipe import DataArguments, ModelArguments, prepare_run
+from memreason_hf.training.chains.recipe import DataArguments, prepare_run
 from memreason_hf.training.runs.errors import TrainingError
 
 

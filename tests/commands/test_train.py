@@ -8,9 +8,10 @@ from refusals import refused
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memreason_hf.commands import train
+from memreason_hf.models.recurrent_models import ModelArguments, make_model
 from memreason_hf.recipes import load_recipe, recipe_names
 from memreason_hf.training import CurriculumArguments, RecurrentTrainingArguments
-from memreason_hf.training.chains.recipe import DataArguments, ModelArguments, make_model, open_data
+from memreason_hf.training.chains.recipe import DataArguments, open_data
 from modeling_recurrent import RecurrentDepthForCausalLM
 
 
