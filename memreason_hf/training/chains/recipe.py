@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -26,6 +27,9 @@ from memreason_hf.training.chains.trainer import RecurrentTrainer
 class DataArguments(MultiHopConfig):
     """The folder of the multi-hop data, and the sizes to build them with if the folder is empty."""
 
+    kind: Literal["chains", "text"] = field(
+        default="chains", metadata={"help": "What is trained on: chains of relations, or text."}
+    )
     path: str | None = field(
         default=None,
         metadata={"help": "Folder of the dataset. If there is none, it is built with the sizes below."},
@@ -82,7 +86,7 @@ def open_data(data: dict) -> tuple[PreTrainedTokenizerBase, Dataset, Dataset]:
         ValueError: no path, or other sizes than those of the dataset in the folder.
         OSError: missing files.
     """
-    sizes = {name: value for name, value in data.items() if name not in ("path", "eval_split")}
+    sizes = {name: value for name, value in data.items() if name not in ("kind", "path", "eval_split")}
     if not data.get("path"):
         raise ValueError("data.path is not given. Name the folder of the dataset: --data_path FOLDER.")
     path, split = Path(data["path"]), data.get("eval_split", "validation")

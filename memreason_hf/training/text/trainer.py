@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from memreason_hf.data.labels import IGNORED_LABEL
+from memreason_hf.data.text.packing import TextCounts
 from memreason_hf.data.text.stream import TextStream
 from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.training.runs.errors import CheckpointError
@@ -188,6 +189,15 @@ class TextTrainer(ScheduledTrainer):
         if self.stream is not None:
             self.stream.close()
         super().end()
+
+    def describe_stream(self) -> str:
+        """What became of the documents of the stream so far, on all ranks; empty for rows in memory."""
+        if self.stream is None:
+            return ""
+        total = TextCounts()
+        for counts in gather_object([self.stream.counts()]):
+            total.add(counts)
+        return f"Of the stream: {total.describe(self.stream.sequence_length, self.stream.too_long)}"
 
     # ---- A training step ----
 
