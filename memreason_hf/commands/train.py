@@ -215,7 +215,7 @@ TEXT_SECTIONS = [
             "output_dir",
             "max_tokens",
             *(name for name in _TRAINING.shown if name not in _NOT_FOR_TEXT),
-            "gradient_checkpointing",
+            "activation_checkpointing",
         ),
     ),
 ]

@@ -133,3 +133,19 @@ def test_the_best_model_of_a_lora_run_is_refused(tmp_path):
             save_steps=2,
             eval_steps=2,
         )
+
+
+@pytest.mark.parametrize("train", ["loop", "lora"])
+def test_gradient_checkpointing_with_frozen_layers(tmp_path, train):
+    """Nothing before the loop has a gradient, so checkpointing must not wait for one at its input."""
+
+    def trained(name, **arguments):
+        torch.manual_seed(0)
+        model = small_text_model(residual_dropout=0.0)
+        choose_parts(model, PartArguments(train=train, lora_r=4))
+        small_text_trainer(tmp_path / name, model=model, max_steps=3, **arguments).train()
+        return weights(model)
+
+    plain, checkpointed = trained("plain"), trained("checkpointed", activation_checkpointing=True)
+    for name, value in plain.items():
+        assert torch.allclose(value, checkpointed[name], rtol=1e-4, atol=1e-6), name
