@@ -305,6 +305,13 @@ class RecurrentDepthConfig(PreTrainedConfig):
         # Calls spell it "none".
         super().__setattr__(name, None if name == "halting_criterion" and value == "none" else value)
 
+    def to_dict(self):
+        values = super().to_dict()
+        if self.block_model_type is not None:
+            # Their defaults would say something else than block_config does.
+            values = {name: value for name, value in values.items() if name not in _OWN_BLOCK_FIELDS}
+        return values
+
     @classmethod
     def register_key(cls, key: str) -> None:
         """
