@@ -23,6 +23,7 @@ from .configuration_recurrent import RecurrentDepthConfig
 from .generation_recurrent import RecurrentDepthGenerationMixin, holds_depth
 from .halting_recurrent import HaltingRule, last_real, resolve_depth
 from .loop_recurrent import LoopTrace, RecurrentLoop
+from .losses_recurrent import LossCollector, RecurrenceLoss, warn_bypassed
 from .masks_recurrent import find_documents, is_flash, takes_masks, with_eager_attention
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
 from .rows_recurrent import MASKED_ROWS, ActiveRows
@@ -180,6 +181,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds.")
         check_cache_type(past_key_values)
+        if head is None and self._trains:
+            warn_bypassed(self.config.recurrence_loss)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         shape = inputs_embeds.shape[:2]
@@ -247,6 +250,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             states=[] if asked["output_hidden_states"] else None,
             attentions=[] if asked["output_attentions"] else None,
             on_recurrence=kwargs.pop("on_recurrence", None),
+            recurrences_to_show=kwargs.pop("recurrences_to_show", None),
+            backprop_from=kwargs.pop("backprop_from", None),
         )
 
     def _place_tokens(self, position_ids, attention_mask, shape, past, device):
@@ -440,6 +445,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         recurrence_loss_weights: torch.FloatTensor | None = None,
+        recurrence_loss: str | RecurrenceLoss | None = None,
         labelled_logits_only: bool = False,
         **kwargs: Unpack[RecurrentDepthKwargs],
     ) -> RecurrentDepthCausalLMOutput:
@@ -456,6 +462,10 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             recurrence_loss_weights (`torch.FloatTensor` of shape `(num_recurrences,)`, *optional*):
                 The loss is the weighted sum of the losses after all recurrences, in place of the loss after the last
                 one. Recurrences that `backprop_recurrences` cuts off count in the sum, but give no gradient.
+            recurrence_loss (`str` or `RecurrenceLoss`, *optional*):
+                Which recurrences have a loss in training, if `recurrence_loss_weights` is not given: see the field of
+                the config, which this overrides, or an object that computes the loss from the logits after the
+                recurrences that it chooses, and needs an int `num_recurrences`.
             labelled_logits_only (`bool`, defaults to `False`):
                 Whether to compute logits only where there are labels. `logits` then has shape
                 `(labels that are not -100, vocab)`.
@@ -489,6 +499,12 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             if shift_labels is None or on_recurrence is not None:
                 raise ValueError("recurrence_loss_weights needs labels and cannot be combined with on_recurrence.")
             on_recurrence = _weighted_losses(recurrence_loss_weights, loss_of, losses)
+        collector = None
+        if recurrence_loss_weights is None and self.model._trains:
+            collector = self._collect_losses(recurrence_loss, shift_labels, on_recurrence, kwargs, loss_of)
+        if collector is not None:
+            on_recurrence = collector.add
+            kwargs.update(collector.arguments())
         if on_recurrence is not None:
             kwargs["on_recurrence"] = lambda recurrence, rows, state: on_recurrence(
                 recurrence, rows, read(self.model.norm(state))
@@ -509,7 +525,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         logits = read(outputs.last_hidden_state)
         loss = None
         if shift_labels is not None:
-            loss = torch.stack(losses).sum() if losses else loss_of(logits)
+            loss = torch.stack(losses).sum() if losses else (collector.total if collector else loss_of)(logits)
         return RecurrentDepthCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -518,6 +534,21 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             attentions=outputs.attentions,
             num_recurrences=outputs.num_recurrences,
         )
+
+    def _collect_losses(self, recurrence_loss, shift_labels, on_recurrence, kwargs, loss_of):
+        """The collector of the losses over recurrences of a training call; `None` for the last recurrence alone."""
+        given, recurrence_loss = recurrence_loss, recurrence_loss or self.config.recurrence_loss
+        if recurrence_loss == "last":
+            return None
+        if shift_labels is None and given is None:
+            warn_bypassed(recurrence_loss)
+            return None
+        if shift_labels is None or on_recurrence is not None:
+            raise ValueError(
+                f"recurrence_loss={recurrence_loss!r} needs labels and cannot be combined with on_recurrence."
+            )
+        decay = self.config.recurrence_loss_decay
+        return LossCollector(recurrence_loss, decay, kwargs.get("num_recurrences"), loss_of)
 
 
 def _labelled(shift_labels, logits_to_keep):
