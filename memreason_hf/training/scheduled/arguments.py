@@ -83,6 +83,8 @@ class ScheduledTrainingArguments(ResumableArguments):
         ValueError: a value out of range, or a setting of the parent that these trainers do not support.
     """
 
+    # The weights of the source count instead of its place.
+    not_in_fingerprint: ClassVar[tuple[str, ...]] = ("keep_model",)
     # The fields that only a recurrent-depth model can follow.
     recurrent_only: ClassVar[tuple[str, ...]] = (
         "recurrence_growth",
