@@ -78,12 +78,13 @@ def recurrence_loss_weights(recurrence_loss: str, num_recurrences: int, decay: f
     return (weights / weights.sum()).float()
 
 
-class LossCollector:
+class RecurrenceLosses:
     """
     Collects the terms of one forward pass and adds them up.
 
     Args:
-        recurrence_loss (`str` or `RecurrenceLoss`): Which recurrences have a loss.
+        chosen (`str`, `torch.FloatTensor` of shape `(num_recurrences,)` or `RecurrenceLoss`):
+            Which recurrences have a loss: all of them, with weights by name or given, or those of an object.
         decay (`float`): For `"geometric"`.
         num_recurrences (`int`, *optional*): The depth of the call. `None`: the model draws it.
         loss_of (`Callable`): The model's ordinary loss of logits.
@@ -92,41 +93,85 @@ class LossCollector:
         ValueError: a `RecurrenceLoss` without an int `num_recurrences`.
     """
 
-    def __init__(self, recurrence_loss, decay, num_recurrences, loss_of):
-        self.loss, self.decay, self.loss_of = recurrence_loss, decay, loss_of
+    def __init__(self, chosen, decay, num_recurrences, loss_of):
+        self.chosen, self.decay, self.loss_of = chosen, decay, loss_of
         self.terms = []
+        # An object reads the final logits as those of the last recurrence, so that they are computed once.
         self.last = None
-        if isinstance(recurrence_loss, str):
+        if isinstance(chosen, str | torch.Tensor):
             return
+        self.last = num_recurrences
         if not isinstance(num_recurrences, int):
             raise ValueError(f"A recurrence_loss object needs an int num_recurrences, got {num_recurrences!r}.")
-        self.last = num_recurrences
 
     def arguments(self) -> dict:
         """The arguments of the decoder that decide after which recurrences `add` is called."""
         if self.last is None:
             return {}
-        shown = {recurrence for recurrence in self.loss.recurrences(self.last) if recurrence < self.last}
-        return {"recurrences_to_show": shown, "backprop_from": self.loss.backprop_from(self.last)}
+        shown = {recurrence for recurrence in self.chosen.recurrences(self.last) if recurrence < self.last}
+        return {"recurrences_to_show": shown, "backprop_from": self.chosen.backprop_from(self.last)}
 
     def add(self, recurrence, rows, logits):
         """Adds the terms at a recurrence; called by the decoder."""
+        given = len(self.chosen) if isinstance(self.chosen, torch.Tensor) else None
+        if given is not None and (rows is not None or recurrence > given):
+            raise ValueError(_WRONG_WEIGHTS.format(given))
         if rows is not None:
             raise ValueError(
                 "recurrence_loss needs the same depth for all rows, but some rows have halted. Pass an int "
                 'num_recurrences, or recurrence_loss="last".'
             )
-        term = self.loss_of(logits) if self.last is None else self.loss(recurrence, logits, self.loss_of)
+        if given is not None:
+            term = self.chosen[recurrence - 1] * self.loss_of(logits)
+        else:
+            term = self.loss_of(logits) if self.last is None else self.chosen(recurrence, logits, self.loss_of)
         if term is not None:
             self.terms.append(term)
 
     def total(self, logits) -> torch.Tensor:
         """The loss of the call, given its final logits."""
-        if self.last is None:
-            weights = recurrence_loss_weights(self.loss, len(self.terms), self.decay)
-            return (torch.stack(self.terms) * weights.to(self.terms[0].device)).sum()
-        self.add(self.last, None, logits)
-        return torch.stack(self.terms).sum()
+        if isinstance(self.chosen, torch.Tensor) and len(self.terms) < len(self.chosen):
+            raise ValueError(_WRONG_WEIGHTS.format(len(self.chosen)))
+        if self.last is not None:
+            self.add(self.last, None, logits)
+        terms = torch.stack(self.terms)
+        if isinstance(self.chosen, str):
+            terms = terms * recurrence_loss_weights(self.chosen, len(terms), self.decay).to(terms.device)
+        return terms.sum()
+
+
+_WRONG_WEIGHTS = (
+    "recurrence_loss_weights holds {} weights, but needs one for each recurrence of an int num_recurrences."
+)
+
+
+def open_losses(config, chosen, loss_of, *, has_labels, trains, on_recurrence, num_recurrences):
+    """
+    The losses over recurrences of a call; `None` if the loss is that of the last recurrence.
+
+    Args:
+        config ([`RecurrentDepthConfig`]): Decides in training, if the call does not.
+        chosen (*optional*): The argument `recurrence_loss` or `recurrence_loss_weights` of the call.
+        loss_of (`Callable`): The model's ordinary loss of logits.
+        has_labels, trains (`bool`): Whether the call has labels, and whether it is made in training.
+        on_recurrence (`Callable`, *optional*), num_recurrences (*optional*): The arguments of the call.
+
+    Raises:
+        ValueError: losses without labels, or together with `on_recurrence`.
+    """
+    weighted = isinstance(chosen, torch.Tensor)
+    if not weighted and not trains:
+        return None
+    losses = config.recurrence_loss if chosen is None else chosen
+    if isinstance(losses, str) and losses == "last":
+        return None
+    if chosen is None and not has_labels:
+        warn_bypassed(losses)
+        return None
+    if not has_labels or on_recurrence is not None:
+        name = "recurrence_loss_weights" if weighted else f"recurrence_loss={losses!r}"
+        raise ValueError(f"{name} needs labels and cannot be combined with on_recurrence.")
+    return RecurrenceLosses(losses, config.recurrence_loss_decay, num_recurrences, loss_of)
 
 
 def warn_bypassed(recurrence_loss: str) -> None:
@@ -141,4 +186,4 @@ def warn_bypassed(recurrence_loss: str) -> None:
         )
 
 
-__all__ = ["RECURRENCE_LOSSES", "LossCollector", "RecurrenceLoss", "recurrence_loss_weights", "warn_bypassed"]
+__all__ = ["RECURRENCE_LOSSES", "RecurrenceLoss", "open_losses", "recurrence_loss_weights", "warn_bypassed"]

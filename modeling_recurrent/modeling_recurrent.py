@@ -23,7 +23,7 @@ from .configuration_recurrent import RecurrentDepthConfig
 from .generation_recurrent import RecurrentDepthGenerationMixin, holds_depth
 from .halting_recurrent import HaltingRule, last_real, resolve_depth
 from .loop_recurrent import LoopTrace, RecurrentLoop
-from .losses_recurrent import LossCollector, RecurrenceLoss, warn_bypassed
+from .losses_recurrent import RecurrenceLoss, open_losses, warn_bypassed
 from .masks_recurrent import find_documents, is_flash, takes_masks, with_eager_attention
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
 from .rows_recurrent import MASKED_ROWS, ActiveRows
@@ -181,14 +181,12 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds.")
         check_cache_type(past_key_values)
-        if head is None and self._trains:
-            warn_bypassed(self.config.recurrence_loss)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         shape = inputs_embeds.shape[:2]
         depth_kwargs = take_depth(kwargs)
         cache_recurrences, state_seed = kwargs.pop("cache_recurrences", None), kwargs.pop("state_seed", None)
-        trace = self._open_trace(kwargs)
+        trace = self._open_trace(kwargs, head)
 
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         position_ids, real, documents = self._place_tokens(
@@ -241,7 +239,10 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         # Generation and scoring in training mode, as in reinforcement learning, count as inference.
         return self.training and torch.is_grad_enabled()
 
-    def _open_trace(self, kwargs):
+    def _open_trace(self, kwargs, head):
+        if head is None and self._trains:
+            # RecurrentDepthForCausalLM passes its head.
+            warn_bypassed(self.config.recurrence_loss)
         asked = {}
         for name in ("output_hidden_states", "output_attentions"):
             value = kwargs.pop(name, None)
@@ -493,18 +494,20 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
                 num_items_in_batch=num_items,
             )
 
-        losses = []
         on_recurrence = kwargs.pop("on_recurrence", None)
-        if recurrence_loss_weights is not None:
-            if shift_labels is None or on_recurrence is not None:
-                raise ValueError("recurrence_loss_weights needs labels and cannot be combined with on_recurrence.")
-            on_recurrence = _weighted_losses(recurrence_loss_weights, loss_of, losses)
-        collector = None
-        if recurrence_loss_weights is None and self.model._trains:
-            collector = self._collect_losses(recurrence_loss, shift_labels, on_recurrence, kwargs, loss_of)
-        if collector is not None:
-            on_recurrence = collector.add
-            kwargs.update(collector.arguments())
+        chosen = recurrence_loss if recurrence_loss_weights is None else recurrence_loss_weights
+        losses = open_losses(
+            self.config,
+            chosen,
+            loss_of,
+            has_labels=shift_labels is not None,
+            trains=self.model._trains,
+            on_recurrence=on_recurrence,
+            num_recurrences=kwargs.get("num_recurrences"),
+        )
+        if losses is not None:
+            on_recurrence = losses.add
+            kwargs.update(losses.arguments())
         if on_recurrence is not None:
             kwargs["on_recurrence"] = lambda recurrence, rows, state: on_recurrence(
                 recurrence, rows, read(self.model.norm(state))
@@ -520,12 +523,10 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             return_dict=True,
             **kwargs,
         )
-        if losses and len(losses) < len(recurrence_loss_weights):
-            raise ValueError(_WRONG_WEIGHTS.format(len(recurrence_loss_weights)))
         logits = read(outputs.last_hidden_state)
         loss = None
         if shift_labels is not None:
-            loss = torch.stack(losses).sum() if losses else (collector.total if collector else loss_of)(logits)
+            loss = loss_of(logits) if losses is None else losses.total(logits)
         return RecurrentDepthCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -534,21 +535,6 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             attentions=outputs.attentions,
             num_recurrences=outputs.num_recurrences,
         )
-
-    def _collect_losses(self, recurrence_loss, shift_labels, on_recurrence, kwargs, loss_of):
-        """The collector of the losses over recurrences of a training call; `None` for the last recurrence alone."""
-        given, recurrence_loss = recurrence_loss, recurrence_loss or self.config.recurrence_loss
-        if recurrence_loss == "last":
-            return None
-        if shift_labels is None and given is None:
-            warn_bypassed(recurrence_loss)
-            return None
-        if shift_labels is None or on_recurrence is not None:
-            raise ValueError(
-                f"recurrence_loss={recurrence_loss!r} needs labels and cannot be combined with on_recurrence."
-            )
-        decay = self.config.recurrence_loss_decay
-        return LossCollector(recurrence_loss, decay, kwargs.get("num_recurrences"), loss_of)
 
 
 def _labelled(shift_labels, logits_to_keep):
@@ -559,22 +545,6 @@ def _labelled(shift_labels, logits_to_keep):
         raise ValueError("labelled_logits_only=True and logits_to_keep both choose positions. Leave one out.")
     labelled = shift_labels != -100
     return labelled, shift_labels[labelled]
-
-
-_WRONG_WEIGHTS = (
-    "recurrence_loss_weights holds {} weights, but needs one for each recurrence of an int num_recurrences."
-)
-
-
-def _weighted_losses(weights, loss_of, losses):
-    """Returns a callback that appends the weighted loss of each recurrence to `losses`."""
-
-    def add(recurrence, rows, logits):
-        if rows is not None or recurrence > len(weights):
-            raise ValueError(_WRONG_WEIGHTS.format(len(weights)))
-        losses.append(weights[recurrence - 1] * loss_of(logits))
-
-    return add
 
 
 class RecurrentDepthForSequenceClassification(GenericForSequenceClassification, RecurrentDepthPreTrainedModel):

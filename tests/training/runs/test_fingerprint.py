@@ -33,7 +33,7 @@ from memreason_hf.training.runs.fingerprint import (
 CLASSES = (RecurrentTrainingArguments, FinetuneArguments)
 FIELDS = [(cls, item.name) for cls in CLASSES for item in fields(cls)]
 # What the arguments classes of this package list themselves.
-OWN_UNCOUNTED = {"expected_world_size", "restart"}
+OWN_UNCOUNTED = {"expected_world_size", "restart", "keep_model"}
 UNCOUNTED = {*fingerprint.UNCOUNTED_ARGUMENTS, *OWN_UNCOUNTED, "hub_token"}
 
 

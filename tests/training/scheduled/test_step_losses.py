@@ -164,10 +164,9 @@ def test_losses_at_all_recurrences_together_with_the_other_terms():
     loss, terms = in_one_pass(model, source, ALL, main="uniform")
     expected = separate(model, source, ALL)
     inputs, labels = inputs_and_labels()
+    at = labels != -100
     each = [
-        F.cross_entropy(
-            model(**inputs, num_recurrences=r).logits[labels != -100], labels[labels != -100], reduction="sum"
-        )
+        F.cross_entropy(model(**inputs, num_recurrences=r).logits[at], labels[at], reduction="sum")
         for r in range(1, DEPTH + 1)
     ]
     main = sum(each) / DEPTH / 50
@@ -191,6 +190,11 @@ def test_depth_one_has_all_terms():
 
 
 # ---- The trainer ----
+
+
+def llama(vocab_size):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **sizes))
 
 
 def step_gradients(trainer):
@@ -261,11 +265,7 @@ def test_keep_holds_one_recurrence_where_it_was(tmp_path):
 def test_the_source_is_another_model_if_one_is_named(tmp_path):
     torch.manual_seed(4)
     vocab_size = small_model().config.vocab_size
-    plain = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab_size, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-        )
-    )
+    plain = llama(vocab_size)
     recurrent = small_model(seed=9, **MODEL)
     for name, source in (("plain", plain), ("recurrent", recurrent)):
         source.save_pretrained(tmp_path / name)
@@ -295,7 +295,7 @@ def test_a_copy_shares_what_is_frozen():
     shared = {name for name, parameter in model.named_parameters() if own[name] is parameter}
     assert shared == {"model.embed_tokens.weight"}
     assert not any(parameter.requires_grad for parameter in own.values())
-    assert model.lm_head.weight.requires_grad and model.training and not source.model.training
+    assert model.model.norm.weight.requires_grad and model.training and not source.model.training
 
 
 class StopAt(TrainerCallback):
@@ -326,29 +326,28 @@ def test_a_run_cannot_be_resumed_with_another_source(tmp_path):
         small_trainer(tmp_path, small_model(seed=1, **MODEL), **arguments).train(resume_from_checkpoint=True)
 
 
-def train(folder, result, world_size, accumulation, average):
-    per_device = 16 // world_size // accumulation
+def train(folder, result, world_size, accumulation, fields):
     trainer = small_trainer(
         folder,
-        small_model(**{**MODEL, "recurrence_min": 1}),
+        small_model(**MODEL, **fields),
         **{**RUN, "max_steps": 3, "max_grad_norm": 0.0},
         **ALL,
-        per_device_train_batch_size=per_device,
+        per_device_train_batch_size=16 // world_size // accumulation,
         gradient_accumulation_steps=accumulation,
-        average_tokens_across_devices=average,
     )
     found, logs = step_gradients(trainer)
     save_result(f"{result}-{trainer.args.process_index}", (found, logs))
 
 
 @pytest.mark.parametrize(
-    "world_size, accumulation, average",
-    [(1, 4, True), (2, 1, True), (2, 2, True)],
-    ids=["accumulation", "ranks", "both"],
+    "world_size, accumulation, fields",
+    # Truncated, the first recurrence has gradients from its own terms alone.
+    [(1, 4, {}), (2, 1, {}), (2, 2, {}), (2, 1, {"backprop_recurrences": 1})],
+    ids=["accumulation", "ranks", "both", "truncated"],
 )
-def test_accumulation_and_ranks_change_no_gradient(tmp_path, world_size, accumulation, average):
-    run_ranks(train, tmp_path / "one", tmp_path / "whole", 1, 1, True, world_size=1)
-    run_ranks(train, tmp_path / "parts", tmp_path / "part", world_size, accumulation, average, world_size=world_size)
+def test_accumulation_and_ranks_change_no_gradient(tmp_path, world_size, accumulation, fields):
+    run_ranks(train, tmp_path / "one", tmp_path / "whole", 1, 1, fields, world_size=1)
+    run_ranks(train, tmp_path / "parts", tmp_path / "part", world_size, accumulation, fields, world_size=world_size)
     expected, expected_logs = load_result(tmp_path / "whole-0")
     for rank in range(world_size):
         found, logs = load_result(tmp_path / f"part-{rank}")
@@ -380,11 +379,7 @@ def test_parameters_that_a_step_may_leave_out(tmp_path):
 
 def test_other_models_are_refused(tmp_path):
     vocab_size = small_model().config.vocab_size
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab_size, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-        )
-    )
+    model = llama(vocab_size)
     for arguments in ({"keep_weight": 1.0}, {"recurrence_growth": "linear"}, {"recurrence_loss": "uniform"}):
         with pytest.raises(ValueError, match="for recurrent-depth models, but the model is a LlamaForCausalLM"):
             small_trainer(tmp_path, model, **arguments)
