@@ -105,11 +105,12 @@ class RecurrenceLosses:
             raise ValueError(f"A recurrence_loss object needs an int num_recurrences, got {num_recurrences!r}.")
 
     def arguments(self) -> dict:
-        """The arguments of the decoder that decide after which recurrences `add` is called."""
+        """The arguments of the decoder that call `add` after the recurrences that have a loss."""
         if self.last is None:
-            return {}
+            return {"on_recurrence": self.add}
         shown = {recurrence for recurrence in self.chosen.recurrences(self.last) if recurrence < self.last}
-        return {"recurrences_to_show": shown, "backprop_from": self.chosen.backprop_from(self.last)}
+        starts = self.chosen.backprop_from(self.last)
+        return {"on_recurrence": self.add, "recurrences_to_show": shown, "backprop_from": starts}
 
     def add(self, recurrence, rows, logits):
         """Adds the terms at a recurrence; called by the decoder."""
@@ -145,7 +146,7 @@ _WRONG_WEIGHTS = (
 )
 
 
-def open_losses(config, chosen, loss_of, *, has_labels, trains, on_recurrence, num_recurrences):
+def open_losses(config, chosen, loss_of, kwargs, *, has_labels, trains):
     """
     The losses over recurrences of a call; `None` if the loss is that of the last recurrence.
 
@@ -153,8 +154,8 @@ def open_losses(config, chosen, loss_of, *, has_labels, trains, on_recurrence, n
         config ([`RecurrentDepthConfig`]): Decides in training, if the call does not.
         chosen (*optional*): The argument `recurrence_loss` or `recurrence_loss_weights` of the call.
         loss_of (`Callable`): The model's ordinary loss of logits.
+        kwargs (`dict`): The decoder's arguments, to which those are added that the losses need.
         has_labels, trains (`bool`): Whether the call has labels, and whether it is made in training.
-        on_recurrence (`Callable`, *optional*), num_recurrences (*optional*): The arguments of the call.
 
     Raises:
         ValueError: losses without labels, or together with `on_recurrence`.
@@ -168,10 +169,12 @@ def open_losses(config, chosen, loss_of, *, has_labels, trains, on_recurrence, n
     if chosen is None and not has_labels:
         warn_bypassed(losses)
         return None
-    if not has_labels or on_recurrence is not None:
+    if not has_labels or kwargs.get("on_recurrence") is not None:
         name = "recurrence_loss_weights" if weighted else f"recurrence_loss={losses!r}"
         raise ValueError(f"{name} needs labels and cannot be combined with on_recurrence.")
-    return RecurrenceLosses(losses, config.recurrence_loss_decay, num_recurrences, loss_of)
+    collected = RecurrenceLosses(losses, config.recurrence_loss_decay, kwargs.get("num_recurrences"), loss_of)
+    kwargs.update(collected.arguments())
+    return collected
 
 
 def warn_bypassed(recurrence_loss: str) -> None:

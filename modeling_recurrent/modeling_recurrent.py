@@ -494,20 +494,11 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
                 num_items_in_batch=num_items,
             )
 
-        on_recurrence = kwargs.pop("on_recurrence", None)
         chosen = recurrence_loss if recurrence_loss_weights is None else recurrence_loss_weights
         losses = open_losses(
-            self.config,
-            chosen,
-            loss_of,
-            has_labels=shift_labels is not None,
-            trains=self.model._trains,
-            on_recurrence=on_recurrence,
-            num_recurrences=kwargs.get("num_recurrences"),
+            self.config, chosen, loss_of, kwargs, has_labels=shift_labels is not None, trains=self.model._trains
         )
-        if losses is not None:
-            on_recurrence = losses.add
-            kwargs.update(losses.arguments())
+        on_recurrence = kwargs.pop("on_recurrence", None)
         if on_recurrence is not None:
             kwargs["on_recurrence"] = lambda recurrence, rows, state: on_recurrence(
                 recurrence, rows, read(self.model.norm(state))
