@@ -328,7 +328,7 @@ def may_leave_out_parameters(config: RecurrentDepthConfig, args: ScheduledTraini
     if args is not None and args.consistency_weight:
         least += args.consistency_recurrences
     # A step of one recurrence uses nothing that stands between recurrences.
-    between = config.state_norm != "none" or config.input_injection == "concat"
+    between = config.state_norm != "none" or config.input_injection in ("concat", "gate")
     return config.backprop_recurrences is not None or (between and least < 2)
 
 

@@ -118,10 +118,12 @@ def assert_same_gradients(left, right):
         assert torch.allclose(value, right[name], rtol=1e-4, atol=1e-5 * max(scale, 1e-3)), name
 
 
-@pytest.mark.parametrize("noise", [False, True], ids=["embedding", "noise"])
+@pytest.mark.parametrize("kind", ["concat", "noise", "gate"])
 @pytest.mark.parametrize("arguments", [*TERMS.values(), ALL], ids=[*TERMS, "all"])
-def test_every_term_equals_separate_forward_passes(arguments, noise):
-    fields = {"state_init": "normal"} if noise else {}
+def test_every_term_equals_separate_forward_passes(arguments, kind):
+    fields = {"input_injection": "gate", "injection_gate_init": 0.6} if kind == "gate" else {}
+    noise = kind == "noise"
+    fields |= {"state_init": "normal"} if noise else {}
     model, source = model_with_history(**fields)
     extra = {"state_seed": 5} if noise else {}
     expected = separate(model, source, arguments, **extra)
@@ -371,6 +373,10 @@ def test_parameters_that_a_step_may_leave_out(tmp_path):
 
     assert not of(config)
     assert of(config, recurrence_growth="linear")
+    # What stands between two recurrences: here a norm, elsewhere an adapter or a gate.
+    for injection in ("none", "concat", "gate"):
+        other = small_model(state_norm="none", input_injection=injection, **fields).config
+        assert of(other, recurrence_growth="linear") == (injection != "none")
     shallow = small_model(recurrence_min=1).config
     assert of(shallow)
     # The extra recurrence always uses what stands between two of them.
