@@ -9,6 +9,7 @@ from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 from transformers.utils.type_validators import positive_int_field
 
+from .families_recurrent import described_fields, layer_types, make_block_config, strip_block_config
 from .halting_recurrent import HALTING_CRITERIA
 
 
@@ -30,6 +31,21 @@ _LIBRARY_KEYS = {
     "tie_last_hidden_states",
     "torch_dtype",
 }
+
+# Fields that only our own blocks read.
+_OWN_BLOCK_FIELDS = (
+    "attention_bias",
+    "attention_dropout",
+    "attention_output_bias",
+    "embedding_dropout",
+    "gated_mlp",
+    "hidden_act",
+    "mlp_bias",
+    "norm_type",
+    "residual_dropout",
+    "residual_init_scale",
+    "rope_parameters",
+)
 
 # Where the Auto classes find the code that `save_pretrained` saves with the weights.
 _AUTO_MAP = {
@@ -86,6 +102,10 @@ class RecurrentDepthConfig(PreTrainedConfig):
             Number of layers before, in and after the loop.
         num_attention_heads, num_key_value_heads, head_dim (`int`, the last two *optional*):
             As in Llama.
+        block_model_type (`str`, *optional*), block_config (`dict`, *optional*):
+            The `model_type` of a decoder family of transformers whose own layers run in place of ours, and the fields
+            of its config, with one entry for each physical layer in lists such as `layer_types`. The fields of this
+            config that describe blocks (sizes, positions, `sliding_window`) then follow from them.
         hidden_act (`str`, defaults to `"silu"`), gated_mlp (`bool`, defaults to `True`):
             GPT-2's MLP is not gated and uses `"gelu_new"`; Llama's is gated and uses `"silu"`.
         norm_type (`"layernorm"` or `"rmsnorm"`, defaults to `"rmsnorm"`), norm_eps (`float`, defaults to 1e-6):
@@ -113,16 +133,24 @@ class RecurrentDepthConfig(PreTrainedConfig):
             Whether keys and values are kept, and of which recurrences; see [`RecurrentDepthCache`].
         num_recurrences (`int`, defaults to 4):
             Number of recurrences of a call that does not set it, and the mean number in training.
-        input_injection (`"none"`, `"add"` or `"concat"`, defaults to `"none"`):
-            What happens to the state before every recurrence after the first: nothing; the embedding is added; a
-            linear adapter, which starts as the sum, maps state and embedding to a new state. Where the initial state
-            is not the embedding, the same happens before the first recurrence.
+        input_injection (`"none"`, `"add"`, `"gate"` or `"concat"`, defaults to `"none"`), injection_gate_init
+            (`float`, defaults to 0.0):
+            What happens to the state before every recurrence after the first: nothing; the embedding is added; a gate
+            for each channel mixes them, `embedding + gate * (state - embedding)`; a linear adapter, which starts as
+            the sum, maps state and embedding to a new state. Gates start at `injection_gate_init`. With 0 every
+            recurrence repeats the first until the gates are trained; with 1 the state goes on unchanged. Where the
+            initial state is not the embedding, the same happens before the first recurrence.
         state_init (`"embedding"`, `"zeros"` or `"normal"`, defaults to `"embedding"`), state_init_std (`float`,
             defaults to 1.0), state_seed (`int`, defaults to 0):
             The state before the first recurrence. Normal noise depends on the seed and the position of a token only,
             never on the other rows of its batch.
         state_norm (`"none"`, `"layernorm"` or `"rmsnorm"`, defaults to `"none"`):
             The norm applied to the state between recurrences.
+        recurrence_lora_rank (`int`, *optional*), recurrence_lora_count (`int`, defaults to 7), recurrence_lora_alpha
+            (`float`, defaults to 16.0):
+            Low-rank updates of the linear layers in the loop, of this rank and times `recurrence_lora_alpha /
+            recurrence_lora_rank`. The first recurrence has none, each of the next `recurrence_lora_count` has its own,
+            and deeper ones share the last. They start without effect.
         recurrence_sampling (`"fixed"`, `"uniform"`, `"poisson"` or `"lognormal_poisson"`, defaults to `"fixed"`):
             Distribution of the number of recurrences of a training step, with `num_recurrences` as its mean.
             `"uniform"` draws from `recurrence_min` to `recurrence_max`.
@@ -135,6 +163,15 @@ class RecurrentDepthConfig(PreTrainedConfig):
         backprop_recurrences (`int`, *optional*):
             How many of the last recurrences of a row gradients flow through. `None`: all of them. Where a halting
             criterion decides, the last recurrence is not known in advance, so that gradients flow through all.
+        recurrence_loss (`"last"`, `"uniform"` or `"geometric"`, defaults to `"last"`), recurrence_loss_decay (`float`,
+            defaults to 0.5):
+            Which recurrences have a loss in training: the last one, or all of them with weights that sum to 1,
+            uniform or proportional to `recurrence_loss_decay ** (R - t)` at recurrence t of R. A trainer that
+            computes the loss itself, such as TRL's SFTTrainer, trains the last recurrence only; a warning says so.
+        recurrence_gradients (`"shared"` or `"separate"`, defaults to `"shared"`):
+            Which weights learn from the losses of recurrences after the first: all, or only those that belong to
+            these recurrences (gate or adapter, norm of the state, low-rank updates). All other weights then learn
+            from the loss after the first recurrence alone, as a model without a loop does.
         halting_criterion (`str`, *optional*):
             Name of a criterion of `halting_recurrent.py`. `None`: the depth is fixed.
         halting_granularity (`"token"` or `"sequence"`, defaults to `"token"`):
@@ -166,9 +203,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values", "num_recurrences"]
     base_model_fsdp_plan = {
         "embed_tokens": "free_full_weight",
-        "prelude_layers.*": "free_full_weight",
-        "recurrent_layers.*": "free_full_weight",
-        "coda_layers.*": "free_full_weight",
+        "layers.*": "free_full_weight",
         "norm": "keep_full_weight",
     }
     # Keys that other packages keep in a config and that do not change the model; see `register_key`.
@@ -180,6 +215,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
     num_prelude_layers: int = _not_negative(default=0)
     num_recurrent_layers: int = positive_int_field(default=4)
     num_coda_layers: int = _not_negative(default=0)
+    block_model_type: str | None = None
+    block_config: dict | None = None
     num_attention_heads: int = positive_int_field(default=12)
     num_key_value_heads: int | None = positive_int_field(default=None)
     head_dim: int | None = positive_int_field(default=None)
@@ -207,16 +244,23 @@ class RecurrentDepthConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     num_recurrences: int = positive_int_field(default=4)
-    input_injection: Literal["none", "add", "concat"] = "none"
+    input_injection: Literal["none", "add", "gate", "concat"] = "none"
+    injection_gate_init: float | int = 0.0
     state_init: Literal["embedding", "zeros", "normal"] = "embedding"
     state_init_std: float | int = _not_negative(default=1.0)
     state_seed: int = 0
     state_norm: Literal["none", "layernorm", "rmsnorm"] = "none"
+    recurrence_lora_rank: int | None = positive_int_field(default=None)
+    recurrence_lora_count: int = positive_int_field(default=7)
+    recurrence_lora_alpha: float | int = _positive(default=16.0)
     recurrence_sampling: Literal["fixed", "uniform", "poisson", "lognormal_poisson"] = "fixed"
     recurrence_min: int | None = positive_int_field(default=None)
     recurrence_max: int | None = positive_int_field(default=None)
     recurrence_seed: int = 0
     backprop_recurrences: int | None = positive_int_field(default=None)
+    recurrence_gradients: Literal["shared", "separate"] = "shared"
+    recurrence_loss: Literal["last", "uniform", "geometric"] = "last"
+    recurrence_loss_decay: float | int = _positive(default=0.5)
 
     halting_criterion: str | None = None
     halting_granularity: Literal["sequence", "token"] = "token"
@@ -239,6 +283,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
             close = difflib.get_close_matches(key, self.__dataclass_fields__, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"{key}={kwargs[key]!r}: RecurrentDepthConfig has no field {key!r}.{hint}")
+        if self.block_model_type is not None:
+            self._describe_blocks()
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         if self.num_key_value_heads is None:
@@ -246,14 +292,45 @@ class RecurrentDepthConfig(PreTrainedConfig):
         if self.head_dim is None:
             # Rounded down here; `validate_architecture` refuses a width that is not a multiple of the heads.
             self.head_dim = max(self.hidden_size // self.num_attention_heads, 1)
-        if self.attention_output_bias is None:
+        if self.attention_output_bias is None and self.block_model_type is None:
             self.attention_output_bias = self.attention_bias
         self.base_model_tp_plan = self._tensor_parallel_plan()
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
+        if self.block_model_type is not None:
+            # The library fills in a default. Those of the layers are in block_config.
+            self.rope_parameters = None
+
+    def _describe_blocks(self):
+        """Fills the fields that describe blocks from the config of the family."""
+        self._refuse_block_fields()
+        for name, value in described_fields(make_block_config(self)).items():
+            given, default = getattr(self, name), self.__dataclass_fields__[name].default
+            if given not in (value, default):
+                raise ValueError(
+                    f"{name}={given!r} contradicts block_config, from which {value!r} follows. Change "
+                    f"block_config, or leave {name} out."
+                )
+            setattr(self, name, value)
+
+    def _refuse_block_fields(self):
+        for name in _OWN_BLOCK_FIELDS:
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is for our own blocks, but block_model_type="
+                    f"{self.block_model_type!r} runs the layers of a family. Set it in block_config, in the family's "
+                    "own terms."
+                )
 
     def __setattr__(self, name, value):
         # Calls spell it "none".
         super().__setattr__(name, None if name == "halting_criterion" and value == "none" else value)
+
+    def to_dict(self):
+        values = super().to_dict()
+        if self.block_model_type is not None:
+            # Their defaults would say something else than block_config does.
+            values = {name: value for name, value in values.items() if name not in _OWN_BLOCK_FIELDS}
+        return values
 
     @classmethod
     def register_key(cls, key: str) -> None:
@@ -298,6 +375,23 @@ class RecurrentDepthConfig(PreTrainedConfig):
         return self.num_prelude_layers + self.num_recurrent_layers + self.num_coda_layers
 
     @property
+    def physical_layer_types(self) -> list[str]:
+        """`"full_attention"` or `"sliding_attention"` for each physical layer."""
+        if self.block_model_type is not None:
+            return layer_types(self.make_block_config())
+        looped = "full_attention" if self.sliding_window is None else "sliding_attention"
+        kinds = {"prelude": "full_attention", "recurrent": looped, "coda": "full_attention"}
+        return [kind for name, kind in kinds.items() for _ in range(getattr(self, f"num_{name}_layers"))]
+
+    def make_block_config(self) -> PreTrainedConfig:
+        """The config of the family whose layers run, for all physical layers."""
+        return make_block_config(self)
+
+    def set_block_config(self, config: PreTrainedConfig) -> None:
+        """Takes the layers from a family's config, whose lists have one entry for each physical layer."""
+        self.block_model_type, self.block_config = config.model_type, strip_block_config(config)
+
+    @property
     def num_hidden_layers(self) -> int:
         """
         Number of layer calls at fixed depth, which is the number of key-value slots of a token:
@@ -307,6 +401,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
 
     def _tensor_parallel_plan(self):
         """The plan for the modules that a model of this config has."""
+        if self.block_model_type is not None:
+            return dict(getattr(self.make_block_config(), "base_model_tp_plan", None) or {})
         # The output of a fused projection is split into queries, keys and values, or into gate and up projection, so
         # it has to be gathered first.
         plan = {
@@ -315,8 +411,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
             "mlp.gate_up_proj" if self.gated_mlp else "mlp.up_proj": "colwise_gather_output",
             "mlp.down_proj": "rowwise_split_input",
         }
-        stacks = [name for name in ("prelude", "recurrent", "coda") if getattr(self, f"num_{name}_layers")]
-        return {f"{stack}_layers.*.{module}": how for stack in stacks for module, how in plan.items()}
+        return {f"layers.*.{module}": how for module, how in plan.items()}
 
     @classmethod
     def gpt2_style(cls, **kwargs) -> "RecurrentDepthConfig":
@@ -356,6 +451,11 @@ class RecurrentDepthConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Checks that run at construction, at save and on `validate()`; one message for each broken rule."""
+        if self.block_model_type is not None:
+            self._validate_family()
+            return
+        if self.block_config is not None:
+            raise ValueError("block_config needs block_model_type, the family whose config it is.")
         if (
             self.num_attention_heads * self.head_dim != self.hidden_size
             and self.hidden_size % self.num_attention_heads
@@ -373,6 +473,15 @@ class RecurrentDepthConfig(PreTrainedConfig):
             raise ValueError(f"hidden_size={self.hidden_size} must be even: sinusoidal positions come in pairs.")
         if self.position_embedding_type == "rope":
             self._validate_rotary_dim()
+
+    def _validate_family(self):
+        self._refuse_block_fields()
+        for name, value in described_fields(self.make_block_config()).items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} contradicts block_config, from which {value!r} follows. Change "
+                    "block_config."
+                )
 
     def _validate_rotary_dim(self):
         if self.head_dim % 2:
@@ -404,6 +513,22 @@ class RecurrentDepthConfig(PreTrainedConfig):
             raise ValueError(
                 f"state_init={self.state_init!r} with input_injection='none': the input would never reach the state. "
                 "Choose input_injection='add' or 'concat', or state_init='embedding'."
+            )
+
+        if self.recurrence_gradients == "separate":
+            self._validate_separation()
+
+    def _validate_separation(self):
+        if self.state_init != "embedding":
+            raise ValueError(
+                f"recurrence_gradients='separate' with state_init={self.state_init!r}: the first recurrence would use "
+                "the injection, which belongs to later ones. Choose state_init='embedding'."
+            )
+        own = (self.input_injection in ("gate", "concat"), self.state_norm != "none", self.recurrence_lora_rank)
+        if not any(own):
+            raise ValueError(
+                "recurrence_gradients='separate' needs weights that belong to later recurrences. Choose "
+                "input_injection='gate' or 'concat', a state_norm, or a recurrence_lora_rank."
             )
 
     def validate_halting(self):

@@ -216,7 +216,8 @@ class TextTrainer(ScheduledTrainer):
     def model_inputs(self, batch: dict) -> dict:
         inputs = super().model_inputs(batch)
         # Without padding every token has a label, and choosing them would only copy their states.
-        inputs["labelled_logits_only"] = not self._is_full[self._micro_batch - 1]
+        if not self.loss_weights.has_extra_terms:
+            inputs["labelled_logits_only"] = not self._is_full[self._micro_batch - 1]
         return inputs
 
     def look_at_outputs(self, outputs, labels, info):
