@@ -45,6 +45,7 @@ class StreamShare:
         texts (`datasets.IterableDataset`): The documents of the share, with a column `text`.
         encode (`Callable`): Turns a list of texts into documents of token ids.
         index (`int`): The index of the share.
+        stride (`int`): Of `texts`, the share has every `stride`-th document only, from number `index` on.
         sequence_length, too_long, shuffle_buffer, seed: See `TextStream`.
     """
 
@@ -54,6 +55,7 @@ class StreamShare:
         encode: Callable[[list], list],
         *,
         index: int,
+        stride: int,
         sequence_length: int,
         too_long: str,
         shuffle_buffer: int,
@@ -62,7 +64,7 @@ class StreamShare:
         # Data sets made from one another read through the same objects, which hold the place of the reader. (A deep
         # copy would not do: it includes the caches of the connection to the Hub.)
         self._texts, self._encode, self._index = pickle.loads(pickle.dumps(texts)), encode, index
-        self._sequence_length, self._too_long = sequence_length, too_long
+        self._stride, self._sequence_length, self._too_long = stride, sequence_length, too_long
         self._shuffle_buffer, self._seed = shuffle_buffer, seed
         self._thread: ThreadPoolExecutor | None = None
         self.load({"epoch": 0, "source": None, "block": 0, "taken": 0, "counts": asdict(TextCounts())})
@@ -127,7 +129,7 @@ class StreamShare:
             documents, is_empty = iter(texts), source is None
             while True:
                 start = {"epoch": epoch, "source": source, "block": number}
-                batch = _read(documents, self._shuffle_buffer)
+                batch = _read(documents, self._shuffle_buffer * self._stride)
                 source = copy.deepcopy(texts.state_dict())
                 if not batch:
                     break
@@ -144,7 +146,8 @@ class StreamShare:
             epoch, source = epoch + 1, None
 
     def _pack(self, start, batch):
-        rows, counts = pack_documents(self._encode(batch), self._sequence_length, self._too_long)
+        own = batch if self._stride == 1 else batch[self._index :: self._stride]
+        rows, counts = pack_documents(self._encode(own), self._sequence_length, self._too_long)
         order = np.random.default_rng([self._seed % 2**63, self._index, start["block"]]).permutation(len(rows))
         return _Block(start, [rows[place] for place in order], counts)
 
@@ -166,6 +169,9 @@ class TextStream:
         shuffle_buffer (`int`, *optional*, defaults to 1000): The documents of a block.
         seed (`int`, *optional*, defaults to 0): Shuffles the rows of a block.
         num_streams (`int`, *optional*): The number of shares. Default: `world_size`.
+        by_document (`bool`, *optional*, defaults to `False`):
+            Whether every share reads all documents and keeps every n-th. This is needed after `texts.skip(n)`:
+            `datasets` would skip documents in every share's own shards, not the first n of all.
         rank, world_size (`int`, *optional*, default to 0 and 1): The index and the number of processes.
 
     Raises:
@@ -183,6 +189,7 @@ class TextStream:
         shuffle_buffer: int = 1000,
         seed: int = 0,
         num_streams: int | None = None,
+        by_document: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ):
@@ -196,9 +203,10 @@ class TextStream:
         self._settings = {"shuffle_buffer": shuffle_buffer, "seed": seed}
         self.shares = {
             index: StreamShare(
-                split_dataset_by_node(texts, index, self.num_streams),
+                texts if by_document else split_dataset_by_node(texts, index, self.num_streams),
                 encode,
                 index=index,
+                stride=self.num_streams if by_document else 1,
                 sequence_length=sequence_length,
                 too_long=too_long,
                 shuffle_buffer=shuffle_buffer,

@@ -198,6 +198,7 @@ def _encode(arguments, texts, tokenizer, args, seed):
         shuffle_buffer=arguments.shuffle_buffer,
         seed=seed,
         num_streams=arguments.num_streams,
+        by_document=bool(arguments.eval_documents),
         rank=args.process_index,
         world_size=args.world_size,
     )

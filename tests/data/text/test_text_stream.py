@@ -130,3 +130,36 @@ def test_a_full_buffer_mixes_documents(tmp_path):
     assert not same(rows[0], rows[2])
     everything = [sorted(tuple(row["input_ids"].tolist()) for row in part) for part in rows]
     assert set(everything[0]) & set(everything[2])
+
+
+@pytest.mark.parametrize("num_files", [1, 4])
+def test_documents_that_are_held_out_stay_out(tmp_path, num_files):
+    texts, tokenizer = files(tmp_path, num_files), small_text_tokenizer()
+    heldout, rest = [row["text"] for row in texts.take(9)], texts.skip(9)
+
+    def seen(**kwargs):
+        stream = make_stream(rest, num_streams=2, sequence_length=400, **kwargs)
+        found = []
+        for share in stream.shares.values():
+            while True:
+                row = share.take()
+                if share.epoch:
+                    break
+                found += documents_of([row], tokenizer)
+        stream.close()
+        return found
+
+    expected = [text + tokenizer.eos_token for text in TEXTS if text not in heldout]
+    assert sorted(seen(by_document=True)) == sorted(expected)
+    # The control: `datasets` skips documents in each of its parts.
+    if num_files == 4:
+        assert sorted(seen()) != sorted(expected)
+    whole = make_stream(rest, num_streams=2, by_document=True)
+    rows = [whole.take(1) for _ in range(20)]
+    for stop in (1, 7, 13):
+        first = make_stream(rest, num_streams=2, by_document=True)
+        for _ in range(stop):
+            first.take(1)
+        resumed = make_stream(files(tmp_path, num_files).skip(9), num_streams=2, by_document=True)
+        resumed.load(first.state())
+        assert all(same(resumed.take(1), row) for row in rows[stop:])
