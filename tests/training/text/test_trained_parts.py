@@ -146,6 +146,6 @@ def test_gradient_checkpointing_with_frozen_layers(tmp_path, train):
         small_text_trainer(tmp_path / name, model=model, max_steps=3, **arguments).train()
         return weights(model)
 
-    plain, checkpointed = trained("plain"), trained("checkpointed", activation_checkpointing=True)
+    plain, checkpointed = trained("plain"), trained("checkpointed", gradient_checkpointing=True)
     for name, value in plain.items():
         assert torch.allclose(value, checkpointed[name], rtol=1e-4, atol=1e-6), name
