@@ -106,6 +106,8 @@ a recipe:
   training:
     output_dir: runs/text
     max_tokens: 1000000000
+    recurrence_growth: 1-sqrt     # the mean depth grows along the run
+    keep_weight: 1.0              # holds one recurrence where it was
     per_device_train_batch_size: 16
     learning_rate: 3e-4
     bf16: true
@@ -215,6 +217,13 @@ TEXT_SECTIONS = [
             "output_dir",
             "max_tokens",
             *(name for name in _TRAINING.shown if name not in _NOT_FOR_TEXT),
+            "recurrence_growth",
+            "recurrence_growth_ratio",
+            "first_weight",
+            "keep_weight",
+            "keep_model",
+            "consistency_weight",
+            "consistency_recurrences",
             "activation_checkpointing",
         ),
     ),

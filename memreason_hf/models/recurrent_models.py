@@ -92,7 +92,10 @@ def make_model(
 def _load_model(path, chosen, tokenizer):
     model = AutoModelForCausalLM.from_pretrained(path, **chosen)
     if not isinstance(model, RecurrentDepthForCausalLM):
-        raise ValueError(f"model.path={path!r} holds a {type(model).__name__}, not a RecurrentDepthForCausalLM.")
+        raise ValueError(
+            f"model.path={path!r} holds a {type(model).__name__}, not a RecurrentDepthForCausalLM. Convert it with "
+            "memreason convert, or leave model.path out for a new model."
+        )
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"The vocabulary does not match: the data have {len(tokenizer)} tokens, the model at {path} has "

@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 from datasets import Dataset
+from family_models import tiny_source
 from paths import ROOT
 from refusals import refused
-from small_texts import small_texts, write_jsonl
+from small_texts import small_text_tokenizer, small_texts, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memreason_hf.commands import train
@@ -146,6 +147,17 @@ def test_goes_on_from_a_trained_model(recipe, tmp_path, part):
     assert tokenizers[0] == tokenizers[1]
 
 
+def test_a_decoder_that_was_not_converted(recipe, tmp_path, capsys):
+    tiny_source("llama", vocab_size=300).save_pretrained(tmp_path / "llama")
+    small_text_tokenizer().save_pretrained(tmp_path / "llama")
+    recipe()
+    content = json.loads((tmp_path / "recipe.yaml").read_text())
+    content["model"] = {"path": str(tmp_path / "llama")}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+    message = refusal(capsys, str(tmp_path / "recipe.yaml"))
+    assert "holds a LlamaForCausalLM, not a RecurrentDepthForCausalLM. Convert it with memreason convert" in message
+
+
 def test_a_tokenizer_of_its_own(recipe, tmp_path, capsys):
     assert train.main([recipe()]) == 0
     run = str(tmp_path / "run")
@@ -185,7 +197,7 @@ BAD = [
     ({"data": {"tokenizer": "no/such/one"}}, [], "data.tokenizer='no/such/one' holds no tokenizer that can be read"),
     ({"model": {"vocab_size": 100}}, [], "model.vocab_size=100 must be at least 258"),
     ({"model": {"train": "loop"}}, [], "model.train='loop' keeps other weights as they are, but those of a new model"),
-    ({"model": {"path": "no/such/model"}}, [], "no/such/model"),
+    ({"model": {"path": "no/such/model"}}, [], "model.path='no/such/model': no such folder. Pass a folder"),
     (
         {"training": {"max_tokens": 95}},
         [],
@@ -257,7 +269,7 @@ def test_recipes_of_the_package_are_valid(name, tmp_path):
 
 def test_ctrl_c_in_a_stream(recipe, tmp_path):
     """As a user would: the command is interrupted, and the same command goes on."""
-    path = recipe(data={"streaming": True, "shuffle_buffer": 5}, training={"max_steps": 400, "save_steps": 1000})
+    path = recipe(data={"streaming": True, "shuffle_buffer": 5}, training={"max_steps": 60, "save_steps": 1000})
     command = [sys.executable, "-m", "memreason_hf.commands.train", path]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:

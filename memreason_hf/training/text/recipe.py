@@ -17,6 +17,7 @@ from memreason_hf.data.text.files import find_files
 from memreason_hf.data.text.sources import TEXT, open_texts
 from memreason_hf.data.text.stream import TextStream
 from memreason_hf.models.new_models import train_tokenizer
+from memreason_hf.models.pretrained import check_source
 from memreason_hf.models.recurrent_models import ModelArguments, make_model
 from memreason_hf.training.runs.launch import on_main_process
 from memreason_hf.training.text.arguments import TextTrainingArguments
@@ -168,6 +169,7 @@ def _check_length(texts, model):
     """Refuses rows that are longer than the context of the model, before anything is read."""
     longest = model.get("max_position_embeddings")
     if model.get("path"):
+        check_source(model["path"], "model.path")
         config = AutoConfig.from_pretrained(model["path"])
         longest = longest or getattr(config, "max_position_embeddings", None)
     if longest is not None and texts.sequence_length > longest:
@@ -211,7 +213,8 @@ def _source(arguments, tokenizer):
     source = {"tokenizer": tokenizer_digest(tokenizer), "column": arguments.column}
     if arguments.files:
         files = find_files(arguments.files)
-        digests = block_digests({str(path.name): path for path in files})
+        # Without their folders: the files may be moved.
+        digests = [[path.name, block_digests({path.name: path})[path.name]["blocks"]] for path in files]
         return source | {"files": digests, "sample_by": arguments.sample_by, "held_out": arguments.eval_documents}
     names = ("dataset", "dataset_config", "revision", "split")
     return source | {name: getattr(arguments, name) for name in names} | {"held_out": arguments.eval_documents}

@@ -1,10 +1,12 @@
 """Every kind of source gives the same documents; bad input is refused with the field, the value and a remedy."""
 
 import re
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from small_texts import small_text_tokenizer, small_texts, write_jsonl
+from transformers import AutoTokenizer
 
 from memreason_hf.data.text.arguments import TextArguments
 from memreason_hf.data.text.encoding import DocumentTokenizer, encode_texts
@@ -178,3 +180,22 @@ def test_long_documents_are_refused_with_their_number():
     assert encode_texts(texts, small_text_tokenizer(), 2000, "error")[1].too_long == 0
     with pytest.raises(ValueError, match="None of the 2 documents has two tokens"):
         encode_texts(Dataset.from_dict({"text": ["", ""]}), small_text_tokenizer(), 20)
+
+
+def test_tokens_and_rows_are_cached(tmp_path):
+    """A second run reads both from the cache of `datasets`; other rows, or another tokenizer, are made anew."""
+    source = write(tmp_path, "jsonl")
+    small_text_tokenizer().save_pretrained(tmp_path / "tokenizer")
+
+    def encode(sequence_length=30, vocab_size=None):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+        if vocab_size:
+            tokenizer = small_text_tokenizer(vocab_size)
+        texts, _ = open_texts(TextArguments(**source), seed=0)
+        rows, _ = encode_texts(texts, tokenizer, sequence_length)
+        (file,) = rows.cache_files
+        return file["filename"], Path(file["filename"]).stat().st_mtime_ns
+
+    first = encode()
+    assert encode() == first
+    assert encode(sequence_length=31)[0] != first[0] != encode(vocab_size=290)[0]
