@@ -308,6 +308,7 @@ class ScheduledTrainer(ResumableTrainer):
 
 
 def _refuse_recurrent_only(args: ScheduledTrainingArguments, model) -> None:
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     fields = type(args).__dataclass_fields__
     for name in args.recurrent_only:
         if getattr(args, name) != fields[name].default:
