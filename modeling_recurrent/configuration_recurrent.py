@@ -146,6 +146,11 @@ class RecurrentDepthConfig(PreTrainedConfig):
             never on the other rows of its batch.
         state_norm (`"none"`, `"layernorm"` or `"rmsnorm"`, defaults to `"none"`):
             The norm applied to the state between recurrences.
+        recurrence_lora_rank (`int`, *optional*), recurrence_lora_count (`int`, defaults to 7), recurrence_lora_alpha
+            (`float`, defaults to 16.0):
+            Low-rank updates of the linear layers in the loop, of this rank and times `recurrence_lora_alpha /
+            recurrence_lora_rank`. The first recurrence has none, each of the next `recurrence_lora_count` has its own,
+            and deeper ones share the last. They start without effect.
         recurrence_sampling (`"fixed"`, `"uniform"`, `"poisson"` or `"lognormal_poisson"`, defaults to `"fixed"`):
             Distribution of the number of recurrences of a training step, with `num_recurrences` as its mean.
             `"uniform"` draws from `recurrence_min` to `recurrence_max`.
@@ -163,6 +168,10 @@ class RecurrentDepthConfig(PreTrainedConfig):
             Which recurrences have a loss in training: the last one, or all of them with weights that sum to 1,
             uniform or proportional to `recurrence_loss_decay ** (R - t)` at recurrence t of R. A trainer that
             computes the loss itself, such as TRL's SFTTrainer, trains the last recurrence only; a warning says so.
+        recurrence_gradients (`"shared"` or `"separate"`, defaults to `"shared"`):
+            Which weights learn from the losses of recurrences after the first: all, or only those that belong to
+            these recurrences (gate or adapter, norm of the state, low-rank updates). All other weights then learn
+            from the loss after the first recurrence alone, as a model without a loop does.
         halting_criterion (`str`, *optional*):
             Name of a criterion of `halting_recurrent.py`. `None`: the depth is fixed.
         halting_granularity (`"token"` or `"sequence"`, defaults to `"token"`):
@@ -241,11 +250,15 @@ class RecurrentDepthConfig(PreTrainedConfig):
     state_init_std: float | int = _not_negative(default=1.0)
     state_seed: int = 0
     state_norm: Literal["none", "layernorm", "rmsnorm"] = "none"
+    recurrence_lora_rank: int | None = positive_int_field(default=None)
+    recurrence_lora_count: int = positive_int_field(default=7)
+    recurrence_lora_alpha: float | int = _positive(default=16.0)
     recurrence_sampling: Literal["fixed", "uniform", "poisson", "lognormal_poisson"] = "fixed"
     recurrence_min: int | None = positive_int_field(default=None)
     recurrence_max: int | None = positive_int_field(default=None)
     recurrence_seed: int = 0
     backprop_recurrences: int | None = positive_int_field(default=None)
+    recurrence_gradients: Literal["shared", "separate"] = "shared"
     recurrence_loss: Literal["last", "uniform", "geometric"] = "last"
     recurrence_loss_decay: float | int = _positive(default=0.5)
 
@@ -500,6 +513,22 @@ class RecurrentDepthConfig(PreTrainedConfig):
             raise ValueError(
                 f"state_init={self.state_init!r} with input_injection='none': the input would never reach the state. "
                 "Choose input_injection='add' or 'concat', or state_init='embedding'."
+            )
+
+        if self.recurrence_gradients == "separate":
+            self._validate_separation()
+
+    def _validate_separation(self):
+        if self.state_init != "embedding":
+            raise ValueError(
+                f"recurrence_gradients='separate' with state_init={self.state_init!r}: the first recurrence would use "
+                "the injection, which belongs to later ones. Choose state_init='embedding'."
+            )
+        own = (self.input_injection in ("gate", "concat"), self.state_norm != "none", self.recurrence_lora_rank)
+        if not any(own):
+            raise ValueError(
+                "recurrence_gradients='separate' needs weights that belong to later recurrences. Choose "
+                "input_injection='gate' or 'concat', a state_norm, or a recurrence_lora_rank."
             )
 
     def validate_halting(self):

@@ -8,6 +8,7 @@ import torch
 
 from .blocks_recurrent import run_own_layer
 from .families_recurrent import run_family_layer
+from .gradients_recurrent import SeparateGradients
 from .halting_recurrent import HaltingRule
 
 
@@ -25,6 +26,7 @@ class LoopTrace:
             were not requested.
         on_recurrence (`Callable`, *optional*), recurrences_to_show, backprop_from (`Collection[int]`, *optional*):
             See `RecurrentDepthKwargs`.
+        separation (`SeparateGradients`, *optional*): Keeps the gradients of later recurrences from shared weights.
     """
 
     states: list | None
@@ -32,6 +34,7 @@ class LoopTrace:
     on_recurrence: Callable | None
     recurrences_to_show: Collection[int] | None = None
     backprop_from: Collection[int] | None = None
+    separation: SeparateGradients | None = None
 
 
 class RecurrentLoop:
@@ -39,7 +42,7 @@ class RecurrentLoop:
     The part of a recurrent-depth decoder that applies its core layers.
 
     The decoder has a `config`, its `layers` with their `layer_types`, the last `norm`, and, depending on the config,
-    an `injection` and a `state_norm`.
+    an `injection`, a `state_norm` and a `recurrence_lora`.
     """
 
     def stack_range(self, name: str) -> range:
@@ -80,6 +83,9 @@ class RecurrentLoop:
         limit = depth if rule is None else rule.limit
         slots, held, finished = rows.slots, None, []
         for recurrence in range(start + 1, limit + 1):
+            rows.recurrence = recurrence
+            if recurrence == 2 and trace.separation is not None:
+                state, rows.inputs = trace.separation.begin(state, rows.inputs)
             if slots is not None:
                 slots.recurrence = recurrence
             with self._gradients(rule, recurrence, limit, trace.backprop_from):
@@ -118,6 +124,9 @@ class RecurrentLoop:
         """Applies the layers of a stack, `"prelude"`, `"recurrent"` or `"coda"`, to the active rows."""
         attentions = None if trace is None else trace.attentions
         indices = self.stack_range(stack)
+        if stack == "recurrent" and self.recurrence_lora is not None:
+            self.recurrence_lora.attach(self.recurrent_layers)
+            kwargs["recurrence"] = rows.recurrence
         run = run_own_layer if self.config.block_model_type is None else run_family_layer
         for index in indices:
             kind = self.layer_types[index]
