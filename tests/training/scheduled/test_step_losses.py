@@ -372,10 +372,13 @@ def test_parameters_that_a_step_may_leave_out(tmp_path):
         return may_leave_out_parameters(config, small_trainer(tmp_path, small_model(**fields), **arguments).args)
 
     assert not of(config)
-    assert of(config, recurrence_growth="linear")
+    # A depth that grows from 1 is bounded by recurrence_min alone.
+    assert not of(config, recurrence_growth="linear")
     # What stands between two recurrences: here a norm, elsewhere an adapter or a gate.
+    fixed = {"recurrence_sampling": "fixed", "num_recurrences": 3, "recurrence_min": None, "recurrence_max": None}
     for injection in ("none", "concat", "gate"):
-        other = small_model(state_norm="none", input_injection=injection, **fields).config
+        other = small_model(state_norm="none", input_injection=injection, **fixed).config
+        assert not of(other)
         assert of(other, recurrence_growth="linear") == (injection != "none")
     shallow = small_model(recurrence_min=1).config
     assert of(shallow)
