@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from processes import load_result, run_ranks, save_result
 from small_runs import assert_same_weights, small_model, small_trainer, weights
 
 from memreason_hf.training.scheduled.trainer import may_leave_out_parameters
@@ -116,7 +117,7 @@ def test_a_run_with_groups_resumes_exactly(tmp_path):
 
 
 def test_what_would_have_no_effect_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="recurrence_learning_rate=0.1 has no effect"):
+    with pytest.raises(ValueError, match=r"recurrence_learning_rate=0\.1 has no effect"):
         small_trainer(tmp_path, small_model(state_norm="none"), recurrence_learning_rate=0.1)
     with pytest.raises(ValueError, match="Set first_weight=1, or freeze the shared weights"):
         small_trainer(tmp_path, later_model()[0], **RUN)
@@ -141,3 +142,28 @@ def test_what_would_have_no_effect_is_refused(tmp_path):
 )
 def test_steps_that_leave_out_parameters(fields, expected):
     assert may_leave_out_parameters(later_model(**fields)[0].config) == expected
+
+
+def train(folder, result, world_size):
+    trainer = small_trainer(
+        folder,
+        later_model()[0],
+        **RUN,
+        first_weight=1.0,
+        recurrence_learning_rate=0.05,
+        per_device_train_batch_size=16 // world_size,
+    )
+    trainer.train()
+    save_result(f"{result}-{trainer.args.process_index}", (weights(trainer.model), norms(trainer)))
+
+
+def test_two_processes_train_as_one(tmp_path):
+    run_ranks(train, tmp_path / "one", tmp_path / "single", 1, world_size=1)
+    run_ranks(train, tmp_path / "two", tmp_path / "double", 2)
+    expected, expected_norms = load_result(tmp_path / "single-0")
+    for rank in range(2):
+        found, found_norms = load_result(tmp_path / f"double-{rank}")
+        assert found_norms == pytest.approx(expected_norms, rel=1e-3)
+        for name, value in expected.items():
+            if not name.endswith("qkv_proj.bias"):  # the gradient of a key's bias is only rounding
+                assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-4), name
