@@ -6,8 +6,7 @@ With 4 bits on a CPU, the number of inputs of a layer must be a multiple of the 
 
 import pytest
 import torch
-from family_models import tiny_source
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from memreason_hf.models import convert_decoder
 
@@ -91,7 +90,8 @@ def test_generates(saved, quantised, call):
 @pytest.mark.parametrize("bits", CONFIGS)
 def test_a_converted_model_with_updates_for_each_recurrence(bits, tmp_path):
     """Low-rank updates stay exact and act on the quantised layers, which replace the linear layers at load."""
-    source = tiny_source("llama", hidden_size=64, intermediate_size=128)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+    source = LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes))
     model = convert_decoder(source, input_injection="none", recurrence_lora_rank=4)
     for parameter in model.model.recurrence_lora.parameters():
         parameter.normal_(std=0.2)
