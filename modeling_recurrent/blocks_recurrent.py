@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_recurrent import RecurrentDepthConfig
+from .families_recurrent import family_eager_attention
 from .positions_recurrent import rotate
 
 
@@ -20,15 +21,18 @@ NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 SHORT_ROW = 128
 
 
-def attention_interface(config, hidden_states):
+def attention_interface(config, hidden_states, layer=None):
     """
     The attention function that a config selects. It is looked up once for each forward pass, not in every layer.
 
     Args:
         config (`RecurrentDepthConfig`): `_attn_implementation` is read.
         hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): The input of the layers.
+        layer (`torch.nn.Module`, *optional*): A layer, which decides what eager attention is; ours by default.
     """
-    interface = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+    own = layer is None or isinstance(layer, RecurrentDepthBlock)
+    eager = eager_attention_forward if own else family_eager_attention(layer)
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
     trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if trains and config._attn_implementation == "sdpa" and hidden_states.device.type == "cpu":
         return partial(_with_plain_kernel, interface) if hidden_states.shape[1] <= SHORT_ROW else interface
@@ -166,4 +170,9 @@ class RecurrentDepthBlock(GradientCheckpointingLayer):
         return hidden_states + (self.dropout(update) if self.training else update)
 
 
-__all__ = ["NORMS", "RecurrentDepthBlock", "attention_interface"]
+def run_own_layer(layer, hidden_states, mask, angles, slots, interface, **kwargs):
+    """Calls one of our blocks; returns the new hidden states and the attention weights."""
+    return layer(hidden_states, mask, angles, slots, interface, **kwargs)
+
+
+__all__ = ["NORMS", "RecurrentDepthBlock", "attention_interface", "run_own_layer"]

@@ -9,6 +9,7 @@ from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 from transformers.utils.type_validators import positive_int_field
 
+from .families_recurrent import described_fields, layer_types, make_block_config, strip_block_config
 from .halting_recurrent import HALTING_CRITERIA
 
 
@@ -30,6 +31,21 @@ _LIBRARY_KEYS = {
     "tie_last_hidden_states",
     "torch_dtype",
 }
+
+# Fields that only our own blocks read.
+_OWN_BLOCK_FIELDS = (
+    "attention_bias",
+    "attention_dropout",
+    "attention_output_bias",
+    "embedding_dropout",
+    "gated_mlp",
+    "hidden_act",
+    "mlp_bias",
+    "norm_type",
+    "residual_dropout",
+    "residual_init_scale",
+    "rope_parameters",
+)
 
 # Where the Auto classes find the code that `save_pretrained` saves with the weights.
 _AUTO_MAP = {
@@ -86,6 +102,10 @@ class RecurrentDepthConfig(PreTrainedConfig):
             Number of layers before, in and after the loop.
         num_attention_heads, num_key_value_heads, head_dim (`int`, the last two *optional*):
             As in Llama.
+        block_model_type (`str`, *optional*), block_config (`dict`, *optional*):
+            The `model_type` of a decoder family of transformers whose own layers run in place of ours, and the fields
+            of its config, with one entry for each physical layer in lists such as `layer_types`. The fields of this
+            config that describe blocks (sizes, positions, `sliding_window`) then follow from them.
         hidden_act (`str`, defaults to `"silu"`), gated_mlp (`bool`, defaults to `True`):
             GPT-2's MLP is not gated and uses `"gelu_new"`; Llama's is gated and uses `"silu"`.
         norm_type (`"layernorm"` or `"rmsnorm"`, defaults to `"rmsnorm"`), norm_eps (`float`, defaults to 1e-6):
@@ -113,10 +133,13 @@ class RecurrentDepthConfig(PreTrainedConfig):
             Whether keys and values are kept, and of which recurrences; see [`RecurrentDepthCache`].
         num_recurrences (`int`, defaults to 4):
             Number of recurrences of a call that does not set it, and the mean number in training.
-        input_injection (`"none"`, `"add"` or `"concat"`, defaults to `"none"`):
-            What happens to the state before every recurrence after the first: nothing; the embedding is added; a
-            linear adapter, which starts as the sum, maps state and embedding to a new state. Where the initial state
-            is not the embedding, the same happens before the first recurrence.
+        input_injection (`"none"`, `"add"`, `"gate"` or `"concat"`, defaults to `"none"`), injection_gate_init
+            (`float`, defaults to 0.0):
+            What happens to the state before every recurrence after the first: nothing; the embedding is added; a gate
+            for each channel mixes them, `embedding + gate * (state - embedding)`; a linear adapter, which starts as
+            the sum, maps state and embedding to a new state. Gates start at `injection_gate_init`. With 0 every
+            recurrence repeats the first until the gates are trained; with 1 the state goes on unchanged. Where the
+            initial state is not the embedding, the same happens before the first recurrence.
         state_init (`"embedding"`, `"zeros"` or `"normal"`, defaults to `"embedding"`), state_init_std (`float`,
             defaults to 1.0), state_seed (`int`, defaults to 0):
             The state before the first recurrence. Normal noise depends on the seed and the position of a token only,
@@ -166,9 +189,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values", "num_recurrences"]
     base_model_fsdp_plan = {
         "embed_tokens": "free_full_weight",
-        "prelude_layers.*": "free_full_weight",
-        "recurrent_layers.*": "free_full_weight",
-        "coda_layers.*": "free_full_weight",
+        "layers.*": "free_full_weight",
         "norm": "keep_full_weight",
     }
     # Keys that other packages keep in a config and that do not change the model; see `register_key`.
@@ -180,6 +201,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
     num_prelude_layers: int = _not_negative(default=0)
     num_recurrent_layers: int = positive_int_field(default=4)
     num_coda_layers: int = _not_negative(default=0)
+    block_model_type: str | None = None
+    block_config: dict | None = None
     num_attention_heads: int = positive_int_field(default=12)
     num_key_value_heads: int | None = positive_int_field(default=None)
     head_dim: int | None = positive_int_field(default=None)
@@ -207,7 +230,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     num_recurrences: int = positive_int_field(default=4)
-    input_injection: Literal["none", "add", "concat"] = "none"
+    input_injection: Literal["none", "add", "gate", "concat"] = "none"
+    injection_gate_init: float | int = 0.0
     state_init: Literal["embedding", "zeros", "normal"] = "embedding"
     state_init_std: float | int = _not_negative(default=1.0)
     state_seed: int = 0
@@ -239,6 +263,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
             close = difflib.get_close_matches(key, self.__dataclass_fields__, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"{key}={kwargs[key]!r}: RecurrentDepthConfig has no field {key!r}.{hint}")
+        if self.block_model_type is not None:
+            self._describe_blocks()
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         if self.num_key_value_heads is None:
@@ -246,10 +272,34 @@ class RecurrentDepthConfig(PreTrainedConfig):
         if self.head_dim is None:
             # Rounded down here; `validate_architecture` refuses a width that is not a multiple of the heads.
             self.head_dim = max(self.hidden_size // self.num_attention_heads, 1)
-        if self.attention_output_bias is None:
+        if self.attention_output_bias is None and self.block_model_type is None:
             self.attention_output_bias = self.attention_bias
         self.base_model_tp_plan = self._tensor_parallel_plan()
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
+        if self.block_model_type is not None:
+            # The library fills in a default. Those of the layers are in block_config.
+            self.rope_parameters = None
+
+    def _describe_blocks(self):
+        """Fills the fields that describe blocks from the config of the family."""
+        self._refuse_block_fields()
+        for name, value in described_fields(make_block_config(self)).items():
+            given, default = getattr(self, name), self.__dataclass_fields__[name].default
+            if given not in (value, default):
+                raise ValueError(
+                    f"{name}={given!r} contradicts block_config, from which {value!r} follows. Change "
+                    f"block_config, or leave {name} out."
+                )
+            setattr(self, name, value)
+
+    def _refuse_block_fields(self):
+        for name in _OWN_BLOCK_FIELDS:
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is for our own blocks, but block_model_type="
+                    f"{self.block_model_type!r} runs the layers of a family. Set it in block_config, in the family's "
+                    "own terms."
+                )
 
     def __setattr__(self, name, value):
         # Calls spell it "none".
@@ -298,6 +348,23 @@ class RecurrentDepthConfig(PreTrainedConfig):
         return self.num_prelude_layers + self.num_recurrent_layers + self.num_coda_layers
 
     @property
+    def physical_layer_types(self) -> list[str]:
+        """`"full_attention"` or `"sliding_attention"` for each physical layer."""
+        if self.block_model_type is not None:
+            return layer_types(self.make_block_config())
+        looped = "full_attention" if self.sliding_window is None else "sliding_attention"
+        kinds = {"prelude": "full_attention", "recurrent": looped, "coda": "full_attention"}
+        return [kind for name, kind in kinds.items() for _ in range(getattr(self, f"num_{name}_layers"))]
+
+    def make_block_config(self) -> PreTrainedConfig:
+        """The config of the family whose layers run, for all physical layers."""
+        return make_block_config(self)
+
+    def set_block_config(self, config: PreTrainedConfig) -> None:
+        """Takes the layers from a family's config, whose lists have one entry for each physical layer."""
+        self.block_model_type, self.block_config = config.model_type, strip_block_config(config)
+
+    @property
     def num_hidden_layers(self) -> int:
         """
         Number of layer calls at fixed depth, which is the number of key-value slots of a token:
@@ -307,6 +374,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
 
     def _tensor_parallel_plan(self):
         """The plan for the modules that a model of this config has."""
+        if self.block_model_type is not None:
+            return dict(getattr(self.make_block_config(), "base_model_tp_plan", None) or {})
         # The output of a fused projection is split into queries, keys and values, or into gate and up projection, so
         # it has to be gathered first.
         plan = {
@@ -315,8 +384,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
             "mlp.gate_up_proj" if self.gated_mlp else "mlp.up_proj": "colwise_gather_output",
             "mlp.down_proj": "rowwise_split_input",
         }
-        stacks = [name for name in ("prelude", "recurrent", "coda") if getattr(self, f"num_{name}_layers")]
-        return {f"{stack}_layers.*.{module}": how for stack in stacks for module, how in plan.items()}
+        return {f"layers.*.{module}": how for module, how in plan.items()}
 
     @classmethod
     def gpt2_style(cls, **kwargs) -> "RecurrentDepthConfig":
@@ -356,6 +424,11 @@ class RecurrentDepthConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Checks that run at construction, at save and on `validate()`; one message for each broken rule."""
+        if self.block_model_type is not None:
+            self._validate_family()
+            return
+        if self.block_config is not None:
+            raise ValueError("block_config needs block_model_type, the family whose config it is.")
         if (
             self.num_attention_heads * self.head_dim != self.hidden_size
             and self.hidden_size % self.num_attention_heads
@@ -373,6 +446,15 @@ class RecurrentDepthConfig(PreTrainedConfig):
             raise ValueError(f"hidden_size={self.hidden_size} must be even: sinusoidal positions come in pairs.")
         if self.position_embedding_type == "rope":
             self._validate_rotary_dim()
+
+    def _validate_family(self):
+        self._refuse_block_fields()
+        for name, value in described_fields(self.make_block_config()).items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} contradicts block_config, from which {value!r} follows. Change "
+                    "block_config."
+                )
 
     def _validate_rotary_dim(self):
         if self.head_dim % 2:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .blocks_recurrent import run_own_layer
+from .families_recurrent import run_family_layer
 from .halting_recurrent import HaltingRule
 
 
@@ -33,9 +35,34 @@ class RecurrentLoop:
     """
     The part of a recurrent-depth decoder that applies its core layers.
 
-    The decoder has a `config`, `recurrent_layers`, `coda_layers`, the last `norm`, and, depending on the config, an
-    `injection` and a `state_norm`.
+    The decoder has a `config`, its `layers` with their `layer_types`, the last `norm`, and, depending on the config,
+    an `injection` and a `state_norm`.
     """
+
+    def stack_range(self, name: str) -> range:
+        """The indices of the layers of the `"prelude"`, the loop (`"recurrent"`) or the `"coda"`."""
+        config = self.config
+        loop = config.num_prelude_layers + config.num_recurrent_layers
+        return {
+            "prelude": range(config.num_prelude_layers),
+            "recurrent": range(config.num_prelude_layers, loop),
+            "coda": range(loop, config.num_physical_layers),
+        }[name]
+
+    @property
+    def prelude_layers(self) -> list:
+        """The layers before the loop."""
+        return [self.layers[index] for index in self.stack_range("prelude")]
+
+    @property
+    def recurrent_layers(self) -> list:
+        """The layers in the loop."""
+        return [self.layers[index] for index in self.stack_range("recurrent")]
+
+    @property
+    def coda_layers(self) -> list:
+        """The layers after the loop."""
+        return [self.layers[index] for index in self.stack_range("coda")]
 
     # The parameters of these methods are positional, so that no further argument of a call can have their names.
     def loop(self, state, rows, depth, trace, head, start=0, /, **kwargs):
@@ -54,7 +81,7 @@ class RecurrentLoop:
                 slots.recurrence = recurrence
             with self._gradients(rule, recurrence, limit):
                 updated = self._inject(state, rows.inputs, is_first=recurrence == 1)
-                updated = self.run_layers(self.recurrent_layers, updated, rows, rows.looped_mask, trace, **kwargs)
+                updated = self.run_layers("recurrent", updated, rows, trace, **kwargs)
             state = updated if held is None else torch.where(held[..., None], state, updated)
             state = self._cut(rule, recurrence, state)
             self._show(recurrence, state, rows, trace, **kwargs)
@@ -84,13 +111,20 @@ class RecurrentLoop:
         order = indices.argsort()
         return pieces[order], counts[order]
 
-    def run_layers(self, layers, hidden_states, rows, mask, trace=None, /, **kwargs):
+    def run_layers(self, stack, hidden_states, rows, trace=None, /, **kwargs):
+        """Applies the layers of a stack, `"prelude"`, `"recurrent"` or `"coda"`, to the active rows."""
         attentions = None if trace is None else trace.attentions
-        for layer in layers:
-            hidden_states, weights = layer(hidden_states, mask, rows.angles, rows.slots, rows.interface, **kwargs)
+        indices = self.stack_range(stack)
+        run = run_own_layer if self.config.block_model_type is None else run_family_layer
+        for index in indices:
+            kind = self.layer_types[index]
+            mask, angles = rows.masks[kind], rows.angles.get(kind)
+            hidden_states, weights = run(
+                self.layers[index], hidden_states, mask, angles, rows.slots, rows.interface, **kwargs
+            )
             if attentions is not None:
                 # A row that has halted repeats the map of this layer in the previous recurrence.
-                before = attentions[-len(layers)] if rows.indices is not None else None
+                before = attentions[-len(indices)] if rows.indices is not None else None
                 attentions.append(rows.spread(weights, before))
         return hidden_states
 
@@ -102,7 +136,7 @@ class RecurrentLoop:
         if self.config.input_injection == "add":
             return state + inputs
         if self.injection is not None:
-            return self.injection(torch.cat((state, inputs), dim=-1))
+            return self.injection.inject(state, inputs)
         return state
 
     def finish(self, state, rows, trace=None, /, **kwargs):
@@ -110,7 +144,7 @@ class RecurrentLoop:
         if rows.slots is not None:
             # The coda computes all tokens, including those that have halted.
             rows.slots.held = None
-        return self.run_layers(self.coda_layers, state, rows, rows.mask, trace, **kwargs)
+        return self.run_layers("coda", state, rows, trace, **kwargs)
 
     def _show(self, recurrence, state, rows, trace, /, **kwargs):
         """Passes the state after a recurrence to the lists and the callback of `trace`."""

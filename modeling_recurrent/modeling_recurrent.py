@@ -20,20 +20,23 @@ from .arguments_recurrent import RecurrentDepthKwargs, take_depth
 from .blocks_recurrent import NORMS, RecurrentDepthBlock, attention_interface
 from .cache_recurrent import RecurrentDepthCache, Slots, check_cache_type
 from .configuration_recurrent import RecurrentDepthConfig
+from .families_recurrent import (
+    FamilyDecoder,
+    family_angles,
+    init_family_weights,
+    scale_embeddings,
+    scale_logits,
+    support_of,
+)
 from .generation_recurrent import RecurrentDepthGenerationMixin, holds_depth
 from .halting_recurrent import HaltingRule, last_real, resolve_depth
+from .injection_recurrent import INJECTIONS
+from .inputs_recurrent import place_tokens, wants_cache
 from .loop_recurrent import LoopTrace, RecurrentLoop
-from .masks_recurrent import find_documents, is_flash, takes_masks, with_eager_attention
+from .masks_recurrent import is_flash, with_eager_attention
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
 from .rows_recurrent import MASKED_ROWS, ActiveRows
 from .sampling_recurrent import TrainingDraws
-
-
-class RecurrentDepthInjection(nn.Linear):
-    """Linear adapter over state and embedding, for `input_injection="concat"`."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__(2 * hidden_size, hidden_size, bias=False)
 
 
 @dataclass
@@ -74,6 +77,8 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
     masked_rows = MASKED_ROWS
 
     def __init__(self, config: RecurrentDepthConfig, *args, **kwargs):
+        for name, supported in support_of(config).items():
+            setattr(self, name, supported)
         # `from_pretrained(..., num_recurrences=0)` sets fields one by one, without the checks that compare fields.
         config.validate()
         super().__init__(config, *args, **kwargs)
@@ -91,13 +96,15 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        super()._init_weights(module)
         # Leaf modules only: for code saved with a checkpoint, the library skips modules without their own parameters.
-        if isinstance(module, RecurrentDepthInjection):
-            # The adapter starts as the sum of its two inputs.
-            init.copy_(module.weight, torch.eye(module.out_features).repeat(1, 2))
-        elif getattr(module, "init_scale", None) is not None:
-            init.normal_(module.weight, std=self.config.initializer_range * module.init_scale)
+        if isinstance(module, tuple(INJECTIONS.values())):
+            module.start(self.config)
+        elif (block := self.__dict__.get("block_config")) is not None and module is not self.state_norm:
+            init_family_weights(block, module)
+        else:
+            super()._init_weights(module)
+            if getattr(module, "init_scale", None) is not None:
+                init.normal_(module.weight, std=self.config.initializer_range * module.init_scale)
 
 
 class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
@@ -121,27 +128,43 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__(config)
         width = config.hidden_size
+        self.layer_types = config.physical_layer_types
+        self.block_config = None
+        if config.block_model_type is None:
+            self._add_own_blocks(config)
+        else:
+            self._add_family(FamilyDecoder(config))
+        self.injection = INJECTIONS[config.input_injection](width) if config.input_injection in INJECTIONS else None
+        self.state_norm = None
+        if config.state_norm != "none":
+            self.state_norm = NORMS[config.state_norm](width, eps=config.norm_eps)
+        self.gradient_checkpointing = False
+        self.training_draws = TrainingDraws()
+        self.post_init()
+
+    def _add_own_blocks(self, config):
+        width = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
         self.embed_positions = None
         if config.position_embedding_type == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
         self.rotary_emb = RecurrentDepthRotaryEmbedding(config) if config.position_embedding_type == "rope" else None
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
-
-        kinds = ("prelude", "recurrent", "coda")
-        sizes = [getattr(config, f"num_{kind}_layers") for kind in kinds]
-        for index, (kind, size) in enumerate(zip(kinds, sizes)):
-            first = sum(sizes[:index])
-            blocks = [RecurrentDepthBlock(config, first + i, is_looped=kind == "recurrent") for i in range(size)]
-            self.add_module(f"{kind}_layers", nn.ModuleList(blocks))
-        self.injection = RecurrentDepthInjection(width) if config.input_injection == "concat" else None
-        self.state_norm = None
-        if config.state_norm != "none":
-            self.state_norm = NORMS[config.state_norm](width, eps=config.norm_eps)
+        looped = self.stack_range("recurrent")
+        self.layers = nn.ModuleList(
+            RecurrentDepthBlock(config, index, is_looped=index in looped)
+            for index in range(config.num_physical_layers)
+        )
         self.norm = NORMS[config.norm_type](width, eps=config.norm_eps)
-        self.gradient_checkpointing = False
-        self.training_draws = TrainingDraws()
-        self.post_init()
+
+    def _add_family(self, parts):
+        self.embed_tokens = parts.embed_tokens
+        self.embed_positions, self.rotary_emb = parts.embed_positions, parts.rotary_emb
+        self.embedding_dropout = parts.embedding_dropout or nn.Dropout(0.0)
+        self.layers, self.norm = parts.layers, parts.norm
+        self.block_config = parts.block
+        self._no_split_modules = [type(self.layers[0]).__name__]
+        self._keep_in_fp32_modules = parts.model_class._keep_in_fp32_modules
 
     @can_return_tuple
     def forward(
@@ -188,8 +211,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         trace = self._open_trace(kwargs)
 
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        position_ids, real, documents = self._place_tokens(
-            position_ids, attention_mask, shape, past, inputs_embeds.device
+        position_ids, real, documents = place_tokens(
+            self.config, position_ids, attention_mask, shape, past, inputs_embeds.device
         )
         depth = resolve_depth(
             self.config,
@@ -201,18 +224,20 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             **depth_kwargs,
         )
         self._check_readable(depth, head, documents)
-        use_cache = self._wants_cache(use_cache, past_key_values, documents)
+        use_cache = wants_cache(self.config, use_cache, past_key_values, documents)
         slots = self._open_slots(past_key_values, use_cache, cache_recurrences, depth, shape[0])
         cache = None if slots is None else slots.cache
         if resume is not None and not (isinstance(depth, int) and cache is not None and resume[0] < depth):
             raise ValueError(f"resume needs a cache and an int num_recurrences above its {resume[0]} recurrences.")
 
+        if self.block_config is not None:
+            inputs_embeds = scale_embeddings(inputs_embeds, self.block_config)
         hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids, past + shape[1]))
         rows = self._open_rows(hidden_states, attention_mask, position_ids, real, documents, slots, trace)
         if documents is not None and is_flash(self.config):
             kwargs["position_ids"] = position_ids
-        if len(self.prelude_layers):
-            hidden_states = self.run_layers(self.prelude_layers, hidden_states, rows, rows.mask, trace, **kwargs)
+        if self.config.num_prelude_layers:
+            hidden_states = self.run_layers("prelude", hidden_states, rows, trace, **kwargs)
             rows.inputs = hidden_states
         start, state = resume or (0, self._initial_state(hidden_states, position_ids, state_seed))
         if trace.states is not None:
@@ -249,57 +274,6 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             on_recurrence=kwargs.pop("on_recurrence", None),
         )
 
-    def _place_tokens(self, position_ids, attention_mask, shape, past, device):
-        """The positions of the new tokens, which of them are real (`None`: all), and their packed documents."""
-        given, real = position_ids, self._real_tokens(attention_mask, shape, past, device)
-        if given is None and real is None:
-            position_ids = torch.arange(shape[1], device=device)[None] + past
-        elif given is None:
-            position_ids = (real.cumsum(-1) - 1).clamp_min(0)[:, -shape[1] :]
-        real = None if real is None else real[:, -shape[1] :]
-        return position_ids, real, self._documents(given, attention_mask, real, past)
-
-    @staticmethod
-    def _real_tokens(attention_mask, shape, past, device):
-        """The padding mask as bool, `(batch, past + sequence)`; `None` if there is none or it was prepared."""
-        if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
-            return None
-        batch, length = shape
-        if not isinstance(past, torch.Tensor) and attention_mask.shape != (batch, past + length):
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, but must have {(batch, past + length)}: one "
-                "entry for each token of the past and of the input."
-            )
-        return attention_mask.to(device=device, dtype=torch.bool)
-
-    def _documents(self, position_ids, attention_mask, real, past):
-        """Packed documents, `(batch or 1, sequence)`; `None` if every row is one, or if an engine separates them."""
-        prepared = attention_mask is not None and real is None
-        if position_ids is None or prepared or position_ids.shape[-1] == 1 or not takes_masks(self.config):
-            return None
-        if not isinstance(past, torch.Tensor) and not past:
-            return find_documents(position_ids, real)
-        # After a past, a row that has drafts to spare repeats its last position. Only packed documents go back, or on
-        # after a repeated position.
-        if not torch.compiler.is_compiling() and position_ids.shape[-1] > 1:
-            steps = position_ids.diff(dim=-1)
-            if (steps < 0).any() or ((steps[:, :-1] == 0) & (steps[:, 1:] > 0)).any():
-                return find_documents(position_ids, real)
-        return None
-
-    def _wants_cache(self, use_cache, past_key_values, documents):
-        if documents is None:
-            return self.config.use_cache and not torch.is_grad_enabled() if use_cache is None else use_cache
-        # While compiling, there are always `documents`.
-        if torch.compiler.is_compiling():
-            return past_key_values is not None if use_cache is None else use_cache
-        if use_cache or past_key_values is not None:
-            raise ValueError(
-                "position_ids restart within a row, which marks packed documents, but a cache is in use: later tokens "
-                "would attend to all of them. Pass use_cache=False, or one document per row."
-            )
-        return False
-
     def _open_slots(self, cache, use_cache, cache_recurrences, depth, batch):
         """The cache of this forward pass and the slots that it writes; `None` without a cache."""
         if cache is not None:
@@ -323,15 +297,31 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         config = self.config
         if trace.attentions is not None:
             config = with_eager_attention(self.config, attention_mask)
-        angles = None
-        if self.rotary_emb is not None:
-            angles = tuple(angle.unsqueeze(1) for angle in self.rotary_emb(hidden_states, position_ids))
         batch, length, _ = hidden_states.shape
         last = torch.full((batch,), length - 1, device=hidden_states.device)
         if real is not None and length > 1:
             last = last_real(real)
-        interface = attention_interface(config, hidden_states)
-        return ActiveRows(config, interface, hidden_states, attention_mask, documents, angles, last, slots)
+        return ActiveRows(
+            config,
+            attention_interface(config, hidden_states, self.layers[0]),
+            hidden_states,
+            attention_mask,
+            documents,
+            frozenset(self.layer_types),
+            self._angles(hidden_states, position_ids),
+            last,
+            slots,
+        )
+
+    def _angles(self, hidden_states, position_ids):
+        """Cosines and sines of the rotation for each type of layer; empty without rotary positions."""
+        if self.rotary_emb is None:
+            return {}
+        if self.config.block_model_type is None:
+            angles = tuple(angle.unsqueeze(1) for angle in self.rotary_emb(hidden_states, position_ids))
+        else:
+            angles = family_angles(self.rotary_emb, hidden_states, position_ids, self.layer_types)
+        return angles if isinstance(angles, dict) else dict.fromkeys(self.layer_types, angles)
 
     def _check_readable(self, depth, head, documents):
         """Refuses halting criteria that this call cannot evaluate."""
@@ -350,10 +340,10 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
                 f"halting_criterion={name!r} reads logits, which RecurrentDepthModel does not compute: use "
                 "RecurrentDepthForCausalLM, or a criterion on the state."
             )
-        if depth.granularity == "token" and len(self.coda_layers):
+        if depth.granularity == "token" and self.config.num_coda_layers:
             raise ValueError(
                 f"halting_criterion={name!r} with halting_granularity='token' and num_coda_layers="
-                f"{len(self.coda_layers)}: logits would depend on states that are still provisional. Choose a "
+                f"{self.config.num_coda_layers}: logits would depend on states that are still provisional. Choose a "
                 "criterion on the state ('state_difference', 'acceleration') or halting_granularity='sequence'."
             )
 
@@ -420,6 +410,12 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(…, hidden)`, after the last norm -> `(…, vocab)`."""
+        logits = self.lm_head(hidden_states)
+        block = self.model.block_config
+        return logits if block is None else scale_logits(logits, block)
+
     def save_pretrained(self, *args, **kwargs):
         """Saves as `PreTrainedModel.save_pretrained` does, including a depth in `generation_config`."""
         if self.generation_config is not None and holds_depth(self.generation_config):
@@ -472,7 +468,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         def read(hidden_states):
             # transformers 5.17 has no `slice_logits_to_keep` yet.
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            return self.lm_head(hidden_states[:, kept] if labelled is None else hidden_states[labelled])
+            return self.compute_logits(hidden_states[:, kept] if labelled is None else hidden_states[labelled])
 
         def loss_of(logits):
             return self.loss_function(
@@ -500,7 +496,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            head=self.lm_head,
+            head=self.compute_logits,
             return_dict=True,
             **kwargs,
         )

@@ -26,13 +26,13 @@ class ActiveRows:
         inputs (`torch.Tensor` of shape `(rows, sequence, hidden)`): The input of the loop.
         padding (`torch.Tensor` or `dict`, *optional*): The `attention_mask` of the call.
         documents (`torch.LongTensor` of shape `(rows or 1, sequence)`, *optional*): Packed documents.
-        angles (`tuple`, *optional*): Cosines and sines of the rotation.
+        layer_types (`frozenset` of `str`): Which masks the layers need: `"full_attention"`, `"sliding_attention"`.
+        angles (`dict`): By type of layer, cosines and sines of the rotation; empty without one.
         last (`torch.LongTensor` of shape `(rows,)`): The index of each row's last real token.
         slots (`Slots`, *optional*): The cache slots for keys and values.
         indices (`torch.LongTensor` of shape `(rows,)`, *optional*): The index of each row in the batch; `None` while
             all rows are computed.
-        mask, looped_mask: The masks of prelude and coda, and of the looped layers. Each is a list if the rows are read
-            from the cache in several runs.
+        masks (`dict`): By type of layer, the mask; a list if the rows are read from the cache in several runs.
     """
 
     config: RecurrentDepthConfig
@@ -40,20 +40,17 @@ class ActiveRows:
     inputs: torch.Tensor
     padding: torch.Tensor | dict | None
     documents: torch.Tensor | None
-    angles: tuple[torch.Tensor, torch.Tensor] | None
+    layer_types: frozenset[str]
+    angles: dict[str, tuple[torch.Tensor, torch.Tensor]]
     last: torch.Tensor
     slots: Slots | None
     indices: torch.Tensor | None = None
 
     def __post_init__(self):
-        if isinstance(self.padding, dict):  # both masks, prepared for a static cache
-            self.mask, self.looped_mask = self.padding["full_attention"], self.padding["sliding_attention"]
-            return
-        windowed = self.config.sliding_window is not None
-        self.looped_mask = self._make_mask(windowed)
-        self.mask = self.looped_mask
-        if windowed and self.config.num_physical_layers > self.config.num_recurrent_layers:
-            self.mask = self._make_mask(False)
+        if isinstance(self.padding, dict):  # prepared for a static cache
+            self.masks = self.padding
+        else:
+            self.masks = {kind: self._make_mask(kind == "sliding_attention") for kind in self.layer_types}
 
     def _make_mask(self, window, rows=slice(None)):
         if self.indices is None:
@@ -88,9 +85,7 @@ class ActiveRows:
 
     def keep(self, rows: torch.LongTensor) -> "ActiveRows":
         """Keeps only `rows`, which are indices into these rows."""
-        angles = self.angles
-        if angles is not None and angles[0].shape[0] > 1:
-            angles = angles[0][rows], angles[1][rows]
+        angles = {kind: tuple(self._rows_of(angle, rows) for angle in pair) for kind, pair in self.angles.items()}
         indices = rows if self.indices is None else self.indices[rows]
         if self.slots is not None:
             self.slots.keep(indices)

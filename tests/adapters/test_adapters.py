@@ -92,12 +92,9 @@ EXPECTED = {
     "llama": (["model.layers.0"], LLAMA_MLP, LLAMA_ATTENTION),
     "qwen2": (["model.layers.0"], LLAMA_MLP, LLAMA_ATTENTION),
     "gpt2": (["transformer.h.0"], ["mlp.c_fc", "mlp.c_proj"], ["attn.c_attn", "attn.c_proj"]),
-    "recurrent": (["model.recurrent_layers.0"], ["mlp.up_proj", "mlp.down_proj"], OUR_ATTENTION),
+    "recurrent": (["model.layers.0"], ["mlp.up_proj", "mlp.down_proj"], OUR_ATTENTION),
     "deep": (
-        [
-            f"model.{name}"
-            for name in ("prelude_layers.0", "recurrent_layers.0", "recurrent_layers.1", "coda_layers.0")
-        ],
+        [f"model.layers.{index}" for index in range(4)],
         ["mlp.gate_up_proj", "mlp.down_proj"],
         OUR_ATTENTION,
     ),

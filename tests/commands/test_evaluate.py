@@ -265,7 +265,7 @@ def test_weights_that_do_not_fit_the_config(flags, model_folder, capsys):
     config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
     (model_folder / "config.json").write_text(json.dumps({**config, "num_recurrent_layers": 2}), encoding="utf-8")
     line = refused(capsys, flags)
-    assert "do not belong to the config (missing_keys: model.recurrent_layers.1" in line
+    assert "do not belong to the config (missing_keys: model.layers.1" in line
 
 
 def test_trained_range_from_the_run(flags, model_folder, tmp_path):

@@ -115,7 +115,7 @@ def test_truncation_counts_from_the_last_recurrence_of_each_row(reach):
     alone = [gradients_of(slice(row, row + 1)) for row in range(3)]
     summed = {name: sum(part[name] for part in alone) for name in together}
     assert same(together, summed, 1e-12)
-    assert all(part["model.recurrent_layers.0.mlp.down_proj.weight"].abs().max() > 0 for part in alone)
+    assert all(part["model.layers.1.mlp.down_proj.weight"].abs().max() > 0 for part in alone)
 
 
 def test_every_parameter_moves():
