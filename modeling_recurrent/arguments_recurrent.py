@@ -26,7 +26,7 @@ class DepthKwargs(TypedDict, total=False):
         halting_granularity (`"token"` or `"sequence"`, *optional*):
             Whether each token halts on its own, or a row as a whole.
         kl_threshold, entropy_threshold (`float`, *optional*): In nats.
-        confidence_threshold (`float`, *optional*): A probability.
+        confidence_threshold, exit_gate_threshold (`float`, *optional*): Probabilities.
         state_difference_threshold, acceleration_threshold (`float`, *optional*): Relative to the norm of the state.
         argmax_patience (`int`, *optional*): In recurrences.
     """
@@ -39,6 +39,7 @@ class DepthKwargs(TypedDict, total=False):
     kl_threshold: float | None
     entropy_threshold: float | None
     confidence_threshold: float | None
+    exit_gate_threshold: float | None
     state_difference_threshold: float | None
     acceleration_threshold: float | None
     argmax_patience: int | None
@@ -56,12 +57,15 @@ class RecurrentDepthKwargs(DepthKwargs, TransformersKwargs, total=False):
             (`None` for all rows) and what the model would return if it stopped there: logits of shape
             `(rows, kept positions, vocab)`, or, from `RecurrentDepthModel`, the state before the last norm.
         state_seed (`int`, *optional*):
-            The seed of the noise of `state_init="normal"`.
+            The seed of the noise of `state_init="normal"` and `"truncated_normal"`.
+        initial_state (`torch.FloatTensor` of shape `(batch, sequence, hidden)`, *optional*):
+            The state before the first recurrence, in place of that of `state_init`. Not for `generate`.
     """
 
     cache_recurrences: str | None
     on_recurrence: Callable | None
     state_seed: int | None
+    initial_state: torch.FloatTensor | None
 
 
 DEPTH_ARGUMENTS = tuple(DepthKwargs.__annotations__)
