@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import torch
-from unfused import projections
+from unfused import add_update, norm_between, projections
 
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
@@ -17,6 +17,20 @@ DECODING_GRID = [
     ("llama", {"num_key_value_heads": 2, "input_injection": "add", "state_norm": "rmsnorm"}),
     ("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "sliding_window": 4, "input_injection": "add"}),
     ("llama", {"num_coda_layers": 1, "state_init": "zeros", "input_injection": "concat", "state_norm": "rmsnorm"}),
+    # Ouro, and Huginn without its noise.
+    ("llama", {"block_norm": "sandwich", "state_norm": "last", "exit_gate": True}),
+    (
+        "llama",
+        {
+            "block_norm": "residual",
+            "num_prelude_layers": 1,
+            "num_coda_layers": 1,
+            "coda_norm": True,
+            "input_injection": "concat",
+            "state_init": "zeros",
+            "embedding_scale": 3.0,
+        },
+    ),
 ]
 
 
@@ -114,6 +128,12 @@ def depth_calls(model):
             "halting_granularity": "sequence",
         },
     }
+    if model.config.exit_gate:
+        left = torch.ones(())
+        for run in runs[:3]:
+            left = left * (1 - model.model.exit_gate(model.model.norm(run.hidden_states[-1])).sigmoid())
+        threshold = (1 - left).quantile(0.5).item()
+        calls["token-gate"] = {"halting_criterion": "exit_gate", "exit_gate_threshold": threshold}
     if not model.config.num_coda_layers:
         calls["token-kl"] = {"halting_criterion": "kl", "kl_threshold": thresholds["kl"], "min_recurrences": 2}
     return calls
@@ -156,7 +176,7 @@ def reference_logits(model, row, counts):
     """
     config, decoder = model.config, model.model
     length = len(row)
-    inputs = list(decoder.embed_tokens(row))
+    inputs = list(decoder.embed_tokens(row) * config.embedding_scale)
     if config.position_embedding_type == "learned":
         inputs = [x + decoder.embed_positions.weight[i] for i, x in enumerate(inputs)]
     if config.position_embedding_type == "sinusoidal":
@@ -177,8 +197,10 @@ def reference_logits(model, row, counts):
 
     def layer(block, hidden, keys, values, i, window):
         visible = [j for j in range(i + 1) if window is None or i - j < window]
-        hidden = hidden + _attend(block, block.input_layernorm(hidden), keys, values, visible, angles[i])
-        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+        attended = _attend(block, block.input_layernorm(hidden), keys, values, visible, angles[i])
+        hidden = add_update(config, block.attention_output_layernorm, hidden, attended)
+        update = block.mlp(block.post_attention_layernorm(hidden))
+        return add_update(config, block.mlp_output_layernorm, hidden, update)
 
     def plain(blocks, states):
         for block in blocks:
@@ -194,8 +216,8 @@ def reference_logits(model, row, counts):
         current = []
         for x, e in zip(states, inputs):
             first = recurrence == 1
-            if not first and decoder.state_norm is not None:
-                x = decoder.state_norm(x)
+            if not first and norm_between(decoder) is not None:
+                x = norm_between(decoder)(x)
             if config.input_injection != "none" and not (first and config.state_init == "embedding"):
                 x = x + e if decoder.injection is None else decoder.injection.weight @ torch.cat((x, e))
             current.append(x)
@@ -206,5 +228,7 @@ def reference_logits(model, row, counts):
             keys, values = [kept[depth, i][0] for i in range(length)], [kept[depth, i][1] for i in range(length)]
             current = [layer(block, x, keys, values, i, config.sliding_window) for i, x in enumerate(current)]
         states = [new if recurrence <= count else old for new, old, count in zip(current, states, counts)]
+    if config.coda_norm:
+        states = [decoder.norm(x) for x in states]
     states = plain(decoder.coda_layers, states)
     return torch.stack([model.lm_head(decoder.norm(x)) for x in states])

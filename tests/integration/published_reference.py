@@ -124,7 +124,7 @@ def ouro(source, out):
         attn_implementation="sdpa",
     )
     torch.manual_seed(0)
-    model = shake(modeling.OuroForCausalLM(config))
+    model = shake(modeling.OuroForCausalLM(config), 0.1)
     model.save_pretrained(out / "model")
     ids = random_ids(rows=16)
     logits = [model(ids, use_cache=False, exit_at_step=step).logits for step in range(RECURRENCES)]
