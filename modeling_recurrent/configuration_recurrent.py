@@ -157,6 +157,11 @@ class RecurrentDepthConfig(PreTrainedConfig):
             Whether the last norm of the model is applied to the state before the coda, too.
         exit_gate (`bool`, defaults to `False`):
             Whether the model has a linear layer on the normed state for the criterion `"exit_gate"`.
+        recurrence_lora_rank (`int`, *optional*), recurrence_lora_count (`int`, defaults to 7), recurrence_lora_alpha
+            (`float`, defaults to 16.0):
+            Low-rank updates of the linear layers in the loop, of this rank and times `recurrence_lora_alpha /
+            recurrence_lora_rank`. The first recurrence has none, each of the next `recurrence_lora_count` has its own,
+            and deeper ones share the last. They start without effect.
         recurrence_sampling (`"fixed"`, `"uniform"`, `"poisson"` or `"lognormal_poisson"`, defaults to `"fixed"`):
             Distribution of the number of recurrences of a training step, with `num_recurrences` as its mean.
             `"uniform"` draws from `recurrence_min` to `recurrence_max`.
@@ -251,6 +256,9 @@ class RecurrentDepthConfig(PreTrainedConfig):
     state_norm: Literal["none", "layernorm", "rmsnorm", "last"] = "none"
     coda_norm: bool = False
     exit_gate: bool = False
+    recurrence_lora_rank: int | None = positive_int_field(default=None)
+    recurrence_lora_count: int = positive_int_field(default=7)
+    recurrence_lora_alpha: float | int = _positive(default=16.0)
     recurrence_sampling: Literal["fixed", "uniform", "poisson", "lognormal_poisson"] = "fixed"
     recurrence_min: int | None = positive_int_field(default=None)
     recurrence_max: int | None = positive_int_field(default=None)
@@ -320,6 +328,13 @@ class RecurrentDepthConfig(PreTrainedConfig):
     def __setattr__(self, name, value):
         # Calls spell it "none".
         super().__setattr__(name, None if name == "halting_criterion" and value == "none" else value)
+
+    def to_dict(self):
+        values = super().to_dict()
+        if self.block_model_type is not None:
+            # Their defaults would say something else than block_config does.
+            values = {name: value for name, value in values.items() if name not in _OWN_BLOCK_FIELDS}
+        return values
 
     @classmethod
     def register_key(cls, key: str) -> None:

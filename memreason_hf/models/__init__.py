@@ -1,1 +1,6 @@
-"""Models from a folder, the Hub or an adapter, and new small ones."""
+"""Models from a folder, the Hub, an adapter or a pretrained decoder, and new small ones."""
+
+from memreason_hf.models.conversion.decoder import convert_decoder, unroll_decoder
+
+
+__all__ = ["convert_decoder", "unroll_decoder"]

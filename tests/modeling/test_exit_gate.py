@@ -26,7 +26,7 @@ CODA = {
 
 def gated_model(extra):
     """A model whose gate gives visibly different probabilities, but lets most tokens stay for a while."""
-    model = lively_model("llama", extra, seed=0)
+    model = lively_model("llama", extra, seed=1)
     with torch.no_grad():
         model.model.exit_gate.bias.fill_(-1.0)
     return model

@@ -1,0 +1,1 @@
+"""Pretrained decoders become recurrent, and recurrent ones plain decoders again."""
