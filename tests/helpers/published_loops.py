@@ -372,3 +372,33 @@ def save_study(path, module, compiled=False):
     weights = {f"_orig_mod.{name}" if compiled else name: value for name, value in module.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"epoch": 3, "model_state_dict": weights, "optimizer_state_dict": {"state": {}}, "loss": 0.5}, path)
+
+
+def published(kind, seed=0, **changes):
+    """The config of a kind of published loop, and a tiny model of it with random weights."""
+    torch.manual_seed(seed)
+    if kind.startswith("study"):
+        # `config` is what the caller has to say, because the checkpoint does not.
+        return {"num_attention_heads": HEADS, "input_injection": changes.get("input_injection", False)}, shaken(
+            Study(**changes), 0.2
+        )
+    base = {"huginn": HUGINN, "retrofit_llama": RETROFIT_LLAMA, "retrofit_olmo": RETROFIT_OLMO, "ouro": OURO}[kind]
+    config = base | changes
+    return config, shaken(Ouro(config) if kind == "ouro" else Raven(config))
+
+
+def save_any(folder, kind, config, module):
+    """Saves a model of `published`; returns what `convert_published` is called with besides the folder."""
+    if kind.startswith("study"):
+        save_study(folder / "checkpoint_epoch_4.pt", module)
+        return config
+    save_published(folder, config, module)
+    return {}
+
+
+def logits_of(kind, module, ids, recurrences, state=None):
+    """Logits of a restated model for whole rows."""
+    with torch.no_grad():
+        if kind.startswith("study"):
+            return module(ids, torch.ones_like(ids), recurrences)
+        return module(ids, recurrences)[0] if kind == "ouro" else module(ids, state, recurrences)

@@ -70,8 +70,7 @@ def raven(source, folder, modeling, out, **fields):
     ids = random_ids()
     state = torch.randn(*ids.shape, WIDTH, generator=torch.Generator().manual_seed(3)) * 0.6
     logits = [
-        model(ids, input_states=state, num_steps=(recurrence, 0)).logits
-        for recurrence in range(1, RECURRENCES + 1)
+        model(ids, input_states=state, num_steps=(recurrence, 0)).logits for recurrence in range(1, RECURRENCES + 1)
     ]
     drawn = model.initialize_state(torch.zeros(64, 64, WIDTH))
     return {

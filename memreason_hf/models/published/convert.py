@@ -60,7 +60,9 @@ def read_published(source: str | Path, **study_fields) -> PublishedLoop:
     given = {name: value for name, value in study_fields.items() if value is not None}
     if given and reader is not read_study:
         name, value = next(iter(given.items()))
-        raise TypeError(f"{name}={value!r} is for checkpoints of the study, but {source} has a config.json that says it.")
+        raise TypeError(
+            f"{name}={value!r} is for checkpoints of the study, but {source} has a config.json that says it."
+        )
     return reader(Path(source), **given)
 
 

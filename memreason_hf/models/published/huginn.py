@@ -259,7 +259,9 @@ class _RetrofitOlmo(_Retrofit):
         if self.embedding_scale != 1:
             raise ValueError(f"{self.folder}: embed_scale={self.embedding_scale!r} of an OLMo 2 model must be 1.")
         rotation = self.rotation()
-        block = {name: value for name, value in super().blocks().items() if name not in ("norm_eps", "embedding_scale")}
+        block = {
+            name: value for name, value in super().blocks().items() if name not in ("norm_eps", "embedding_scale")
+        }
         block |= {"rms_norm_eps": self.fields.get("norm_eps", 1e-6), "attention_bias": False, **rotation}
         return {"block_model_type": "olmo2", "block_config": block}
 
