@@ -190,7 +190,7 @@ class Ouro(nn.Module):
         self.lm_head = nn.Linear(WIDTH, VOCAB, bias=False)
 
     def forward(self, ids, recurrences):
-        """The logits after the last of `recurrences`, and the exit probability at each, `(recurrences, *ids.shape)`."""
+        """The logits after the last recurrence, and the exit probability at each, `(recurrences, *ids.shape)`."""
         hidden, exits = self.model["embed_tokens"](ids), []
         for recurrence in range(recurrences):
             for layer in self.model["layers"]:

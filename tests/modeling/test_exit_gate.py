@@ -103,12 +103,12 @@ def test_a_threshold_of_one_runs_to_the_end():
 
 def test_a_model_without_a_gate_refuses_the_criterion():
     model = tiny_model("llama")
-    with pytest.raises(ValueError, match="exit_gate.*reads a learned gate, which this model does not have"):
+    with pytest.raises(ValueError, match=r"exit_gate.*reads a learned gate, which this model does not have"):
         model(random_ids(2, 3), **CALL)
     with pytest.raises(Exception, match="exit_gate=True"):
         RecurrentDepthConfig.llama_style(halting_criterion="exit_gate")
     gated = tiny_model("llama", **FIELDS)
-    with pytest.raises(ValueError, match="exit_gate_threshold=1.5 must be at most 1"):
+    with pytest.raises(ValueError, match=r"exit_gate_threshold=1.5 must be at most 1"):
         gated(random_ids(2, 3), halting_criterion="exit_gate", exit_gate_threshold=1.5)
 
 

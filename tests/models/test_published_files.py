@@ -152,7 +152,7 @@ FIELDS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "change", "message"), FIELDS, ids=[f"{k}-{list(c)[0]}" for k, c, _ in FIELDS])
+@pytest.mark.parametrize(("kind", "change", "message"), FIELDS, ids=[f"{k}-{next(iter(c))}" for k, c, _ in FIELDS])
 def test_fields_that_cannot_be_expressed_are_named(kind, change, message, tmp_path):
     folder = folder_of(tmp_path, kind)
     edit_config(folder, **change)
@@ -180,19 +180,19 @@ def test_damaged_files(tmp_path):
     folder = folder_of(tmp_path, "ouro")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match="model.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be read"):
         convert_published(folder)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="holds no weights"):
         convert_published(folder)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../elsewhere.safetensors"}}')
-    with pytest.raises(FileNotFoundError, match="elsewhere.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"elsewhere.safetensors"):
         convert_published(folder)
     (folder / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(ValueError, match="must hold a weight_map"):
         convert_published(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is not a JSON file"):
+    with pytest.raises(ValueError, match=r"config.json is not a JSON file"):
         convert_published(folder)
 
 
@@ -228,11 +228,11 @@ def test_other_files_of_torch_save(tmp_path):
     with pytest.raises(ValueError, match="has no model_state_dict"):
         convert_published(path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="checkpoint.pt cannot be read|holds Python objects"):
+    with pytest.raises(ValueError, match=r"checkpoint.pt cannot be read|holds Python objects"):
         convert_published(path)
     for name in ("a.pt", "b.pt"):
         torch.save({}, tmp_path / name)
-    with pytest.raises(ValueError, match="holds 3 checkpoints. Pass one of them"):
+    with pytest.raises(ValueError, match=r"holds 3 checkpoints. Pass one of them"):
         convert_published(tmp_path)
 
 
@@ -251,7 +251,7 @@ def test_a_vocabulary_of_another_size(tmp_path):
     config, module = published("study")
     save_study(tmp_path / "checkpoint.pt", module)
     (tmp_path / "vocab.json").write_text('["<e_0>", "<r_0>", "</a>"]', encoding="utf-8")
-    with pytest.raises(ValueError, match="holds 4 tokens .* but the checkpoint has 61 embeddings"):
+    with pytest.raises(ValueError, match=r"holds 4 tokens .* but the checkpoint has 61 embeddings"):
         convert_published(tmp_path, **config)
     (tmp_path / "vocab.json").write_text('{"a": 1}', encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape("vocab.json holds a dict")):

@@ -78,7 +78,9 @@ CONTROLS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "change"), CONTROLS, ids=[f"{kind}-{list(change)[0]}" for kind, change in CONTROLS])
+@pytest.mark.parametrize(
+    ("kind", "change"), CONTROLS, ids=[f"{kind}-{next(iter(change))}" for kind, change in CONTROLS]
+)
 def test_a_model_with_one_difference_is_another_one(kind, change, tmp_path):
     config, module = published(kind)
     model, _ = convert_published(tmp_path, **save_any(tmp_path, kind, config, module))

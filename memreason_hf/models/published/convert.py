@@ -54,8 +54,8 @@ def read_published(source: str | Path, **study_fields) -> PublishedLoop:
     if reader is None:
         known = ", ".join(READERS)
         raise ValueError(
-            f"{source} is not a published loop: neither a folder whose config.json has one of the model types {known}, "
-            "nor a checkpoint of the study (*.pt)."
+            f"{source} is not a published loop: neither a folder whose config.json has a model_type of {known}, nor "
+            "a checkpoint of the study (*.pt)."
         )
     given = {name: value for name, value in study_fields.items() if value is not None}
     if given and reader is not read_study:

@@ -1,8 +1,8 @@
 """
-Huginn (arXiv 2502.05171) and the models that Retrofit (arXiv 2511.07384) made on its code, `model_type` "huginn_raven".
+Huginn (arXiv 2502.05171) and the models that Retrofit (arXiv 2511.07384) made on its code.
 
-All of them run a prelude, then a core that reads a linear map of state and prelude output, then a coda. They differ in
-the layers, which the names of the tensors tell:
+Their `model_type` is "huginn_raven". All of them run a prelude, then a core that reads a linear map of the state and
+the prelude's output, then a coda. They differ in the layers, which the names of the tensors tell:
 
 | | norms of a layer | queries and keys | rotation | last norm before the coda |
 |---|---|---|---|---|
@@ -10,8 +10,8 @@ the layers, which the names of the tensors tell:
 | Retrofit from Llama | before each sublayer | | halves | no |
 | Retrofit from OLMo 2 | after each sublayer | norms | halves | no |
 
-Rotating adjacent pairs equals rotating halves after the rows of the query and key projections are put in another order,
-the same for both, so that their products stay what they are.
+Rotating adjacent pairs equals rotating halves after the rows of the query and key projections are put in another
+order, the same for both, so that their products stay what they are.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """
 Ouro (LoopLM, arXiv 2510.25741), `model_type` "ouro": all layers run again and again.
 
-Its layers have a norm before and a norm after each sublayer. The last norm runs after every recurrence, and the next one
-reads what it gives. A linear layer on the same gives the probability of leaving at a recurrence.
+Its layers have a norm before and a norm after each sublayer. The last norm of the model runs after every recurrence,
+and the next recurrence reads what it gives. A linear layer on the same gives the probability of leaving there.
 """
 
 from pathlib import Path

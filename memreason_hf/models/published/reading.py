@@ -72,8 +72,8 @@ def refuse_fields(folder: Path, fields: dict, family: str, expected: dict) -> No
     for name, value in expected.items():
         if fields.get(name, value) != value:
             raise ValueError(
-                f"{folder}: {name}={fields[name]!r} of a {family} model cannot be expressed by a recurrent-depth model, "
-                f"which needs {name}={value!r}."
+                f"{folder}: {name}={fields[name]!r} of a {family} model cannot be expressed by a recurrent-depth "
+                f"model, which needs {name}={value!r}."
             )
 
 

@@ -1,5 +1,5 @@
 """
-Checkpoints of the study "Loop, Think & Generalize" (arXiv 2604.07822): GPT-2 blocks in a loop, in a file of `torch.save`.
+Checkpoints of the study "Loop, Think & Generalize" (arXiv 2604.07822): GPT-2 blocks in a loop, saved by `torch.save`.
 
 Such a file holds the weights, but neither the number of heads and recurrences nor whether the input is added again, so
 that the caller says these. The vocabulary lies beside it, in `vocab.json`.
