@@ -177,8 +177,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         # `forward` takes these as `**kwargs`, which the library's check does not know.
         if model_kwargs.get("initial_state") is not None:
             raise ValueError(
-                "initial_state is for `forward`: the tokens that `generate` adds have states of their own. Choose their "
-                "noise with state_seed."
+                "initial_state is for `forward`: the tokens that `generate` adds have states of their own. Choose the "
+                "noise of all tokens with state_seed."
             )
         super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in OWN_ARGUMENTS})
 

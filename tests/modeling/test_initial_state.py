@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from recurrent_models import pad, random_ids, relative_error, tiny_config, tiny_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from memreason_hf.models.conversion.decoder import convert_decoder
+from memreason_hf.models.conversion.decoder import convert_decoder, unroll_decoder
 from modeling_recurrent.positions_recurrent import cut_off, position_noise
 
 
@@ -81,8 +82,6 @@ def test_norms_shared_with_the_last_one():
 
 
 def test_layers_of_a_family_have_these_parts_too():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
     torch.manual_seed(0)
     llama = LlamaForCausalLM(LlamaConfig(vocab_size=61, **sizes)).eval()
@@ -97,7 +96,9 @@ def test_layers_of_a_family_have_these_parts_too():
         for recurrences in (1, 3):
             ours, theirs = (which(ids, num_recurrences=recurrences).logits for which in (model, plain))
             assert relative_error(ours, theirs) > 1e-3
+    with pytest.raises(ValueError, match="coda_norm=True puts a norm between"):
+        unroll_decoder(model, 1)
     with pytest.raises(Exception, match="block_norm='sandwich' is for our own blocks"):
         convert_decoder(llama, prelude=1, loop=2, coda=1, block_norm="sandwich")
-    with pytest.raises(Exception, match="embedding_scale=2.0 is for our own blocks"):
+    with pytest.raises(Exception, match=r"embedding_scale=2\.0 is for our own blocks"):
         convert_decoder(llama, prelude=1, loop=2, coda=1, embedding_scale=2.0)

@@ -276,6 +276,8 @@ def check_unrollable(model: RecurrentDepthForCausalLM, num_recurrences: int) -> 
     reason = None
     if config.state_init != "embedding":
         reason = f"state_init={config.state_init!r} starts the loop from another state than its input"
+    elif config.coda_norm:
+        reason = "coda_norm=True puts a norm between the loop and the coda"
     elif num_recurrences > 1 and config.state_norm != "none":
         reason = f"state_norm={config.state_norm!r} stands between recurrences"
     elif num_recurrences > 1 and config.input_injection == "gate":
