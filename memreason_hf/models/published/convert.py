@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from memreason_hf.files import read_json
 from memreason_hf.models.published import huginn, ouro
 from memreason_hf.models.published.reading import PublishedLoop, read_fields
+from memreason_hf.models.published.sources import local_config, local_folder
 from memreason_hf.models.published.study import find_checkpoint, read_study
 from modeling_recurrent import RecurrentDepthForCausalLM
 
@@ -25,15 +26,17 @@ def detect(source: str | Path) -> Callable[..., PublishedLoop] | None:
     The reader of a published loop, or `None` if `source` is something else.
 
     Args:
-        source: a folder, or the `.pt` file of a checkpoint of the study.
+        source: a folder, a name on the Hub, or the `.pt` file of a checkpoint of the study. From the Hub only
+            `config.json` is downloaded.
 
     Raises:
-        ValueError: the `config.json` of the folder cannot be read, or the folder holds several checkpoints.
+        OSError: there is no such folder, and the Hub has no such repository or cannot be reached.
+        ValueError: the `config.json` cannot be read, or a folder without one holds several checkpoints.
     """
-    source = Path(source)
-    if (source / "config.json").is_file():
-        return READERS.get(read_fields(source).get("model_type"))
-    return read_study if find_checkpoint(source) is not None else None
+    folder = local_config(source)
+    if folder is not None:
+        return READERS.get(read_fields(folder).get("model_type"))
+    return read_study if find_checkpoint(Path(source)) is not None else None
 
 
 def read_published(source: str | Path, **study_fields) -> PublishedLoop:
@@ -41,11 +44,11 @@ def read_published(source: str | Path, **study_fields) -> PublishedLoop:
     Reads a published loop: its config, its tensors one by one, its tokenizer.
 
     Args:
-        source: a folder, or the `.pt` file of a checkpoint of the study.
+        source: a folder, a name on the Hub, or the `.pt` file of a checkpoint of the study.
         study_fields: what checkpoints of the study do not tell; see `read_study`.
 
     Raises:
-        FileNotFoundError: files are missing.
+        OSError: files are missing, or the Hub cannot be reached.
         ValueError: `source` is not a published loop, its files are damaged, or a field or tensor cannot be expressed;
             the message names it.
         TypeError: `study_fields` were given for another kind of source.
@@ -63,7 +66,7 @@ def read_published(source: str | Path, **study_fields) -> PublishedLoop:
         raise TypeError(
             f"{name}={value!r} is for checkpoints of the study, but {source} has a config.json that says it."
         )
-    return reader(Path(source), **given)
+    return reader(local_folder(source), **given)
 
 
 def convert_published(
@@ -73,16 +76,16 @@ def convert_published(
     A published loop as a model of this package, in evaluation mode, with its tokenizer where it has one.
 
     Args:
-        source: a folder of Huginn-0125, a Retrofit model or Ouro, or a checkpoint of the study.
+        source: a folder or a name on the Hub of Huginn-0125, a Retrofit model or Ouro, or a checkpoint of the study.
         dtype: of the weights; by default that of the source's embeddings.
         study_fields: what checkpoints of the study do not tell: `num_attention_heads`, `num_recurrences`,
             `input_injection`, `vocabulary`; see `read_study`.
 
     Raises:
-        FileNotFoundError, ValueError, TypeError: see `read_published`.
+        OSError, ValueError, TypeError: see `read_published`.
 
     Example:
-        >>> model, tokenizer = convert_published("Ouro-1.4B")  # doctest: +SKIP
+        >>> model, tokenizer = convert_published("ByteDance/Ouro-1.4B")  # doctest: +SKIP
         >>> ids = tokenizer("The capital of France is", return_tensors="pt")  # doctest: +SKIP
         >>> model.generate(**ids, halting_criterion="exit_gate", exit_gate_threshold=0.8)  # doctest: +SKIP
     """
@@ -97,7 +100,7 @@ def convert_published(
     problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if problems:
         raise RuntimeError(f"The reader of {loop.family} does not fit the model: {problems}.")
-    _take_generation_config(model, Path(source))
+    _take_generation_config(model, local_folder(source))
     return model.eval(), loop.tokenizer
 
 
