@@ -174,6 +174,11 @@ class RecurrentDepthConfig(PreTrainedConfig):
         backprop_recurrences (`int`, *optional*):
             How many of the last recurrences of a row gradients flow through. `None`: all of them. Where a halting
             criterion decides, the last recurrence is not known in advance, so that gradients flow through all.
+        recurrence_loss (`"last"`, `"uniform"` or `"geometric"`, defaults to `"last"`), recurrence_loss_decay (`float`,
+            defaults to 0.5):
+            Which recurrences have a loss in training: the last one, or all of them with weights that sum to 1,
+            uniform or proportional to `recurrence_loss_decay ** (R - t)` at recurrence t of R. A trainer that
+            computes the loss itself, such as TRL's SFTTrainer, trains the last recurrence only; a warning says so.
         halting_criterion (`str`, *optional*):
             Name of a criterion of `halting_recurrent.py`. `None`: the depth is fixed.
         halting_granularity (`"token"` or `"sequence"`, defaults to `"token"`):
@@ -264,6 +269,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
     recurrence_max: int | None = positive_int_field(default=None)
     recurrence_seed: int = 0
     backprop_recurrences: int | None = positive_int_field(default=None)
+    recurrence_loss: Literal["last", "uniform", "geometric"] = "last"
+    recurrence_loss_decay: float | int = _positive(default=0.5)
 
     halting_criterion: str | None = None
     halting_granularity: Literal["sequence", "token"] = "token"

@@ -1,7 +1,7 @@
 """The loop: the same layers applied again and again to the rows that still need it."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +23,15 @@ class LoopTrace:
     Attributes:
         states, attentions (`list`, *optional*): Collect `hidden_states` and `attentions` of the output; `None` if they
             were not requested.
-        on_recurrence (`Callable`, *optional*): See `RecurrentDepthKwargs`.
+        on_recurrence (`Callable`, *optional*), recurrences_to_show, backprop_from (`Collection[int]`, *optional*):
+            See `RecurrentDepthKwargs`.
     """
 
     states: list | None
     attentions: list | None
     on_recurrence: Callable | None
+    recurrences_to_show: Collection[int] | None = None
+    backprop_from: Collection[int] | None = None
 
 
 class RecurrentLoop:
@@ -80,7 +83,7 @@ class RecurrentLoop:
             rows.recurrence = recurrence
             if slots is not None:
                 slots.recurrence = recurrence
-            with self._gradients(rule, recurrence, limit):
+            with self._gradients(rule, recurrence, limit, trace.backprop_from):
                 updated = self._inject(state, rows.inputs, is_first=recurrence == 1)
                 updated = self.run_layers("recurrent", updated, rows, trace, **kwargs)
             state = updated if held is None else torch.where(held[..., None], state, updated)
@@ -157,7 +160,8 @@ class RecurrentLoop:
         """Passes the state after a recurrence to the lists and the callback of `trace`."""
         if trace.states is not None:
             trace.states.append(rows.spread(state, trace.states[-1]))
-        if trace.on_recurrence is not None:
+        shown = trace.recurrences_to_show
+        if trace.on_recurrence is not None and (shown is None or recurrence in shown):
             trace.on_recurrence(recurrence, rows.indices, self.finish(state, rows, **kwargs))
 
     def _judge(self, rule, recurrence, state, rows, head, /, **kwargs):
@@ -182,13 +186,15 @@ class RecurrentLoop:
                 read = self.exit_gate(self.norm(read)).float().sigmoid()
             rule.update(recurrence, read.float())
 
-    def _gradients(self, rule, recurrence, limit):
+    def _gradients(self, rule, recurrence, limit, backprop_from=None):
         """Records no gradients in recurrences that `backprop_recurrences` cuts off for all rows."""
         reach = self.config.backprop_recurrences
         if reach is None or (rule is not None and rule.criterion is not None):
             return contextlib.nullcontext()
         last = limit if rule is None else int(rule.counts.min())
-        return contextlib.nullcontext() if last - recurrence < reach else torch.no_grad()
+        ends = (last, *(backprop_from or ()))
+        reached = any(0 <= end - recurrence < reach for end in ends)
+        return contextlib.nullcontext() if reached else torch.no_grad()
 
     def _cut(self, rule, recurrence, state):
         """Detaches the state of rows and tokens whose last `backprop_recurrences` recurrences come later."""
