@@ -71,8 +71,8 @@ def _tiny_family_config(model_type, values):
 
 def tiny_model(style="gpt2", seed=None, **kwargs):
     """
-    A tiny model in eval mode, also with random biases, norms, gates and low-rank updates, so that a missing one changes
-    the results. `style` is "gpt2" or "llama" for our own blocks, or "family:" with the name of a family.
+    A tiny model in eval mode, also with random biases, norms, gates and low-rank updates, so that a missing one
+    changes the results. `style` is "gpt2" or "llama" for our own blocks, or "family:" with the name of a family.
     """
     if seed is not None:
         torch.manual_seed(seed)
