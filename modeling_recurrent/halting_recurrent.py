@@ -160,7 +160,7 @@ class ExitGateCriterion(HaltingCriterion):
     """
     The probability of having left is at least `exit_gate_threshold` (arXiv 2510.25741).
 
-    The learned gate of the model gives the probability of leaving at this recurrence, given that none was left before.
+    The learned gate of the model gives the probability that a unit which has stayed so far leaves at this recurrence.
     """
 
     name: ClassVar[str] = "exit_gate"
