@@ -8,6 +8,7 @@ import torch
 
 from .blocks_recurrent import run_own_layer
 from .families_recurrent import run_family_layer
+from .gradients_recurrent import SeparateGradients
 from .halting_recurrent import HaltingRule
 
 
@@ -25,6 +26,7 @@ class LoopTrace:
             were not requested.
         on_recurrence (`Callable`, *optional*), recurrences_to_show, backprop_from (`Collection[int]`, *optional*):
             See `RecurrentDepthKwargs`.
+        separation (`SeparateGradients`, *optional*): Keeps the gradients of later recurrences from shared weights.
     """
 
     states: list | None
@@ -32,6 +34,7 @@ class LoopTrace:
     on_recurrence: Callable | None
     recurrences_to_show: Collection[int] | None = None
     backprop_from: Collection[int] | None = None
+    separation: SeparateGradients | None = None
 
 
 class RecurrentLoop:
@@ -81,6 +84,8 @@ class RecurrentLoop:
         slots, held, finished = rows.slots, None, []
         for recurrence in range(start + 1, limit + 1):
             rows.recurrence = recurrence
+            if recurrence == 2 and trace.separation is not None:
+                state, rows.inputs = trace.separation.begin(state, rows.inputs)
             if slots is not None:
                 slots.recurrence = recurrence
             with self._gradients(rule, recurrence, limit, trace.backprop_from):

@@ -29,6 +29,7 @@ from .families_recurrent import (
     support_of,
 )
 from .generation_recurrent import RecurrentDepthGenerationMixin, holds_depth
+from .gradients_recurrent import separate_gradients
 from .halting_recurrent import HaltingRule, last_real, resolve_depth
 from .injection_recurrent import INJECTIONS
 from .inputs_recurrent import initial_state, place_tokens, wants_cache
@@ -276,6 +277,12 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         if head is None and self._trains:
             # RecurrentDepthForCausalLM passes its head.
             warn_bypassed(self.config.recurrence_loss)
+            if self.config.recurrence_gradients != "shared":
+                raise ValueError(
+                    f"recurrence_gradients={self.config.recurrence_gradients!r} needs the losses of "
+                    "RecurrentDepthForCausalLM, but this call trains RecurrentDepthModel alone, as TRL's SFTTrainer "
+                    "does. Set recurrence_gradients='shared', or use a trainer that passes labels to the model."
+                )
         asked = {}
         for name in ("output_hidden_states", "output_attentions"):
             value = kwargs.pop(name, None)
@@ -286,6 +293,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             on_recurrence=kwargs.pop("on_recurrence", None),
             recurrences_to_show=kwargs.pop("recurrences_to_show", None),
             backprop_from=kwargs.pop("backprop_from", None),
+            separation=kwargs.pop("separation", None),
         )
 
     def _open_slots(self, cache, use_cache, cache_recurrences, depth, batch):
@@ -500,21 +508,23 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             kwargs["on_recurrence"] = lambda recurrence, rows, state: on_recurrence(
                 recurrence, rows, read(self.model.norm(state))
             )
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            head=self.compute_logits,
-            return_dict=True,
-            **kwargs,
-        )
-        logits = read(outputs.last_hidden_state)
-        loss = None
-        if shift_labels is not None:
-            loss = loss_of(logits) if losses is None else losses.total(logits)
+        with separate_gradients(self, self.model, kwargs.get("num_recurrences")) as separation:
+            outputs = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                head=self.compute_logits,
+                separation=separation,
+                return_dict=True,
+                **kwargs,
+            )
+            logits = read(outputs.last_hidden_state)
+            loss = None
+            if shift_labels is not None:
+                loss = loss_of(logits) if losses is None else losses.total(logits)
         return RecurrentDepthCausalLMOutput(
             loss=loss,
             logits=logits,

@@ -19,6 +19,9 @@ DECODING_GRID = [
     ("llama", {"num_key_value_heads": 2, "input_injection": "add", "state_norm": "rmsnorm"}),
     ("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "sliding_window": 4, "input_injection": "add"}),
     ("llama", {"num_coda_layers": 1, "state_init": "zeros", "input_injection": "concat", "state_norm": "rmsnorm"}),
+    ("family:gemma3_text", {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "gate"}),
+    ("family:smollm3", {"num_prelude_layers": 1, "input_injection": "gate", "recurrence_lora_rank": 2}),
+    ("family:gpt2", {"num_coda_layers": 1, "input_injection": "add", "state_norm": "layernorm"}),
     # Ouro, and Huginn without its noise.
     ("llama", {"block_norm": "sandwich", "state_norm": "last", "exit_gate": True}),
     (
@@ -33,9 +36,6 @@ DECODING_GRID = [
             "embedding_scale": 3.0,
         },
     ),
-    ("family:gemma3_text", {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "gate"}),
-    ("family:smollm3", {"num_prelude_layers": 1, "input_injection": "gate", "recurrence_lora_rank": 2}),
-    ("family:gpt2", {"num_coda_layers": 1, "input_injection": "add", "state_norm": "layernorm"}),
 ]
 
 
@@ -71,8 +71,8 @@ def _tiny_family_config(model_type, values):
 
 def tiny_model(style="gpt2", seed=None, **kwargs):
     """
-    A tiny model in eval mode, also with random biases, norms, gates and low-rank updates, so that a missing one
-    changes the results. `style` is "gpt2" or "llama" for our own blocks, or "family:" with the name of a family.
+    A tiny model in eval mode, also with random biases, norms, gates and low-rank updates: a missing one changes
+    the results. `style` is "gpt2" or "llama" for our own blocks, or "family:" with the name of a family.
     """
     if seed is not None:
         torch.manual_seed(seed)

@@ -280,6 +280,8 @@ def check_unrollable(model: RecurrentDepthForCausalLM, num_recurrences: int) -> 
         reason = "coda_norm=True puts a norm between the loop and the coda"
     elif num_recurrences > 1 and config.state_norm != "none":
         reason = f"state_norm={config.state_norm!r} stands between recurrences"
+    elif num_recurrences > 1 and config.recurrence_lora_rank:
+        reason = f"recurrence_lora_rank={config.recurrence_lora_rank} gives recurrences weights of their own"
     elif num_recurrences > 1 and config.input_injection == "gate":
         if not bool((model.model.injection.weight == 1).all()):
             reason = "the gates on the way back into the loop mix the state with the input"
