@@ -384,7 +384,14 @@ def published(kind, seed=0, **changes):
         )
     base = {"huginn": HUGINN, "retrofit_llama": RETROFIT_LLAMA, "retrofit_olmo": RETROFIT_OLMO, "ouro": OURO}[kind]
     config = base | changes
-    return config, shaken(Ouro(config) if kind == "ouro" else Raven(config))
+    module = shaken(Ouro(config) if kind == "ouro" else Raven(config))
+    last = {"ouro": ("layernorm_2.weight",), "retrofit_olmo": (".norm_1.weight", ".norm_2.weight")}.get(kind, ())
+    with torch.no_grad():
+        # With sublayers as large as the state, rounding would grow with every recurrence.
+        for name, parameter in module.named_parameters():
+            if name.endswith(last):
+                parameter.mul_(0.5)
+    return config, module
 
 
 def save_any(folder, kind, config, module):
