@@ -63,7 +63,7 @@ _FEATURES = {
     "ministral": {**_WINDOW, "head_dim": 16},
     "glm": {"head_dim": 16},
     "glm4": {"head_dim": 16},
-    "helium": {"head_dim": 16},
+    "helium": {"head_dim": 8},
     "hunyuan_v1_dense": {"head_dim": 16},
 }
 _WITHOUT = {"gpt2": ("num_key_value_heads", "intermediate_size"), "gpt_neox": ("num_key_value_heads",)}
