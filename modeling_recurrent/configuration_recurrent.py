@@ -146,6 +146,11 @@ class RecurrentDepthConfig(PreTrainedConfig):
             never on the other rows of its batch.
         state_norm (`"none"`, `"layernorm"` or `"rmsnorm"`, defaults to `"none"`):
             The norm applied to the state between recurrences.
+        recurrence_lora_rank (`int`, *optional*), recurrence_lora_count (`int`, defaults to 7), recurrence_lora_alpha
+            (`float`, defaults to 16.0):
+            Low-rank updates of the linear layers in the loop, of this rank and times `recurrence_lora_alpha /
+            recurrence_lora_rank`. The first recurrence has none, each of the next `recurrence_lora_count` has its own,
+            and deeper ones share the last. They start without effect.
         recurrence_sampling (`"fixed"`, `"uniform"`, `"poisson"` or `"lognormal_poisson"`, defaults to `"fixed"`):
             Distribution of the number of recurrences of a training step, with `num_recurrences` as its mean.
             `"uniform"` draws from `recurrence_min` to `recurrence_max`.
@@ -236,6 +241,9 @@ class RecurrentDepthConfig(PreTrainedConfig):
     state_init_std: float | int = _not_negative(default=1.0)
     state_seed: int = 0
     state_norm: Literal["none", "layernorm", "rmsnorm"] = "none"
+    recurrence_lora_rank: int | None = positive_int_field(default=None)
+    recurrence_lora_count: int = positive_int_field(default=7)
+    recurrence_lora_alpha: float | int = _positive(default=16.0)
     recurrence_sampling: Literal["fixed", "uniform", "poisson", "lognormal_poisson"] = "fixed"
     recurrence_min: int | None = positive_int_field(default=None)
     recurrence_max: int | None = positive_int_field(default=None)

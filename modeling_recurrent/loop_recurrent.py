@@ -36,7 +36,7 @@ class RecurrentLoop:
     The part of a recurrent-depth decoder that applies its core layers.
 
     The decoder has a `config`, its `layers` with their `layer_types`, the last `norm`, and, depending on the config,
-    an `injection` and a `state_norm`.
+    an `injection`, a `state_norm` and a `recurrence_lora`.
     """
 
     def stack_range(self, name: str) -> range:
@@ -77,6 +77,7 @@ class RecurrentLoop:
         limit = depth if rule is None else rule.limit
         slots, held, finished = rows.slots, None, []
         for recurrence in range(start + 1, limit + 1):
+            rows.recurrence = recurrence
             if slots is not None:
                 slots.recurrence = recurrence
             with self._gradients(rule, recurrence, limit):
@@ -115,6 +116,9 @@ class RecurrentLoop:
         """Applies the layers of a stack, `"prelude"`, `"recurrent"` or `"coda"`, to the active rows."""
         attentions = None if trace is None else trace.attentions
         indices = self.stack_range(stack)
+        if stack == "recurrent" and self.recurrence_lora is not None:
+            self.recurrence_lora.attach(self.recurrent_layers)
+            kwargs["recurrence"] = rows.recurrence
         run = run_own_layer if self.config.block_model_type is None else run_family_layer
         for index in indices:
             kind = self.layer_types[index]

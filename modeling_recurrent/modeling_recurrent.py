@@ -35,6 +35,7 @@ from .inputs_recurrent import place_tokens, wants_cache
 from .loop_recurrent import LoopTrace, RecurrentLoop
 from .masks_recurrent import is_flash, with_eager_attention
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
+from .recurrence_lora_recurrent import RecurrenceLora, RecurrenceLoraPair
 from .rows_recurrent import MASKED_ROWS, ActiveRows
 from .sampling_recurrent import TrainingDraws
 
@@ -97,7 +98,7 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         # Leaf modules only: for code saved with a checkpoint, the library skips modules without their own parameters.
-        if isinstance(module, tuple(INJECTIONS.values())):
+        if isinstance(module, (RecurrenceLoraPair, *INJECTIONS.values())):
             module.start(self.config)
         elif (block := self.__dict__.get("block_config")) is not None and module is not self.state_norm:
             init_family_weights(block, module)
@@ -138,6 +139,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         self.state_norm = None
         if config.state_norm != "none":
             self.state_norm = NORMS[config.state_norm](width, eps=config.norm_eps)
+        self.recurrence_lora = RecurrenceLora(config, self.recurrent_layers) if config.recurrence_lora_rank else None
         self.gradient_checkpointing = False
         self.training_draws = TrainingDraws()
         self.post_init()

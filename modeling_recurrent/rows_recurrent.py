@@ -32,6 +32,7 @@ class ActiveRows:
         slots (`Slots`, *optional*): The cache slots for keys and values.
         indices (`torch.LongTensor` of shape `(rows,)`, *optional*): The index of each row in the batch; `None` while
             all rows are computed.
+        recurrence (`int`): The recurrence that runs, counted from 1.
         masks (`dict`): By type of layer, the mask; a list if the rows are read from the cache in several runs.
     """
 
@@ -45,6 +46,7 @@ class ActiveRows:
     last: torch.Tensor
     slots: Slots | None
     indices: torch.Tensor | None = None
+    recurrence: int = 1
 
     def __post_init__(self):
         if isinstance(self.padding, dict):  # prepared for a static cache
