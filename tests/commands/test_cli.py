@@ -14,7 +14,18 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         text = capsys.readouterr().out
         for verb, help_line in cli.VERBS.items():
             assert f"{verb} " in text and help_line in text
-    before = ["quickstart", "train", "finetune", "evaluate", "sweep", "generate", "evaluate-steps", "attention"]
+    before = [
+        "quickstart",
+        "convert",
+        "unroll",
+        "train",
+        "finetune",
+        "evaluate",
+        "sweep",
+        "generate",
+        "evaluate-steps",
+        "attention",
+    ]
     assert list(cli.VERBS) == [*before, "testbed"]
 
 

@@ -29,6 +29,7 @@ from memreason_hf.models.conversion.exactness import (
     remove_layers,
 )
 from memreason_hf.models.conversion.layers import LayerPlan
+from memreason_hf.models.conversion.readers import Reader
 from memreason_hf.models.conversion.record import write_record
 from memreason_hf.models.conversion.source import Source, has_tokenizer, num_parameters
 from memreason_hf.models.loading import load_model, load_model_config, load_tokenizer
@@ -44,6 +45,8 @@ _RECURRENCE_FIELDS = (
     "injection_gate_init",
     "state_init",
     "state_norm",
+    "recurrence_lora_rank",
+    "recurrence_lora_count",
 )
 
 
@@ -146,6 +149,52 @@ def convert_folder(
             recurrence={name: getattr(config, name) for name in _RECURRENCE_FIELDS},
             exactness=exactness,
         )
+    return ConvertedFolder(record, notes)
+
+
+def convert_other(
+    reader: Reader,
+    family: str,
+    source: str,
+    out: str | os.PathLike,
+    *,
+    dtype: str = "auto",
+    overwrite: bool = False,
+    report: Callable[[str], None] = _no_report,
+    **fields,
+) -> ConvertedFolder:
+    """
+    Saves what the reader of another kind of source makes of it.
+
+    Args:
+        reader, family: See `find_reader`.
+        source: A folder or file.
+        out, dtype, overwrite, report: As for `convert_folder`.
+        fields: Those of the reader.
+
+    Raises:
+        FileExistsError, ValueError, OSError: `out` is not empty or is the source, the reader does not take a field,
+            or the source cannot be read. Nothing is then written.
+    """
+    check_places_apart(source, out, overwrite=overwrite)
+    for name, value in fields.items():
+        if name not in reader.fields:
+            raise ValueError(f"{name}={value!r} is for decoders, but {source} is {family}. Leave --{name} out.")
+    report(f"Reading {source} ({family}) …")
+    model, tokenizer = reader.convert(source, dtype=dtype, **fields)
+    with whole_folder(out, overwrite=overwrite) as staged:
+        report(f"Writing {out} …")
+        notes = save_model(model, tokenizer, staged, source)
+        result = describe_result(model)
+        described = {
+            "name_or_path": source,
+            "revision": None,
+            "commit": None,
+            "model_type": family,
+            "num_layers": result["num_layers"],
+            "num_parameters": result["num_parameters"],
+        }
+        record = write_record(staged, "published_loop", family=family, source=described, result=result)
     return ConvertedFolder(record, notes)
 
 
