@@ -110,7 +110,8 @@ class RecurrenceArguments:
     injection_gate_init: float | None = field(
         default=None,
         metadata={
-            "help": "Initial value of the gates. 0: each recurrence repeats the first; 1: plain repetition. Default: 0."
+            "help": "Initial value of the gates. 0: each recurrence repeats the first. 1: plain repetition. "
+            "Default: 0."
         },
     )
     state_init: Literal["embedding", "zeros", "normal"] | None = field(
@@ -202,7 +203,7 @@ def _convert_adapter(arguments, fields):
     )
     if not is_adapter(arguments.source):
         raise ValueError(
-            f"base={arguments.base!r} is for adapters, but source={arguments.source!r} is not the folder of an adapter."
+            f"base={arguments.base!r} is for adapters, but source={arguments.source!r} is not the folder of one."
         )
     check_folder(arguments.out, overwrite=arguments.overwrite)
     counts = convert_adapter(arguments.source, arguments.base, arguments.out, overwrite=arguments.overwrite)
