@@ -102,10 +102,10 @@ def _place(chosen, num_layers):
         end = coda[0] if coda else num_layers
         loop = tuple(range(end - loop, end))
     if coda is None:
-        coda = tuple(range(loop[-1] + 1, num_layers)) if loop else ()
+        coda = tuple(range(max(loop) + 1, num_layers)) if loop else ()
     prelude = chosen["prelude"]
     if prelude is None:
-        prelude = tuple(range(loop[0])) if loop else ()
+        prelude = tuple(range(min(loop))) if loop else ()
     elif isinstance(prelude, int):
         prelude = tuple(range(prelude))
     return {"prelude": prelude, "loop": loop, "coda": coda}
