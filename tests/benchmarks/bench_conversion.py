@@ -46,9 +46,9 @@ def convert(source, out, layers):
     from memreason_hf.cli import main
 
     start = time.perf_counter()
-    code = main(["convert", source, out, *layers])
+    code = main(["convert", str(source), str(out), *layers])
     print(f"RESULT {time.perf_counter() - start:.1f} {resident_memory('VmHWM') / 1024:.2f}")
-    return code
+    sys.exit(code)
 
 
 def main():
@@ -69,7 +69,7 @@ def main():
             subprocess.run([*command, "--dtype", args.dtype, "--shard", args.shard], check=True)
         for layers in (args.layers, []):
             shutil.rmtree(out, ignore_errors=True)
-            code = f"import sys; from bench_conversion import convert; sys.exit(convert({str(source)!r}, {str(out)!r}, {layers!r}))"
+            code = f"import bench_conversion as b; b.convert({str(source)!r}, {str(out)!r}, {layers!r})"
             command = [sys.executable, "-c", code]
             printed = subprocess.run(command, cwd=Path(__file__).parent, check=True, stdout=subprocess.PIPE, text=True)
             _, seconds, peak = printed.stdout.strip().splitlines()[-1].split()

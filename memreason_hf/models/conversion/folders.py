@@ -31,7 +31,7 @@ from memreason_hf.models.conversion.exactness import (
 from memreason_hf.models.conversion.layers import LayerPlan
 from memreason_hf.models.conversion.readers import Reader
 from memreason_hf.models.conversion.record import write_record
-from memreason_hf.models.conversion.source import Source, has_tokenizer, num_parameters
+from memreason_hf.models.conversion.source import Source, has_tokenizer, num_parameters, quiet_loading
 from memreason_hf.models.loading import load_model, load_model_config, load_tokenizer
 from memreason_hf.models.pretrained import read_model
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
@@ -256,7 +256,8 @@ def save_model(
 
 def _measure(folder, expected, prompts: Prompts, *, reference, num_recurrences, is_expected, attention=None):
     """Loads a folder and compares its logits; the entry `exactness` of a record."""
-    model, problems = read_model(str(folder), "result", dtype="auto", attn_implementation=attention)
+    with quiet_loading():
+        model, problems = read_model(str(folder), "result", dtype="auto", attn_implementation=attention)
     if problems:
         raise RuntimeError(f"The folder that was just written cannot be read back: {problems}.")
     computed = compute_logits(model.eval(), prompts, num_recurrences=num_recurrences)

@@ -1,6 +1,7 @@
 """Reading the source of a conversion: a pretrained decoder and the files that belong to it, without remote code."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from memreason_hf.models.pretrained import check_source, first_line, read_model,
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-# What `read_model` reports, in words.
+# What `read_model` reports, in words, and a tensor of another shape as it names it.
 _PROBLEMS = {"mismatched_keys": "have another shape than the config asks for", "missing_keys": "are missing"}
+_MISMATCH = re.compile(r"\('(.+)', torch\.Size\(\[(.*)\]\), torch\.Size\(\[(.*)\]\)\)")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Source:
                 random.
         """
         # A failed load prints a table, of which the error below is the short form.
-        with _quiet_loading():
+        with quiet_loading():
             model, problems = read_model(
                 self.name,
                 "source",
@@ -65,7 +67,7 @@ class Source:
             )
         for kind, words in _PROBLEMS.items():
             if kind in problems:
-                names = problems[kind]
+                names = [_MISMATCH.sub(r"\1 (shape (\2), not (\3))", name) for name in problems[kind]]
                 raise ValueError(
                     f"source={self.name!r}: {len(names)} of its tensors {words}: {first_few(names, 3)}. The "
                     "checkpoint does not belong to its config.json, or is damaged."
@@ -183,9 +185,10 @@ def _check_shards(folder):
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without the library's table of missing and unexpected tensors."""
-    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "utils.loading_report")]
+def quiet_loading() -> Iterator[None]:
+    """Without the library's table of missing and unexpected tensors, and its remarks on tensor parallelism."""
+    names = ("modeling_utils", "utils.loading_report", "distributed.tensor_parallel")
+    loggers = [logging.getLogger(f"transformers.{name}") for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
