@@ -42,12 +42,13 @@ def make_source(folder, dtype, shard):
 
 
 def convert(source, out, layers):
-    """Converts, and prints seconds and the peak of resident memory in GiB."""
+    """Converts, and prints seconds, seconds of both cores together, and the peak of resident memory in GiB."""
     from memreason_hf.cli import main
 
     start = time.perf_counter()
     code = main(["convert", str(source), str(out), *layers])
-    print(f"RESULT {time.perf_counter() - start:.1f} {resident_memory('VmHWM') / 1024:.2f}")
+    busy = time.process_time()
+    print(f"RESULT {time.perf_counter() - start:.1f} {busy:.1f} {resident_memory('VmHWM') / 1024:.2f}")
     sys.exit(code)
 
 
@@ -72,13 +73,14 @@ def main():
             code = f"import bench_conversion as b; b.convert({str(source)!r}, {str(out)!r}, {layers!r})"
             command = [sys.executable, "-c", code]
             printed = subprocess.run(command, cwd=Path(__file__).parent, check=True, stdout=subprocess.PIPE, text=True)
-            _, seconds, peak = printed.stdout.strip().splitlines()[-1].split()
+            _, seconds, busy, peak = printed.stdout.strip().splitlines()[-1].split()
             record = read_record(out)
             shards = len(list(source.glob("*.safetensors")))
             print(machine())
             print(
                 f"{record['source']['num_parameters']:,} parameters in {args.dtype}, {shards} shards, "
-                f"{' '.join(layers) or 'all layers kept'}: {seconds} s, peak {peak} GiB, differences "
+                f"{' '.join(layers) or 'all layers kept'}: {seconds} s ({busy} s of processor time), "
+                f"peak {peak} GiB, differences "
                 f"{list(record['exactness']['differences'].values())}"
             )
     return 0

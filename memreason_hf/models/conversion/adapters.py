@@ -143,7 +143,7 @@ def _read_config(adapter):
         raise FileNotFoundError(f"adapter={str(adapter)!r}: the folder has no {CONFIG_NAME}.")
     try:
         config = PeftConfig.from_pretrained(str(folder))
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise ValueError(f"adapter={str(adapter)!r}: {CONFIG_NAME} cannot be read ({first_line(error)}).") from error
     if not isinstance(config, LoraConfig):
         raise ValueError(f"adapter={str(adapter)!r} has peft_type={config.peft_type}. Only LoRA can be renamed.")
