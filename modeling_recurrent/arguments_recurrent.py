@@ -1,7 +1,7 @@
 """Keyword arguments of a call that set its depth and report its recurrences."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypedDict
 
 import torch
@@ -55,12 +55,20 @@ class RecurrentDepthKwargs(DepthKwargs, TransformersKwargs, total=False):
             Called after each recurrence with its index (from 1), the indices of the rows that are still computed
             (`None` for all rows) and what the model would return if it stopped there: logits of shape
             `(rows, kept positions, vocab)`, or, from `RecurrentDepthModel`, the state before the last norm.
+        recurrences_to_show (`Collection[int]`, *optional*):
+            The recurrences after which `on_recurrence` is called, counted from 1. Coda and head do not run after the
+            others. `None`: all of them.
+        backprop_from (`Collection[int]`, *optional*):
+            With `backprop_recurrences` in the config: the recurrences from which gradients flow back in addition to
+            the last one, each through the `backprop_recurrences` that end there.
         state_seed (`int`, *optional*):
             The seed of the noise of `state_init="normal"`.
     """
 
     cache_recurrences: str | None
     on_recurrence: Callable | None
+    recurrences_to_show: Collection[int] | None
+    backprop_from: Collection[int] | None
     state_seed: int | None
 
 

@@ -163,6 +163,15 @@ class RecurrentDepthConfig(PreTrainedConfig):
         backprop_recurrences (`int`, *optional*):
             How many of the last recurrences of a row gradients flow through. `None`: all of them. Where a halting
             criterion decides, the last recurrence is not known in advance, so that gradients flow through all.
+        recurrence_loss (`"last"`, `"uniform"` or `"geometric"`, defaults to `"last"`), recurrence_loss_decay (`float`,
+            defaults to 0.5):
+            Which recurrences have a loss in training: the last one, or all of them with weights that sum to 1,
+            uniform or proportional to `recurrence_loss_decay ** (R - t)` at recurrence t of R. A trainer that
+            computes the loss itself, such as TRL's SFTTrainer, trains the last recurrence only; a warning says so.
+        recurrence_gradients (`"shared"` or `"separate"`, defaults to `"shared"`):
+            Which weights learn from the losses of recurrences after the first: all, or only those that belong to
+            these recurrences (gate or adapter, norm of the state, low-rank updates). All other weights then learn
+            from the loss after the first recurrence alone, as a model without a loop does.
         halting_criterion (`str`, *optional*):
             Name of a criterion of `halting_recurrent.py`. `None`: the depth is fixed.
         halting_granularity (`"token"` or `"sequence"`, defaults to `"token"`):
@@ -249,6 +258,9 @@ class RecurrentDepthConfig(PreTrainedConfig):
     recurrence_max: int | None = positive_int_field(default=None)
     recurrence_seed: int = 0
     backprop_recurrences: int | None = positive_int_field(default=None)
+    recurrence_gradients: Literal["shared", "separate"] = "shared"
+    recurrence_loss: Literal["last", "uniform", "geometric"] = "last"
+    recurrence_loss_decay: float | int = _positive(default=0.5)
 
     halting_criterion: str | None = None
     halting_granularity: Literal["sequence", "token"] = "token"
@@ -501,6 +513,22 @@ class RecurrentDepthConfig(PreTrainedConfig):
             raise ValueError(
                 f"state_init={self.state_init!r} with input_injection='none': the input would never reach the state. "
                 "Choose input_injection='add' or 'concat', or state_init='embedding'."
+            )
+
+        if self.recurrence_gradients == "separate":
+            self._validate_separation()
+
+    def _validate_separation(self):
+        if self.state_init != "embedding":
+            raise ValueError(
+                f"recurrence_gradients='separate' with state_init={self.state_init!r}: the first recurrence would use "
+                "the injection, which belongs to later ones. Choose state_init='embedding'."
+            )
+        own = (self.input_injection in ("gate", "concat"), self.state_norm != "none", self.recurrence_lora_rank)
+        if not any(own):
+            raise ValueError(
+                "recurrence_gradients='separate' needs weights that belong to later recurrences. Choose "
+                "input_injection='gate' or 'concat', a state_norm, or a recurrence_lora_rank."
             )
 
     def validate_halting(self):

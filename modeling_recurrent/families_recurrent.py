@@ -243,6 +243,11 @@ def family_eager_attention(layer: nn.Module):
             # Prepared for SDPA: true where a token attends. The families add their masks.
             lowest = torch.finfo(query.dtype).min
             attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, lowest)
+        if attention_mask is not None:
+            # Far from the lowest number of the scores and of float32, in which the softmax is computed: on padding,
+            # where everything is masked, -inf would become NaN.
+            lowest = max(torch.finfo(query.dtype).min, torch.finfo(torch.float32).min) / 2
+            attention_mask = attention_mask.clamp_min(lowest)
         return eager(module, query, key, value, attention_mask, **kwargs)
 
     return attend

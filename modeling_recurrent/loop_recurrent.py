@@ -1,13 +1,14 @@
 """The loop: the same layers applied again and again to the rows that still need it."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 
 from .blocks_recurrent import run_own_layer
 from .families_recurrent import run_family_layer
+from .gradients_recurrent import SeparateGradients
 from .halting_recurrent import HaltingRule
 
 
@@ -23,12 +24,17 @@ class LoopTrace:
     Attributes:
         states, attentions (`list`, *optional*): Collect `hidden_states` and `attentions` of the output; `None` if they
             were not requested.
-        on_recurrence (`Callable`, *optional*): See `RecurrentDepthKwargs`.
+        on_recurrence (`Callable`, *optional*), recurrences_to_show, backprop_from (`Collection[int]`, *optional*):
+            See `RecurrentDepthKwargs`.
+        separation (`SeparateGradients`, *optional*): Keeps the gradients of later recurrences from shared weights.
     """
 
     states: list | None
     attentions: list | None
     on_recurrence: Callable | None
+    recurrences_to_show: Collection[int] | None = None
+    backprop_from: Collection[int] | None = None
+    separation: SeparateGradients | None = None
 
 
 class RecurrentLoop:
@@ -78,9 +84,11 @@ class RecurrentLoop:
         slots, held, finished = rows.slots, None, []
         for recurrence in range(start + 1, limit + 1):
             rows.recurrence = recurrence
+            if recurrence == 2 and trace.separation is not None:
+                state, rows.inputs = trace.separation.begin(state, rows.inputs)
             if slots is not None:
                 slots.recurrence = recurrence
-            with self._gradients(rule, recurrence, limit):
+            with self._gradients(rule, recurrence, limit, trace.backprop_from):
                 updated = self._inject(state, rows.inputs, is_first=recurrence == 1)
                 updated = self.run_layers("recurrent", updated, rows, trace, **kwargs)
             state = updated if held is None else torch.where(held[..., None], state, updated)
@@ -154,7 +162,8 @@ class RecurrentLoop:
         """Passes the state after a recurrence to the lists and the callback of `trace`."""
         if trace.states is not None:
             trace.states.append(rows.spread(state, trace.states[-1]))
-        if trace.on_recurrence is not None:
+        shown = trace.recurrences_to_show
+        if trace.on_recurrence is not None and (shown is None or recurrence in shown):
             trace.on_recurrence(recurrence, rows.indices, self.finish(state, rows, **kwargs))
 
     def _judge(self, rule, recurrence, state, rows, head, /, **kwargs):
@@ -176,13 +185,15 @@ class RecurrentLoop:
             read = read[torch.arange(len(read), device=read.device), rows.last]
             rule.update(recurrence, log_probs(self.norm(read)) if of_logits else read.float())
 
-    def _gradients(self, rule, recurrence, limit):
+    def _gradients(self, rule, recurrence, limit, backprop_from=None):
         """Records no gradients in recurrences that `backprop_recurrences` cuts off for all rows."""
         reach = self.config.backprop_recurrences
         if reach is None or (rule is not None and rule.criterion is not None):
             return contextlib.nullcontext()
         last = limit if rule is None else int(rule.counts.min())
-        return contextlib.nullcontext() if last - recurrence < reach else torch.no_grad()
+        ends = (last, *(backprop_from or ()))
+        reached = any(0 <= end - recurrence < reach for end in ends)
+        return contextlib.nullcontext() if reached else torch.no_grad()
 
     def _cut(self, rule, recurrence, state):
         """Detaches the state of rows and tokens whose last `backprop_recurrences` recurrences come later."""

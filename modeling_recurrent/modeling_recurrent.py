@@ -29,10 +29,12 @@ from .families_recurrent import (
     support_of,
 )
 from .generation_recurrent import RecurrentDepthGenerationMixin, holds_depth
+from .gradients_recurrent import separate_gradients
 from .halting_recurrent import HaltingRule, last_real, resolve_depth
 from .injection_recurrent import INJECTIONS
 from .inputs_recurrent import place_tokens, wants_cache
 from .loop_recurrent import LoopTrace, RecurrentLoop
+from .losses_recurrent import RecurrenceLoss, open_losses, warn_bypassed
 from .masks_recurrent import is_flash, with_eager_attention
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
 from .recurrence_lora_recurrent import RecurrenceLora, RecurrenceLoraPair
@@ -210,7 +212,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         shape = inputs_embeds.shape[:2]
         depth_kwargs = take_depth(kwargs)
         cache_recurrences, state_seed = kwargs.pop("cache_recurrences", None), kwargs.pop("state_seed", None)
-        trace = self._open_trace(kwargs)
+        trace = self._open_trace(kwargs, head)
 
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         position_ids, real, documents = place_tokens(
@@ -265,7 +267,16 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         # Generation and scoring in training mode, as in reinforcement learning, count as inference.
         return self.training and torch.is_grad_enabled()
 
-    def _open_trace(self, kwargs):
+    def _open_trace(self, kwargs, head):
+        if head is None and self._trains:
+            # RecurrentDepthForCausalLM passes its head.
+            warn_bypassed(self.config.recurrence_loss)
+            if self.config.recurrence_gradients != "shared":
+                raise ValueError(
+                    f"recurrence_gradients={self.config.recurrence_gradients!r} needs the losses of "
+                    "RecurrentDepthForCausalLM, but this call trains RecurrentDepthModel alone, as TRL's SFTTrainer "
+                    "does. Set recurrence_gradients='shared', or use a trainer that passes labels to the model."
+                )
         asked = {}
         for name in ("output_hidden_states", "output_attentions"):
             value = kwargs.pop(name, None)
@@ -274,6 +285,9 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             states=[] if asked["output_hidden_states"] else None,
             attentions=[] if asked["output_attentions"] else None,
             on_recurrence=kwargs.pop("on_recurrence", None),
+            recurrences_to_show=kwargs.pop("recurrences_to_show", None),
+            backprop_from=kwargs.pop("backprop_from", None),
+            separation=kwargs.pop("separation", None),
         )
 
     def _open_slots(self, cache, use_cache, cache_recurrences, depth, batch):
@@ -438,6 +452,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         recurrence_loss_weights: torch.FloatTensor | None = None,
+        recurrence_loss: str | RecurrenceLoss | None = None,
         labelled_logits_only: bool = False,
         **kwargs: Unpack[RecurrentDepthKwargs],
     ) -> RecurrentDepthCausalLMOutput:
@@ -454,6 +469,10 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             recurrence_loss_weights (`torch.FloatTensor` of shape `(num_recurrences,)`, *optional*):
                 The loss is the weighted sum of the losses after all recurrences, in place of the loss after the last
                 one. Recurrences that `backprop_recurrences` cuts off count in the sum, but give no gradient.
+            recurrence_loss (`str` or `RecurrenceLoss`, *optional*):
+                Which recurrences have a loss in training, if `recurrence_loss_weights` is not given: see the field of
+                the config, which this overrides, or an object that computes the loss from the logits after the
+                recurrences that it chooses, and needs an int `num_recurrences`.
             labelled_logits_only (`bool`, defaults to `False`):
                 Whether to compute logits only where there are labels. `logits` then has shape
                 `(labels that are not -100, vocab)`.
@@ -481,33 +500,32 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
                 num_items_in_batch=num_items,
             )
 
-        losses = []
+        chosen = recurrence_loss if recurrence_loss_weights is None else recurrence_loss_weights
+        losses = open_losses(
+            self.config, chosen, loss_of, kwargs, has_labels=shift_labels is not None, trains=self.model._trains
+        )
         on_recurrence = kwargs.pop("on_recurrence", None)
-        if recurrence_loss_weights is not None:
-            if shift_labels is None or on_recurrence is not None:
-                raise ValueError("recurrence_loss_weights needs labels and cannot be combined with on_recurrence.")
-            on_recurrence = _weighted_losses(recurrence_loss_weights, loss_of, losses)
         if on_recurrence is not None:
             kwargs["on_recurrence"] = lambda recurrence, rows, state: on_recurrence(
                 recurrence, rows, read(self.model.norm(state))
             )
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            head=self.compute_logits,
-            return_dict=True,
-            **kwargs,
-        )
-        if losses and len(losses) < len(recurrence_loss_weights):
-            raise ValueError(_WRONG_WEIGHTS.format(len(recurrence_loss_weights)))
-        logits = read(outputs.last_hidden_state)
-        loss = None
-        if shift_labels is not None:
-            loss = torch.stack(losses).sum() if losses else loss_of(logits)
+        with separate_gradients(self, self.model, kwargs.get("num_recurrences")) as separation:
+            outputs = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                head=self.compute_logits,
+                separation=separation,
+                return_dict=True,
+                **kwargs,
+            )
+            logits = read(outputs.last_hidden_state)
+            loss = None
+            if shift_labels is not None:
+                loss = loss_of(logits) if losses is None else losses.total(logits)
         return RecurrentDepthCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -526,22 +544,6 @@ def _labelled(shift_labels, logits_to_keep):
         raise ValueError("labelled_logits_only=True and logits_to_keep both choose positions. Leave one out.")
     labelled = shift_labels != -100
     return labelled, shift_labels[labelled]
-
-
-_WRONG_WEIGHTS = (
-    "recurrence_loss_weights holds {} weights, but needs one for each recurrence of an int num_recurrences."
-)
-
-
-def _weighted_losses(weights, loss_of, losses):
-    """Returns a callback that appends the weighted loss of each recurrence to `losses`."""
-
-    def add(recurrence, rows, logits):
-        if rows is not None or recurrence > len(weights):
-            raise ValueError(_WRONG_WEIGHTS.format(len(weights)))
-        losses.append(weights[recurrence - 1] * loss_of(logits))
-
-    return add
 
 
 class RecurrentDepthForSequenceClassification(GenericForSequenceClassification, RecurrentDepthPreTrainedModel):

@@ -1,5 +1,7 @@
 """Draws the number of recurrences of a training step, which depends only on a seed and the number of the step."""
 
+import math
+
 import torch
 from transformers.utils import logging
 
@@ -20,7 +22,7 @@ def mix_seed(seed: int, step: int) -> int:
     return (value ^ (value >> 31)) & ((1 << 63) - 1)
 
 
-def sample_num_recurrences(config, seed: int, step: int) -> int:
+def sample_num_recurrences(config, seed: int, step: int, mean: float | None = None) -> int:
     """
     Draws the number of recurrences of a training step.
 
@@ -29,6 +31,10 @@ def sample_num_recurrences(config, seed: int, step: int) -> int:
             `recurrence_sampling`, its mean `num_recurrences`, `recurrence_min` and `recurrence_max` are read.
         seed (`int`), step (`int`):
             The draw is a pure function of both, so that it is the same on every rank and after a resume.
+        mean (`float`, *optional*):
+            The mean of the distribution, at least 1, in place of the config's: for a run whose depth grows.
+            `"fixed"` rounds it up. `"uniform"` multiplies both of its ends by `mean` over its own mean and rounds
+            them, so that a mean of its own changes nothing.
 
     Returns:
         `int`: At least 1 and between `recurrence_min` and `recurrence_max`. `"poisson"` draws from Poisson(mean).
@@ -49,15 +55,25 @@ def sample_num_recurrences(config, seed: int, step: int) -> int:
     """
     low = config.recurrence_min or 1
     high = config.recurrence_max
-    draw = config.num_recurrences
+    if mean is not None and config.recurrence_sampling == "uniform":
+        scale = mean / sampling_mean(config)
+        low, high = (max(round(end * scale), 1) for end in (low, high))
+    mean = config.num_recurrences if mean is None else mean
+    draw = math.ceil(mean)
     if config.recurrence_sampling != "fixed":
-        draw = _draw(config, low, high, torch.Generator().manual_seed(mix_seed(seed, step)))
+        draw = _draw(config, mean, low, high, torch.Generator().manual_seed(mix_seed(seed, step)))
     draw = max(draw, low)
     return draw if high is None else min(draw, high)
 
 
-def _draw(config, low, high, generator):
-    mean = config.num_recurrences
+def sampling_mean(config) -> float:
+    """The mean of the distribution of depths before it is clipped."""
+    if config.recurrence_sampling == "uniform":
+        return (config.recurrence_min + config.recurrence_max) / 2
+    return float(config.num_recurrences)
+
+
+def _draw(config, mean, low, high, generator):
     if config.recurrence_sampling == "uniform":
         return int(torch.randint(low, high + 1, (), generator=generator))
     if config.recurrence_sampling == "poisson":
@@ -105,4 +121,4 @@ def _several_processes():
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-__all__ = ["TrainingDraws", "mix_seed", "sample_num_recurrences"]
+__all__ = ["TrainingDraws", "mix_seed", "sample_num_recurrences", "sampling_mean"]

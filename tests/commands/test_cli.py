@@ -22,6 +22,8 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         "finetune",
         "evaluate",
         "sweep",
+        "perplexity",
+        "lm-eval",
         "generate",
         "evaluate-steps",
         "attention",

@@ -88,3 +88,15 @@ def tiny_source(model_type: str, *, seed: int = 0, **overrides) -> PreTrainedMod
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+def tiny_block_config(model_type: str, num_layers: int, **overrides):
+    """The config of such a decoder; layers of both types, where a family has types, alternate."""
+    fields = {**_SIZES, **_FEATURES.get(model_type, {}), "num_hidden_layers": num_layers, **overrides}
+    for name in _WITHOUT.get(model_type, ()):
+        del fields[name]
+    config = CONFIG_MAPPING[model_type](**fields)
+    if getattr(config, "layer_types", None) is not None and fields.get("sliding_window") is not None:
+        kinds = [("sliding_attention", "full_attention")[index % 2] for index in range(num_layers)]
+        config = CONFIG_MAPPING[model_type](**fields, layer_types=kinds)
+    return config

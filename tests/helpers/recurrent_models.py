@@ -3,9 +3,11 @@
 from itertools import pairwise
 
 import torch
+from family_models import tiny_block_config
 from unfused import projections
 
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
+from modeling_recurrent.families_recurrent import strip_block_config
 
 
 VOCAB = 61
@@ -17,6 +19,9 @@ DECODING_GRID = [
     ("llama", {"num_key_value_heads": 2, "input_injection": "add", "state_norm": "rmsnorm"}),
     ("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "sliding_window": 4, "input_injection": "add"}),
     ("llama", {"num_coda_layers": 1, "state_init": "zeros", "input_injection": "concat", "state_norm": "rmsnorm"}),
+    ("family:gemma3_text", {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "gate"}),
+    ("family:smollm3", {"num_prelude_layers": 1, "input_injection": "gate", "recurrence_lora_rank": 2}),
+    ("family:gpt2", {"num_coda_layers": 1, "input_injection": "add", "state_norm": "layernorm"}),
 ]
 
 
@@ -35,17 +40,32 @@ def tiny_config(style="gpt2", **kwargs):
         "pad_token_id": 0,
         **kwargs,
     }
+    if style.startswith("family:"):
+        return _tiny_family_config(style.removeprefix("family:"), values)
     return (RecurrentDepthConfig.gpt2_style if style == "gpt2" else RecurrentDepthConfig.llama_style)(**values)
 
 
+def _tiny_family_config(model_type, values):
+    """The layers of a family with the sizes of our own tiny models."""
+    layers = sum(values.get(f"num_{stack}_layers", 0) for stack in ("prelude", "recurrent", "coda"))
+    in_block = ("hidden_size", "intermediate_size", "num_attention_heads", "max_position_embeddings")
+    sizes = {name: values.pop(name) for name in (*in_block, "initializer_range")}
+    block = tiny_block_config(model_type, layers, **sizes)
+    values.setdefault("tie_word_embeddings", block.tie_word_embeddings)
+    return RecurrentDepthConfig(block_model_type=model_type, block_config=strip_block_config(block), **values)
+
+
 def tiny_model(style="gpt2", seed=None, **kwargs):
-    """A tiny model in eval mode, also with random biases and norms, so that a missing one changes the results."""
+    """
+    A tiny model in eval mode, also with random biases, norms, gates and low-rank updates: a missing one changes
+    the results. `style` is "gpt2" or "llama" for our own blocks, or "family:" with the name of a family.
+    """
     if seed is not None:
         torch.manual_seed(seed)
     model = RecurrentDepthForCausalLM(tiny_config(style, **kwargs)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("bias") or "norm" in name:
+            if name.endswith("bias") or any(part in name for part in ("norm", "injection", "recurrence_lora")):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
 

@@ -6,8 +6,12 @@ every token; a token that has halted gets its old state, keys and values back. O
 model's.
 """
 
+import inspect
+
 import torch
 from unfused import projections
+
+from memreason_hf.models import unroll_decoder
 
 
 def _angles(config, length):
@@ -58,6 +62,93 @@ def _layer(block, x, angles, window, old=None, halted=None):
     return x + block.mlp(block.post_attention_layernorm(x)), (key, value)
 
 
+class OwnStack:
+    """Our own blocks."""
+
+    def __init__(self, model, length):
+        self.model, self.config, self.decoder = model, model.config, model.model
+        self.angles = _angles(self.config, length)
+
+    def embed(self, row):
+        return _embed(self.model, row)
+
+    def layer(self, index, x, old=None, halted=None):
+        window = self.config.sliding_window if self.decoder.layers[index] in self.decoder.recurrent_layers else None
+        return _layer(self.decoder.layers[index], x, self.angles, window, old, halted)
+
+    def logits(self, x):
+        return self.model.lm_head(self.decoder.norm(x))
+
+
+class _KeptKeys:
+    """In place of a cache of the library: gives halted tokens their old keys and values."""
+
+    def __init__(self, old, halted):
+        self.old, self.halted, self.pair = old, halted, None
+
+    def update(self, key, value, *args, **kwargs):
+        self.pair = key, value
+        if self.old is not None:
+            halted = self.halted[None, None, :, None]
+            self.pair = tuple(torch.where(halted, before, now) for before, now in zip(self.old, self.pair))
+        return self.pair
+
+
+class FamilyStack:
+    """The layers of a plain decoder of the library, with its own attention in plain operations."""
+
+    def __init__(self, model, length):
+        self.config = model.config
+        plain = unroll_decoder(model, 1)
+        plain.set_attn_implementation("eager")
+        self.plain, self.decoder = plain, plain.base_model
+        self.layers = self.decoder.h if hasattr(self.decoder, "h") else self.decoder.layers
+        self.dtype = plain.dtype
+        self.length = length
+
+    def embed(self, row):
+        if hasattr(self.decoder, "wte"):
+            return self.decoder.wte(row) + self.decoder.wpe.weight[: len(row)]
+        return self.decoder.embed_tokens(row)
+
+    def _kind(self, index):
+        kinds = getattr(self.plain.config, "layer_types", None)
+        return None if kinds is None else kinds[index]
+
+    def _angles(self, index):
+        rotary, places = getattr(self.decoder, "rotary_emb", None), torch.arange(self.length)[None]
+        if rotary is None:
+            return None
+        kinds = (self._kind(index),) if "layer_type" in inspect.signature(rotary.forward).parameters else ()
+        return rotary(torch.zeros(1, self.length, 1, dtype=self.dtype), places, *kinds)
+
+    def _mask(self, index):
+        window = getattr(self.plain.config, "sliding_window", None)
+        if self._kind(index) == "full_attention":
+            window = None
+        distance = torch.arange(self.length)[:, None] - torch.arange(self.length)
+        hidden = (distance < 0) | (distance >= (window or self.length + 1))
+        return torch.zeros(1, 1, self.length, self.length, dtype=self.dtype).masked_fill(
+            hidden, torch.finfo(self.dtype).min
+        )
+
+    def layer(self, index, x, old=None, halted=None):
+        kept = _KeptKeys(old, halted)
+        x = self.layers[index](
+            x[None],
+            attention_mask=self._mask(index),
+            position_embeddings=self._angles(index),
+            past_key_values=kept,
+        )
+        return x[0], kept.pair
+
+    def logits(self, x):
+        norm = self.decoder.ln_f if hasattr(self.decoder, "ln_f") else self.decoder.norm
+        logits = self.plain.lm_head(norm(x))
+        bound = getattr(self.plain.config, "final_logit_softcapping", None)
+        return logits if bound is None else bound * torch.tanh(logits / bound)
+
+
 def reference(model, row, counts, halts=None, together=False):
     """
     Args:
@@ -70,14 +161,15 @@ def reference(model, row, counts, halts=None, together=False):
         Logits `(tokens, vocab)` and counts `(tokens,)`.
     """
     config, decoder = model.config, model.model
-    angles = _angles(config, len(row))
-    inputs = _embed(model, row)
-    for block in decoder.prelude_layers:
-        inputs, _ = _layer(block, inputs, angles, None)
+    stack = (OwnStack if config.block_model_type is None else FamilyStack)(model, len(row))
+    first, last = config.num_prelude_layers, config.num_prelude_layers + config.num_recurrent_layers
+    inputs = stack.embed(row)
+    for index in range(first):
+        inputs, _ = stack.layer(index, inputs)
     state = inputs if config.state_init == "embedding" else torch.zeros_like(inputs)
     counts, open_ = counts.clone(), counts == 0
     halted = torch.zeros(len(row), dtype=torch.bool)
-    shown = [None] * len(decoder.recurrent_layers)
+    shown = dict.fromkeys(range(first, last))
     states, logits = [], []
     for recurrence in range(1, config.max_recurrences + 1):
         x = state
@@ -88,12 +180,14 @@ def reference(model, row, counts, halts=None, together=False):
                 x = x + inputs
             elif config.input_injection == "concat":
                 x = torch.cat((x, inputs), dim=-1) @ decoder.injection.weight.T
-        for depth, block in enumerate(decoder.recurrent_layers):
-            x, shown[depth] = _layer(block, x, angles, config.sliding_window, shown[depth], halted)
+            elif config.input_injection == "gate":
+                x = inputs + decoder.injection.weight * (x - inputs)
+        for index in range(first, last):
+            x, shown[index] = stack.layer(index, x, shown[index], halted)
         state = torch.where(halted[:, None], state, x)
         if open_.any():
             states.append(state)
-            logits.append(model.lm_head(decoder.norm(state)))
+            logits.append(stack.logits(state))
             stops = halts(states, logits) | (recurrence == config.max_recurrences)
             if together:
                 stops = stops[open_.nonzero().max()].expand(len(row))
@@ -101,9 +195,9 @@ def reference(model, row, counts, halts=None, together=False):
         halted = (counts > 0) & (counts <= recurrence)
         if halted.all():
             break
-    for block in decoder.coda_layers:
-        state, _ = _layer(block, state, angles, None)
-    return model.lm_head(decoder.norm(state)), counts
+    for index in range(last, config.num_physical_layers):
+        state, _ = stack.layer(index, state)
+    return stack.logits(state), counts
 
 
 def difference_below(threshold):

@@ -6,7 +6,9 @@ With 4 bits on a CPU, the number of inputs of a layer must be a multiple of the 
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+from memreason_hf.models import convert_decoder
 
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -82,3 +84,32 @@ def test_generates(saved, quantised, call):
         **call,
     )
     assert torch.equal(plain, output.sequences)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bits", CONFIGS)
+def test_a_converted_model_with_updates_for_each_recurrence(bits, tmp_path):
+    """Low-rank updates stay exact and act on the quantised layers, which replace the linear layers at load."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+    source = LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes))
+    model = convert_decoder(source, input_injection="none", recurrence_lora_rank=4)
+    for parameter in model.model.recurrence_lora.parameters():
+        parameter.normal_(std=0.2)
+    model.save_pretrained(tmp_path)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=CONFIGS[bits], device_map="cpu", dtype=torch.float32
+    )
+    kind = bitsandbytes.nn.Linear8bitLt if bits == 8 else bitsandbytes.nn.Linear4bit
+    assert isinstance(quantised.model.layers[0].self_attn.q_proj, kind)
+    ids = torch.randint(3, 97, (2, 9))
+    expected = model(ids, num_recurrences=4).logits
+
+    def error():
+        logits = quantised(ids, num_recurrences=4).logits.float()
+        return ((logits - expected).norm() / expected.norm()).item()
+
+    with_updates = error()
+    assert quantised.generate(ids, max_new_tokens=3, num_recurrences=3).shape == (2, 12)
+    for parameter in quantised.model.recurrence_lora.parameters():
+        parameter.zero_()
+    assert 0 < with_updates < 0.7 * error()

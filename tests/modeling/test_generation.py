@@ -39,7 +39,11 @@ def generate(model, ids, mask, **kwargs):
     return model.generate(ids, attention_mask=mask, **values)
 
 
-@pytest.mark.parametrize(("style", "extra"), DECODING_GRID, ids=IDS)
+# Families: in test_decoding_grid.py.
+OWN_BLOCKS = [entry for entry in DECODING_GRID if not entry[0].startswith("family:")]
+
+
+@pytest.mark.parametrize(("style", "extra"), OWN_BLOCKS, ids=grid_ids(OWN_BLOCKS))
 def test_decoding_against_a_reference_that_starts_from_scratch(style, extra, poisoned_memory):
     model = lively_model(style, extra)
     rows = [random_ids(n) for n in LENGTHS]

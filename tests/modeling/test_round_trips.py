@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from family_models import FAMILY_NAMES
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from recurrent_models import VOCAB, random_ids, relative_error, tiny_config, tiny_model
@@ -20,6 +21,8 @@ VARIANTS = [
     ("gpt2", {"residual_init_scale": 0, "position_embedding_type": "sinusoidal", "state_norm": "layernorm"}),
     ("llama", {"input_injection": "concat", "state_norm": "rmsnorm", "num_prelude_layers": 1, "num_coda_layers": 1}),
     ("llama", {"tie_word_embeddings": True, "attention_bias": True, "attention_output_bias": False}),
+    *((f"family:{name}", {"num_coda_layers": 1, "input_injection": "gate"}) for name in FAMILY_NAMES),
+    ("family:qwen3", {"input_injection": "concat", "state_norm": "rmsnorm", "recurrence_lora_rank": 2}),
 ]
 
 
@@ -38,7 +41,7 @@ def test_save_and_load_into_poisoned_memory(style, extra, tmp_path, poisoned_mem
     decoder = AutoModel.from_pretrained(tmp_path)
     assert type(decoder) is RecurrentDepthModel
     hidden = decoder(ids, num_recurrences=5).last_hidden_state
-    assert torch.equal(loaded.lm_head(hidden), expected)
+    assert torch.equal(loaded.compute_logits(hidden), expected)
     with pytest.raises(StrictDataclassError, match=r"field 'num_recurrences':\s.*got 0"):
         AutoModelForCausalLM.from_pretrained(tmp_path, num_recurrences=0)
 

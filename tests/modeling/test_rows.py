@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from family_models import FAMILY_NAMES
 from recurrent_models import grid_ids, pad, random_ids, reference_logits, relative_error, tiny_model
+from reference_decoding import reference
 
 
 GRID = [
@@ -16,8 +18,31 @@ GRID = [
     ("llama", {"num_coda_layers": 2, "input_injection": "add", "sliding_window": 4, "attention_bias": True}),
     ("llama", {"state_init": "zeros", "input_injection": "concat", "head_dim": 6, "num_prelude_layers": 1}),
 ]
+# Two looped layers between a prelude and a coda: layers of both types are in the loop.
+FAMILIES = [
+    (
+        f"family:{name}",
+        {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "gate", "injection_gate_init": 0.6},
+    )
+    for name in FAMILY_NAMES
+]
+GRID += FAMILIES
 IDS = grid_ids(GRID)
 LENGTHS = (7, 3, 9, 1, 5)
+
+
+def brute_force(model, row, counts):
+    """Logits of one row, from a reference that shares nothing with the model's loop."""
+    if model.config.block_model_type is None:
+        return reference_logits(model, row, counts.tolist())
+    return reference(model, row, counts)[0]
+
+
+def set_attention(model, attention):
+    supported = {"eager": True, "sdpa": model._supports_sdpa, "flex_attention": model._supports_flex_attn}
+    if not supported[attention]:
+        pytest.skip(f"{model.config.block_model_type} does not support {attention}")
+    model.set_attn_implementation(attention)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -25,14 +50,14 @@ LENGTHS = (7, 3, 9, 1, 5)
 @pytest.mark.parametrize(("style", "extra"), GRID, ids=IDS)
 def test_counts_per_row_against_reference(style, extra, side, attention):
     model = tiny_model(style, **extra)
-    model.set_attn_implementation(attention)
+    set_attention(model, attention)
     rows = [random_ids(n) for n in LENGTHS]
     counts = [4, 1, 7, 2, 4]
     ids, mask = pad(rows, side)
     output = model(ids, attention_mask=mask, num_recurrences=torch.tensor(counts))
     assert output.num_recurrences.tolist() == counts
     for i, (row, count) in enumerate(zip(rows, counts)):
-        expected = reference_logits(model, row, [count] * len(row))
+        expected = brute_force(model, row, torch.full((len(row),), count))
         assert relative_error(output.logits[i][mask[i].bool()], expected) < 2e-5
 
 
@@ -48,7 +73,7 @@ def test_counts_per_token_against_reference(style, extra, side):
     output = model(ids, attention_mask=mask, num_recurrences=given)
     assert torch.equal(output.num_recurrences, given)
     for i, (row, count) in enumerate(zip(rows, counts)):
-        expected = reference_logits(model, row, count.tolist())
+        expected = brute_force(model, row, count)
         assert relative_error(output.logits[i][mask[i].bool()], expected) < 2e-5
 
 
@@ -57,9 +82,10 @@ def test_counts_per_token_against_reference(style, extra, side):
 @pytest.mark.parametrize(("style", "extra"), GRID, ids=IDS)
 def test_batch_of_many_equals_batch_of_one(style, extra, attention, side):
     if attention == "flex_attention" and model_head_dim(style, extra) != 16:
-        extra = {**extra, "hidden_size": 64, "head_dim": 16}  # flex attention wants at least 16 channels a head
+        # flex attention wants at least 16 channels a head
+        extra = {**extra, "hidden_size": 64} | ({} if style.startswith("family:") else {"head_dim": 16})
     model = tiny_model(style, **extra)
-    model.set_attn_implementation(attention)
+    set_attention(model, attention)
     rows = [random_ids(n) for n in LENGTHS]
     ids, mask = pad(rows, side)
     counts = torch.tensor([3, 1, 5, 2, 4])

@@ -26,6 +26,9 @@ IDS = grid_ids(GRID)
 def lively_model(style="llama", extra=None, seed=0):
     """Double precision and large weights: texts do not repeat one token, rounding decides nothing."""
     values = {"initializer_range": 0.25, "residual_init_scale": 0.2, "tie_word_embeddings": False, **(extra or {})}
+    if style.startswith("family:"):
+        del values["residual_init_scale"]
+        values["injection_gate_init"] = 0.2
     return tiny_model(style, seed=seed, **{"num_recurrences": FULL, **values}).double()
 
 

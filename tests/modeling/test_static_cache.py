@@ -12,6 +12,7 @@ GRID = [
     ("gpt2", {"position_embedding_type": "none", "sliding_window": 3, "input_injection": "concat"}),
     ("llama", {"num_key_value_heads": 2, "input_injection": "add"}),
     ("llama", {"sliding_window": 3, "num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "add"}),
+    ("family:gemma3_text", {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "gate"}),
 ]
 
 

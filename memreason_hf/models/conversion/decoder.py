@@ -293,7 +293,7 @@ def check_unrollable_config(config: RecurrentDepthConfig, num_recurrences: int) 
         reason = f"state_norm={config.state_norm!r} stands between recurrences"
     elif num_recurrences > 1 and config.input_injection not in ("none", "gate"):
         reason = f"input_injection={config.input_injection!r} mixes the state with the input"
-    elif num_recurrences > 1 and getattr(config, "recurrence_lora_rank", 0):
+    elif num_recurrences > 1 and config.recurrence_lora_rank:
         reason = f"recurrence_lora_rank={config.recurrence_lora_rank} gives each recurrence weights of its own"
     if reason is not None:
         _refuse_unrolling(num_recurrences, reason)

@@ -24,6 +24,8 @@ from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
 STYLES = {"gpt2": RecurrentDepthConfig.gpt2_style, "llama": RecurrentDepthConfig.llama_style}
+# Fields of the config that section `training` has, too. The model is saved with the config's own values.
+_TRAINING_FIELDS = ("recurrence_loss", "recurrence_loss_decay")
 _MODEL_HELP = {
     "hidden_size": "Width of the state.",
     "intermediate_size": "Width of the MLP. Default: four times hidden_size.",
@@ -63,7 +65,7 @@ def _model_arguments() -> type:
         ),
     ]
     for item in fields(RecurrentDepthConfig):
-        if item.name in own and item.default is not MISSING:
+        if item.name in own and item.default is not MISSING and item.name not in _TRAINING_FIELDS:
             help_text = _MODEL_HELP.get(item.name, f"See RecurrentDepthConfig.{item.name}.")
             described.append((item.name, own[item.name], field(default=item.default, metadata={"help": help_text})))
     return make_dataclass("ModelArguments", described, namespace={"__module__": __name__})

@@ -1,5 +1,6 @@
 """Arguments of trainers whose training steps follow from their number."""
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -7,6 +8,7 @@ import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from memreason_hf.training.runs.arguments import ResumableArguments
+from memreason_hf.training.scheduled.depth import RECURRENCE_GROWTHS
 from memreason_hf.training.scheduled.losses import RECURRENCE_LOSSES
 
 
@@ -15,19 +17,45 @@ class ScheduledTrainingArguments(ResumableArguments):
     """
     [`~transformers.TrainingArguments`] of a `ScheduledTrainer`.
 
-    The depth of a training step of a recurrent-depth model is not set here but in the model's config
-    (`recurrence_sampling`, `num_recurrences`, `recurrence_min`, `recurrence_max`). It is drawn from `seed` and the
-    training step.
+    The distribution of the depth of a training step of a recurrent-depth model is not set here but in the model's
+    config (`recurrence_sampling`, `num_recurrences`, `recurrence_min`, `recurrence_max`), and so is truncated
+    backpropagation (`backprop_recurrences`). The depth is drawn from `seed` and the training step.
 
-    > Recurrent-depth models
+    > Depth of recurrent-depth models
 
     Args:
-        recurrence_loss (`str`, *optional*, defaults to `"last"`):
+        recurrence_growth (`str`, *optional*, defaults to `"none"`):
+            How the mean depth grows along the run, up to the config's: `"none"`, `"linear"` or `"1-sqrt"`; see
+            `memreason_hf.training.scheduled.depth.grown_mean`.
+        recurrence_growth_ratio (`float`, *optional*, defaults to 0.75):
+            The share of the training steps in which it grows.
+        recurrence_growth_start (`float`, *optional*, defaults to 1.0):
+            The mean depth of the first training step.
+
+    > Losses of recurrent-depth models
+
+    Args:
+        recurrence_loss (`str`, *optional*):
             Which recurrences have a loss: `"last"`, or all of them with `"uniform"` or `"geometric"` weights, which
-            sum to 1.
-        recurrence_loss_decay (`float`, *optional*, defaults to 0.5):
+            sum to 1. `None`: what the model's config says, by default `"last"`.
+        recurrence_loss_decay (`float`, *optional*):
             For `"geometric"`: the weight of recurrence t of R is proportional to `recurrence_loss_decay ** (R - t)`.
-            Below 1 the last recurrence has the largest weight, above 1 the first.
+            Below 1 the last recurrence has the largest weight, above 1 the first. `None`: what the model's config
+            says, by default 0.5.
+        first_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the ordinary loss after one recurrence, in addition, so that one recurrence goes on learning.
+        keep_weight (`float`, *optional*, defaults to 0.0):
+            Weight of KL(source || model after one recurrence), so that one recurrence stays where it was. The source
+            is the model at one recurrence as it is passed to the trainer. A copy of the parameters that are trained
+            stays in memory, and runs at every training step.
+        keep_model (`str`, *optional*):
+            Folder of another source: a recurrent-depth model, which runs one recurrence, or any causal language model
+            with the same vocabulary.
+        consistency_weight (`float`, *optional*, defaults to 0.0):
+            Weight of KL(model after R recurrences, detached || model after R + k), so that deeper recurrences do not
+            get worse. A training step then runs R + k recurrences, also where its accuracy is counted.
+        consistency_recurrences (`int`, *optional*, defaults to 1):
+            k.
         eval_num_recurrences (`int`, *optional*):
             The number of recurrences in evaluation, without a halting criterion. `None`: what the model's config
             says.
@@ -55,15 +83,59 @@ class ScheduledTrainingArguments(ResumableArguments):
         ValueError: a value out of range, or a setting of the parent that these trainers do not support.
     """
 
+    # The weights of the source count instead of its place.
+    not_in_fingerprint: ClassVar[tuple[str, ...]] = ("keep_model",)
+    # The fields that only a recurrent-depth model can follow.
+    recurrent_only: ClassVar[tuple[str, ...]] = (
+        "recurrence_growth",
+        "recurrence_loss",
+        "first_weight",
+        "keep_weight",
+        "consistency_weight",
+        "eval_num_recurrences",
+    )
     # Whether the strategies of logging, evaluation and saving may be "epoch".
     counts_epochs: ClassVar[bool] = False
 
-    recurrence_loss: str = field(
-        default="last",
-        metadata={"help": "Recurrences with a loss: 'last', or all with 'uniform' or 'geometric' weights."},
+    recurrence_growth: str = field(
+        default="none", metadata={"help": "How the mean depth grows along the run: 'none', 'linear' or '1-sqrt'."}
     )
-    recurrence_loss_decay: float = field(
-        default=0.5, metadata={"help": "Geometric weights: decay ** (recurrences after this one)."}
+    recurrence_growth_ratio: float = field(
+        default=0.75, metadata={"help": "The share of the training steps in which the mean depth grows."}
+    )
+    recurrence_growth_start: float = field(
+        default=1.0, metadata={"help": "The mean depth of the first training step, if it grows."}
+    )
+    recurrence_loss: str | None = field(
+        default=None,
+        metadata={
+            "help": "Recurrences with a loss: 'last', or all with 'uniform' or 'geometric' weights. Default: what the "
+            "model's config says."
+        },
+    )
+    recurrence_loss_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Geometric weights: decay ** (recurrences after this one). Default: what the model's config says."
+        },
+    )
+    first_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the loss after one recurrence, in addition to the others."}
+    )
+    keep_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of KL(source || model after one recurrence), which holds it where it was."},
+    )
+    keep_model: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the source of keep_weight. Default: the model as it is when the run begins."},
+    )
+    consistency_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of KL(after R || after R + k recurrences), so that deeper ones do not get worse."},
+    )
+    consistency_recurrences: int = field(
+        default=1, metadata={"help": "k of consistency_weight: how many recurrences run beyond the drawn depth."}
     )
     eval_num_recurrences: int | None = field(
         default=None, metadata={"help": "Recurrences in evaluation. Default: what the model's config says."}
@@ -89,14 +161,32 @@ class ScheduledTrainingArguments(ResumableArguments):
         self._check_unsupported()
 
     def _check_ranges(self):
-        one_of("recurrence_loss", self.recurrence_loss, RECURRENCE_LOSSES)
-        for name in ("length_pool", "per_device_train_batch_size", "per_device_eval_batch_size"):
+        if self.recurrence_loss is not None:
+            one_of("recurrence_loss", self.recurrence_loss, RECURRENCE_LOSSES)
+        one_of("recurrence_growth", self.recurrence_growth, RECURRENCE_GROWTHS)
+        for name in (
+            "length_pool",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "consistency_recurrences",
+            "recurrence_growth_start",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.eval_num_recurrences is not None and self.eval_num_recurrences < 1:
             raise ValueError(f"eval_num_recurrences={self.eval_num_recurrences} must be at least 1, or not given.")
-        if self.recurrence_loss_decay <= 0:
+        if self.recurrence_loss_decay is not None and self.recurrence_loss_decay <= 0:
             raise ValueError(f"recurrence_loss_decay={self.recurrence_loss_decay} must be above 0.")
+        if not 0 < self.recurrence_growth_ratio <= 1:
+            raise ValueError(
+                f"recurrence_growth_ratio={self.recurrence_growth_ratio} must be above 0 and at most 1: it is a share "
+                "of the training steps."
+            )
+        for name in ("first_weight", "keep_weight", "consistency_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and finite.")
+        if self.keep_model is not None and not self.keep_weight:
+            raise ValueError(f"keep_model={self.keep_model!r} has no effect with keep_weight=0. Set keep_weight.")
 
     def _check_unsupported(self):
         """Refuses settings that would be ignored, or with which a batch would not follow from the training step."""

@@ -51,6 +51,17 @@ class TrainingMeter:
         self._started = time.perf_counter()
         self._recurrences += num_recurrences or 0
 
+    def add_terms(self, terms: dict[str, torch.Tensor]):
+        """
+        Adds the terms of the loss of a micro-batch.
+
+        Args:
+            terms (`dict[str, torch.Tensor]`): 0-d tensors, by name, the same names in every micro-batch and on every
+                rank. Their sum over the micro-batches and ranks of a training step is the term of the step.
+        """
+        for name, term in terms.items():
+            self._terms[name] = self._terms.get(name, 0) + term.detach().float()
+
     def end_step(self, tokens: int):
         """Stops the time, before evaluation and saving. `tokens` counts the unpadded tokens of all ranks."""
         self._seconds += time.perf_counter() - self._started
@@ -73,13 +84,17 @@ class TrainingMeter:
 
     def take(self) -> dict[str, float]:
         """
-        The means since the last call: accuracy of the answers, recurrences, tokens and steps per second.
+        The means since the last call: accuracy of the answers, recurrences, terms of the loss, tokens and steps per
+        second.
 
         All ranks must call it.
         """
         right, rows = self._sum_ranks(self._right, self._rows)
         steps, seconds = max(self._steps, 1), max(self._seconds, 1e-9)
         logs = {"num_recurrences": self._recurrences / steps} if self._recurrences else {}
+        if self._terms:
+            sums = self._reduce(torch.stack(list(self._terms.values()))).tolist()
+            logs |= {f"{name}_loss": value / steps for name, value in zip(self._terms, sums)}
         if rows:
             logs["accuracy"] = right / rows
         logs["tokens_per_second"] = round(self._tokens / seconds, 1)
@@ -101,5 +116,6 @@ class TrainingMeter:
         return tuple(sums.tolist())
 
     def _clear(self):
+        self._terms: dict[str, torch.Tensor] = {}
         self._right = torch.zeros((), dtype=torch.int64, device=self._device)
         self._rows, self._steps, self._tokens, self._recurrences, self._seconds = 0, 0, 0, 0, 0.0

@@ -1,6 +1,7 @@
 """A resumable Trainer in which everything about a training step follows from its number: rows, depth, dropout."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -13,10 +14,11 @@ from memreason_hf.training.runs.launch import check_launch
 from memreason_hf.training.runs.trainer import ResumableTrainer
 from memreason_hf.training.scheduled.arguments import ScheduledTrainingArguments
 from memreason_hf.training.scheduled.batches import ROW_INFO, BatchSchedule, Position, RowInfo, TokenRows, TrainBatches
-from memreason_hf.training.scheduled.losses import recurrence_loss_weights
+from memreason_hf.training.scheduled.depth import DepthSchedule
+from memreason_hf.training.scheduled.losses import LossWeights, StepLoss, recurrence_loss_weights
 from memreason_hf.training.scheduled.meter import TrainingMeter
+from memreason_hf.training.scheduled.source import FrozenSource
 from modeling_recurrent import RecurrentDepthConfig
-from modeling_recurrent.sampling_recurrent import sample_num_recurrences
 
 
 class ScheduledTrainer(ResumableTrainer):
@@ -63,8 +65,10 @@ class ScheduledTrainer(ResumableTrainer):
         self.origin = dict(origin or {})
         config = getattr(model, "config", None)
         self.is_recurrent = isinstance(config, RecurrentDepthConfig)
+        if not self.is_recurrent:
+            _refuse_recurrent_only(args, model)
         if args.ddp_find_unused_parameters is None and self.is_recurrent:
-            args.ddp_find_unused_parameters = may_leave_out_parameters(config)
+            args.ddp_find_unused_parameters = may_leave_out_parameters(config, args)
         config_use_cache = getattr(config, "use_cache", None)
         super().__init__(model=model, args=args, **kwargs)
         check_launch(args, self.accelerator)
@@ -74,12 +78,27 @@ class ScheduledTrainer(ResumableTrainer):
         self.meter = TrainingMeter(args.device, lambda tensor: self.accelerator.reduce(tensor, "sum"))
         self.tokens_of_step = 0
         self._micro_batch = 0
+        self._num_items: torch.Tensor | int | None = None
+        # Before training changes the model.
+        self.source = self._open_source()
         self._prepare_data()
         self.add_callback(_MeterCallback(self))
 
     def run_fingerprint(self) -> dict:
         self._check_train_dataset()
-        return run_fingerprint(self) | self.origin
+        fingerprint = run_fingerprint(self) | self.origin
+        if self.is_recurrent and self.args.recurrence_growth != "none":
+            fingerprint["training.growth_steps"] = self.depth_schedule.growth_steps
+        if self.source is not None:
+            fingerprint["training.keep_source"] = self.source.fingerprint()
+        return fingerprint
+
+    def _open_source(self) -> FrozenSource | None:
+        if not (self.is_recurrent and self.args.keep_weight):
+            return None
+        if self.args.keep_model is None:
+            return FrozenSource.copy_of(self.model)
+        return FrozenSource.load(self.args.keep_model, self.model)
 
     # ---- Data ----
 
@@ -164,17 +183,42 @@ class ScheduledTrainer(ResumableTrainer):
 
     # ---- A training step ----
 
+    @cached_property
+    def depth_schedule(self) -> DepthSchedule:
+        """The depth of every training step of a recurrent-depth model."""
+        args, growth_steps = self.args, 0
+        if args.recurrence_growth != "none":
+            growth_steps = max(round(args.recurrence_growth_ratio * self.planned_steps), 1)
+        return DepthSchedule(
+            self.model.config, args.seed, args.recurrence_growth, growth_steps, args.recurrence_growth_start
+        )
+
+    @cached_property
+    def loss_weights(self) -> LossWeights:
+        """The weights of the terms of the loss of a recurrent-depth model."""
+        args, config = self.args, self.model.config
+        return LossWeights(
+            main=args.recurrence_loss or config.recurrence_loss,
+            decay=args.recurrence_loss_decay or config.recurrence_loss_decay,
+            first=args.first_weight,
+            keep=args.keep_weight,
+            consistency=args.consistency_weight,
+            consistency_recurrences=args.consistency_recurrences,
+        )
+
     def step_recurrences(self) -> int:
-        """The number of recurrences of the next training step, the same for every rank and micro-batch."""
-        return sample_num_recurrences(self.model.config, self.args.seed, self.state.global_step)
+        """
+        The number of recurrences that is drawn for the next training step, the same for every rank and micro-batch.
+        """
+        return self.depth_schedule.num_recurrences(self.state.global_step)
 
     def depth_arguments(self) -> dict:
         """The arguments of a recurrent-depth model in the next training step, in addition to the batch."""
-        recurrences = self.step_recurrences()
-        arguments = {"num_recurrences": recurrences}
-        weights = recurrence_loss_weights(self.args.recurrence_loss, recurrences, self.args.recurrence_loss_decay)
-        if weights is not None:
-            arguments["recurrence_loss_weights"] = weights.to(self.args.device)
+        drawn, weights = self.step_recurrences(), self.loss_weights
+        arguments = {"num_recurrences": weights.depth(drawn), "recurrence_loss": "last"}
+        if not weights.has_extra_terms and weights.main != "last":
+            shares = recurrence_loss_weights(weights.main, drawn, weights.decay)
+            arguments["recurrence_loss_weights"] = shares.to(self.args.device)
         if self.model.config.state_init == "normal":
             # Without it every rank and micro-batch would start from noise of its own.
             arguments["state_seed"] = self.args.seed + self.state.global_step
@@ -219,7 +263,11 @@ class ScheduledTrainer(ResumableTrainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["shift_labels"]
-        loss, outputs = super().compute_loss(model, self.model_inputs(inputs), True, num_items_in_batch)
+        self._num_items = num_items_in_batch
+        arguments = self.model_inputs(inputs)
+        loss, outputs = super().compute_loss(model, arguments, True, num_items_in_batch)
+        if isinstance(arguments.get("recurrence_loss"), StepLoss):
+            self._note_terms(arguments["recurrence_loss"].terms)
         if info is not None:
             self.tokens_of_step = info.tokens_of_step
             self.look_at_outputs(outputs, labels, info)
@@ -227,7 +275,25 @@ class ScheduledTrainer(ResumableTrainer):
 
     def model_inputs(self, batch: dict) -> dict:
         """The model's arguments for a micro-batch of the next training step."""
-        return batch | self.depth_arguments() | {"labelled_logits_only": True, "use_cache": False}
+        arguments = batch | self.depth_arguments() | {"labelled_logits_only": True, "use_cache": False}
+        if self.loss_weights.has_extra_terms:
+            arguments["recurrence_loss"] = self._step_loss(arguments)
+        return arguments
+
+    def _step_loss(self, arguments: dict) -> StepLoss:
+        source_logits = None
+        if self.source is not None:
+            with self.accelerator.autocast():
+                source_logits = self.source.logits(arguments)
+        num_items = self._num_items
+        if num_items is None:
+            num_items = arguments["shift_labels"].ne(IGNORED_LABEL).sum()
+        return StepLoss(self.loss_weights, self.step_recurrences(), num_items, source_logits)
+
+    def _note_terms(self, terms: dict[str, torch.Tensor]):
+        # Without `average_tokens_across_devices` a rank divides by its own labels, and DDP averages over ranks.
+        ranks = 1 if self.args.average_tokens_across_devices else self.args.world_size
+        self.meter.add_terms({name: term / ranks for name, term in terms.items()})
 
     def look_at_outputs(self, outputs, labels: torch.Tensor, info: RowInfo):
         """Called after every micro-batch. A subclass may count what was learned."""
@@ -235,18 +301,34 @@ class ScheduledTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs = logs | self.meter.take()
+            if self.is_recurrent and self.args.recurrence_growth != "none":
+                # Of the last of the logged steps.
+                logs["mean_recurrences"] = self.depth_schedule.mean(max(self.state.global_step - 1, 0))
         super().log(logs, start_time)
 
 
-def may_leave_out_parameters(config: RecurrentDepthConfig) -> bool:
+def _refuse_recurrent_only(args: ScheduledTrainingArguments, model) -> None:
+    fields = type(args).__dataclass_fields__
+    for name in args.recurrent_only:
+        if getattr(args, name) != fields[name].default:
+            raise ValueError(
+                f"{name}={getattr(args, name)!r} is for recurrent-depth models, but the model is a "
+                f"{type(model).__name__}. Leave it out."
+            )
+
+
+def may_leave_out_parameters(config: RecurrentDepthConfig, args: ScheduledTrainingArguments | None = None) -> bool:
     """
     Whether a training step may use only some of the parameters. DDP must search for the others then, which costs time.
     """
-    least = config.recurrence_min or 1
-    if config.recurrence_sampling == "fixed":
+    grows = args is not None and args.recurrence_growth != "none"
+    least = 1 if grows and config.recurrence_sampling == "uniform" else config.recurrence_min or 1
+    if config.recurrence_sampling == "fixed" and not grows:
         least = max(least, min(config.num_recurrences, config.recurrence_max or config.num_recurrences))
+    if args is not None and args.consistency_weight:
+        least += args.consistency_recurrences
     # A step of one recurrence uses nothing that stands between recurrences.
-    between = config.state_norm != "none" or config.input_injection == "concat"
+    between = config.state_norm != "none" or config.input_injection in ("concat", "gate")
     return config.backprop_recurrences is not None or (between and least < 2)
 
 

@@ -33,7 +33,7 @@ from memreason_hf.training.runs.fingerprint import (
 CLASSES = (RecurrentTrainingArguments, FinetuneArguments)
 FIELDS = [(cls, item.name) for cls in CLASSES for item in fields(cls)]
 # What the arguments classes of this package list themselves.
-OWN_UNCOUNTED = {"expected_world_size", "restart"}
+OWN_UNCOUNTED = {"expected_world_size", "restart", "keep_model"}
 UNCOUNTED = {*fingerprint.UNCOUNTED_ARGUMENTS, *OWN_UNCOUNTED, "hub_token"}
 
 
@@ -94,6 +94,8 @@ def test_the_counted_fields_of_today(arguments):
         *("prediction_loss_only", "include_for_metrics", "batch_eval_metrics"),
         *("eval_do_concat_batches", "eval_use_gather_object"),
         *("recurrence_loss", "recurrence_loss_decay", "eval_num_recurrences", "length_pool"),
+        *("recurrence_growth", "recurrence_growth_ratio", "recurrence_growth_start"),
+        *("first_weight", "keep_weight", "consistency_weight", "consistency_recurrences"),
     }
     own = {
         RecurrentTrainingArguments: {"supervision", "group_column"},

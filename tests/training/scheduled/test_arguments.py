@@ -80,3 +80,23 @@ def test_the_best_model_is_the_most_accurate(tmp_path):
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="for machines without an accelerator")
 def test_bf16_works_without_an_accelerator(tmp_path):
     assert RecurrentTrainingArguments(output_dir=str(tmp_path), bf16=True).use_cpu
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"recurrence_growth": "sqrt"}, "recurrence_growth='sqrt' must be one of none, linear, 1-sqrt"),
+        ({"recurrence_growth_ratio": 0.0}, "recurrence_growth_ratio=0.0"),
+        ({"recurrence_growth_ratio": 1.5}, "recurrence_growth_ratio=1.5"),
+        ({"recurrence_growth_start": 0.5}, "recurrence_growth_start=0.5"),
+        ({"keep_weight": -1.0}, "keep_weight=-1.0"),
+        ({"first_weight": float("nan")}, "first_weight=nan"),
+        ({"consistency_weight": float("inf")}, "consistency_weight=inf"),
+        ({"consistency_recurrences": 0}, "consistency_recurrences=0"),
+        ({"keep_model": "folder"}, "keep_model='folder' has no effect with keep_weight=0"),
+    ],
+    ids=str,
+)
+def test_impossible_depths_and_losses_are_refused(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, **arguments)
