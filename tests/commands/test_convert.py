@@ -169,7 +169,7 @@ def test_generation_flags_that_contradict_each_other_are_kept(source, out, capsy
     """Published generation configs have them, and the library refuses to save them."""
     edit_json(source / "generation_config.json", do_sample=False, temperature=0.7)
     assert main([str(source), str(out), *LAYERS]) == 0
-    assert "contradict each other" in capsys.readouterr().out
+    assert "The generation config was kept as it is" in capsys.readouterr().out
     written = json.loads((out / "generation_config.json").read_text())
     assert (written["do_sample"], written["temperature"], written["eos_token_id"]) == (False, 0.7, [2, 5])
     RecurrentDepthForCausalLM.from_pretrained(out)

@@ -197,6 +197,7 @@ class _Run:
                 do_sample=False,
                 output_logits=True,
                 return_dict_in_generate=True,
+                use_cache=True,
                 **self.cache(),
                 **self.depth,
             )

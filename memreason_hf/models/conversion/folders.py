@@ -33,7 +33,7 @@ from memreason_hf.models.conversion.readers import Reader
 from memreason_hf.models.conversion.record import write_record
 from memreason_hf.models.conversion.source import Source, has_tokenizer, num_parameters, quiet_loading
 from memreason_hf.models.loading import load_model, load_model_config, load_tokenizer
-from memreason_hf.models.pretrained import read_model
+from memreason_hf.models.pretrained import first_line, read_model
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
@@ -232,19 +232,19 @@ def save_model(
     """
     Saves a model with its tokenizer and generation config; returns notes for the user.
 
-    The library refuses to save a generation config with flags that contradict each other, such as a temperature
-    without sampling, although published ones have them. Such a config is written as it is.
+    The library refuses to save some generation configs, such as one with a temperature but without sampling, although
+    published models have them. Such a config is written as it is.
     """
     notes = []
     settings = model.generation_config
     try:
         settings.validate(strict=True)
-    except ValueError:
+    except ValueError as error:
         model.generation_config = GenerationConfig()
         model.save_pretrained(folder)
         model.generation_config = settings
         settings.to_json_file(folder / "generation_config.json")
-        notes.append("The generation config of the source has flags that contradict each other. It was kept as it is.")
+        notes.append(f"The generation config was kept as it is, although the library warns: {first_line(error)}.")
     else:
         model.save_pretrained(folder)
     if tokenizer is None:

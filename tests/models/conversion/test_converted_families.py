@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 from family_models import FAMILY_NAMES, NUM_LAYERS, OTHER_NAMES, tiny_source
+from transformers import BertConfig, MambaConfig, MixtralConfig, T5Config
 
 from memreason_hf.models import convert_decoder, unroll_decoder
+from memreason_hf.models.conversion.decoder import check_family
 from memreason_hf.models.conversion.exactness import (
     CASES,
     compute_logits,
@@ -16,7 +18,7 @@ from memreason_hf.models.conversion.exactness import (
     remove_layers,
 )
 from memreason_hf.models.conversion.layers import plan_layers
-from modeling_recurrent import RecurrentDepthForCausalLM
+from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from modeling_recurrent.families_recurrent import FAMILIES
 
 
@@ -51,6 +53,70 @@ def test_one_recurrence_is_the_source(name, sizes, tmp_path):
         tmp_path, attn_implementation=source.config._attn_implementation
     )
     assert compare(source, loaded) == EXACT
+
+
+def rope(kind, **parameters):
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **parameters}}
+
+
+_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+_FACTORS = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 12}
+VARIANTS = {
+    "tied": ("llama", {"tie_word_embeddings": True}),
+    "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "no cache by default": ("llama", {"use_cache": False}),
+    "ends": ("llama", {"pad_token_id": None, "eos_token_id": [2, 5]}),
+    "llama3": ("llama", rope("llama3", factor=4.0, **_BANDS)),
+    "yarn": ("qwen3", rope("yarn", factor=4.0, original_max_position_embeddings=16)),
+    "longrope": ("phi3", {"original_max_position_embeddings": 12, **rope("longrope", **_FACTORS)}),
+    "partial rotary": ("phi3", rope("default", partial_rotary_factor=0.5)),
+    "no window": ("qwen2", {"use_sliding_window": False}),
+}
+
+
+@pytest.mark.parametrize(("name", "overrides"), VARIANTS.values(), ids=VARIANTS)
+def test_variants_of_a_family_come_along(name, overrides, tmp_path):
+    source = tiny_source(name, **overrides)
+    convert_decoder(source, prelude=1, loop=2, coda=1).save_pretrained(tmp_path)
+    remove_layers(source, plan_layers(NUM_LAYERS, 1, 2, 1))
+    assert compare(source, RecurrentDepthForCausalLM.from_pretrained(tmp_path)) == EXACT
+    if "rope_parameters" in overrides:
+        # A control: the plain rotation is another one.
+        assert min(compare(source, convert_decoder(tiny_source(name), prelude=1, loop=2, coda=1)).values()) > VISIBLE
+
+
+REFUSED = {
+    "t5": (T5Config(), "it is an encoder-decoder"),
+    "mixtral": (MixtralConfig(), "its layers choose among experts"),
+    "mamba": (MambaConfig(), "its layers keep a running state"),
+    "bert": (BertConfig(), "its layers are not known to run in a loop"),
+    "recurrent": (RecurrentDepthConfig(), "The source is a recurrent-depth model already"),
+}
+
+
+@pytest.mark.parametrize(("config", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_looped_is_refused_by_name(config, reason):
+    with pytest.raises(ValueError, match=reason) as refusal:
+        check_family(config)
+    if config.model_type != "recurrent_depth":
+        assert repr(config.model_type) in str(refusal.value) and "gemma3_text" in str(refusal.value)
+
+
+def test_a_quantised_model_is_refused():
+    source = tiny_source("llama")
+    source.is_quantized = True
+    with pytest.raises(ValueError, match="The source is quantised"):
+        convert_decoder(source)
+
+
+def test_weights_are_shared_only_on_request():
+    source = tiny_source("llama", tie_word_embeddings=True)
+    own, shared = convert_decoder(source), convert_decoder(source, share_weights=True)
+    pointers = {parameter.data_ptr() for parameter in source.parameters()}
+    assert not pointers & {parameter.data_ptr() for parameter in own.parameters()}
+    names = [name for name, parameter in shared.named_parameters() if parameter.data_ptr() not in pointers]
+    assert names == ["model.injection.weight"]
+    assert shared.lm_head.weight is shared.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
