@@ -37,6 +37,8 @@ conversion.json. The command loads it again and compares its logits with those o
 padding, with padding on either side, cached and in generate. The differences are printed and written into
 conversion.json; 0.0 is expected. If a difference is larger than rounding, nothing is written.
 
+Published loops are read as they are, with their own prelude, loop and coda.
+
 No code that comes with a source is ever run.
 """
 EPILOG = """\
@@ -133,10 +135,24 @@ class RecurrenceArguments:
     )
 
 
+@dataclass
+class CheckpointArguments:
+    """What some published loops do not say about themselves."""
+
+    num_attention_heads: int | None = field(
+        default=None,
+        metadata={"help": "Attention heads of a checkpoint (.pt) of the study. Default: 12."},
+    )
+    vocabulary: str | None = field(
+        default=None, metadata={"help": "Folder of the vocab.json of a checkpoint of the study. Default: its own."}
+    )
+
+
 SECTIONS = [
     Section("convert", ConvertArguments, "conversion"),
     Section("layers", LayerArguments, "layers"),
     Section("recurrence", RecurrenceArguments, "loop"),
+    Section("checkpoint", CheckpointArguments, "published loops"),
 ]
 
 
@@ -156,14 +172,16 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _convert(arguments, layers, recurrence):
-    layer_flags, fields = _given(layers), _given(recurrence)
+def _convert(arguments, layers, recurrence, checkpoint):
+    layer_flags, fields, checkpoint_flags = _given(layers), _given(recurrence), _given(checkpoint)
     check_places_apart(arguments.source, arguments.out, overwrite=arguments.overwrite)
     if arguments.base is not None:
-        return _convert_adapter(arguments, {**layer_flags, **fields})
+        return _convert_adapter(arguments, {**layer_flags, **fields, **checkpoint_flags})
     start = time.perf_counter()
     other = find_reader(arguments.source)
     if other is not None:
+        if arguments.revision is not None:
+            layer_flags["revision"] = arguments.revision
         _refuse(layer_flags, f"is for decoders, but {arguments.source} is {other[1]}, which has its own layers")
         written = convert_other(
             *other,
@@ -173,8 +191,10 @@ def _convert(arguments, layers, recurrence):
             overwrite=arguments.overwrite,
             report=progress_reporter(),
             **fields,
+            **checkpoint_flags,
         )
     else:
+        _refuse(checkpoint_flags, f"is for published loops, but {arguments.source} is not one that is known")
         source = open_source(arguments.source, arguments.revision)
         plan = plan_layers(source.config.num_hidden_layers, **layer_flags)
         print(f"{source.config.num_hidden_layers} layers: {plan.describe()}", flush=True)

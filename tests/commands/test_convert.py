@@ -215,6 +215,7 @@ LAYER_ERRORS = {
     ),
     "no recurrences": (["--num_recurrences", "0"], "num_recurrences"),
     "revision of a folder": (["--revision", "main"], "revision='main' is for a model on the Hub"),
+    "flag of a published loop": (["--num_attention_heads", "12"], "num_attention_heads=12 is for published loops"),
     "unknown flag": (["--preludes", "3"], "Did you mean --prelude"),
 }
 
@@ -256,6 +257,13 @@ def missing_shards(folder):
         path.unlink()
 
 
+def tokenizer_with_code(folder):
+    edit_json(
+        folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]}
+    )
+    (folder / "evil.py").write_text("raise SystemExit('this code ran')")
+
+
 def cut_off(folder):
     path = sorted(folder.glob("model-*.safetensors"))[0]
     path.write_bytes(path.read_bytes()[:-40])
@@ -287,6 +295,7 @@ SOURCE_ERRORS = {
         lambda f: rewrite_tensor(f, "model.layers.2.mlp.up_proj.weight", torch.zeros(40, 32)),
         "model.layers.2.mlp.up_proj.weight (shape (40, 32), not (48, 32))",
     ),
+    "tokenizer with code": (tokenizer_with_code, "its tokenizer cannot be read (The repository"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
 }
 
@@ -334,14 +343,16 @@ def test_other_readers_are_asked_first(source, out, tmp_path, capsys, monkeypatc
 
     calls = []
     detect = {str(source): "Raven"}.get
-    readers.register_reader(readers.Reader(detect, convert, fields=("num_recurrences",)))
+    readers.register_reader(readers.Reader(detect, convert, fields=("num_recurrences", "num_attention_heads")))
     line = refused(capsys, main, [str(source), str(out), "--loop", "2"])
     assert "loop='2' is for decoders" in line and "is Raven, which has its own layers. Leave --loop out." in line
     assert "state_norm='none' is for decoders" in refused(
         capsys, main, [str(source), str(out), "--state_norm", "none"]
     )
-    assert main([str(source), str(out), "--num_recurrences", "3"]) == 0
-    assert calls == [(str(source), "auto", {"num_recurrences": 3})]
+    assert "revision='main' is for decoders" in refused(capsys, main, [str(source), str(out), "--revision", "main"])
+    flags = ["--num_recurrences", "3", "--num_attention_heads", "2"]
+    assert main([str(source), str(out), *flags]) == 0
+    assert calls == [(str(source), "auto", {"num_recurrences": 3, "num_attention_heads": 2})]
     assert read_record(out)["family"] == "Raven" and "exactness" not in read_record(out)
     RecurrentDepthForCausalLM.from_pretrained(out)
     # Other sources are still decoders.
