@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from family_models import tiny_source
+from paths import ROOT
 from refusals import refused
 from safetensors.torch import load_file, save_file
 from small_tokenizers import byte_level
@@ -369,6 +370,22 @@ def test_a_damaged_record_is_refused(source, out):
     edit_json(out / "conversion.json", kind="other")
     with pytest.raises(ValueError, match='kind="other" must be one of conversion'):
         read_record(out)
+
+
+def test_a_source_on_the_hub(source, out, tmp_path, capsys):
+    """In the cache of the Hub, as after a download. The record names its commit."""
+    assert "its config cannot be read" in refused(capsys, main, ["owner/not-downloaded", str(out)])
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "home" / "hub" / "models--owner--llama"
+    shutil.copytree(source, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "memreason_hf.cli", "convert", "owner/llama", str(out), "--revision", "main"]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
+    described = read_record(out)["source"]
+    assert (described["name_or_path"], described["revision"], described["commit"]) == ("owner/llama", "main", commit)
+    assert read_record(out)["exactness"]["is_exact"] and (out / "chat_template.jinja").is_file()
 
 
 @pytest.mark.parametrize("verb", ["convert", "unroll"])

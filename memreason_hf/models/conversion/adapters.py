@@ -102,6 +102,10 @@ def convert_adapter(
     Raises:
         FileNotFoundError, FileExistsError: a file is missing, or `out` is not empty.
         ValueError: the adapter is not a LoRA adapter, belongs to another model, or has settings that cannot follow.
+
+    Example:
+        >>> convert_adapter("adapters/chat", "runs/looped", "runs/chat")  # doctest: +SKIP
+        AdapterCounts(kept=32, left_out=12)
     """
     names, shapes = _read_converted(converted)
     config = _read_config(adapter)

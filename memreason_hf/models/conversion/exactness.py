@@ -1,8 +1,9 @@
 """
 What a conversion has changed, measured: logits of two models in float32, with padding, cached and in `generate`.
 
-    expected = compute_logits(plain, config)
-    differences(expected, compute_logits(converted, config, num_recurrences=1))
+    prompts = make_prompts(plain.config)
+    expected = compute_logits(plain, prompts)
+    differences(expected, compute_logits(converted, prompts, num_recurrences=1))
 
 Only two copies of the logits exist at once, never two models: the first can be freed before the second is loaded.
 """

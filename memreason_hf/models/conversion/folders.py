@@ -111,6 +111,12 @@ def convert_folder(
     Raises:
         FileExistsError, ValueError, OSError: `out` is not empty or is the source; tensors are missing or have the
             wrong shape; or the result is not the source at one recurrence. Nothing is then written.
+
+    Example:
+        >>> source = open_source("models/llama")  # doctest: +SKIP
+        >>> plan = plan_layers(source.config.num_hidden_layers, 4, 8, 4)  # doctest: +SKIP
+        >>> convert_folder(source, "runs/looped", plan).record["exactness"]["is_exact"]  # doctest: +SKIP
+        True
     """
     check_places_apart(source.name, out, overwrite=overwrite)
     config = convert_config(source.config, plan, **fields)  # refuses wrong fields before weights are read
@@ -303,6 +309,10 @@ def unroll_folder(
     Raises:
         FileExistsError, ValueError, OSError: `out` is not empty or is the source, or the loop cannot be written out.
             Nothing is then written.
+
+    Example:
+        >>> unroll_folder("runs/looped", "plain", 4).record["exactness"]["is_exact"]  # doctest: +SKIP
+        True
     """
     check_places_apart(source, out, overwrite=overwrite)
     config = load_model_config(source)
