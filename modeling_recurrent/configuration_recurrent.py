@@ -147,7 +147,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         state_norm (`"none"`, `"layernorm"` or `"rmsnorm"`, defaults to `"none"`):
             The norm applied to the state between recurrences.
         recurrence_lora_rank (`int`, *optional*), recurrence_lora_count (`int`, defaults to 7), recurrence_lora_alpha
-            (`float`, defaults to 16.0):
+            (`float`, *optional*, defaults to the rank):
             Low-rank updates of the linear layers in the loop, of this rank and times `recurrence_lora_alpha /
             recurrence_lora_rank`. The first recurrence has none, each of the next `recurrence_lora_count` has its own,
             and deeper ones share the last. They start without effect.
@@ -252,7 +252,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
     state_norm: Literal["none", "layernorm", "rmsnorm"] = "none"
     recurrence_lora_rank: int | None = positive_int_field(default=None)
     recurrence_lora_count: int = positive_int_field(default=7)
-    recurrence_lora_alpha: float | int = _positive(default=16.0)
+    recurrence_lora_alpha: float | int | None = None
     recurrence_sampling: Literal["fixed", "uniform", "poisson", "lognormal_poisson"] = "fixed"
     recurrence_min: int | None = positive_int_field(default=None)
     recurrence_max: int | None = positive_int_field(default=None)
@@ -503,6 +503,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
     def validate_recurrence(self):
         """Checks of the fields that say how many recurrences run."""
         low, high = self.recurrence_min, self.recurrence_max
+        if self.recurrence_lora_alpha is not None and not self.recurrence_lora_alpha > 0:
+            raise ValueError(f"recurrence_lora_alpha={self.recurrence_lora_alpha} must be above 0.")
         if low is not None and high is not None and low > high:
             raise ValueError(f"recurrence_min={low} is above recurrence_max={high}.")
         if self.recurrence_sampling == "uniform" and (low is None or high is None):

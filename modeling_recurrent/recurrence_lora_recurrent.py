@@ -24,8 +24,8 @@ class RecurrenceLoraPair(nn.Module):
         self.recurrence = 1
 
     def start(self, config) -> None:
-        """`B_t` starts at 0, so that a pair starts without effect."""
-        init.normal_(self.down, std=config.initializer_range)
+        """`B_t` starts at 0, so that a pair starts without effect; `A_t` keeps the scale of its input."""
+        init.normal_(self.down, std=self.down.shape[-1] ** -0.5)
         init.zeros_(self.up)
 
     def index(self, recurrence: int) -> int | None:
@@ -57,7 +57,7 @@ class RecurrenceLora(nn.ModuleList):
 
     def __init__(self, config, layers):
         count, rank = config.recurrence_lora_count, config.recurrence_lora_rank
-        scale = config.recurrence_lora_alpha / rank
+        scale = 1.0 if config.recurrence_lora_alpha is None else config.recurrence_lora_alpha / rank
         super().__init__(
             nn.ModuleDict(
                 {

@@ -33,8 +33,8 @@ def sample_num_recurrences(config, seed: int, step: int, mean: float | None = No
             The draw is a pure function of both, so that it is the same on every rank and after a resume.
         mean (`float`, *optional*):
             The mean of the distribution, at least 1, in place of the config's: for a run whose depth grows.
-            `"fixed"` rounds it up. `"uniform"` multiplies both of its ends by `mean` over its own mean and rounds
-            them, so that a mean of its own changes nothing.
+            `"fixed"` rounds it up. `"uniform"` draws from `recurrence_min` to the depth that gives this mean, and
+            always `recurrence_min` if the mean is not above it.
 
     Returns:
         `int`: At least 1 and between `recurrence_min` and `recurrence_max`. `"poisson"` draws from Poisson(mean).
@@ -56,8 +56,7 @@ def sample_num_recurrences(config, seed: int, step: int, mean: float | None = No
     low = config.recurrence_min or 1
     high = config.recurrence_max
     if mean is not None and config.recurrence_sampling == "uniform":
-        scale = mean / sampling_mean(config)
-        low, high = (max(round(end * scale), 1) for end in (low, high))
+        high = max(round(2 * mean - low), low)
     mean = config.num_recurrences if mean is None else mean
     draw = math.ceil(mean)
     if config.recurrence_sampling != "fixed":

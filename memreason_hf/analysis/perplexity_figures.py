@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from memreason_hf.evaluation.results import expect_kind
 
@@ -55,15 +55,17 @@ def perplexity_figure(curves: Mapping[str, dict], *, title: str | None = None) -
     axes.set_ylabel("perplexity")
     if finite and max(finite) >= _LOG_FROM * min(finite):
         axes.set_yscale("log")
-        for axis_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            axis_format(ScalarFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(ScalarFormatter())
     _show_recurrences(axes, last)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if len(curves) > 1:
-        axes.legend(frameon=False, fontsize="small")
+        # It lies inside the axes, whose size must not follow from long labels.
+        axes.legend(frameon=False, fontsize="small").set_in_layout(False)
     if title:
         figure.suptitle(title, fontsize="medium")
     return figure

@@ -7,6 +7,7 @@
 import dataclasses
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from memreason_hf.analysis import perplexity_figure
 from memreason_hf.command_line.errors import user_errors
@@ -114,13 +115,18 @@ def _evaluate(model, text, compare, output):
     title = f"{model.short_name} on {result.num_documents} documents, {result.num_tokens:,} tokens"
     print(f"{title}\n\n{perplexity_table(results)}\n")
     print(f"{result.num_tokens / max(result.seconds, 1e-9):,.0f} tokens a second, all depths in one pass.")
-    curves = {model.short_name: results} | {_label(other, path): other for path, other in others.items()}
+    curves = {model.short_name: results}
+    for path, other in others.items():
+        curves[_label(other, path, curves)] = other
     folder.write(results, {"perplexity": perplexity_figure(curves, title=title)})
     return 0
 
 
-def _label(results, path):
-    return f"{results['model']['name_or_path']} ({path})" if results["kind"] == "perplexity" else path
+def _label(results, path, taken):
+    """The end of the model's path, or of the file's where that is taken."""
+    names = (results["model"]["name_or_path"] if results["kind"] == "perplexity" else path, Path(path).parent, path)
+    labels = ["/".join(Path(name).parts[-2:]) for name in names]
+    return next((label for label in labels if label not in taken), str(path))
 
 
 if __name__ == "__main__":

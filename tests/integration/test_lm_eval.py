@@ -9,6 +9,8 @@ rows without an attention mask. They are exact with a fixed depth and with `halt
 `"sequence"`, a row could not find its last real token.
 """
 
+import json
+
 import pytest
 import torch
 
@@ -17,6 +19,16 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
 from lm_eval.api.instance import Instance  # noqa: E402 - only where there is one
 from lm_eval.models.huggingface import HFLM  # noqa: E402
+
+from memreason_hf.commands.lm_eval import main  # noqa: E402
+from memreason_hf.evaluation import describe_environment, read_results  # noqa: E402
+from memreason_hf.evaluation.text import task_scores  # noqa: E402
+from memreason_hf.evaluation.text.results import describe_text_model  # noqa: E402
+from memreason_hf.evaluation.text.task_scores import (  # noqa: E402
+    scores_by_recurrence,
+    task_score_results,
+    task_score_table,
+)
 
 
 REQUESTS = [("the cat sat", " on the mat"), ("what did the dog see?", " the cat"), ("a", " dog")]
@@ -92,3 +104,110 @@ def test_generation_arguments_of_a_request(saved, continuation, depth):
 def test_unknown_arguments_are_refused(saved):
     with pytest.raises(TypeError, match="num_recurences"):
         make(saved, 1, {"num_recurences": 3})
+
+
+# ---- One table over recurrences ----
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """A multiple-choice task and one of perplexity, over local files."""
+    questions = [{"question": context, "options": [target, " zebra", " of"]} for context, target in REQUESTS] * 4
+    texts = [{"text": context + target} for context, target in REQUESTS]
+    for name, rows in (("questions", questions), ("texts", texts)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def source(name):
+        files = {"test": str(tmp_path / f"{name}.jsonl")}
+        return {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test"}
+
+    choice = {
+        "task": "tiny_choice",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "options",
+        "doc_to_target": 0,
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    text = {
+        "task": "tiny_text",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [
+            {"metric": "word_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False}
+        ],
+    }
+    return [choice | source("questions"), text | source("texts")]
+
+
+def test_one_table_holds_what_lm_eval_gives_at_each_depth(saved, tasks, tmp_path):
+    depths = [1, 2, 8]
+    scores = scores_by_recurrence(saved.model, saved.tokenizer, tasks, depths, batch_size=2, bootstrap_iters=0)
+    assert [(score["task"], score["metric"]) for score in scores] == [
+        ("tiny_choice", "acc,none"),
+        ("tiny_text", "word_perplexity,none"),
+    ]
+    for index, depth in enumerate(depths):
+        evaluated = make(saved, 2, {"num_recurrences": depth})
+        found = lm_eval.simple_evaluate(evaluated, tasks=tasks, log_samples=False, bootstrap_iters=0)["results"]
+        for score in scores:
+            assert score["values"][index] == pytest.approx(found[score["task"]][score["metric"]], rel=1e-5)
+    # The control: depth matters, in text and in the answers.
+    assert all(len(set(score["values"])) > 1 for score in scores[1:])
+    results = task_score_results(
+        scores,
+        model=describe_text_model(saved.model, saved.folder),
+        environment=describe_environment("cpu"),
+        settings={"num_recurrences": depths, "num_fewshot": None, "limit": None, "batch_size": 2},
+        seconds=1.0,
+    )
+    table = task_score_table(results).splitlines()
+    assert table[0].split() == ["task", "metric", "r=1", "r=2", "r=8", "best", "at"]
+    best = min(range(3), key=scores[1]["values"].__getitem__)
+    assert table[3].split()[:3] == ["tiny_text", "word_perplexity", f"{scores[1]['values'][0]:.4f}"]
+    assert table[3].split()[-1] == str(depths[best])
+
+
+def test_the_config_is_left_as_it_was_and_a_criterion_is_switched_off(saved, tasks):
+    config = saved.model.config
+    before = config.to_dict()
+    fixed = scores_by_recurrence(saved.model, saved.tokenizer, tasks[1:], [2], bootstrap_iters=0)
+    config.halting_criterion, config.kl_threshold = "kl", 100.0
+    try:
+        assert scores_by_recurrence(saved.model, saved.tokenizer, tasks[1:], [2], bootstrap_iters=0) == fixed
+        assert config.halting_criterion == "kl"
+    finally:
+        config.halting_criterion, config.kl_threshold = before["halting_criterion"], before["kl_threshold"]
+    assert config.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (([], [1]), "tasks is empty"),
+        ((["x"], []), "num_recurrences is empty"),
+        ((["x"], [2, 0]), "must be at least 1"),
+    ],
+)
+def test_what_has_no_table(saved, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        scores_by_recurrence(saved.model, saved.tokenizer, *arguments)
+
+
+def test_the_command_prints_and_writes_the_table(saved, tasks, tmp_path, capsys, monkeypatch):
+    run = task_scores.scores_by_recurrence
+
+    def local(model, tokenizer, names, *args, **kwargs):
+        chosen = [task for task in tasks if task["task"] in names]
+        return run(model, tokenizer, chosen, *args, bootstrap_iters=0, **kwargs)
+
+    monkeypatch.setattr("memreason_hf.commands.lm_eval.scores_by_recurrence", local)
+    out = tmp_path / "out"
+    flags = ["--tasks", "tiny_choice", "tiny_text", "--num_recurrences", "1", "4", "--limit", "2"]
+    assert main([saved.folder, *flags, "--device", "cpu", "--output_dir", str(out)]) == 0
+    results = read_results(out / "task_scores.json")
+    assert task_score_table(results) in capsys.readouterr().out
+    assert results["settings"]["num_recurrences"] == [1, 4] and results["settings"]["limit"] == 2
+    assert results["lm_eval"] == lm_eval.__version__

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from recurrent_models import random_ids, tiny_model
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
 
 
 FIELDS = {
@@ -60,3 +61,59 @@ def test_a_run_that_is_resumed_draws_the_depths_of_an_undisturbed_one(tmp_path, 
         assert torch.equal(value, whole.state_dict()[name]), name
     # The control: another seed draws other depths.
     assert train(tmp_path / "other", rows, seed=1, **call)[1] != depths
+
+
+def first_step(folder, rows, fields, **arguments):
+    """The loss and the gradients of the first training step."""
+    model = tiny_model(seed=0, num_recurrences=3, input_injection="add", **fields)
+    found = {}
+
+    class Note(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            found.update({name: p.grad.clone() for name, p in model.named_parameters()})
+
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=1,
+        logging_steps=1,
+        save_strategy="no",
+        max_grad_norm=0.0,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        **{"per_device_train_batch_size": len(rows), **arguments},
+    )
+    trainer = Trainer(model, args, train_dataset=Rows(rows), callbacks=[Note()])
+    trainer.train()
+    return next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry), found
+
+
+def test_the_config_chooses_losses_over_recurrences(tmp_path, capture_warnings):
+    rows = random_ids(8, 6)
+    fields = {"recurrence_loss": "geometric", "recurrence_loss_decay": 0.5}
+    logging.warning_once.cache_clear()
+    with capture_warnings() as text:
+        loss, gradients = first_step(tmp_path, rows, fields)
+    model = tiny_model(seed=0, num_recurrences=3, input_injection="add").train()
+    losses = [model(rows, labels=rows, num_recurrences=depth).loss for depth in (1, 2, 3)]
+    expected = (losses[0] + 2 * losses[1] + 4 * losses[2]) / 7
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(gradients[name], parameter.grad, atol=1e-6), name
+    # Nothing is bypassed. Accumulation changes nothing; the control, another loss, does.
+    assert "recurrence_loss" not in text()
+    call = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    parts, summed = first_step(tmp_path, rows, fields, **call)
+    assert parts == pytest.approx(loss, rel=1e-4)
+    assert all(torch.allclose(summed[name], gradients[name], atol=1e-6) for name in gradients)
+    assert first_step(tmp_path, rows, {})[0] == pytest.approx(losses[2].item(), rel=1e-4)
+    assert abs(losses[2].item() - loss) > 1e-3
+
+
+def test_label_smoothing_bypasses_them_and_is_warned_about(tmp_path, capture_warnings):
+    for fields, expected in (({"recurrence_loss": "uniform"}, True), ({}, False)):
+        logging.warning_once.cache_clear()
+        with capture_warnings() as text:
+            first_step(tmp_path, random_ids(4, 6), fields, label_smoothing_factor=0.1)
+        assert ("recurrence_loss='uniform'" in text()) == expected

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 
 trl = pytest.importorskip("trl", reason="trl is not installed")
@@ -63,6 +64,20 @@ def test_depth_is_drawn(saved, tmp_path):
     dataset = Dataset.from_dict({"text": TEXTS})
     trl.SFTTrainer(model, config, train_dataset=dataset, processing_class=saved.tokenizer).train()
     assert len(depths) >= 8 and len(set(depths)) >= 3 and set(depths) <= set(range(2, 7))
+
+
+def test_losses_over_recurrences_that_it_bypasses_are_warned_about(saved, tmp_path, capture_warnings):
+    """With the controls: a model without them, and the plain Trainer (`test_stock_trainer.py`), say nothing."""
+    for fields, expected in (({"recurrence_loss": "uniform"}, True), ({}, False)):
+        logging.warning_once.cache_clear()
+        with capture_warnings() as text:
+            loss = sft_loss(saved, tmp_path, load(saved, num_recurrences=3, **fields))
+        assert ("recurrence_loss='uniform'" in text() and "SFTTrainer" in text()) == expected
+        # The loss is that of the last recurrence, as the warning says.
+        ids = [saved.tokenizer(t + saved.tokenizer.eos_token, return_tensors="pt")["input_ids"] for t in TEXTS]
+        with torch.no_grad():
+            losses = [saved.model(row, labels=row, num_recurrences=3).loss * (row.shape[1] - 1) for row in ids]
+        assert loss == pytest.approx(float(sum(losses)) / sum(row.shape[1] - 1 for row in ids), rel=1e-3)
 
 
 def test_grpo_generates_at_the_depth_of_inference(saved, tmp_path):

@@ -43,11 +43,12 @@ class ScheduledTrainingArguments(ResumableArguments):
             Below 1 the last recurrence has the largest weight, above 1 the first. `None`: what the model's config
             says, by default 0.5.
         first_weight (`float`, *optional*, defaults to 0.0):
-            Weight of the ordinary loss after one recurrence, in addition, so that one recurrence goes on learning.
+            Weight of the ordinary loss after one recurrence, in addition, so that one recurrence goes on learning. In
+            a step of depth 1 the ordinary loss then counts twice, unless `recurrence_min` of the config is above 1.
         keep_weight (`float`, *optional*, defaults to 0.0):
             Weight of KL(source || model after one recurrence), so that one recurrence stays where it was. The source
-            is the model at one recurrence as it is passed to the trainer. A copy of the parameters that are trained
-            stays in memory, and runs at every training step.
+            is the model at one recurrence as it is passed to the trainer, also when a run is resumed. A copy of the
+            parameters that are trained stays in memory, and runs at every training step.
         keep_model (`str`, *optional*):
             Folder of another source: a recurrent-depth model, which runs one recurrence, or any causal language model
             with the same vocabulary.
@@ -56,6 +57,10 @@ class ScheduledTrainingArguments(ResumableArguments):
             get worse. A training step then runs R + k recurrences, also where its accuracy is counted.
         consistency_recurrences (`int`, *optional*, defaults to 1):
             k.
+        recurrence_learning_rate (`float`, *optional*):
+            The learning rate of the parameters that the first recurrence does not use: adapter or gate of the
+            injection, state norm and low-rank updates. They follow the schedule of `learning_rate`, which they have
+            by default.
         eval_num_recurrences (`int`, *optional*):
             The number of recurrences in evaluation, without a halting criterion. `None`: what the model's config
             says.
@@ -92,6 +97,7 @@ class ScheduledTrainingArguments(ResumableArguments):
         "first_weight",
         "keep_weight",
         "consistency_weight",
+        "recurrence_learning_rate",
         "eval_num_recurrences",
     )
     # Whether the strategies of logging, evaluation and saving may be "epoch".
@@ -136,6 +142,10 @@ class ScheduledTrainingArguments(ResumableArguments):
     )
     consistency_recurrences: int = field(
         default=1, metadata={"help": "k of consistency_weight: how many recurrences run beyond the drawn depth."}
+    )
+    recurrence_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of what only later recurrences use. Default: learning_rate."},
     )
     eval_num_recurrences: int | None = field(
         default=None, metadata={"help": "Recurrences in evaluation. Default: what the model's config says."}
@@ -185,6 +195,9 @@ class ScheduledTrainingArguments(ResumableArguments):
         for name in ("first_weight", "keep_weight", "consistency_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and finite.")
+        rate = self.recurrence_learning_rate
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(f"recurrence_learning_rate={rate} must be above 0 and finite.")
         if self.keep_model is not None and not self.keep_weight:
             raise ValueError(f"keep_model={self.keep_model!r} has no effect with keep_weight=0. Set keep_weight.")
 

@@ -18,7 +18,8 @@ from memreason_hf.training.scheduled.depth import DepthSchedule
 from memreason_hf.training.scheduled.losses import LossWeights, StepLoss, recurrence_loss_weights
 from memreason_hf.training.scheduled.meter import TrainingMeter
 from memreason_hf.training.scheduled.source import FrozenSource
-from modeling_recurrent import RecurrentDepthConfig
+from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthModel
+from modeling_recurrent.gradients_recurrent import recurrence_parameters
 
 
 class ScheduledTrainer(ResumableTrainer):
@@ -81,6 +82,7 @@ class ScheduledTrainer(ResumableTrainer):
         self._num_items: torch.Tensor | int | None = None
         # Before training changes the model.
         self.source = self._open_source()
+        self._check_recurrence_parameters()
         self._prepare_data()
         self.add_callback(_MeterCallback(self))
 
@@ -180,6 +182,61 @@ class ScheduledTrainer(ResumableTrainer):
 
     def passes_over_data(self) -> float:
         return self.state.global_step / self.steps_per_epoch
+
+    # ---- What later recurrences add ----
+
+    def recurrence_parameters(self, model=None) -> list[torch.nn.Parameter]:
+        """The parameters that the first recurrence does not use: none for a model without recurrences."""
+        modules = self.accelerator.unwrap_model(self.model if model is None else model).modules()
+        decoder = next((module for module in modules if isinstance(module, RecurrentDepthModel)), None)
+        return [] if decoder is None else [parameter for _, parameter in recurrence_parameters(decoder)]
+
+    def _check_recurrence_parameters(self):
+        own = self.recurrence_parameters()
+        if self.args.recurrence_learning_rate is not None and not any(p.requires_grad for p in own):
+            raise ValueError(
+                f"recurrence_learning_rate={self.args.recurrence_learning_rate} has no effect: no parameter in "
+                "training belongs to the recurrences after the first. Leave it out, or choose a model with an "
+                "injection, a state norm or recurrence_lora_rank."
+            )
+        if not (self.is_recurrent and self.model.config.recurrence_gradients == "separate"):
+            return
+        named, weights = {id(parameter) for parameter in own}, self.loss_weights
+        learns = any(p.requires_grad and id(p) not in named for p in self.model.parameters())
+        if learns and weights.main == "last" and not (weights.first or weights.keep):
+            raise ValueError(
+                "recurrence_gradients='separate' trains the shared weights by the losses after the first recurrence "
+                "alone, but the run has none. Set first_weight=1, or freeze the shared weights."
+            )
+
+    def create_optimizer(self, model=None):
+        """Creates the parent's optimizer; with `recurrence_learning_rate`, in groups of their own for that rate."""
+        if self.optimizer is not None or self.args.recurrence_learning_rate is None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        own = {id(parameter) for parameter in self.recurrence_parameters(model)}
+        for group in list(optimizer.param_groups):
+            moved = [parameter for parameter in group["params"] if id(parameter) in own]
+            if not moved:
+                continue
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+            settings = {name: value for name, value in group.items() if name != "params"}
+            optimizer.add_param_group({**settings, "params": moved, "lr": self.args.recurrence_learning_rate})
+        return optimizer
+
+    def _clip_grad_norm(self, model):
+        """
+        Clips as the parent does. With `recurrence_gradients="separate"` each of the two parts of the parameters is
+        clipped by its own norm: otherwise later recurrences would change the steps of the first.
+        """
+        if not self.is_recurrent or self.model.config.recurrence_gradients == "shared":
+            return super()._clip_grad_norm(model)
+        own = self.recurrence_parameters(model)
+        named = {id(parameter) for parameter in own}
+        shared = [parameter for parameter in model.parameters() if id(parameter) not in named]
+        self.accelerator.unscale_gradients()
+        norms = [torch.nn.utils.clip_grad_norm_(part, self.args.max_grad_norm) for part in (shared, own)]
+        return torch.linalg.vector_norm(torch.stack(norms))
 
     # ---- A training step ----
 
@@ -308,6 +365,7 @@ class ScheduledTrainer(ResumableTrainer):
 
 
 def _refuse_recurrent_only(args: ScheduledTrainingArguments, model) -> None:
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     fields = type(args).__dataclass_fields__
     for name in args.recurrent_only:
         if getattr(args, name) != fields[name].default:
@@ -322,14 +380,16 @@ def may_leave_out_parameters(config: RecurrentDepthConfig, args: ScheduledTraini
     Whether a training step may use only some of the parameters. DDP must search for the others then, which costs time.
     """
     grows = args is not None and args.recurrence_growth != "none"
-    least = 1 if grows and config.recurrence_sampling == "uniform" else config.recurrence_min or 1
+    least = config.recurrence_min or 1
     if config.recurrence_sampling == "fixed" and not grows:
         least = max(least, min(config.num_recurrences, config.recurrence_max or config.num_recurrences))
     if args is not None and args.consistency_weight:
         least += args.consistency_recurrences
-    # A step of one recurrence uses nothing that stands between recurrences.
+    # A step of one recurrence uses nothing that stands between recurrences. Each of the next ones may have low-rank
+    # updates of its own.
     between = config.state_norm != "none" or config.input_injection in ("concat", "gate")
-    return config.backprop_recurrences is not None or (between and least < 2)
+    needed = 1 + config.recurrence_lora_count if config.recurrence_lora_rank else 1 + between
+    return config.backprop_recurrences is not None or least < needed
 
 
 class _MeterCallback(TrainerCallback):

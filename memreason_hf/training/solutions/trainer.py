@@ -75,7 +75,6 @@ class FinetuneTrainer(ScheduledTrainer):
     ):
         self.demonstrations = demonstrations
         super().__init__(model, args, **kwargs)
-        self._check_recurrences()
         # A recurrent-depth model computes the loss at its recurrences itself. Other models only return logits, because
         # not all of them divide by the labels of the whole training step.
         self.model_accepts_loss_kwargs = self.is_recurrent
@@ -138,18 +137,6 @@ class FinetuneTrainer(ScheduledTrainer):
 
     def _base_model(self):
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-
-    def _check_recurrences(self):
-        changed = [name for name in ("recurrence_loss", "eval_num_recurrences") if self._differs_from_default(name)]
-        if changed and not self.is_recurrent:
-            name = changed[0]
-            raise ValueError(
-                f"{name}={getattr(self.args, name)!r} is for recurrent-depth models, but the model is a "
-                f"{type(self._base_model()).__name__}. Leave it out."
-            )
-
-    def _differs_from_default(self, name):
-        return getattr(self.args, name) != FinetuneArguments.__dataclass_fields__[name].default
 
     # ---- Evaluation ----
 

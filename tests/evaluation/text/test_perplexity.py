@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import load_result, run_ranks, save_result
 from recurrent_models import random_ids, tiny_model
 from result_schemas import assert_schema_describes_itself, assert_written_and_read
+from torch import distributed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from memreason_hf.evaluation import describe_environment
@@ -191,3 +193,20 @@ def test_the_table_marks_the_best_recurrence():
     deep = perplexity_table(results([3.0 - 0.01 * (19 - abs(19 - i)) for i in range(40)], None)).splitlines()
     assert [line.split()[0] for line in deep[2:]] == ["1", "2", "4", "8", "16", "20", "32", "40"]
     assert "bits" not in deep[0] and deep[7].endswith("best")
+
+
+def evaluate(result):
+    distributed.init_process_group("gloo")
+    found = perplexity_by_recurrence(model_of(), documents(), max_recurrences=R, batch_size=2, distributed=True)
+    save_result(f"{result}-{distributed.get_rank()}", (found.losses.tolist(), found.num_tokens))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_processes_share_the_batches(tmp_path):
+    run_ranks(evaluate, tmp_path / "result")
+    expected, count = separate(model_of(), documents(), 1024)
+    for rank in range(2):
+        losses, num_tokens = load_result(tmp_path / f"result-{rank}")
+        np.testing.assert_allclose(losses, expected, rtol=2e-6)
+        assert num_tokens == count

@@ -93,6 +93,7 @@ def test_bf16_works_without_an_accelerator(tmp_path):
         ({"first_weight": float("nan")}, "first_weight=nan"),
         ({"consistency_weight": float("inf")}, "consistency_weight=inf"),
         ({"consistency_recurrences": 0}, "consistency_recurrences=0"),
+        ({"recurrence_learning_rate": 0.0}, "recurrence_learning_rate=0.0"),
         ({"keep_model": "folder"}, "keep_model='folder' has no effect with keep_weight=0"),
     ],
     ids=str,

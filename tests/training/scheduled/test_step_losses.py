@@ -372,10 +372,13 @@ def test_parameters_that_a_step_may_leave_out(tmp_path):
         return may_leave_out_parameters(config, small_trainer(tmp_path, small_model(**fields), **arguments).args)
 
     assert not of(config)
-    assert of(config, recurrence_growth="linear")
+    # A depth that grows from 1 is bounded by recurrence_min alone.
+    assert not of(config, recurrence_growth="linear")
     # What stands between two recurrences: here a norm, elsewhere an adapter or a gate.
+    fixed = {"recurrence_sampling": "fixed", "num_recurrences": 3, "recurrence_min": None, "recurrence_max": None}
     for injection in ("none", "concat", "gate"):
-        other = small_model(state_norm="none", input_injection=injection, **fields).config
+        other = small_model(state_norm="none", input_injection=injection, **fixed).config
+        assert not of(other)
         assert of(other, recurrence_growth="linear") == (injection != "none")
     shallow = small_model(recurrence_min=1).config
     assert of(shallow)
@@ -389,3 +392,27 @@ def test_other_models_are_refused(tmp_path):
     for arguments in ({"keep_weight": 1.0}, {"recurrence_growth": "linear"}, {"recurrence_loss": "uniform"}):
         with pytest.raises(ValueError, match="for recurrent-depth models, but the model is a LlamaForCausalLM"):
             small_trainer(tmp_path, model, **arguments)
+
+
+def test_gradient_checkpointing_changes_no_gradient(tmp_path):
+    fields = {**MODEL, "residual_dropout": 0.1, "backprop_recurrences": 2}
+    runs = [
+        step_gradients(
+            small_trainer(tmp_path / str(on), small_model(**fields), **RUN, **ALL, gradient_checkpointing=on)
+        )
+        for on in (False, True)
+    ]
+    assert_same_gradients(runs[1][0], runs[0][0])
+    assert [e["loss"] for e in runs[0][1]] == pytest.approx([e["loss"] for e in runs[1][1]], rel=1e-5)
+
+
+def test_the_source_computes_in_the_precision_of_the_run(tmp_path):
+    """A source in float32 would take the time and memory that bf16 saves."""
+    for bf16, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        trainer = small_trainer(tmp_path / str(bf16), small_model(**MODEL), **RUN, **TERMS["keep"], bf16=bf16)
+        dtypes = set()
+        trainer.source.model.lm_head.register_forward_hook(lambda _, args, logits, into=dtypes: into.add(logits.dtype))
+        _, logs = step_gradients(trainer)
+        assert dtypes == {expected}
+        # At first the model is its source, but for rounding.
+        assert logs[0]["keep_loss"] < 1e-4 < logs[-1]["keep_loss"]
