@@ -88,7 +88,7 @@ class CommandParser(HfArgumentParser):
         recipe: whether the command line must or can name a recipe; None for a command without recipes.
         recipe_prefix: prefix of the names of the package's recipes for this command, which users leave out.
         model: whether MODEL can stand for `--model MODEL`. A recipe is then recognised by its suffix, `.yaml`.
-        places: fields that can also be given without a flag, in this order, before the first flag.
+        places: fields that can also be given without a flag, in this order.
         prog, description, epilog: as for `argparse.ArgumentParser`; line breaks are kept.
     """
 

@@ -55,7 +55,8 @@ def convert_decoder(
         [`RecurrentDepthForCausalLM`] in evaluation mode, on the device and in the dtype of `model`.
 
     Raises:
-        ValueError: the family cannot be looped, the source is quantised, or the layers cannot be chosen so.
+        ValueError: the family cannot be looped, the source is quantised or has no head, or the layers cannot be
+            chosen so.
 
     Example:
 
@@ -78,6 +79,10 @@ def convert_decoder(
         raise ValueError(
             "The source is quantised, and its layers would be copied as they are. Convert the model that it was "
             "quantised from, and quantise the result when it is loaded (quantization_config=...)."
+        )
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"The source is a {type(model).__name__}, which has no language-model head. Load a causal LM."
         )
     plan = plan_layers(model.config.num_hidden_layers, prelude, loop, coda)
     config = convert_config(model.config, plan, **fields)

@@ -109,6 +109,11 @@ def test_a_quantised_model_is_refused():
         convert_decoder(source)
 
 
+def test_a_model_without_a_head_is_refused():
+    with pytest.raises(ValueError, match="The source is a LlamaModel, which has no language-model head"):
+        convert_decoder(tiny_source("llama").model)
+
+
 def test_weights_are_shared_only_on_request():
     source = tiny_source("llama", tie_word_embeddings=True)
     own, shared = convert_decoder(source), convert_decoder(source, share_weights=True)
