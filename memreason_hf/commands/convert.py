@@ -12,7 +12,6 @@ from typing import Literal
 from memreason_hf.command_line.conversions import print_written, progress_reporter
 from memreason_hf.command_line.errors import INTERRUPTED, user_errors
 from memreason_hf.command_line.parser import CommandParser, Section
-from memreason_hf.files import check_folder
 from memreason_hf.models.conversion.adapters import convert_adapter
 from memreason_hf.models.conversion.folders import check_places_apart, convert_folder, convert_other
 from memreason_hf.models.conversion.layers import plan_layers
@@ -225,7 +224,7 @@ def _convert_adapter(arguments, fields):
         raise ValueError(
             f"base={arguments.base!r} is for adapters, but source={arguments.source!r} is not the folder of one."
         )
-    check_folder(arguments.out, overwrite=arguments.overwrite)
+    check_places_apart(arguments.base, arguments.out, overwrite=arguments.overwrite, field="base")
     counts = convert_adapter(arguments.source, arguments.base, arguments.out, overwrite=arguments.overwrite)
     dropped = f"; {counts.left_out} were left out, because their layers were dropped" if counts.left_out else ""
     print(f"{counts.kept} modules with LoRA weights were renamed{dropped}.\nWrote {arguments.out}.")

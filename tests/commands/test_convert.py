@@ -314,7 +314,7 @@ def test_sources_that_cannot_be_converted(damage, message, source, out, capsys, 
 def test_nothing_is_overwritten_by_its_own_conversion(source, tmp_path, capsys):
     line = refused(capsys, main, [str(source), f"{source}/../llama", "--overwrite"])
     assert "are the same folder" in line
-    assert "the source is inside" in refused(capsys, main, [str(source), str(tmp_path), "--overwrite"])
+    assert "the first is inside" in refused(capsys, main, [str(source), str(tmp_path), "--overwrite"])
     assert (source / "config.json").is_file()
 
 

@@ -68,9 +68,12 @@ def _no_report(message: str) -> None:
     pass
 
 
-def check_places_apart(source: str, out: str | os.PathLike, *, overwrite: bool) -> None:
+def check_places_apart(source: str, out: str | os.PathLike, *, overwrite: bool, field: str = "source") -> None:
     """
     Checks that a result can be written without touching its source.
+
+    Args:
+        field: What messages call `source`.
 
     Raises:
         ValueError: both are the same folder, or the source lies inside the folder to be replaced.
@@ -78,8 +81,8 @@ def check_places_apart(source: str, out: str | os.PathLike, *, overwrite: bool) 
     """
     folder, target = Path(source).resolve(), Path(out).resolve()
     if folder.exists() and (folder == target or target in folder.parents):
-        what = "are the same folder" if folder == target else "overlap: the source is inside the folder to be written"
-        raise ValueError(f"source={source!r} and out={str(out)!r} {what}. Choose another folder for the result.")
+        what = "are the same folder" if folder == target else "overlap: the first is inside the folder to be written"
+        raise ValueError(f"{field}={source!r} and out={str(out)!r} {what}. Choose another folder for the result.")
     check_folder(out, overwrite=overwrite)
 
 

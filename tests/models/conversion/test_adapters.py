@@ -182,3 +182,5 @@ def test_a_base_that_is_not_a_conversion(tmp_path, capsys):
     assert "has no conversion.json" in refused(capsys, main, [*argv, str(source)])
     line = refused(capsys, main, [*argv, str(converted), "--loop", "2"])
     assert "loop='2' is for decoders" in line
+    line = refused(capsys, main, [str(adapter), str(converted), "--base", str(converted), "--overwrite"])
+    assert "base=" in line and "are the same folder" in line and (converted / "conversion.json").is_file()
