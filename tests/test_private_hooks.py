@@ -21,6 +21,7 @@ HOOKS = {
     Trainer: {
         # Overridden.
         "_save_checkpoint": ("model", "trial"),
+        "_clip_grad_norm": ("model",),
         "_get_grad_norm": ("model", "grad_norm"),
         "_issue_warnings_after_load": ("load_result",),
         "_save": ("output_dir", "state_dict"),
