@@ -1,5 +1,6 @@
 """Opens texts, as one column `text`: local files, a data set of the Hub or its folder, in memory or as a stream."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import (
@@ -60,6 +61,22 @@ def open_texts(arguments: TextArguments, seed: int) -> tuple[Dataset | IterableD
         parts = train.train_test_split(arguments.eval_documents, seed=seed)
         train, heldout = parts["train"], parts["test"]
     return train, heldout
+
+
+def read_texts(files: str | Sequence[str], column: str = TEXT, field: str = "data.files") -> list[str]:
+    """
+    The texts of local files, without empty ones: a txt file is one text, other files hold one in each row.
+
+    Args:
+        files (`str` or `Sequence[str]`): Paths, patterns and folders; see `find_files`.
+        column (`str`): The column of the texts.
+        field (`str`): What the messages call `files`.
+
+    Raises:
+        ValueError: as for `open_texts`.
+    """
+    texts = _open(TextArguments(files=files, column=column), "train", files, field, streaming=False)
+    return [text for text in texts[TEXT] if text]
 
 
 def _open(arguments, split, files, field, streaming):
