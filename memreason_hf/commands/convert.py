@@ -12,6 +12,7 @@ from typing import Literal
 from memreason_hf.command_line.conversions import print_written, progress_reporter
 from memreason_hf.command_line.errors import INTERRUPTED, user_errors
 from memreason_hf.command_line.parser import CommandParser, Section
+from memreason_hf.models.conversion import published_loops  # noqa: F401 - registers their reader
 from memreason_hf.models.conversion.adapters import convert_adapter
 from memreason_hf.models.conversion.folders import check_places_apart, convert_folder, convert_other
 from memreason_hf.models.conversion.layers import plan_layers

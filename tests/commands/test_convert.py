@@ -277,7 +277,7 @@ SOURCE_ERRORS = {
         "is not a model of transformers",
     ),
     "no type": (lambda f: (f / "config.json").write_text("{}"), "names no model_type"),
-    "broken config": (lambda f: (f / "config.json").write_text("{"), "its config cannot be read"),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), "config.json is not a JSON file"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
     "encoder-decoder": (encoder_decoder, "'t5' cannot be converted: it is an encoder-decoder"),
     "another architecture": (another_architecture, "'bert' cannot be converted: its layers are not known to run"),
