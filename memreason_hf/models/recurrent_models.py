@@ -27,9 +27,9 @@ _MODEL_HELP = {
     "recurrence_min": "The minimum number of recurrences of a training step.",
     "recurrence_max": "The maximum number of recurrences of a training step.",
     "backprop_recurrences": "How many of the last recurrences gradients flow through. Default: all.",
-    "input_injection": "How the input enters every recurrence: none, add or concat.",
-    "state_init": "The state before the first recurrence: embedding, zeros or normal.",
-    "state_norm": "Norm of the state between recurrences: none, layernorm or rmsnorm.",
+    "input_injection": "How the input enters later recurrences: none, add, gate (a mixture by channel) or concat.",
+    "state_init": "The state before the first recurrence: embedding, zeros, normal or truncated_normal.",
+    "state_norm": "Norm of the state between recurrences: none, layernorm, rmsnorm, or last (the model's last norm).",
     "vocab_size": "Rows of the embedding. Default: the tokens of the tokenizer.",
 }
 
