@@ -16,6 +16,7 @@ from memreason_hf.experiments.retrofit.training import (
     train_static,
 )
 from memreason_hf.experiments.retrofit.world import draw_data
+from modeling_recurrent.sampling_recurrent import sample_num_recurrences
 
 
 # Depths beyond `backprop_recurrences`, so that gradients are cut off.
@@ -62,7 +63,9 @@ def test_one_recurrence_takes_the_steps_of_the_static_model_bit_for_bit(data, so
     start = AutoModelForCausalLM.from_pretrained(tmp_path / "converted")
     added = [name for name, _ in model.named_parameters() if "lora" in name or "injection" in name]
     assert added and all(not torch.equal(model.get_parameter(name), start.get_parameter(name)) for name in added)
+    # Gradients were cut off in some steps, but not those of the first recurrence.
     assert model.config.recurrence_gradients == "separate" and model.config.backprop_recurrences == 8
+    assert max(sample_num_recurrences(model.config, 0, step) for step in range(RECIPE.further_steps)) > 9
 
 
 def test_with_shared_gradients_it_does_not(data, source, static, tmp_path):
