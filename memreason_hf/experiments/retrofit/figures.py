@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter, StrMethodFormatter
 
 
 # Colours of Okabe and Ito, which people with common colour blindness can distinguish.
@@ -30,15 +30,14 @@ def depth_figure(results: dict) -> Figure:
         last = axes.get_xlim()[1]
         if most < last:
             axes.axvspan(most, last, color="0.93", zorder=0, linewidth=0)
-            axes.text(
-                most * 1.08, 0.04, "deeper than\nin training", transform=axes.get_xaxis_transform(), color="0.35"
-            )
-    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+            place = axes.get_xaxis_transform()
+            axes.text(most * 1.08, 0.45, "deeper than\nin training", transform=place, color="0.35", fontsize="small")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     accuracy.set_ylabel("places predicted correctly")
     accuracy.set_ylim(top=1.02)
     perplexity.set_ylabel("perplexity of a place")
     perplexity.set_ylim(bottom=0.95)
-    accuracy.legend(frameon=False, fontsize="small", loc="center right")
+    accuracy.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 
@@ -53,7 +52,7 @@ def _draw(axes, seeds, name, values_of):
     axes.axhline(static.mean(), color=_STATIC, linewidth=2, linestyle=(0, (4, 2)), label="static, trained on")
     axes.set_xscale("log", base=2)
     axes.set_xlim(1, recurrences[-1])
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("recurrences")
     for side in ("top", "right"):
