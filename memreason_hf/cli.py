@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 # seconds, and this help does not need it.
 VERBS = {
     "quickstart": "Build a data set, train, halt adaptively, sweep the depth, save and load: minutes on a CPU.",
+    "convert": "Turn a pretrained decoder into a recurrent-depth model, exactly; or read a published loop.",
+    "unroll": "Write the loop of a converted model out as a plain decoder of its family.",
     "train": "Train a recurrent-depth model by a recipe, or resume a run that was killed.",
     "finetune": "Teach any causal language model to solve questions in memory and reason steps.",
     "evaluate": "Let a model decide its depth: accuracy and recurrences by group.",

@@ -26,7 +26,7 @@ class DepthKwargs(TypedDict, total=False):
         halting_granularity (`"token"` or `"sequence"`, *optional*):
             Whether each token halts on its own, or a row as a whole.
         kl_threshold, entropy_threshold (`float`, *optional*): In nats.
-        confidence_threshold (`float`, *optional*): A probability.
+        confidence_threshold, exit_gate_threshold (`float`, *optional*): Probabilities.
         state_difference_threshold, acceleration_threshold (`float`, *optional*): Relative to the norm of the state.
         argmax_patience (`int`, *optional*): In recurrences.
     """
@@ -39,6 +39,7 @@ class DepthKwargs(TypedDict, total=False):
     kl_threshold: float | None
     entropy_threshold: float | None
     confidence_threshold: float | None
+    exit_gate_threshold: float | None
     state_difference_threshold: float | None
     acceleration_threshold: float | None
     argmax_patience: int | None
@@ -62,7 +63,9 @@ class RecurrentDepthKwargs(DepthKwargs, TransformersKwargs, total=False):
             With `backprop_recurrences` in the config: the recurrences from which gradients flow back in addition to
             the last one, each through the `backprop_recurrences` that end there.
         state_seed (`int`, *optional*):
-            The seed of the noise of `state_init="normal"`.
+            The seed of the noise of `state_init="normal"` and `"truncated_normal"`.
+        initial_state (`torch.FloatTensor` of shape `(batch, sequence, hidden)`, *optional*):
+            The state before the first recurrence, in place of that of `state_init`. Not for `generate`.
     """
 
     cache_recurrences: str | None
@@ -70,6 +73,7 @@ class RecurrentDepthKwargs(DepthKwargs, TransformersKwargs, total=False):
     recurrences_to_show: Collection[int] | None
     backprop_from: Collection[int] | None
     state_seed: int | None
+    initial_state: torch.FloatTensor | None
 
 
 DEPTH_ARGUMENTS = tuple(DepthKwargs.__annotations__)

@@ -137,7 +137,10 @@ class RecurrentDepthMLP(nn.Module):
 
 class RecurrentDepthBlock(GradientCheckpointingLayer):
     """
-    A pre-norm decoder layer of the GPT-2, Llama or Qwen style.
+    A decoder layer of the GPT-2, Llama or Qwen style, with a norm before each sublayer.
+
+    `config.block_norm` adds a second norm for each sublayer: on its output (`"sandwich"`), or on the sum of its output
+    and its input (`"residual"`).
 
     Args:
         config (`RecurrentDepthConfig`): The config of the model.
@@ -152,6 +155,11 @@ class RecurrentDepthBlock(GradientCheckpointingLayer):
         self.self_attn = RecurrentDepthAttention(config, layer_idx, config.sliding_window if is_looped else None)
         self.post_attention_layernorm = norm(config.hidden_size, eps=config.norm_eps)
         self.mlp = RecurrentDepthMLP(config)
+        self.attention_output_layernorm = self.mlp_output_layernorm = None
+        if config.block_norm != "pre":
+            self.attention_output_layernorm = norm(config.hidden_size, eps=config.norm_eps)
+            self.mlp_output_layernorm = norm(config.hidden_size, eps=config.norm_eps)
+        self.norms_sums = config.block_norm == "residual"
         self.dropout = nn.Dropout(config.residual_dropout)
         if is_looped:
             self.self_attn.o_proj.init_scale = self.mlp.down_proj.init_scale = config.residual_init_scale
@@ -162,12 +170,15 @@ class RecurrentDepthBlock(GradientCheckpointingLayer):
         attended, weights = self.self_attn(
             self.input_layernorm(hidden_states), attention_mask, position_embeddings, slots, interface, **kwargs
         )
-        hidden_states = self._add(hidden_states, attended)
-        hidden_states = self._add(hidden_states, self.mlp(self.post_attention_layernorm(hidden_states)))
-        return hidden_states, weights
+        hidden_states = self._add(hidden_states, attended, self.attention_output_layernorm)
+        update = self.mlp(self.post_attention_layernorm(hidden_states))
+        return self._add(hidden_states, update, self.mlp_output_layernorm), weights
 
-    def _add(self, hidden_states, update):
-        return hidden_states + (self.dropout(update) if self.training else update)
+    def _add(self, hidden_states, update, norm):
+        if norm is not None and not self.norms_sums:
+            update = norm(update)
+        hidden_states = hidden_states + (self.dropout(update) if self.training else update)
+        return norm(hidden_states) if self.norms_sums else hidden_states
 
 
 def run_own_layer(layer, hidden_states, mask, angles, slots, interface, **kwargs):

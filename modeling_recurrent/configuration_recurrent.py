@@ -37,7 +37,9 @@ _OWN_BLOCK_FIELDS = (
     "attention_bias",
     "attention_dropout",
     "attention_output_bias",
+    "block_norm",
     "embedding_dropout",
+    "embedding_scale",
     "gated_mlp",
     "hidden_act",
     "mlp_bias",
@@ -110,6 +112,11 @@ class RecurrentDepthConfig(PreTrainedConfig):
             GPT-2's MLP is not gated and uses `"gelu_new"`; Llama's is gated and uses `"silu"`.
         norm_type (`"layernorm"` or `"rmsnorm"`, defaults to `"rmsnorm"`), norm_eps (`float`, defaults to 1e-6):
             The norm of the blocks and of the last state.
+        block_norm (`"pre"`, `"sandwich"` or `"residual"`, defaults to `"pre"`):
+            The norms of a block: one before each sublayer; in addition one on the output of each sublayer, as in Ouro
+            and Gemma 2; or in addition one on the sum of that output and the input, as in Huginn.
+        embedding_scale (`float`, defaults to 1.0):
+            Factor on the token embeddings.
         attention_bias, attention_output_bias, mlp_bias (`bool`, the second *optional*):
             Whether the query, key and value projections, the output projection and the MLP have biases.
             `attention_output_bias` follows `attention_bias` where it is not given; Qwen2 has the first only.
@@ -140,12 +147,16 @@ class RecurrentDepthConfig(PreTrainedConfig):
             the sum, maps state and embedding to a new state. Gates start at `injection_gate_init`. With 0 every
             recurrence repeats the first until the gates are trained; with 1 the state goes on unchanged. Where the
             initial state is not the embedding, the same happens before the first recurrence.
-        state_init (`"embedding"`, `"zeros"` or `"normal"`, defaults to `"embedding"`), state_init_std (`float`,
-            defaults to 1.0), state_seed (`int`, defaults to 0):
+        state_init (`"embedding"`, `"zeros"`, `"normal"` or `"truncated_normal"`, defaults to `"embedding"`),
+            state_init_std (`float`, defaults to 1.0), state_seed (`int`, defaults to 0):
             The state before the first recurrence. Normal noise depends on the seed and the position of a token only,
-            never on the other rows of its batch.
-        state_norm (`"none"`, `"layernorm"` or `"rmsnorm"`, defaults to `"none"`):
-            The norm applied to the state between recurrences.
+            never on the other rows of its batch; truncated, it stays within three times `state_init_std`.
+        state_norm (`"none"`, `"layernorm"`, `"rmsnorm"` or `"last"`, defaults to `"none"`):
+            The norm applied to the state between recurrences: one with its own weights, or the last norm of the model.
+        coda_norm (`bool`, defaults to `False`):
+            Whether the last norm of the model is applied to the state before the coda, too.
+        exit_gate (`bool`, defaults to `False`):
+            Whether the model has a linear layer on the normed state for the criterion `"exit_gate"`.
         recurrence_lora_rank (`int`, *optional*), recurrence_lora_count (`int`, defaults to 7), recurrence_lora_alpha
             (`float`, *optional*, defaults to the rank):
             Low-rank updates of the linear layers in the loop, of this rank and times `recurrence_lora_alpha /
@@ -179,7 +190,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         min_recurrences, max_recurrences (`int`, default to 1 and 16):
             The first recurrence at which a row or token may halt, and the one at which it halts at the latest.
         kl_threshold, entropy_threshold (`float`, default to 0.01 and 3.0): In nats.
-        confidence_threshold (`float`, defaults to 0.9): A probability.
+        confidence_threshold, exit_gate_threshold (`float`, default to 0.9): Probabilities.
         state_difference_threshold, acceleration_threshold (`float`, default to 0.05): Relative to the state's norm.
         argmax_patience (`int`, defaults to 3): In recurrences.
 
@@ -224,6 +235,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
     gated_mlp: bool = True
     norm_type: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     norm_eps: float = _positive(default=1e-6)
+    block_norm: Literal["pre", "sandwich", "residual"] = "pre"
+    embedding_scale: float | int = _positive(default=1.0)
     attention_bias: bool = False
     attention_output_bias: bool | None = None
     mlp_bias: bool = False
@@ -246,10 +259,12 @@ class RecurrentDepthConfig(PreTrainedConfig):
     num_recurrences: int = positive_int_field(default=4)
     input_injection: Literal["none", "add", "gate", "concat"] = "none"
     injection_gate_init: float | int = 0.0
-    state_init: Literal["embedding", "zeros", "normal"] = "embedding"
+    state_init: Literal["embedding", "zeros", "normal", "truncated_normal"] = "embedding"
     state_init_std: float | int = _not_negative(default=1.0)
     state_seed: int = 0
-    state_norm: Literal["none", "layernorm", "rmsnorm"] = "none"
+    state_norm: Literal["none", "layernorm", "rmsnorm", "last"] = "none"
+    coda_norm: bool = False
+    exit_gate: bool = False
     recurrence_lora_rank: int | None = positive_int_field(default=None)
     recurrence_lora_count: int = positive_int_field(default=7)
     recurrence_lora_alpha: float | int | None = None
@@ -269,6 +284,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
     kl_threshold: float | int = _positive(default=0.01)
     entropy_threshold: float | int = _positive(default=3.0)
     confidence_threshold: float | int = _probability(default=0.9)
+    exit_gate_threshold: float | int = _probability(default=0.9)
     state_difference_threshold: float | int = _positive(default=0.05)
     acceleration_threshold: float | int = _positive(default=0.05)
     argmax_patience: int = positive_int_field(default=3)
@@ -516,7 +532,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
                 f"state_init={self.state_init!r} with input_injection='none': the input would never reach the state. "
                 "Choose input_injection='add' or 'concat', or state_init='embedding'."
             )
-
+        if self.coda_norm and not self.num_coda_layers:
+            raise ValueError("coda_norm=True needs coda layers, but num_coda_layers=0.")
         if self.recurrence_gradients == "separate":
             self._validate_separation()
 
@@ -526,7 +543,11 @@ class RecurrentDepthConfig(PreTrainedConfig):
                 f"recurrence_gradients='separate' with state_init={self.state_init!r}: the first recurrence would use "
                 "the injection, which belongs to later ones. Choose state_init='embedding'."
             )
-        own = (self.input_injection in ("gate", "concat"), self.state_norm != "none", self.recurrence_lora_rank)
+        own = (
+            self.input_injection in ("gate", "concat"),
+            self.state_norm not in ("none", "last"),
+            self.recurrence_lora_rank,
+        )
         if not any(own):
             raise ValueError(
                 "recurrence_gradients='separate' needs weights that belong to later recurrences. Choose "
@@ -545,6 +566,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
             raise ValueError(
                 f"halting_criterion={self.halting_criterion!r} must be one of {', '.join(HALTING_CRITERIA)}.{hint}"
             )
+        if self.halting_criterion == "exit_gate" and not self.exit_gate:
+            raise ValueError("halting_criterion='exit_gate' needs a model with exit_gate=True.")
 
 
 __all__ = ["RecurrentDepthConfig"]

@@ -175,6 +175,11 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
 
     def _validate_model_kwargs(self, model_kwargs):
         # `forward` takes these as `**kwargs`, which the library's check does not know.
+        if model_kwargs.get("initial_state") is not None:
+            raise ValueError(
+                "initial_state is for `forward`: the tokens that `generate` adds have states of their own. Choose the "
+                "noise of all tokens with state_seed."
+            )
         super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in OWN_ARGUMENTS})
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):

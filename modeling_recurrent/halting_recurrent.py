@@ -16,7 +16,8 @@ class HaltingCriterion:
 
     Attributes:
         name (`str`): The value of `halting_criterion` that selects it.
-        reads (`str`): What `signal` is: `"log_probs"` of the next token, or the `"state"`.
+        reads (`str`): What `signal` is: `"log_probs"` of the next token, the `"state"`, or the probability that the
+            learned `"exit_gate"` of the model gives to leaving now.
         compares (`bool`): Whether it uses `previous`. If it reads log-probabilities of many tokens, these are then
             computed twice.
     """
@@ -30,7 +31,7 @@ class HaltingCriterion:
     ) -> torch.Tensor | None:
         """
         Args:
-            signal (`torch.Tensor` of shape `(*units, vocab)` or `(*units, hidden)`, float32):
+            signal (`torch.Tensor` of shape `(*units, vocab)`, `(*units, hidden)` or `(*units, 1)`, float32):
                 What the criterion reads, after one recurrence.
             previous (`torch.Tensor` like `signal`, *optional*): The same after the previous recurrence; `None` at the
                 first.
@@ -154,6 +155,27 @@ class ArgmaxStabilityCriterion(HaltingCriterion):
         return memory["seen"] >= self.argmax_patience
 
 
+@dataclass
+class ExitGateCriterion(HaltingCriterion):
+    """
+    The probability of having left is at least `exit_gate_threshold` (arXiv 2510.25741).
+
+    The learned gate of the model gives the probability that a unit which has stayed so far leaves at this recurrence.
+    """
+
+    name: ClassVar[str] = "exit_gate"
+    reads: ClassVar[str] = "exit_gate"
+    compares: ClassVar[bool] = False
+    exit_gate_threshold: float
+
+    def __call__(self, signal, previous, memory):
+        leaves = signal[..., 0]
+        stayed = memory.get("stayed", torch.ones_like(leaves))
+        memory["left"] = memory.get("left", torch.zeros_like(leaves)) + leaves * stayed
+        memory["stayed"] = stayed * (1 - leaves)
+        return memory["left"] >= self.exit_gate_threshold
+
+
 HALTING_CRITERIA = {
     criterion.name: criterion
     for criterion in (
@@ -164,6 +186,7 @@ HALTING_CRITERIA = {
         StateDifferenceCriterion,
         AccelerationCriterion,
         ArgmaxStabilityCriterion,
+        ExitGateCriterion,
     )
 }
 
@@ -221,7 +244,7 @@ class HaltingRule:
 
     @property
     def reads(self) -> str | None:
-        """What the criterion reads: `"log_probs"`, `"state"`, or `None` without a criterion."""
+        """What the criterion reads: `"log_probs"`, `"state"`, `"exit_gate"`, or `None` without a criterion."""
         return None if self.criterion is None else self.criterion.reads
 
     def update(self, recurrence: int, hidden: torch.Tensor | None, read=None, at_once: int = 1) -> None:
@@ -435,14 +458,19 @@ def _as_count(value, shape, device, name="num_recurrences"):
 def _make_criterion(name, config, parameters):
     if name not in HALTING_CRITERIA:
         raise ValueError(f"halting_criterion={name!r} must be one of {', '.join(HALTING_CRITERIA)}.")
+    if HALTING_CRITERIA[name].reads == "exit_gate" and not config.exit_gate:
+        raise ValueError(
+            f"halting_criterion={name!r} reads a learned gate, which this model does not have (exit_gate=False in its "
+            "config). Choose another criterion."
+        )
     values = {}
     for field in fields(HALTING_CRITERIA[name]):
         given = parameters.get(field.name)
         values[field.name] = getattr(config, field.name) if given is None else given
         if not values[field.name] > 0:
             raise ValueError(f"{field.name}={values[field.name]} must be positive.")
-        if field.name == "confidence_threshold" and values[field.name] > 1:
-            raise ValueError(f"confidence_threshold={values[field.name]} must be at most 1: it is a probability.")
+        if field.name in ("confidence_threshold", "exit_gate_threshold") and values[field.name] > 1:
+            raise ValueError(f"{field.name}={values[field.name]} must be at most 1: it is a probability.")
     return HALTING_CRITERIA[name](**values)
 
 

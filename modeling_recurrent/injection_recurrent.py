@@ -30,7 +30,8 @@ class RecurrentDepthGate(nn.Module):
         self.weight = nn.Parameter(torch.zeros(hidden_size))
 
     def forward(self, state: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(inputs, self.weight.to(state.dtype), state - inputs)
+        # Exact at 0 and at 1, where `input + gate * (state - input)` is rounded.
+        return torch.lerp(inputs, state, self.weight.to(state.dtype))
 
     def inject(self, state: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         return self(state, inputs)

@@ -1,8 +1,9 @@
-"""Where the tokens of a call stand: their positions, padding, packed documents."""
+"""Where the tokens of a call stand: their positions, padding, packed documents; and the state they start from."""
 
 import torch
 
 from .masks_recurrent import find_documents, takes_masks
+from .positions_recurrent import cut_off, position_noise
 
 
 def place_tokens(config, position_ids, attention_mask, shape, past, device):
@@ -82,4 +83,36 @@ def wants_cache(config, use_cache, past_key_values, documents) -> bool:
     return False
 
 
-__all__ = ["place_tokens", "wants_cache"]
+def initial_state(config, inputs, position_ids, seed, given=None):
+    """
+    The state before the first recurrence.
+
+    Args:
+        config (`RecurrentDepthConfig`): `state_init`, `state_init_std` and `hidden_size` are read.
+        inputs (`torch.Tensor` of shape `(batch, sequence, hidden)`): The input of the loop.
+        position_ids (`torch.LongTensor` of shape `(batch or 1, sequence)`): The positions of the tokens.
+        seed (`int`, or `Callable` from a device to one): The seed of the noise. It is called only where there is
+            noise.
+        given (`torch.Tensor` of the shape of `inputs`, *optional*): The state that a call gives.
+
+    Raises:
+        `ValueError`: `given` has another shape.
+    """
+    if given is not None:
+        if given.shape != inputs.shape:
+            raise ValueError(
+                f"initial_state has shape {tuple(given.shape)}, but must have {tuple(inputs.shape)}: one state for "
+                "each token of the input."
+            )
+        return given.to(inputs)
+    if config.state_init == "embedding":
+        return inputs
+    if config.state_init == "zeros":
+        return torch.zeros_like(inputs)
+    noise = position_noise(position_ids, config.hidden_size, seed(inputs.device) if callable(seed) else seed)
+    if config.state_init == "truncated_normal":
+        noise = cut_off(noise)
+    return (noise * config.state_init_std).to(inputs.dtype).expand_as(inputs)
+
+
+__all__ = ["initial_state", "place_tokens", "wants_cache"]

@@ -42,7 +42,7 @@ class RecurrentLoop:
     The part of a recurrent-depth decoder that applies its core layers.
 
     The decoder has a `config`, its `layers` with their `layer_types`, the last `norm`, and, depending on the config,
-    an `injection`, a `state_norm` and a `recurrence_lora`.
+    an `injection`, a `state_norm`, an `exit_gate` and a `recurrence_lora`.
     """
 
     def stack_range(self, name: str) -> range:
@@ -143,8 +143,9 @@ class RecurrentLoop:
     def _inject(self, state, inputs, is_first):
         if is_first and self.config.state_init == "embedding":
             return state
-        if not is_first and self.state_norm is not None:
-            state = self.state_norm(state)
+        state_norm = self.norm if self.config.state_norm == "last" else self.state_norm
+        if not is_first and state_norm is not None:
+            state = state_norm(state)
         if self.config.input_injection == "add":
             return state + inputs
         if self.injection is not None:
@@ -156,6 +157,8 @@ class RecurrentLoop:
         if rows.slots is not None:
             # The coda computes all tokens, including those that have halted.
             rows.slots.held = None
+        if self.config.coda_norm:
+            state = self.norm(state)
         return self.run_layers("coda", state, rows, trace, **kwargs)
 
     def _show(self, recurrence, state, rows, trace, /, **kwargs):
@@ -172,18 +175,21 @@ class RecurrentLoop:
         def log_probs(hidden_states):
             return head(hidden_states).float().log_softmax(-1)
 
+        by_token = rule.granularity == "token"
         if rule.reads is None:
             rule.update(recurrence, None)
-        elif rule.granularity == "token" and rule.reads == "state":
-            rule.update(recurrence, state.float())
-        elif rule.granularity == "token":
+        elif by_token and rule.reads == "log_probs":
             at_once = max(READ_OUT_SLICE // self.config.vocab_size, 1)
             rule.update(recurrence, self.norm(state), read=log_probs, at_once=at_once)
         else:
-            of_logits = rule.reads == "log_probs"
-            read = self.finish(state, rows, **kwargs) if of_logits else state
-            read = read[torch.arange(len(read), device=read.device), rows.last]
-            rule.update(recurrence, log_probs(self.norm(read)) if of_logits else read.float())
+            read = self.finish(state, rows, **kwargs) if rule.reads == "log_probs" else state
+            if not by_token:
+                read = read[torch.arange(len(read), device=read.device), rows.last]
+            if rule.reads == "log_probs":
+                read = log_probs(self.norm(read))
+            elif rule.reads == "exit_gate":
+                read = self.exit_gate(self.norm(read)).float().sigmoid()
+            rule.update(recurrence, read.float())
 
     def _gradients(self, rule, recurrence, limit, backprop_from=None):
         """Records no gradients in recurrences that `backprop_recurrences` cuts off for all rows."""

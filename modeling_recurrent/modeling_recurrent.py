@@ -32,11 +32,11 @@ from .generation_recurrent import RecurrentDepthGenerationMixin, holds_depth
 from .gradients_recurrent import separate_gradients
 from .halting_recurrent import HaltingRule, last_real, resolve_depth
 from .injection_recurrent import INJECTIONS
-from .inputs_recurrent import place_tokens, wants_cache
+from .inputs_recurrent import initial_state, place_tokens, wants_cache
 from .loop_recurrent import LoopTrace, RecurrentLoop
 from .losses_recurrent import RecurrenceLoss, open_losses, warn_bypassed
 from .masks_recurrent import is_flash, with_eager_attention
-from .positions_recurrent import RecurrentDepthRotaryEmbedding, position_noise, sinusoidal_positions
+from .positions_recurrent import RecurrentDepthRotaryEmbedding, sinusoidal_positions
 from .recurrence_lora_recurrent import RecurrenceLora, RecurrenceLoraPair
 from .rows_recurrent import MASKED_ROWS, ActiveRows
 from .sampling_recurrent import TrainingDraws
@@ -139,8 +139,9 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             self._add_family(FamilyDecoder(config))
         self.injection = INJECTIONS[config.input_injection](width) if config.input_injection in INJECTIONS else None
         self.state_norm = None
-        if config.state_norm != "none":
+        if config.state_norm in NORMS:
             self.state_norm = NORMS[config.state_norm](width, eps=config.norm_eps)
+        self.exit_gate = nn.Linear(width, 1) if config.exit_gate else None
         self.recurrence_lora = RecurrenceLora(config, self.recurrent_layers) if config.recurrence_lora_rank else None
         self.gradient_checkpointing = False
         self.training_draws = TrainingDraws()
@@ -211,7 +212,9 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         shape = inputs_embeds.shape[:2]
         depth_kwargs = take_depth(kwargs)
-        cache_recurrences, state_seed = kwargs.pop("cache_recurrences", None), kwargs.pop("state_seed", None)
+        cache_recurrences, state_seed, given_state = (
+            kwargs.pop(name, None) for name in ("cache_recurrences", "state_seed", "initial_state")
+        )
         trace = self._open_trace(kwargs, head)
 
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -236,6 +239,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
 
         if self.block_config is not None:
             inputs_embeds = scale_embeddings(inputs_embeds, self.block_config)
+        elif self.config.embedding_scale != 1:
+            inputs_embeds = inputs_embeds * self.config.embedding_scale
         hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids, past + shape[1]))
         rows = self._open_rows(hidden_states, attention_mask, position_ids, real, documents, slots, trace)
         if documents is not None and is_flash(self.config):
@@ -243,7 +248,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         if self.config.num_prelude_layers:
             hidden_states = self.run_layers("prelude", hidden_states, rows, trace, **kwargs)
             rows.inputs = hidden_states
-        start, state = resume or (0, self._initial_state(hidden_states, position_ids, state_seed))
+        seed = self._draw_state_seed if state_seed is None else state_seed
+        start, state = resume or (0, initial_state(self.config, hidden_states, position_ids, seed, given_state))
         if trace.states is not None:
             trace.states.append(state)
         state, counts = self.loop(state, rows, depth, trace, head, start, **kwargs)
@@ -367,16 +373,9 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         # Trainers of `memreason_hf` pass the count; in any other training loop the model draws it.
         return self.training_draws.num_recurrences(self.config)
 
-    def _initial_state(self, inputs, position_ids, seed):
-        if self.config.state_init == "embedding":
-            return inputs
-        if self.config.state_init == "zeros":
-            return torch.zeros_like(inputs)
-        if seed is None:
-            # In training the noise is drawn from torch's generator, as dropout is.
-            seed = torch.randint(2**31, (), device=inputs.device) if self._trains else self.config.state_seed
-        noise = position_noise(position_ids, self.config.hidden_size, seed) * self.config.state_init_std
-        return noise.to(inputs.dtype).expand_as(inputs)
+    def _draw_state_seed(self, device):
+        # In training the noise is drawn from torch's generator, as dropout is.
+        return torch.randint(2**31, (), device=device) if self._trains else self.config.state_seed
 
     def _add_positions(self, inputs_embeds, position_ids, tokens):
         if self.config.position_embedding_type == "sinusoidal":

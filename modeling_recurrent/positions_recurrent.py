@@ -93,4 +93,11 @@ def position_noise(position_ids, hidden_size, seed):
     return torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * angle)
 
 
-__all__ = ["RecurrentDepthRotaryEmbedding", "position_noise", "rotate", "sinusoidal_positions"]
+def cut_off(noise, bound=3.0):
+    """Maps standard normal noise to the normal distribution cut off at `-bound` and `bound`."""
+    # The distribution function of one and the inverse of the other's: (1 + erf(x / sqrt(2))) / 2 and its quantiles.
+    inside = math.erf(bound / math.sqrt(2))
+    return torch.erfinv(torch.erf(noise / math.sqrt(2)) * inside) * math.sqrt(2)
+
+
+__all__ = ["RecurrentDepthRotaryEmbedding", "cut_off", "position_noise", "rotate", "sinusoidal_positions"]

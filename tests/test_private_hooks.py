@@ -21,8 +21,11 @@ HOOKS = {
     Trainer: {
         # Overridden.
         "_save_checkpoint": ("model", "trial"),
+        "_clip_grad_norm": ("model",),
         "_get_grad_norm": ("model", "grad_norm"),
         "_issue_warnings_after_load": ("load_result",),
+        "_save": ("output_dir", "state_dict"),
+        "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
         # Called.
         "_save_optimizer_and_scheduler": ("output_dir",),
         "_save_scaler": ("output_dir",),

@@ -22,6 +22,7 @@ _MEANINGS = {
     "confidence_threshold": "halts when the highest next-token probability is at least this.",
     "state_difference_threshold": "halts below this change of the state, relative to the norm of the state.",
     "acceleration_threshold": "halts below this change of the change of the state, relative to the norm of the state.",
+    "exit_gate_threshold": "halts when the learned gate has given at least this probability to leaving up to now.",
     "argmax_patience": "halts when the most probable token is the same for this many recurrences.",
 }
 

@@ -88,6 +88,7 @@ class CommandParser(HfArgumentParser):
         recipe: whether the command line must or can name a recipe; None for a command without recipes.
         recipe_prefix: prefix of the names of the package's recipes for this command, which users leave out.
         model: whether MODEL can stand for `--model MODEL`. A recipe is then recognised by its suffix, `.yaml`.
+        places: fields that can also be given without a flag, in this order.
         prog, description, epilog: as for `argparse.ArgumentParser`; line breaks are kept.
     """
 
@@ -98,11 +99,13 @@ class CommandParser(HfArgumentParser):
         recipe: Literal["required", "optional"] | None = "optional",
         recipe_prefix: str = "",
         model: bool = False,
+        places: tuple[str, ...] = (),
         description: str = "",
         **kwargs,
     ):
         self.sections = {section.name: section for section in sections}
-        self.recipe, self.recipe_prefix, self.takes_model = recipe, recipe_prefix, model
+        self.recipe, self.recipe_prefix = recipe, recipe_prefix
+        self.places = (*(("model",) if model else ()), *places)
         self._destinations: dict[str, tuple[Section, str]] = {}
         super().__init__(
             [self._flags_of(section) for section in sections],
@@ -140,7 +143,7 @@ class CommandParser(HfArgumentParser):
         # Attributes that exist keep argparse from filling in defaults.
         namespace = argparse.Namespace(**dict.fromkeys(self._destinations, _UNSET))
         namespace, rest = self.parse_known_args(argv, namespace)
-        recipe, model = self._recipe_and_model(rest)
+        recipe, places = self._recipe_and_places(rest)
         values = {name: {} for name in self.sections}
         path = None
         if recipe is not None:
@@ -148,8 +151,8 @@ class CommandParser(HfArgumentParser):
             for key, given in load_recipe(path).items():
                 for (section, field), value in self._check_section(key, given, path):
                     values[section][field] = value
-        if model is not None:
-            values[self._section_of("model").name]["model"] = model
+        for field, value in zip(self.places, places, strict=False):
+            values[self._section_of(field).name][field] = value
         for destination, (section, field) in self._destinations.items():
             value = getattr(namespace, destination)
             if value is not _UNSET:
@@ -188,7 +191,8 @@ class CommandParser(HfArgumentParser):
 
     def _usage(self):
         words = {"required": "RECIPE ", "optional": "[RECIPE.yaml] ", None: ""}
-        return words[self.recipe] + ("[MODEL] " if self.takes_model else "")
+        names = [f"[{name.upper()}] " if name == "model" else f"{name.upper()} " for name in self.places]
+        return words[self.recipe] + "".join(names)
 
     def _explain(self):
         """What stands before the flags, and how flags are written."""
@@ -197,8 +201,10 @@ class CommandParser(HfArgumentParser):
             lines.append(f"RECIPE is a YAML file, or the name of a recipe of the package: {self._packaged()}.")
         elif self.recipe == "optional":
             lines.append("RECIPE.yaml is a file with these flags as keys, under the names of their sections.")
-        if self.takes_model:
-            lines.append("MODEL is short for --model MODEL.")
+        if self.places:
+            names = [name.upper() for name in self.places]
+            flags = " ".join(f"--{name} {name.upper()}" for name in self.places)
+            lines.append(f"{' '.join(names)} is short for {flags}.")
         if self.recipe is not None:
             lines.append("A flag overrides the recipe.")
         lines.append("A flag can be written with _ or -: --max_steps, --max-steps.")
@@ -232,8 +238,8 @@ class CommandParser(HfArgumentParser):
         section, field = self._destinations[action.dest]
         return section.shown is not None and field not in section.shown
 
-    def _recipe_and_model(self, rest):
-        """Recipe and model, from the arguments that are not flags or their values."""
+    def _recipe_and_places(self, rest):
+        """The recipe, and the values of `places`, from the arguments that are not flags or their values."""
         count = next((index for index, argument in enumerate(rest) if argument.startswith("-")), len(rest))
         if rest[count:]:
             flags = [flag for action in self._actions for flag in action.option_strings]
@@ -241,16 +247,15 @@ class CommandParser(HfArgumentParser):
             hint = f"Did you mean {close}?" if close else "--help_all lists all flags."
             raise ValueError(f"unknown flag {' '.join(rest[count:])!r}. {hint}")
         given = rest[:count]
-        recipes = [argument for argument in given if not self.takes_model or argument.endswith(_YAML_SUFFIXES)]
-        models = [argument for argument in given if argument not in recipes]
-        most_recipes, most_models = int(self.recipe is not None), int(self.takes_model)
-        if len(recipes) > most_recipes or len(models) > most_models:
+        recipes = [argument for argument in given if not self.places or argument.endswith(_YAML_SUFFIXES)]
+        places = [argument for argument in given if argument not in recipes]
+        if len(recipes) > int(self.recipe is not None) or len(places) > len(self.places):
             words = [word.strip("[]") for word in self._usage().split()]
             allowed = f"at most one {' and one '.join(words)}" if words else "flags only"
             raise ValueError(f"{' '.join(given)!r}: the command takes {allowed}.")
         if self.recipe == "required" and not recipes:
             raise ValueError(f"RECIPE is not given: a YAML file, or one of {self._packaged()}.")
-        return next(iter(recipes), None), next(iter(models), None)
+        return next(iter(recipes), None), places
 
     def _find_recipe(self, recipe):
         if self.recipe == "required":

@@ -14,8 +14,9 @@ from memreason_hf.command_line.errors import user_errors
 from memreason_hf.command_line.model_flags import model_section
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.results_folder import OUTPUT, ResultsFolder
+from memreason_hf.data.text.sources import read_texts
 from memreason_hf.evaluation import describe_environment, read_results
-from memreason_hf.evaluation.text.documents import read_texts, tokenize_documents
+from memreason_hf.evaluation.text.documents import tokenize_documents
 from memreason_hf.evaluation.text.perplexity import perplexity_by_recurrence
 from memreason_hf.evaluation.text.results import describe_text_model, perplexity_results, perplexity_table
 
@@ -92,7 +93,7 @@ def _evaluate(model, text, compare, output):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     others = {path: read_results(path) for path in compare.compare or ()}
-    texts = read_texts(text.data, text.column)[: text.max_documents]
+    texts = read_texts(text.data, text.column, "data")[: text.max_documents]
     config = model.load_config()
     documents = tokenize_documents(texts, model.load_tokenizer(config))
     network = model.load_model()

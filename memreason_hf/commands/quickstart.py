@@ -53,7 +53,7 @@ class QuickstartArguments:
 
 
 # These flags of `memreason train` have another meaning here.
-_OWN_FIELDS = {"training": ("output_dir",), "data": ("path",), "model": ("max_recurrences",)}
+_OWN_FIELDS = {"training": ("output_dir",), "data": ("path", "kind"), "model": ("max_recurrences",)}
 
 
 def make_parser() -> CommandParser:

@@ -191,6 +191,21 @@ def test_recipe_and_model_before_or_after_the_flags(recipe):
         make_model_parser().parse_recipe(["a", "b"])
 
 
+def test_places_are_fields_without_their_flags():
+    sections = [Section("source", Source, "model"), Section("data", Data, "data")]
+    parser = CommandParser(sections, recipe=None, places=("model", "data"), prog="memreason test")
+    expected = [Source("m"), Data("d")]
+    for argv in (["m", "d"], ["--model", "m", "--data", "d"], ["m", "--data", "d"], ["x", "d", "--model", "m"]):
+        assert parser.parse_sections(argv) == expected
+    assert parser.parse_sections(["m", "--device", "cpu", "d"]) == [Source("m", "cpu"), Data("d")]
+    with pytest.raises(ValueError, match=r"'a b c': the command takes at most one MODEL and one DATA"):
+        parser.parse_sections(["a", "b", "c"])
+    with pytest.raises(ValueError, match="data is not given"):
+        parser.parse_sections(["m"])
+    text = parser.format_help()
+    assert "[MODEL] DATA [--flag value ...]" in text and "MODEL DATA is short for --model MODEL --data DATA." in text
+
+
 def test_sections_that_share_a_key_and_leave_fields_out(recipe):
     parser = make_model_parser()
     path = recipe("inputs: {model: m, data: d, device: cpu}")

@@ -16,6 +16,8 @@ def test_help_names_every_verb_and_what_it_does(capsys):
             assert f"{verb} " in text and help_line in text
     before = [
         "quickstart",
+        "convert",
+        "unroll",
         "train",
         "finetune",
         "evaluate",

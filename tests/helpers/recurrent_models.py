@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import torch
 from family_models import tiny_block_config
-from unfused import projections
+from unfused import add_update, norm_between, projections
 
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from modeling_recurrent.families_recurrent import strip_block_config
@@ -22,6 +22,20 @@ DECODING_GRID = [
     ("family:gemma3_text", {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "gate"}),
     ("family:smollm3", {"num_prelude_layers": 1, "input_injection": "gate", "recurrence_lora_rank": 2}),
     ("family:gpt2", {"num_coda_layers": 1, "input_injection": "add", "state_norm": "layernorm"}),
+    # Ouro, and Huginn without its noise.
+    ("llama", {"block_norm": "sandwich", "state_norm": "last", "exit_gate": True}),
+    (
+        "llama",
+        {
+            "block_norm": "residual",
+            "num_prelude_layers": 1,
+            "num_coda_layers": 1,
+            "coda_norm": True,
+            "input_injection": "concat",
+            "state_init": "zeros",
+            "embedding_scale": 3.0,
+        },
+    ),
 ]
 
 
@@ -134,6 +148,12 @@ def depth_calls(model):
             "halting_granularity": "sequence",
         },
     }
+    if model.config.exit_gate:
+        left = torch.ones(())
+        for run in runs[:3]:
+            left = left * (1 - model.model.exit_gate(model.model.norm(run.hidden_states[-1])).sigmoid())
+        threshold = (1 - left).quantile(0.5).item()
+        calls["token-gate"] = {"halting_criterion": "exit_gate", "exit_gate_threshold": threshold}
     if not model.config.num_coda_layers:
         calls["token-kl"] = {"halting_criterion": "kl", "kl_threshold": thresholds["kl"], "min_recurrences": 2}
     return calls
@@ -176,7 +196,7 @@ def reference_logits(model, row, counts):
     """
     config, decoder = model.config, model.model
     length = len(row)
-    inputs = list(decoder.embed_tokens(row))
+    inputs = list(decoder.embed_tokens(row) * config.embedding_scale)
     if config.position_embedding_type == "learned":
         inputs = [x + decoder.embed_positions.weight[i] for i, x in enumerate(inputs)]
     if config.position_embedding_type == "sinusoidal":
@@ -197,8 +217,10 @@ def reference_logits(model, row, counts):
 
     def layer(block, hidden, keys, values, i, window):
         visible = [j for j in range(i + 1) if window is None or i - j < window]
-        hidden = hidden + _attend(block, block.input_layernorm(hidden), keys, values, visible, angles[i])
-        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+        attended = _attend(block, block.input_layernorm(hidden), keys, values, visible, angles[i])
+        hidden = add_update(config, block.attention_output_layernorm, hidden, attended)
+        update = block.mlp(block.post_attention_layernorm(hidden))
+        return add_update(config, block.mlp_output_layernorm, hidden, update)
 
     def plain(blocks, states):
         for block in blocks:
@@ -214,8 +236,8 @@ def reference_logits(model, row, counts):
         current = []
         for x, e in zip(states, inputs):
             first = recurrence == 1
-            if not first and decoder.state_norm is not None:
-                x = decoder.state_norm(x)
+            if not first and norm_between(decoder) is not None:
+                x = norm_between(decoder)(x)
             if config.input_injection != "none" and not (first and config.state_init == "embedding"):
                 x = x + e if decoder.injection is None else decoder.injection.weight @ torch.cat((x, e))
             current.append(x)
@@ -226,5 +248,7 @@ def reference_logits(model, row, counts):
             keys, values = [kept[depth, i][0] for i in range(length)], [kept[depth, i][1] for i in range(length)]
             current = [layer(block, x, keys, values, i, config.sliding_window) for i, x in enumerate(current)]
         states = [new if recurrence <= count else old for new, old, count in zip(current, states, counts)]
+    if config.coda_norm:
+        states = [decoder.norm(x) for x in states]
     states = plain(decoder.coda_layers, states)
     return torch.stack([model.lm_head(decoder.norm(x)) for x in states])

@@ -9,7 +9,7 @@ model's.
 import inspect
 
 import torch
-from unfused import projections
+from unfused import add_update, norm_between, projections
 
 from memreason_hf.models import unroll_decoder
 
@@ -31,7 +31,8 @@ def _turn(x, angles):
 
 
 def _embed(model, row):
-    config, inputs = model.config, model.model.embed_tokens.weight[row]
+    config = model.config
+    inputs = model.model.embed_tokens.weight[row] * config.embedding_scale
     places = torch.arange(len(row))
     if config.position_embedding_type == "learned":
         return inputs + model.model.embed_positions.weight[places]
@@ -58,8 +59,10 @@ def _layer(block, x, angles, window, old=None, halted=None):
     hidden = (distance < 0) | (distance >= (window or length + 1))
     weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
     attended = torch.einsum("hij,jhd->ihd", weights, value.repeat_interleave(repeats, 1)).flatten(1)
-    x = x + attention.o_proj(attended)
-    return x + block.mlp(block.post_attention_layernorm(x)), (key, value)
+    config = attention.config
+    x = add_update(config, block.attention_output_layernorm, x, attention.o_proj(attended))
+    update = block.mlp(block.post_attention_layernorm(x))
+    return add_update(config, block.mlp_output_layernorm, x, update), (key, value)
 
 
 class OwnStack:
@@ -173,8 +176,8 @@ def reference(model, row, counts, halts=None, together=False):
     states, logits = [], []
     for recurrence in range(1, config.max_recurrences + 1):
         x = state
-        if recurrence > 1 and decoder.state_norm is not None:
-            x = decoder.state_norm(x)
+        if recurrence > 1 and norm_between(decoder) is not None:
+            x = norm_between(decoder)(x)
         if recurrence > 1 or config.state_init != "embedding":
             if config.input_injection == "add":
                 x = x + inputs
@@ -195,6 +198,8 @@ def reference(model, row, counts, halts=None, together=False):
         halted = (counts > 0) & (counts <= recurrence)
         if halted.all():
             break
+    if config.coda_norm:
+        state = model.model.norm(state)
     for index in range(last, config.num_physical_layers):
         state, _ = stack.layer(index, state)
     return stack.logits(state), counts
@@ -207,6 +212,16 @@ def difference_below(threshold):
         if len(states) < 2:
             return torch.zeros(len(states[-1]), dtype=torch.bool)
         return (states[-1] - states[-2]).norm(dim=-1) / states[-1].norm(dim=-1) < threshold
+
+    return halts
+
+
+def left_by_gate(model, threshold):
+    """`exit_gate`, for `reference`."""
+
+    def halts(states, _):
+        stays = [1 - model.model.exit_gate(model.model.norm(state)).sigmoid()[:, 0] for state in states]
+        return 1 - torch.stack(stays).prod(0) >= threshold
 
     return halts
 

@@ -9,6 +9,18 @@ def projections(attention):
     return list(zip(product.weight.split(sizes), biases))
 
 
+def add_update(config, norm, hidden, update):
+    """What a sublayer adds to its input, with the second norm of a block where there is one."""
+    if config.block_norm == "sandwich":
+        return hidden + norm(update)
+    return norm(hidden + update) if config.block_norm == "residual" else hidden + update
+
+
+def norm_between(decoder):
+    """The norm of the state between recurrences, or `None`."""
+    return decoder.norm if decoder.config.state_norm == "last" else decoder.state_norm
+
+
 def llama_weights(block):
     """The weights of a block without biases, by the names that the library's Llama gives them."""
     weights = block.state_dict()

@@ -29,7 +29,14 @@ def lively_model(style="llama", extra=None, seed=0):
     if style.startswith("family:"):
         del values["residual_init_scale"]
         values["injection_gate_init"] = 0.2
-    return tiny_model(style, seed=seed, **{"num_recurrences": FULL, **values}).double()
+    model = tiny_model(style, seed=seed, **{"num_recurrences": FULL, **values}).double()
+    if values.get("block_norm") == "sandwich":
+        # The norm after a sublayer undoes small weights of that sublayer.
+        with torch.no_grad():
+            for block in model.model.recurrent_layers:
+                block.attention_output_layernorm.weight.mul_(0.2)
+                block.mlp_output_layernorm.weight.mul_(0.2)
+    return model
 
 
 def prompts(side="left"):

@@ -110,7 +110,7 @@ def test_what_lies_within_the_limits_is_read(write):
 
 @pytest.mark.parametrize("name", [*recipe_names(), *recipe_names(FINETUNE)])
 def test_the_recipes_of_the_package_pass_the_strict_check_as_they_are(name):
-    parser = (finetune if name.startswith(FINETUNE) else train).make_parser()
+    parser = finetune.make_parser() if name.startswith(FINETUNE) else train.make_parser(train.kind_of([name]))
     _, values = parser.parse_recipe([name])
     assert {section: keys for section, keys in values.items() if keys} == load_recipe(name)
 

@@ -12,9 +12,9 @@ from transformers import TrainerCallback, set_seed
 from memreason_hf.data.chains.collator import ChainCollator
 from memreason_hf.experiments.testbed.models import MODELS
 from memreason_hf.experiments.testbed.rows import WrittenWorld
+from memreason_hf.models.recurrent_models import make_model
 from memreason_hf.training.chains.arguments import RecurrentTrainingArguments
 from memreason_hf.training.chains.curriculum import CurriculumArguments, CurriculumCallback
-from memreason_hf.training.chains.recipe import make_model
 from memreason_hf.training.chains.trainer import RecurrentTrainer
 
 

@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from memreason_hf.models.conversion.layers import LayerPlan, config_with_layers, plan_layers
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
@@ -55,7 +55,8 @@ def convert_decoder(
         [`RecurrentDepthForCausalLM`] in evaluation mode, on the device and in the dtype of `model`.
 
     Raises:
-        ValueError: the family cannot be looped, the source is quantised, or the layers cannot be chosen so.
+        ValueError: the family cannot be looped, the source is quantised or has no head, or the layers cannot be
+            chosen so.
 
     Example:
 
@@ -78,6 +79,10 @@ def convert_decoder(
         raise ValueError(
             "The source is quantised, and its layers would be copied as they are. Convert the model that it was "
             "quantised from, and quantise the result when it is loaded (quantization_config=...)."
+        )
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"The source is a {type(model).__name__}, which has no language-model head. Load a causal LM."
         )
     plan = plan_layers(model.config.num_hidden_layers, prelude, loop, coda)
     config = convert_config(model.config, plan, **fields)
@@ -229,8 +234,6 @@ def unroll_decoder(model: RecurrentDepthForCausalLM, num_recurrences: int) -> Pr
             express.
     """
     config = model.config
-    if num_recurrences < 1:
-        raise ValueError(f"num_recurrences={num_recurrences} must be at least 1.")
     check_unrollable(model, num_recurrences)
     block = make_block_config(config)
     prelude, loop = config.num_prelude_layers, config.num_recurrent_layers
@@ -256,8 +259,14 @@ def unroll_decoder(model: RecurrentDepthForCausalLM, num_recurrences: int) -> Pr
         for name, tensor in module.named_buffers():
             place_tensor(unrolled, f"{target}.{name}", tensor.detach().clone(), False)
     unrolled.tie_weights()
-    unrolled.generation_config = deepcopy(model.generation_config)
+    unrolled.generation_config = _plain_generation_config(model.generation_config)
     return unrolled.eval()
+
+
+def _plain_generation_config(generation_config):
+    """Without fields that only recurrent models have, such as the depth."""
+    known = GenerationConfig().to_dict()
+    return GenerationConfig(**{name: value for name, value in generation_config.to_dict().items() if name in known})
 
 
 def check_unrollable(model: RecurrentDepthForCausalLM, num_recurrences: int) -> None:
@@ -267,7 +276,16 @@ def check_unrollable(model: RecurrentDepthForCausalLM, num_recurrences: int) -> 
     Raises:
         ValueError: with what stands in the way.
     """
-    config = model.config
+    check_unrollable_config(model.config, num_recurrences)
+    is_gated = num_recurrences > 1 and model.config.input_injection == "gate"
+    if is_gated and not bool((model.model.injection.weight == 1).all()):
+        _refuse_unrolling(num_recurrences, "the gates on the way back into the loop mix the state with the input")
+
+
+def check_unrollable_config(config: RecurrentDepthConfig, num_recurrences: int) -> None:
+    """`check_unrollable` before the weights are read."""
+    if num_recurrences < 1:
+        raise ValueError(f"num_recurrences={num_recurrences} must be at least 1.")
     if config.block_model_type is None:
         raise ValueError(
             "The model has our own blocks, whose fused weights are not those of a family. Only models that were "
@@ -276,17 +294,21 @@ def check_unrollable(model: RecurrentDepthForCausalLM, num_recurrences: int) -> 
     reason = None
     if config.state_init != "embedding":
         reason = f"state_init={config.state_init!r} starts the loop from another state than its input"
+    elif config.coda_norm:
+        reason = "coda_norm=True puts a norm between the loop and the coda"
     elif num_recurrences > 1 and config.state_norm != "none":
         reason = f"state_norm={config.state_norm!r} stands between recurrences"
-    elif num_recurrences > 1 and config.recurrence_lora_rank:
-        reason = f"recurrence_lora_rank={config.recurrence_lora_rank} gives recurrences weights of their own"
-    elif num_recurrences > 1 and config.input_injection == "gate":
-        if not bool((model.model.injection.weight == 1).all()):
-            reason = "the gates on the way back into the loop mix the state with the input"
-    elif num_recurrences > 1 and config.input_injection != "none":
+    elif num_recurrences > 1 and config.input_injection not in ("none", "gate"):
         reason = f"input_injection={config.input_injection!r} mixes the state with the input"
+    elif num_recurrences > 1 and config.recurrence_lora_rank:
+        reason = f"recurrence_lora_rank={config.recurrence_lora_rank} gives each recurrence weights of its own"
     if reason is not None:
-        raise ValueError(
-            f"A plain decoder cannot compute num_recurrences={num_recurrences} of this model: {reason}. Write out "
-            "num_recurrences=1, or train with input_injection='none'."
-        )
+        _refuse_unrolling(num_recurrences, reason)
+
+
+def _refuse_unrolling(num_recurrences, reason):
+    advice = "Write out num_recurrences=1" if num_recurrences > 1 else "Convert with state_init='embedding'"
+    raise ValueError(
+        f"A plain decoder cannot compute num_recurrences={num_recurrences} of this model: {reason}. {advice}, or "
+        "train with input_injection='none'."
+    )

@@ -76,8 +76,8 @@ def plan_layers(
         missing = [f"--{name}" for name in ("prelude", "coda") if given[name] is None]
         if missing:
             raise ValueError(
-                f"loop={loop!r} is a number of layers, which needs {' and '.join(missing)}. Give them, or a range such "
-                "as --loop 8-13, before and after which all layers are kept."
+                f"loop={loop!r} is a number of layers, which needs {' and '.join(missing)}. Give them, or a range "
+                "such as --loop 8-13, before and after which all layers are kept."
             )
         numbers = {name: value if isinstance(value, int) else len(value) for name, value in chosen.items()}
         if sum(numbers.values()) > num_layers:
@@ -102,10 +102,10 @@ def _place(chosen, num_layers):
         end = coda[0] if coda else num_layers
         loop = tuple(range(end - loop, end))
     if coda is None:
-        coda = tuple(range(loop[-1] + 1, num_layers)) if loop else ()
+        coda = tuple(range(max(loop) + 1, num_layers)) if loop else ()
     prelude = chosen["prelude"]
     if prelude is None:
-        prelude = tuple(range(loop[0])) if loop else ()
+        prelude = tuple(range(min(loop))) if loop else ()
     elif isinstance(prelude, int):
         prelude = tuple(range(prelude))
     return {"prelude": prelude, "loop": loop, "coda": coda}
@@ -136,15 +136,13 @@ def _parse(name, value):
 
 def _check(parts, num_layers):
     if not parts["loop"]:
-        raise ValueError(
-            f"loop={_as_ranges(parts['loop']) or 0}: no layer is left to loop over. Give the loop a layer, for example "
-            "--loop 8-13."
-        )
+        raise ValueError("loop=0: no layer is left to loop over. Give the loop a layer, for example --loop 8-13.")
     for name, indices in parts.items():
         beyond = [index for index in indices if not 0 <= index < num_layers]
         if beyond:
             raise ValueError(
-                f"{name}={_as_ranges(indices)} names layer {beyond[0]}, but the source has the layers 0-{num_layers - 1}."
+                f"{name}={_as_ranges(indices)} names layer {beyond[0]}, but the source has the layers "
+                f"0-{num_layers - 1}."
             )
     names = list(parts)
     for index, first in enumerate(names):

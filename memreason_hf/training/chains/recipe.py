@@ -1,11 +1,11 @@
 """From a recipe to a trainer: opens or builds the dataset, makes the model, and checks that they match."""
 
-from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from memreason_hf.data.chains.collator import ChainCollator
 from memreason_hf.data.chains.folder import read_manifest
@@ -17,67 +17,19 @@ from memreason_hf.data.chains.multi_hop import (
     prepare_multi_hop,
     select_chains,
 )
+from memreason_hf.models.recurrent_models import make_model
 from memreason_hf.training.chains.arguments import RecurrentTrainingArguments
 from memreason_hf.training.chains.curriculum import CurriculumArguments, CurriculumCallback
 from memreason_hf.training.chains.trainer import RecurrentTrainer
-from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
-
-
-STYLES = {"gpt2": RecurrentDepthConfig.gpt2_style, "llama": RecurrentDepthConfig.llama_style}
-# Fields of the config that section `training` has, too. The model is saved with the config's own values.
-_TRAINING_FIELDS = ("recurrence_loss", "recurrence_loss_decay")
-_MODEL_HELP = {
-    "hidden_size": "Width of the state.",
-    "intermediate_size": "Width of the MLP. Default: four times hidden_size.",
-    "num_prelude_layers": "Layers before the loop.",
-    "num_recurrent_layers": "Layers in the loop.",
-    "num_coda_layers": "Layers after the loop.",
-    "num_attention_heads": "Attention heads.",
-    "position_embedding_type": "Positions: learned, sinusoidal, rope or none.",
-    "sliding_window": "Tokens that the looped layers attend to, including the current one. Default: all.",
-    "residual_init_scale": "Factor on the initial output projections in the loop. 0: it starts as the identity.",
-    "num_recurrences": "Number of recurrences; in training their mean.",
-    "recurrence_sampling": "Recurrences of a training step: fixed, uniform, poisson or lognormal_poisson.",
-    "recurrence_min": "The minimum number of recurrences of a training step.",
-    "recurrence_max": "The maximum number of recurrences of a training step.",
-    "backprop_recurrences": "How many of the last recurrences gradients flow through. Default: all.",
-    "input_injection": "How the input enters every recurrence: none, add or concat.",
-    "state_init": "The state before the first recurrence: embedding, zeros or normal.",
-    "state_norm": "Norm of the state between recurrences: none, layernorm or rmsnorm.",
-    "vocab_size": "Rows of the embedding. Default: the tokens of the tokenizer.",
-}
-
-
-def _model_arguments() -> type:
-    """A dataclass of section `model`: `style`, `path` and the fields that the config itself declares."""
-    # Not the fields that the config inherits from the library.
-    own = RecurrentDepthConfig.__annotations__
-    described = [
-        (
-            "style",
-            Literal["gpt2", "llama"],
-            field(default="gpt2", metadata={"help": "Blocks as in GPT-2 or Llama: the defaults of the other fields."}),
-        ),
-        (
-            "path",
-            str | None,
-            field(default=None, metadata={"help": "A trained model to start from, instead of a new one."}),
-        ),
-    ]
-    for item in fields(RecurrentDepthConfig):
-        if item.name in own and item.default is not MISSING and item.name not in _TRAINING_FIELDS:
-            help_text = _MODEL_HELP.get(item.name, f"See RecurrentDepthConfig.{item.name}.")
-            described.append((item.name, own[item.name], field(default=item.default, metadata={"help": help_text})))
-    return make_dataclass("ModelArguments", described, namespace={"__module__": __name__})
-
-
-ModelArguments = _model_arguments()
 
 
 @dataclass(frozen=True)
 class DataArguments(MultiHopConfig):
     """The folder of the multi-hop data, and the sizes to build them with if the folder is empty."""
 
+    kind: Literal["chains", "text"] = field(
+        default="chains", metadata={"help": "What is trained on: chains of relations, or text."}
+    )
     path: str | None = field(
         default=None,
         metadata={"help": "Folder of the dataset. If there is none, it is built with the sizes below."},
@@ -134,7 +86,7 @@ def open_data(data: dict) -> tuple[PreTrainedTokenizerBase, Dataset, Dataset]:
         ValueError: no path, or other sizes than those of the dataset in the folder.
         OSError: missing files.
     """
-    sizes = {name: value for name, value in data.items() if name not in ("path", "eval_split")}
+    sizes = {name: value for name, value in data.items() if name not in ("kind", "path", "eval_split")}
     if not data.get("path"):
         raise ValueError("data.path is not given. Name the folder of the dataset: --data_path FOLDER.")
     path, split = Path(data["path"]), data.get("eval_split", "validation")
@@ -149,51 +101,6 @@ def open_data(data: dict) -> tuple[PreTrainedTokenizerBase, Dataset, Dataset]:
         raise ValueError(f"data.eval_split={split!r} is not in {path}. Splits: {', '.join(dataset)}.")
     heldout = select_chains(dataset[split], kind="test")
     return tokenizer, encode_chains(dataset["train"], tokenizer), encode_chains(heldout, tokenizer)
-
-
-def make_model(model: dict, tokenizer: PreTrainedTokenizerBase) -> RecurrentDepthForCausalLM:
-    """
-    Makes a new model, or loads the one at `path`.
-
-    Args:
-        model (`dict`): Fields of `ModelArguments`. They win over the config of a loaded model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the data.
-
-    Raises:
-        ValueError: a vocabulary that does not match the tokenizer's, or a model of another class.
-        StrictDataclassError: an impossible config.
-    """
-    chosen = {name: value for name, value in model.items() if name not in ("style", "path")}
-    if model.get("path"):
-        return _load_model(model["path"], chosen, tokenizer)
-    if chosen.get("vocab_size", len(tokenizer)) < len(tokenizer):
-        raise ValueError(
-            f"model.vocab_size={chosen['vocab_size']} is below the {len(tokenizer)} tokens of the tokenizer. Leave it "
-            "out, or use at least that number."
-        )
-    # The embedding of padding stays zero. No token attends to padding.
-    defaults = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    return RecurrentDepthForCausalLM(STYLES[model.get("style", "gpt2")](**{**defaults, **chosen}))
-
-
-def _load_model(path, chosen, tokenizer):
-    model = AutoModelForCausalLM.from_pretrained(path, **chosen)
-    if not isinstance(model, RecurrentDepthForCausalLM):
-        raise ValueError(f"model.path={path!r} holds a {type(model).__name__}, not a RecurrentDepthForCausalLM.")
-    if len(tokenizer) > model.config.vocab_size:
-        raise ValueError(
-            f"The vocabulary does not match: the data have {len(tokenizer)} tokens, the model at {path} has "
-            f"vocab_size={model.config.vocab_size}."
-        )
-    if (Path(path) / "tokenizer.json").is_file():
-        known = AutoTokenizer.from_pretrained(path).get_vocab()
-        differing = [token for token, index in tokenizer.get_vocab().items() if known.get(token) != index]
-        if differing:
-            raise ValueError(
-                f"The vocabulary does not match: {differing[0]!r} is token {tokenizer.get_vocab()[differing[0]]} in "
-                f"the data, but {known.get(differing[0])} in the model at {path}."
-            )
-    return model
 
 
 def _holds_data(path):

@@ -6,7 +6,8 @@ import pytest
 from text_models import text_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from memreason_hf.evaluation.text.documents import read_texts, tokenize_documents
+from memreason_hf.data.text.sources import read_texts
+from memreason_hf.evaluation.text.documents import tokenize_documents
 
 
 TEXTS = ["the cat sat", "größer 東京\nand a line", "a"]
@@ -17,28 +18,12 @@ def test_files_of_all_kinds(tmp_path):
     lines = [json.dumps({"body": text, "id": 1}) for text in TEXTS]
     (tmp_path / "b.jsonl").write_text("\n".join([lines[0], "", *lines[1:]]), encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.table({"body": [*TEXTS, None, ""]}), tmp_path / "c.parquet")
-    assert read_texts([tmp_path / "a.txt", tmp_path / "b.jsonl"], "body") == [TEXTS[1], *TEXTS]
-    assert read_texts([tmp_path / "c.parquet"], "body") == TEXTS
-
-
-@pytest.mark.parametrize(
-    "name, content, error, message",
-    [
-        ("a.csv", b"x", ValueError, "must be a file of the kind .txt, .jsonl, .parquet"),
-        ("a.txt", "ü".encode("latin-1"), ValueError, "not UTF-8"),
-        ("a.txt", b"", ValueError, "holds no text"),
-        ("a.jsonl", b'{"text": "a"}\n{', ValueError, "line 2 is not JSON"),
-        ("a.jsonl", b'{"body": "a"}', ValueError, "no texts in column='text'. Its columns are body"),
-        ("a.jsonl", b"[1]", ValueError, "no texts in column='text'"),
-        ("a.parquet", b"PAR", ValueError, "is not a parquet file"),
-        ("none.txt", None, FileNotFoundError, "none.txt"),
-    ],
-)
-def test_files_that_cannot_be_read(tmp_path, name, content, error, message):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(error, match=message):
-        read_texts([tmp_path / name])
+    assert read_texts(str(tmp_path / "a.txt")) == [TEXTS[1]]
+    for name in ("b.jsonl", "c.parquet"):
+        assert read_texts([str(tmp_path / name)], "body", "data") == TEXTS
+    (tmp_path / "d.txt").write_bytes("ü".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"^data: .*d\.txt is not UTF-8"):
+        read_texts([str(tmp_path / "d.txt")], "body", "data")
 
 
 def test_bytes_are_those_of_what_is_predicted():

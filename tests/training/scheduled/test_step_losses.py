@@ -264,6 +264,23 @@ def test_keep_holds_one_recurrence_where_it_was(tmp_path):
     assert free > 3 * kept > 3 * held
 
 
+def test_consistency_keeps_deeper_recurrences_near_the_drawn_ones(tmp_path):
+    """What the term is for, also far beyond the recurrences that it sees."""
+    inputs, labels = inputs_and_labels()
+    at = labels != -100
+
+    def trained(name, **arguments):
+        # Plain repetition, which has no fixed point by itself.
+        model = small_model(**{**MODEL, "state_norm": "none", "input_injection": "none"})
+        small_trainer(tmp_path / name, model, **{**RUN, "max_steps": 40}, **arguments).train()
+        with torch.no_grad():
+            some, many = (model.eval()(**inputs, num_recurrences=depth).logits[at] for depth in (DEPTH, 4 * DEPTH))
+        return relative_entropy(some, many).item() / len(some)
+
+    plain, consistent = trained("plain"), trained("consistency", consistency_weight=2.0, consistency_recurrences=3)
+    assert consistent < 0.3 * plain
+
+
 def test_the_source_is_another_model_if_one_is_named(tmp_path):
     torch.manual_seed(4)
     vocab_size = small_model().config.vocab_size
