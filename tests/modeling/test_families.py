@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload, dispatch_model
 from family_models import FAMILY_NAMES, OTHER_NAMES, tiny_source
 from huggingface_hub.errors import StrictDataclassError
 from recurrent_models import pad, random_ids, relative_error, tiny_config, tiny_model
@@ -162,6 +163,26 @@ def as_our_blocks(family, name):
 # ---- Training, precision, packing ----
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_dropout_is_that_of_the_source(name):
+    fields = [field for field in tiny_source(name).config.to_dict() if "dropout" in field or field.endswith("pdrop")]
+    source = tiny_source(name, **dict.fromkeys((field for field in fields if field != "classifier_dropout"), 0.3))
+    model, ids = convert_decoder(source, prelude=2, loop=2, coda=2), random_ids(2, 11)
+
+    def logits(of, seed):
+        torch.manual_seed(seed)
+        return of(ids).logits
+
+    with torch.no_grad():
+        evaluated = logits(source, 0)
+        source.train()
+        model.train()
+        assert torch.equal(logits(model, 0), logits(source, 0))
+        if fields:
+            assert not torch.equal(logits(model, 0), logits(model, 1))
+        assert torch.equal(logits(model.eval(), 0), evaluated)
+
+
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_one_step_moves_every_parameter(name):
     model = tiny_model(
@@ -231,6 +252,19 @@ def test_new_weights_start_as_the_family_starts_them(poisoned_memory):
     assert not model.model.norm.weight.any() and (model.model.state_norm.weight == 1).all()
     assert not model.model.injection.weight.any()
     assert model.model.embed_tokens.embed_scale == 32**0.5
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+@torch.no_grad()
+def test_hooks_on_devices(name):
+    """As with `device_map`: hooks move the arguments of layers and copy the lists among them."""
+    model, ids = tiny_model(f"family:{name}", recurrence_lora_rank=2), random_ids(2, 7)
+    shown = {"num_recurrences": 3}
+    expected = model(ids, **shown).logits
+    dispatched = dispatch_model(copy.deepcopy(model), {"": "cpu"}, force_hooks=True)
+    assert torch.equal(dispatched(ids, **shown).logits, expected)
+    offloaded = cpu_offload(copy.deepcopy(model), execution_device="cpu")
+    assert torch.equal(offloaded(ids, **shown).logits, expected)
 
 
 # ---- Configs ----
