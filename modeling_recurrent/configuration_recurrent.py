@@ -300,6 +300,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"{key}={kwargs[key]!r}: RecurrentDepthConfig has no field {key!r}.{hint}")
         if self.block_model_type is not None:
+            self._refuse_rope_keys(kwargs)
             self._describe_blocks()
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
@@ -327,6 +328,15 @@ class RecurrentDepthConfig(PreTrainedConfig):
                     f"block_config, or leave {name} out."
                 )
             setattr(self, name, value)
+
+    def _refuse_rope_keys(self, given):
+        # The library would merge them into rope_parameters, which belong to our own blocks.
+        for name in ("rope_theta", "rope_scaling", "partial_rotary_factor"):
+            if given.get(name) is not None:
+                raise ValueError(
+                    f"{name}={given[name]!r} is for our own blocks, but block_model_type={self.block_model_type!r} runs "
+                    "the layers of a family. Set rope_parameters in block_config."
+                )
 
     def _refuse_block_fields(self):
         for name in _OWN_BLOCK_FIELDS:

@@ -131,6 +131,12 @@ def make_block_config(config) -> PreTrainedConfig:
             f"{', '.join(sorted(FAMILIES))}."
         )
     fields = dict(config.block_config or {})
+    outer = sorted(fields.keys() & OUTER_FIELDS)
+    if outer:
+        raise ValueError(
+            f"block_config holds {', '.join(outer)}, which RecurrentDepthConfig has itself or computes. Remove them "
+            "from block_config."
+        )
     layers = config.num_physical_layers
     block = CONFIG_MAPPING[name](
         **fields,

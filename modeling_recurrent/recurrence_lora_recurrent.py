@@ -74,11 +74,12 @@ class RecurrenceLora(nn.ModuleList):
         # The linear layers that have hooks: parent, name in it, and the layer itself. Not a ModuleList.
         self._hooked: list[tuple[nn.Module, str, nn.Module]] = []
         self._handles = []
+        self.attach(layers)
 
     def attach(self, layers) -> None:
         """
-        Hooks the pairs to their linear layers, at the first forward pass and again when a linear layer was replaced:
-        quantisation does so, and PEFT where it adds an adapter or merges it.
+        Hooks the pairs to their linear layers, and again when a linear layer was replaced: quantisation does so, and
+        PEFT where it adds an adapter or merges it.
         """
         if self._hooked and all(parent._modules.get(name) is module for parent, name, module in self._hooked):
             return
@@ -110,7 +111,8 @@ class _TakeRecurrence:
     def take(self, module, args, kwargs):
         """A forward pre-hook of the attention."""
         kwargs = dict(kwargs)
-        recurrence = kwargs.pop("recurrence")
+        # Outside of the loop there is none, and the pairs have no effect.
+        recurrence = kwargs.pop("recurrence", 1)
         for pair in self.pairs.values():
             pair.recurrence = recurrence
         return args, kwargs

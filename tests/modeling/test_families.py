@@ -288,6 +288,10 @@ def test_the_fields_that_follow_from_the_family():
         ({"hidden_size": 48}, "hidden_size=48 contradicts block_config"),
         ({"gated_mlp": False}, "gated_mlp=False is for our own blocks"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1 is for our own blocks"),
+        ({"rope_theta": 5e5}, "rope_theta=500000.0 is for our own blocks"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling=.* is for our own blocks"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is for our own blocks"),
+        ({"block_config": {"vocab_size": 97}}, "block_config holds vocab_size, which RecurrentDepthConfig has"),
         ({"block_model_type": None}, "block_config needs block_model_type"),
     ],
 )

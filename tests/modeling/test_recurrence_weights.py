@@ -117,6 +117,17 @@ def test_an_adapter_that_is_merged_leaves_the_updates(is_attached):
     assert relative_error(merged(ids, num_recurrences=4).logits, expected) > 1e-3
 
 
+@pytest.mark.parametrize("style", ["llama", "family:gemma3_text"])
+@torch.no_grad()
+def test_a_fresh_model_compiles_whole_at_several_depths(style):
+    model, ids = with_updates(style), random_ids(2, 7)
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for recurrences in (2, 4):
+        call = {"num_recurrences": recurrences, "use_cache": False}
+        assert relative_error(compiled(ids, **call).logits, twin(ids, **call).logits) < 1e-6
+
+
 def test_written_out_only_without_updates():
     model = with_updates("family:llama")
     assert unroll_decoder(model, 1).config.num_hidden_layers == 4
