@@ -334,8 +334,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
         for name in ("rope_theta", "rope_scaling", "partial_rotary_factor"):
             if given.get(name) is not None:
                 raise ValueError(
-                    f"{name}={given[name]!r} is for our own blocks, but block_model_type={self.block_model_type!r} runs "
-                    "the layers of a family. Set rope_parameters in block_config."
+                    f"{name}={given[name]!r} is for our own blocks, but block_model_type="
+                    f"{self.block_model_type!r} runs the layers of a family. Set rope_parameters in block_config."
                 )
 
     def _refuse_block_fields(self):
