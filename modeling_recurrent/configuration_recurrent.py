@@ -9,7 +9,7 @@ from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 from transformers.utils.type_validators import positive_int_field
 
-from .families_recurrent import described_fields, layer_types, make_block_config, strip_block_config
+from .families_recurrent import LOGIT_FIELDS, described_fields, layer_types, make_block_config, strip_block_config
 from .halting_recurrent import HALTING_CRITERIA
 
 
@@ -350,6 +350,12 @@ class RecurrentDepthConfig(PreTrainedConfig):
     def __setattr__(self, name, value):
         # Calls spell it "none".
         super().__setattr__(name, None if name == "halting_criterion" and value == "none" else value)
+
+    def __getattr__(self, name):
+        # TRL and vLLM compute logits themselves and read from the config how a family scales and bounds them.
+        if name in LOGIT_FIELDS and self.__dict__.get("block_model_type") is not None:
+            return getattr(self.make_block_config(), name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def to_dict(self):
         values = super().to_dict()

@@ -88,6 +88,14 @@ FAMILIES = {
     ),
 }
 
+# Fields that say how logits follow from the output of the head.
+LOGIT_FIELDS = {
+    field
+    for family in FAMILIES.values()
+    for field in (family.logit_divisor, family.logit_factor, family.logit_softcap)
+    if field is not None
+}
+
 # Fields of a family's config that `RecurrentDepthConfig` has itself, or that say nothing about a layer.
 OUTER_FIELDS = {
     "_name_or_path",
@@ -350,6 +358,7 @@ def scale_logits(logits: torch.Tensor, block: PreTrainedConfig) -> torch.Tensor:
 
 __all__ = [
     "FAMILIES",
+    "LOGIT_FIELDS",
     "Family",
     "FamilyDecoder",
     "described_fields",

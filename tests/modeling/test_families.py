@@ -319,6 +319,27 @@ def test_features_that_cannot_be_looped(name, fields, message):
         convert_decoder(source)
 
 
+@pytest.mark.parametrize("name", ["gemma2", "granite", "cohere", "llama"])
+@torch.no_grad()
+def test_trainers_that_compute_logits_find_the_fields_of_the_family(name, tmp_path):
+    """TRL's SFTTrainer reads them from the config of the model, as here."""
+    model, ids = tiny_model(f"family:{name}"), random_ids(2, 7)
+    model.save_pretrained(tmp_path)
+    for config in (model.config, RecurrentDepthConfig.from_pretrained(tmp_path), copy.deepcopy(model.config)):
+        scale = getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1.0)
+        bound = getattr(config, "final_logit_softcapping", None)
+        assert (scale, bound) == {
+            "gemma2": (1.0, 3.0),
+            "granite": (0.5, None),
+            "cohere": (0.0625, None),
+            "llama": (1.0, None),
+        }[name]
+        logits = scale * model.lm_head(model.model(ids, num_recurrences=3).last_hidden_state)
+        logits = logits if bound is None else bound * torch.tanh(logits / bound)
+        assert relative_error(model(ids, num_recurrences=3).logits, logits) < 1e-6
+        assert hasattr(config, "final_logit_softcapping") == (name == "gemma2")
+
+
 def test_another_depth_contradicts_nothing(tmp_path):
     model = tiny_model("family:llama")
     model.save_pretrained(tmp_path)
