@@ -246,7 +246,6 @@ def unroll_decoder(model: RecurrentDepthForCausalLM, num_recurrences: int) -> Pr
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"):
         setattr(plain, name, getattr(config, name))
     plain.dtype = model.dtype
-    plain._attn_implementation = model.config._attn_implementation
     with torch.device("meta"):
         unrolled = MODEL_FOR_CAUSAL_LM_MAPPING[type(plain)](plain)
     every_layer = LayerPlan(tuple(range(len(order))), (), (), len(order))
@@ -259,6 +258,7 @@ def unroll_decoder(model: RecurrentDepthForCausalLM, num_recurrences: int) -> Pr
         for name, tensor in module.named_buffers():
             place_tensor(unrolled, f"{target}.{name}", tensor.detach().clone(), False)
     unrolled.tie_weights()
+    unrolled.set_attn_implementation(model.config._attn_implementation)
     unrolled.generation_config = _plain_generation_config(model.generation_config)
     return unrolled.eval()
 
