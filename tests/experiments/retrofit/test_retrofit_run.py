@@ -4,9 +4,11 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from result_schemas import assert_schema_describes_itself, assert_written_and_read
 
 from memreason_hf.evaluation import read_results
@@ -175,6 +177,16 @@ def test_the_document(results, tmp_path):
     changed["verdict"]["keeps_first"] = True
     with pytest.raises(ValueError, match="verdict does not follow from the verdicts of the seeds"):
         validate_results(changed)
+
+
+def test_the_saved_run_whose_numbers_are_in_the_readme():
+    results = read_results(ROOT / "tests" / "benchmarks" / "results" / "retrofit.json")
+    assert list(results["seeds"]) == ["0", "1", "2"]
+    assert results["verdict"] == {"keeps_first": True, "is_better": True, "is_stable": True}
+    defaults = RetrofitArguments()
+    assert results["recipe"] == asdict(defaults.recipe) and results["num_test_chains"] == defaults.num_test_chains
+    lines = [line.split() for line in report(results).splitlines()]
+    assert ["mean", "56.9", "66.7", "66.7", "81.3", "99.6", "100.0", "100.0", "100.0"] in lines
 
 
 @pytest.mark.parametrize(
