@@ -11,6 +11,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from memreason_hf.adapters.base_files import resolve_commit
 from memreason_hf.files import check_folder, whole_folder
 from memreason_hf.models.conversion.decoder import (
     check_unrollable,
@@ -78,11 +79,17 @@ def check_places_apart(source: str, out: str | os.PathLike, *, overwrite: bool, 
     Raises:
         ValueError: both are the same folder, or the source lies inside the folder to be replaced.
         FileExistsError: `out` is not empty and `overwrite` is false.
+        OSError: `out` cannot be written where it is.
     """
     folder, target = Path(source).resolve(), Path(out).resolve()
     if folder.exists() and (folder == target or target in folder.parents):
         what = "are the same folder" if folder == target else "overlap: the first is inside the folder to be written"
         raise ValueError(f"{field}={source!r} and out={str(out)!r} {what}. Choose another folder for the result.")
+    parent = next((path for path in target.parents if path.exists()), target)
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{out} cannot be written: {parent} is a file, not a folder.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{out} cannot be written: the folder {parent} is read-only.")
     check_folder(out, overwrite=overwrite)
 
 
@@ -198,7 +205,7 @@ def convert_other(
         described = {
             "name_or_path": source,
             "revision": None,
-            "commit": None,
+            "commit": None if Path(source).exists() else resolve_commit(source),
             "model_type": family,
             "num_layers": result["num_layers"],
             "num_parameters": result["num_parameters"],
@@ -260,6 +267,12 @@ def save_model(
         notes.append(f"{source} has no tokenizer, so the result has none.")
     else:
         tokenizer.save_pretrained(folder)
+        if len(tokenizer) > model.config.vocab_size:
+            notes.append(
+                f"The tokenizer has {len(tokenizer)} tokens, but the model has {model.config.vocab_size} embeddings, "
+                "so commands of this package refuse the two together. Pass the tokenizer that the model was trained "
+                "with to them (--tokenizer)."
+            )
     return notes
 
 

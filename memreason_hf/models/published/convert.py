@@ -35,7 +35,8 @@ def detect(source: str | Path) -> Callable[..., PublishedLoop] | None:
     """
     folder = local_config(source)
     if folder is not None:
-        return READERS.get(read_fields(folder).get("model_type"))
+        model_type = read_fields(folder).get("model_type")
+        return READERS.get(model_type) if isinstance(model_type, str) else None
     return read_study if find_checkpoint(Path(source)) is not None else None
 
 
