@@ -10,6 +10,7 @@ import torch
 from family_models import tiny_source
 from paths import ROOT
 from refusals import refused
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from small_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, T5Config
@@ -384,6 +385,23 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_read(sourc
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))
     line = refused(capsys, main, [str(source), str(tmp_path / "new" / "out")])
     assert f"the folder {tmp_path} is read-only" in line
+
+
+def test_stopped_or_on_a_full_disk_nothing_is_written(source, out, capsys, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("memreason_hf.models.conversion.folders._measure", stop)
+        assert main([str(source), str(out), *LAYERS]) == 130
+    assert "stopped; nothing was written" in capsys.readouterr().err
+    monkeypatch.setattr(RecurrentDepthForCausalLM, "save_pretrained", full)
+    line = refused(capsys, main, [str(source), str(out), *LAYERS])
+    assert f"cannot be written to {out.parent} (I/O error: No space left on device" in line
+    assert not list(out.parent.iterdir())
 
 
 def test_a_pickled_source_without_code_is_converted(source, out):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from memreason_hf.adapters.base_files import resolve_commit
@@ -257,12 +258,12 @@ def save_model(
         settings.validate(strict=True)
     except ValueError as error:
         model.generation_config = GenerationConfig()
-        model.save_pretrained(folder)
+        _save_weights(model, folder)
         model.generation_config = settings
         settings.to_json_file(folder / "generation_config.json")
         notes.append(f"The generation config was kept as it is, although the library warns: {first_line(error)}.")
     else:
-        model.save_pretrained(folder)
+        _save_weights(model, folder)
     if tokenizer is None:
         notes.append(f"{source} has no tokenizer, so the result has none.")
     else:
@@ -274,6 +275,16 @@ def save_model(
                 "with to them (--tokenizer)."
             )
     return notes
+
+
+def _save_weights(model, folder):
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # of a full disk, among others
+        raise OSError(
+            f"The weights cannot be written to {folder.parent} ({first_line(error)}). Nothing was written; the result "
+            "needs room for all of its weights."
+        ) from error
 
 
 def _measure(folder, expected, prompts: Prompts, *, reference, num_recurrences, is_expected, attention=None):

@@ -132,7 +132,8 @@ def _parse(name, value, num_layers):
             raise ValueError(f"{name}={value!r}: the range {piece} ends before it begins.")
         if last >= num_layers:
             raise ValueError(
-                f"{name}={value} names layer {max(first, num_layers)}, but the source has the layers 0-{num_layers - 1}."
+                f"{name}={value} names layer {max(first, num_layers)}, but the source has the layers "
+                f"0-{num_layers - 1}."
             )
         indices += range(first, last + 1)
     return tuple(indices)
