@@ -142,6 +142,11 @@ def convert_config(source: PreTrainedConfig, plan: LayerPlan, **fields) -> Recur
                 f"injection_gate_init={fields['injection_gate_init']} is for input_injection='gate', got "
                 f"{fields['input_injection']!r}. Leave one of them out."
             )
+    if fields.get("recurrence_lora_count") is not None and not fields.get("recurrence_lora_rank"):
+        raise ValueError(
+            f"recurrence_lora_count={fields['recurrence_lora_count']} has no effect without recurrence_lora_rank. "
+            "Give a rank, or leave it out."
+        )
     return RecurrentDepthConfig(
         block_model_type=source.model_type,
         block_config=strip_block_config(block),
