@@ -251,9 +251,10 @@ def init_family_weights(block: PreTrainedConfig, module: nn.Module) -> None:
     shell._init_weights(module)
 
 
-def family_eager_attention(layer: nn.Module):
-    """The family's own attention in plain operations, from the file that defines its layer."""
-    eager = sys.modules[type(layer).__module__].eager_attention_forward
+def family_eager_attention(block: PreTrainedConfig):
+    """The family's own attention in plain operations, from the file that defines its decoder."""
+    # Not from the class of a layer, which FSDP2 replaces.
+    eager = sys.modules[MODEL_MAPPING[type(block)].__module__].eager_attention_forward
 
     def attend(module, query, key, value, attention_mask, **kwargs):
         if attention_mask is not None and attention_mask.dtype == torch.bool:

@@ -7,6 +7,7 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 from family_models import FAMILY_NAMES, OTHER_NAMES, tiny_source
 from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig, get_peft_model
 from recurrent_models import pad, random_ids, relative_error, tiny_config, tiny_model
 from transformers import DynamicCache
 
@@ -265,6 +266,22 @@ def test_hooks_on_devices(name):
     assert torch.equal(dispatched(ids, **shown).logits, expected)
     offloaded = cpu_offload(copy.deepcopy(model), execution_device="cpu")
     assert torch.equal(offloaded(ids, **shown).logits, expected)
+
+
+@pytest.mark.parametrize("style", ["family:gemma2", "llama"])
+@torch.no_grad()
+def test_layers_of_another_class(style):
+    """FSDP2 gives layers a class of its own, PEFT and quantisation replace linear layers."""
+    model, ids = tiny_model(style, input_injection="concat", num_recurrences=3), random_ids(2, 7)
+    expected = model(ids).logits
+    for layer in model.model.layers:
+        layer.__class__ = type("Sharded", (type(layer),), {"__module__": "torch.distributed.fsdp"})
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", r=2))
+    assert any("injection.lora_A" in name for name, _ in adapted.named_parameters())
+    # The adapter starts without effect.
+    assert torch.equal(adapted(ids).logits, expected)
+    adapted.base_model.model.model.injection.lora_B.default.weight.fill_(0.1)
+    assert relative_error(adapted(ids).logits, expected) > 1e-3
 
 
 # ---- Configs ----
