@@ -193,7 +193,8 @@ class ScheduledTrainingArguments(ResumableArguments):
                 "of the training steps."
             )
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
-            if not math.isfinite(getattr(self, name)):
+            # `max_grad_norm=None` switches clipping off.
+            if not math.isfinite(float(getattr(self, name) or 0)):
                 raise ValueError(f"{name}={getattr(self, name)} must be finite.")
         for name in ("first_weight", "keep_weight", "consistency_weight"):
             if not 0 <= getattr(self, name) < math.inf:
