@@ -535,6 +535,11 @@ class RecurrentDepthConfig(PreTrainedConfig):
     def validate_recurrence(self):
         """Checks of the fields that say how many recurrences run."""
         low, high = self.recurrence_min, self.recurrence_max
+        if self.recurrence_lora_rank is not None and self.recurrence_lora_rank > self.hidden_size:
+            raise ValueError(
+                f"recurrence_lora_rank={self.recurrence_lora_rank} is above hidden_size={self.hidden_size}: low-rank "
+                "updates would be larger than the weights. Choose a smaller rank."
+            )
         if self.recurrence_lora_alpha is not None and not self.recurrence_lora_alpha > 0:
             raise ValueError(f"recurrence_lora_alpha={self.recurrence_lora_alpha} must be above 0.")
         if low is not None and high is not None and low > high:

@@ -166,6 +166,8 @@ def test_fields_that_the_model_of_a_path_cannot_have(recipe, tmp_path, capsys):
         assert f"model.{name}={value}: the model at {tmp_path / 'run'} has {name}={own}" in message
     message = refusal(capsys, *argv, "--input_injection", "concat")
     assert "its weights do not have the shapes that these fields of section model need: input_injection" in message
+    message = refusal(capsys, *argv, "--model_style", "gpt2")
+    assert "model.style='gpt2' describes a new model, but model.path=" in message
     # The control: the model's own values, and fields that change no shape.
     assert train.main([*argv, "--num_recurrent_layers", "1", "--recurrence_max", "5"]) == 0
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "other").config.recurrence_max == 5

@@ -310,6 +310,7 @@ def test_the_fields_that_follow_from_the_family():
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is for our own blocks"),
         ({"block_config": {"vocab_size": 97}}, "block_config holds vocab_size, which RecurrentDepthConfig has"),
         ({"block_model_type": None}, "block_config needs block_model_type"),
+        ({"recurrence_lora_rank": 33}, "recurrence_lora_rank=33 is above hidden_size=32"),
     ],
 )
 def test_contradictory_configs(fields, message):

@@ -165,6 +165,11 @@ def _check_choices(args, texts, model, parts):
             f"model.train={parts.train!r} keeps other weights as they are, but those of a new model are random. Pass "
             "model.path, or train=all."
         )
+    if model.get("style") is not None and model.get("path"):
+        raise ValueError(
+            f"model.style={model['style']!r} describes a new model, but model.path={model['path']!r} has its blocks. "
+            "Leave one of them out."
+        )
     given = [name for name in model if name in _PART_FIELDS and name.startswith("lora_")]
     if given and parts.train != "lora":
         raise ValueError(
