@@ -21,17 +21,17 @@ NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 SHORT_ROW = 128
 
 
-def attention_interface(config, hidden_states, layer=None):
+def attention_interface(config, hidden_states, block=None):
     """
     The attention function that a config selects. It is looked up once for each forward pass, not in every layer.
 
     Args:
         config (`RecurrentDepthConfig`): `_attn_implementation` is read.
         hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): The input of the layers.
-        layer (`torch.nn.Module`, *optional*): A layer, which decides what eager attention is; ours by default.
+        block (`PreTrainedConfig`, *optional*): The config of the family whose eager attention is meant; ours by
+            default.
     """
-    own = layer is None or isinstance(layer, RecurrentDepthBlock)
-    eager = eager_attention_forward if own else family_eager_attention(layer)
+    eager = eager_attention_forward if block is None else family_eager_attention(block)
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
     trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if trains and config._attn_implementation == "sdpa" and hidden_states.device.type == "cpu":

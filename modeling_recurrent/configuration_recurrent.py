@@ -9,7 +9,7 @@ from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 from transformers.utils.type_validators import positive_int_field
 
-from .families_recurrent import described_fields, layer_types, make_block_config, strip_block_config
+from .families_recurrent import LOGIT_FIELDS, described_fields, layer_types, make_block_config, strip_block_config
 from .halting_recurrent import HALTING_CRITERIA
 
 
@@ -300,6 +300,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"{key}={kwargs[key]!r}: RecurrentDepthConfig has no field {key!r}.{hint}")
         if self.block_model_type is not None:
+            self._refuse_rope_keys(kwargs)
             self._describe_blocks()
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
@@ -328,6 +329,15 @@ class RecurrentDepthConfig(PreTrainedConfig):
                 )
             setattr(self, name, value)
 
+    def _refuse_rope_keys(self, given):
+        # The library would merge them into rope_parameters, which belong to our own blocks.
+        for name in ("rope_theta", "rope_scaling", "partial_rotary_factor"):
+            if given.get(name) is not None:
+                raise ValueError(
+                    f"{name}={given[name]!r} is for our own blocks, but block_model_type="
+                    f"{self.block_model_type!r} runs the layers of a family. Set rope_parameters in block_config."
+                )
+
     def _refuse_block_fields(self):
         for name in _OWN_BLOCK_FIELDS:
             if getattr(self, name) != self.__dataclass_fields__[name].default:
@@ -340,6 +350,12 @@ class RecurrentDepthConfig(PreTrainedConfig):
     def __setattr__(self, name, value):
         # Calls spell it "none".
         super().__setattr__(name, None if name == "halting_criterion" and value == "none" else value)
+
+    def __getattr__(self, name):
+        # TRL and vLLM compute logits themselves and read from the config how a family scales and bounds them.
+        if name in LOGIT_FIELDS and self.__dict__.get("block_model_type") is not None:
+            return getattr(self.make_block_config(), name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def to_dict(self):
         values = super().to_dict()
@@ -519,6 +535,11 @@ class RecurrentDepthConfig(PreTrainedConfig):
     def validate_recurrence(self):
         """Checks of the fields that say how many recurrences run."""
         low, high = self.recurrence_min, self.recurrence_max
+        if self.recurrence_lora_rank is not None and self.recurrence_lora_rank > self.hidden_size:
+            raise ValueError(
+                f"recurrence_lora_rank={self.recurrence_lora_rank} is above hidden_size={self.hidden_size}: low-rank "
+                "updates would be larger than the weights. Choose a smaller rank."
+            )
         if self.recurrence_lora_alpha is not None and not self.recurrence_lora_alpha > 0:
             raise ValueError(f"recurrence_lora_alpha={self.recurrence_lora_alpha} must be above 0.")
         if low is not None and high is not None and low > high:

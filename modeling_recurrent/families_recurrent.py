@@ -25,6 +25,7 @@ class Family:
     Attributes:
         embed_tokens, layers, norm (`str`): Names of modules.
         embed_positions, embedding_dropout, rotary_emb (`str`, *optional*): Names of modules that a family may lack.
+            The dropout may also be a probability.
         embedding_factor, logit_divisor, logit_factor, logit_softcap (`str`, *optional*): Names of fields of the
             family's config: factors on embeddings and logits, and the bound of `bound * tanh(logits / bound)`.
         refused (`tuple` of `str`): Names of fields of the family's config that must not be set, because their effect
@@ -63,7 +64,7 @@ FAMILIES = {
     "granite": Family(embedding_factor="embedding_multiplier", logit_divisor="logits_scaling"),
     "cohere": Family(logit_factor="logit_scale"),
     "cohere2": Family(logit_factor="logit_scale"),
-    "starcoder2": Family(),
+    "starcoder2": Family(embedding_dropout="embedding_dropout"),
     "helium": Family(),
     "glm": Family(),
     "glm4": Family(),
@@ -85,6 +86,14 @@ FAMILIES = {
         embedding_dropout="drop",
         refused=("add_cross_attention", "reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx"),
     ),
+}
+
+# Fields that say how logits follow from the output of the head.
+LOGIT_FIELDS = {
+    field
+    for family in FAMILIES.values()
+    for field in (family.logit_divisor, family.logit_factor, family.logit_softcap)
+    if field is not None
 }
 
 # Fields of a family's config that `RecurrentDepthConfig` has itself, or that say nothing about a layer.
@@ -130,6 +139,12 @@ def make_block_config(config) -> PreTrainedConfig:
             f"{', '.join(sorted(FAMILIES))}."
         )
     fields = dict(config.block_config or {})
+    outer = sorted(fields.keys() & OUTER_FIELDS)
+    if outer:
+        raise ValueError(
+            f"block_config holds {', '.join(outer)}, which RecurrentDepthConfig has itself or computes. Remove them "
+            "from block_config."
+        )
     layers = config.num_physical_layers
     block = CONFIG_MAPPING[name](
         **fields,
@@ -213,6 +228,8 @@ class FamilyDecoder:
                 family.embedding_dropout,
             )
         )
+        if isinstance(self.embedding_dropout, float | int):
+            self.embedding_dropout = nn.Dropout(self.embedding_dropout)
         self.block = block
 
 
@@ -234,9 +251,10 @@ def init_family_weights(block: PreTrainedConfig, module: nn.Module) -> None:
     shell._init_weights(module)
 
 
-def family_eager_attention(layer: nn.Module):
-    """The family's own attention in plain operations, from the file that defines its layer."""
-    eager = sys.modules[type(layer).__module__].eager_attention_forward
+def family_eager_attention(block: PreTrainedConfig):
+    """The family's own attention in plain operations, from the file that defines its decoder."""
+    # Not from the class of a layer, which FSDP2 replaces.
+    eager = sys.modules[MODEL_MAPPING[type(block)].__module__].eager_attention_forward
 
     def attend(module, query, key, value, attention_mask, **kwargs):
         if attention_mask is not None and attention_mask.dtype == torch.bool:
@@ -251,6 +269,13 @@ def family_eager_attention(layer: nn.Module):
         return eager(module, query, key, value, attention_mask, **kwargs)
 
     return attend
+
+
+class AttentionMaps:
+    """Receives the attention weights of a layer. Not a list: accelerate and FSDP pass copies of lists to a layer."""
+
+    def __init__(self):
+        self.weights = None
 
 
 def attend_in_slots(
@@ -274,7 +299,7 @@ def attend_in_slots(
         query, key, value (`torch.Tensor` of shape `(rows, heads, sequence, head_dim)`): Of the rows still computed.
         attention_mask: The mask of these rows; see `ActiveRows`.
         slots (`Slots`, *optional*), interface (`Callable`): See `ActiveRows`.
-        maps (`list`): Receives the attention weights, or `None`.
+        maps (`AttentionMaps`, *optional*): Receives the attention weights, or `None`.
         position_embeddings: Not used: the keys are rotated already.
     """
 
@@ -286,7 +311,7 @@ def attend_in_slots(
     else:
         output, weights = slots.attend(module.layer_idx, query, key, value, attention_mask, attend)
     if maps is not None:
-        maps.append(weights)
+        maps.weights = weights
     return output, weights
 
 
@@ -295,7 +320,7 @@ ALL_ATTENTION_FUNCTIONS.register(SLOT_ATTENTION, attend_in_slots)
 
 def run_family_layer(layer, hidden_states, mask, angles, slots, interface, **kwargs):
     """Calls a family's layer; returns the new hidden states and the attention weights, as our own blocks do."""
-    maps = []
+    maps = AttentionMaps()
     hidden_states = layer(
         hidden_states,
         attention_mask=mask,
@@ -305,7 +330,7 @@ def run_family_layer(layer, hidden_states, mask, angles, slots, interface, **kwa
         maps=maps,
         **kwargs,
     )
-    return hidden_states, maps[0]
+    return hidden_states, maps.weights
 
 
 def family_angles(rotary_emb, hidden_states, position_ids, kinds):
@@ -334,6 +359,7 @@ def scale_logits(logits: torch.Tensor, block: PreTrainedConfig) -> torch.Tensor:
 
 __all__ = [
     "FAMILIES",
+    "LOGIT_FIELDS",
     "Family",
     "FamilyDecoder",
     "described_fields",

@@ -59,7 +59,7 @@ def separate_gradients(model, decoder, depth) -> Iterator[SeparateGradients | No
         return
     if isinstance(depth, torch.Tensor) and depth.ndim > 0:
         raise ValueError("recurrence_gradients='separate' needs one depth for all rows. Pass an int num_recurrences.")
-    if decoder.is_gradient_checkpointing:
+    if any(getattr(layer, "gradient_checkpointing", False) for layer in decoder.layers):
         raise ValueError(
             "recurrence_gradients='separate' cannot be combined with gradient checkpointing, which runs layers again "
             "when all weights learn. Call model.gradient_checkpointing_disable()."

@@ -395,10 +395,10 @@ def _refuse_contradictions(count, criterion, training):
 def _refuse_unused(count, criterion, training, given):
     """Refuses arguments of a call that only a criterion reads, if there is none, or another one."""
     if criterion is None:
-        reason = "but training uses none" if training else "but none is set"
-        if isinstance(count, int):
-            reason = f"but num_recurrences={count} fixes the depth"
         for name, value in given.items():
+            reason = "but training uses none" if training else "but none is set"
+            if isinstance(count, int):
+                reason = f"but num_recurrences={count} fixes the depth"
             raise ValueError(f"{name}={value!r} is for a halting criterion, {reason}. Leave one of them out.")
     elif criterion in HALTING_CRITERIA:
         own = _parameters_of(criterion)

@@ -11,9 +11,6 @@ class RecurrentDepthInjection(nn.Linear):
     def __init__(self, hidden_size: int):
         super().__init__(2 * hidden_size, hidden_size, bias=False)
 
-    def inject(self, state: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        return self(torch.cat((state, inputs), dim=-1))
-
     def start(self, config) -> None:
         """The adapter starts as the sum of its two inputs."""
         init.copy_(self.weight, torch.eye(self.out_features).repeat(1, 2))
@@ -32,9 +29,6 @@ class RecurrentDepthGate(nn.Module):
     def forward(self, state: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         # Exact at 0 and at 1, where `input + gate * (state - input)` is rounded.
         return torch.lerp(inputs, state, self.weight.to(state.dtype))
-
-    def inject(self, state: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        return self(state, inputs)
 
     def start(self, config) -> None:
         init.constant_(self.weight, config.injection_gate_init)

@@ -148,8 +148,11 @@ class RecurrentLoop:
             state = state_norm(state)
         if self.config.input_injection == "add":
             return state + inputs
-        if self.injection is not None:
-            return self.injection.inject(state, inputs)
+        if self.config.input_injection == "concat":
+            # PEFT and quantisation may replace this linear layer by their own.
+            return self.injection(torch.cat((state, inputs), dim=-1))
+        if self.config.input_injection == "gate":
+            return self.injection(state, inputs)
         return state
 
     def finish(self, state, rows, trace=None, /, **kwargs):

@@ -135,6 +135,8 @@ class RecurrenceLosses:
             raise ValueError(_WRONG_WEIGHTS.format(len(self.chosen)))
         if self.last is not None:
             self.add(self.last, None, logits)
+        if not self.terms:
+            raise ValueError(f"{type(self.chosen).__name__} gave no term at any recurrence, so there is no loss.")
         terms = torch.stack(self.terms)
         if isinstance(self.chosen, str):
             terms = terms * recurrence_loss_weights(self.chosen, len(terms), self.decay).to(terms.device)

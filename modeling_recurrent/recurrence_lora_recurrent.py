@@ -37,13 +37,16 @@ class RecurrenceLoraPair(nn.Module):
         pair = self.index(recurrence)
         return 0.0 if pair is None else self.scale * (self.up[pair] @ self.down[pair])
 
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The update of this recurrence, which must not be the first."""
+        pair = self.index(self.recurrence)
+        hidden = nn.functional.linear(inputs.to(self.down.dtype), self.down[pair])
+        return self.scale * nn.functional.linear(hidden, self.up[pair])
+
     def add_update(self, module, args, output):
         """A forward hook of the linear layer."""
-        pair = self.index(self.recurrence)
-        if pair is None:
-            return output
-        hidden = nn.functional.linear(args[0].to(self.down.dtype), self.down[pair])
-        return output + (self.scale * nn.functional.linear(hidden, self.up[pair])).to(output.dtype)
+        # A call of the module, not of its matrices: accelerate loads offloaded weights before it.
+        return output if self.recurrence == 1 else output + self(args[0]).to(output.dtype)
 
 
 class RecurrenceLora(nn.ModuleList):
@@ -68,19 +71,32 @@ class RecurrenceLora(nn.ModuleList):
             )
             for layer in layers
         )
-        self.is_attached = False
+        # The linear layers that have hooks: parent, name in it, and the layer itself. Not a ModuleList.
+        self._hooked: list[tuple[nn.Module, str, nn.Module]] = []
+        self._handles = []
+        self.attach(layers)
 
     def attach(self, layers) -> None:
-        """Hooks the pairs to their layers: at the first forward pass, since quantisation replaces linear layers."""
-        if self.is_attached:
+        """
+        Hooks the pairs to their linear layers, and again when a linear layer was replaced: quantisation does so, and
+        PEFT where it adds an adapter or merges it.
+        """
+        if self._hooked and all(parent._modules.get(name) is module for parent, name, module in self._hooked):
             return
+        for handle in self._handles:
+            handle.remove()
+        self._hooked, self._handles = [], []
         for layer, pairs in zip(layers, self, strict=True):
             # Not the layer itself: gradient checkpointing runs a layer again without the hooks of the layer.
             attention = next(module for module in layer.children() if hasattr(module, "layer_idx"))
-            attention.register_forward_pre_hook(_TakeRecurrence(pairs).take, with_kwargs=True)
-            for name, pair in pairs.items():
-                layer.get_submodule(name.replace("/", ".")).register_forward_hook(pair.add_update)
-        self.is_attached = True
+            take = attention.register_forward_pre_hook(_TakeRecurrence(pairs).take, with_kwargs=True)
+            self._handles.append(take)
+            for key, pair in pairs.items():
+                path, _, name = key.replace("/", ".").rpartition(".")
+                parent = layer.get_submodule(path)
+                module = parent.get_submodule(name)
+                self._hooked.append((parent, name, module))
+                self._handles.append(module.register_forward_hook(pair.add_update))
 
 
 class _TakeRecurrence:
@@ -95,7 +111,8 @@ class _TakeRecurrence:
     def take(self, module, args, kwargs):
         """A forward pre-hook of the attention."""
         kwargs = dict(kwargs)
-        recurrence = kwargs.pop("recurrence")
+        # Outside of the loop there is none, and the pairs have no effect.
+        recurrence = kwargs.pop("recurrence", 1)
         for pair in self.pairs.values():
             pair.recurrence = recurrence
         return args, kwargs

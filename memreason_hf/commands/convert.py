@@ -46,7 +46,7 @@ examples:
   memreason convert TinyLlama/TinyLlama-1.1B-Chat-v1.0 runs/looped --prelude 4 --loop 8 --coda 4
   memreason convert models/llama runs/looped --prelude 0-3 --loop 10-17 --coda 18-21    # the same of 22 layers
   memreason convert Qwen/Qwen3-0.6B runs/looped --loop 8-19                             # keeps all layers
-  memreason convert models/llama runs/retrofit --prelude 4 --loop 8 --coda 4 --input_injection concat \
+  memreason convert models/llama runs/retrofitted --prelude 4 --loop 8 --coda 4 --input_injection concat \
 --state_init normal
   memreason convert adapters/chat runs/chat --base runs/looped       # a LoRA adapter of the source, renamed
 

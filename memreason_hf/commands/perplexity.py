@@ -17,7 +17,7 @@ from memreason_hf.command_line.results_folder import OUTPUT, ResultsFolder
 from memreason_hf.data.text.sources import read_texts
 from memreason_hf.evaluation import describe_environment, read_results
 from memreason_hf.evaluation.text.documents import tokenize_documents
-from memreason_hf.evaluation.text.perplexity import perplexity_by_recurrence
+from memreason_hf.evaluation.text.perplexity import perplexity_by_recurrence, row_length
 from memreason_hf.evaluation.text.results import describe_text_model, perplexity_results, perplexity_table
 
 
@@ -50,7 +50,10 @@ class TextFlags:
     )
     max_length: int = field(
         default=1024,
-        metadata={"help": "Tokens of a row. Longer documents are cut; a piece does not see the ones before it."},
+        metadata={
+            "help": "Tokens of a row, at most the model's context. Longer documents are cut; a piece does not see the "
+            "ones before it."
+        },
     )
     packed: bool = field(
         default=False, metadata={"help": "Let documents share rows, without attention between them: less padding."}
@@ -97,7 +100,11 @@ def _evaluate(model, text, compare, output):
     config = model.load_config()
     documents = tokenize_documents(texts, model.load_tokenizer(config))
     network = model.load_model()
-    settings = {"max_length": text.max_length, "batch_size": model.batch_size, "packed": text.packed}
+    settings = {
+        "max_length": row_length(network.config, text.max_length),
+        "batch_size": model.batch_size,
+        "packed": text.packed,
+    }
     result = perplexity_by_recurrence(
         network,
         documents.ids,

@@ -1,10 +1,17 @@
 """Reading a saved model by the name that a flag or recipe gives, with errors that name the field."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
+
+
+# What the library raises for weights that are damaged, and for values of config.json or of an index of shards that it
+# does not check.
+_ODD_WEIGHTS = (EOFError, RuntimeError)
+_ODD_FILES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError)
 
 
 def check_source(name: str, field: str) -> None:
@@ -55,7 +62,27 @@ def read_model(
         raise ValueError(
             f"{field}={name!r}: the weights cannot be read, the file may be cut off ({error})."
         ) from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:  # a RuntimeError
+        raise reading_error(name, field, error) from error
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{field}={name!r}: its weights hold Python objects other than tensors, or are damaged. Reading such "
+            "objects could run code of others, so they are refused. Use a copy with safetensors."
+        ) from error
+    except torch.OutOfMemoryError:
+        raise
+    except _ODD_WEIGHTS as error:
+        raise ValueError(
+            f"{field}={name!r}: the weights cannot be read, a file is cut off or does not belong to config.json "
+            f"({first_line(error)})."
+        ) from error
+    except _ODD_FILES as error:
+        kind = type(error).__name__
+        raise ValueError(
+            f"{field}={name!r}: the library cannot make a model of its config and weights ({kind}: "
+            f"{first_line(error)}). A file is damaged, or a value of config.json cannot be used here."
+        ) from error
+    except ValueError as error:
         raise reading_error(name, field, error) from error
     return model, {kind: sorted(map(str, names)) for kind, names in info.items() if names}
 

@@ -10,6 +10,7 @@ import torch
 from family_models import tiny_source
 from paths import ROOT
 from refusals import refused
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from small_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, T5Config
@@ -214,6 +215,8 @@ LAYER_ERRORS = {
         ["--input_injection", "none", "--state_init", "zeros"],
         "never reach the state",
     ),
+    "a range far beyond": (["--loop", "1-99999999999999"], "names layer 6, but the source has the layers 0-5"),
+    "count of updates without updates": (["--recurrence_lora_count", "2"], "no effect without recurrence_lora_rank"),
     "no recurrences": (["--num_recurrences", "0"], "num_recurrences"),
     "revision of a folder": (["--revision", "main"], "revision='main' is for a model on the Hub"),
     "flag of a published loop": (["--num_attention_heads", "12"], "num_attention_heads=12 is for published loops"),
@@ -270,6 +273,31 @@ def cut_off(folder):
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def add_tensor(folder, name, tensor):
+    index = folder / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    save_file({name: tensor}, folder / "model-more.safetensors", metadata={"format": "pt"})
+    edit_json(index, weight_map={**weight_map, name: "model-more.safetensors"})
+
+
+class Caller:
+    """Unpickling it without weights_only=True calls a function that fails the test."""
+
+    def __reduce__(self):
+        return pytest.fail, ("code in the weights ran",)
+
+
+def pickled(folder, content, cut=0):
+    """The weights as pytorch_model.bin: those of the source, with code, or another object; some bytes are cut off."""
+    tensors = {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+    for path in folder.glob("model*"):
+        path.unlink()
+    path = folder / "pytorch_model.bin"
+    torch.save(tensors if content is None else content, path)
+    if cut:
+        path.write_bytes(path.read_bytes()[:-cut])
+
+
 SOURCE_ERRORS = {
     "remote code": (remote_code, "of type 'raven_of_mine' needs Python code that comes with it"),
     "unknown type": (
@@ -297,6 +325,36 @@ SOURCE_ERRORS = {
         "model.layers.2.mlp.up_proj.weight (shape (40, 32), not (48, 32))",
     ),
     "tokenizer with code": (tokenizer_with_code, "its tokenizer cannot be read (The repository"),
+    "type that is not a name": (lambda f: edit_json(f / "config.json", model_type=["llama"]), "of type ['llama']"),
+    "quantised, in a word": (
+        lambda f: edit_json(f / "config.json", quantization_config="int8"),
+        "is quantised (quant_method='int8')",
+    ),
+    "no heads": (lambda f: edit_json(f / "config.json", num_attention_heads=0), "config.json cannot be read"),
+    "unknown activation": (
+        lambda f: edit_json(f / "config.json", hidden_act="foo"),
+        "cannot make a model of its config and weights (KeyError: 'foo')",
+    ),
+    "padding beyond the vocabulary": (
+        lambda f: edit_json(f / "config.json", pad_token_id=10**6),
+        "cannot make a model of its config and weights (AssertionError",
+    ),
+    "shards without names": (
+        lambda f: edit_json(f / "model.safetensors.index.json", weight_map={"lm_head.weight": 3}),
+        "has no weight_map",
+    ),
+    "more layers than the config says": (
+        lambda f: edit_json(f / "config.json", num_hidden_layers=5),
+        "9 of its tensors have no place in the model of its config.json: model.layers.5.input_layernorm.weight",
+    ),
+    "biases that the config does not have": (
+        lambda f: add_tensor(f, "model.layers.2.self_attn.q_proj.bias", torch.ones(32)),
+        "1 of its tensors have no place in the model of its config.json: model.layers.2.self_attn.q_proj.bias",
+    ),
+    "code in the weights": (lambda f: pickled(f, Caller()), "Python objects other than tensors"),
+    "pickle that is cut off": (lambda f: pickled(f, None, cut=2000), "the weights cannot be read"),
+    "empty pickle": (lambda f: pickled(f, None, cut=10**9), "the weights cannot be read"),
+    "pickle of a list": (lambda f: pickled(f, [1, 2]), "cannot make a model of its config and weights (TypeError"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
 }
 
@@ -316,6 +374,49 @@ def test_nothing_is_overwritten_by_its_own_conversion(source, tmp_path, capsys):
     assert "are the same folder" in line
     assert "the first is inside" in refused(capsys, main, [str(source), str(tmp_path), "--overwrite"])
     assert (source / "config.json").is_file()
+
+
+def test_places_that_cannot_be_written_are_refused_before_anything_is_read(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("memreason_hf.commands.convert.open_source", lambda *args: pytest.fail("was read"))
+    (tmp_path / "file").write_text("")
+    line = refused(capsys, main, [str(source), str(tmp_path / "file" / "out")])
+    assert f"{tmp_path / 'file'} is a file, not a folder" in line
+    # The superuser, who may run the tests, may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))
+    line = refused(capsys, main, [str(source), str(tmp_path / "new" / "out")])
+    assert f"the folder {tmp_path} is read-only" in line
+
+
+def test_stopped_or_on_a_full_disk_nothing_is_written(source, out, capsys, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("memreason_hf.models.conversion.folders._measure", stop)
+        assert main([str(source), str(out), *LAYERS]) == 130
+    assert "stopped; nothing was written" in capsys.readouterr().err
+    monkeypatch.setattr(RecurrentDepthForCausalLM, "save_pretrained", full)
+    line = refused(capsys, main, [str(source), str(out), *LAYERS])
+    assert f"cannot be written to {out.parent} (I/O error: No space left on device" in line
+    assert not list(out.parent.iterdir())
+
+
+def test_a_pickled_source_without_code_is_converted(source, out):
+    pickled(source, None)
+    assert main([str(source), str(out), *LAYERS]) == 0
+    assert read_record(out)["exactness"]["is_exact"] and (out / "model.safetensors").is_file()
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_noted(source, out, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_tokens([f"<more_{index}>" for index in range(7)])
+    tokenizer.save_pretrained(source)
+    assert main([str(source), str(out), *LAYERS]) == 0
+    rows = len(tokenizer) - 7
+    assert f"The tokenizer has {rows + 7} tokens, but the model has {rows} embeddings" in capsys.readouterr().out
 
 
 def test_a_recurrent_model_or_an_adapter_is_not_a_source(source, out, tmp_path, capsys):

@@ -51,6 +51,14 @@ def test_numbers_table_and_files(saved, flags, tmp_path, capsys):
     assert stop.value.code == 2 and "--overwrite" in capsys.readouterr().err
 
 
+def test_a_row_is_not_longer_than_the_context(flags, tmp_path):
+    save_text_model(tmp_path / "short", max_position_embeddings=16)
+    argv = [str(tmp_path / "short"), *flags[1:], "--output_dir", str(tmp_path / "out")]
+    for length, used in (("1024", 16), ("8", 8)):
+        assert main([*argv, "--max_length", length, "--overwrite"]) == 0
+        assert read_results(tmp_path / "out" / "perplexity.json")["settings"]["max_length"] == used
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -6,8 +6,8 @@ import pytest
 from refusals import refused
 
 from memreason_hf.commands import testbed
+from memreason_hf.experiments.folders import claim_folder
 from memreason_hf.experiments.testbed.models import MODELS
-from memreason_hf.experiments.testbed.process import claim_folder
 
 
 FEW = ["--max_steps", "2", "--batch_size", "4", "--num_test_chains", "2", "--num_judged", "5", "--num_rows", "60"]

@@ -113,6 +113,13 @@ def test_the_report_of_a_stream(recipe, capsys):
     assert "Of the stream: " in output and "are longer than a row and were split (data.too_long=split)" in output
 
 
+def test_the_report_of_a_stream_that_ends_in_its_first_block(recipe, capsys):
+    """No block was used up, so there are no counts yet: not "0 documents in 0 rows"."""
+    assert train.main([recipe(data={"streaming": True, "shuffle_buffer": 30}, training={"max_steps": 2})]) == 0
+    output = capsys.readouterr().out
+    assert "The stream was stopped within its first block of documents" in output and "0 documents" not in output
+
+
 def test_a_data_set_by_its_folder(recipe, tmp_path, capsys):
     folder = tmp_path / "hub" / "data"
     folder.mkdir(parents=True)
@@ -145,6 +152,25 @@ def test_goes_on_from_a_trained_model(recipe, tmp_path, part):
         assert moved and "lm_head.weight" not in moved and not any("embed" in name for name in moved)
     tokenizers = [AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() for name in ("run", part)]
     assert tokenizers[0] == tokenizers[1]
+
+
+def test_fields_that_the_model_of_a_path_cannot_have(recipe, tmp_path, capsys):
+    """They would give random layers in place of trained ones, or a traceback."""
+    assert train.main([recipe(model={"input_injection": "gate"})]) == 0
+    content = json.loads((tmp_path / "recipe.yaml").read_text())
+    content["model"] = {"path": str(tmp_path / "run")}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+    argv = [str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "other")]
+    for name, value, own in (("num_recurrent_layers", 2, 1), ("hidden_size", 32, 16), ("vocab_size", 400, 300)):
+        message = refusal(capsys, *argv, f"--{name}", str(value))
+        assert f"model.{name}={value}: the model at {tmp_path / 'run'} has {name}={own}" in message
+    message = refusal(capsys, *argv, "--input_injection", "concat")
+    assert "its weights do not have the shapes that these fields of section model need: input_injection" in message
+    message = refusal(capsys, *argv, "--model_style", "gpt2")
+    assert "model.style='gpt2' describes a new model, but model.path=" in message
+    # The control: the model's own values, and fields that change no shape.
+    assert train.main([*argv, "--num_recurrent_layers", "1", "--recurrence_max", "5"]) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "other").config.recurrence_max == 5
 
 
 def test_a_decoder_that_was_not_converted(recipe, tmp_path, capsys):
@@ -197,6 +223,13 @@ BAD = [
     ({"data": {"tokenizer": "no/such/one"}}, [], "data.tokenizer='no/such/one' holds no tokenizer that can be read"),
     ({"model": {"vocab_size": 100}}, [], "model.vocab_size=100 must be at least 258"),
     ({"model": {"train": "loop"}}, [], "model.train='loop' keeps other weights as they are, but those of a new model"),
+    ({"model": {"lora_r": 4}}, [], "model.lora_r=4 has no effect with model.train='all'. Use train=lora, or leave"),
+    (
+        {"training": {"recurrence_growth": "linear", "recurrence_growth_start": 9}},
+        [],
+        "recurrence_growth_start=9.0 is above the mean depth 2",
+    ),
+    ({}, ["--learning_rate", "nan"], "learning_rate=nan must be finite."),
     ({"model": {"path": "no/such/model"}}, [], "model.path='no/such/model': no such folder. Pass a folder"),
     (
         {"training": {"max_tokens": 95}},

@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload, dispatch_model
 from family_models import FAMILY_NAMES, OTHER_NAMES, tiny_source
 from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig, get_peft_model
 from recurrent_models import pad, random_ids, relative_error, tiny_config, tiny_model
 from transformers import DynamicCache
 
@@ -162,6 +164,26 @@ def as_our_blocks(family, name):
 # ---- Training, precision, packing ----
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_dropout_is_that_of_the_source(name):
+    fields = [field for field in tiny_source(name).config.to_dict() if "dropout" in field or field.endswith("pdrop")]
+    source = tiny_source(name, **dict.fromkeys((field for field in fields if field != "classifier_dropout"), 0.3))
+    model, ids = convert_decoder(source, prelude=2, loop=2, coda=2), random_ids(2, 11)
+
+    def logits(of, seed):
+        torch.manual_seed(seed)
+        return of(ids).logits
+
+    with torch.no_grad():
+        evaluated = logits(source, 0)
+        source.train()
+        model.train()
+        assert torch.equal(logits(model, 0), logits(source, 0))
+        if fields:
+            assert not torch.equal(logits(model, 0), logits(model, 1))
+        assert torch.equal(logits(model.eval(), 0), evaluated)
+
+
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_one_step_moves_every_parameter(name):
     model = tiny_model(
@@ -233,6 +255,35 @@ def test_new_weights_start_as_the_family_starts_them(poisoned_memory):
     assert model.model.embed_tokens.embed_scale == 32**0.5
 
 
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+@torch.no_grad()
+def test_hooks_on_devices(name):
+    """As with `device_map`: hooks move the arguments of layers and copy the lists among them."""
+    model, ids = tiny_model(f"family:{name}", recurrence_lora_rank=2), random_ids(2, 7)
+    shown = {"num_recurrences": 3}
+    expected = model(ids, **shown).logits
+    dispatched = dispatch_model(copy.deepcopy(model), {"": "cpu"}, force_hooks=True)
+    assert torch.equal(dispatched(ids, **shown).logits, expected)
+    offloaded = cpu_offload(copy.deepcopy(model), execution_device="cpu")
+    assert torch.equal(offloaded(ids, **shown).logits, expected)
+
+
+@pytest.mark.parametrize("style", ["family:gemma2", "llama"])
+@torch.no_grad()
+def test_layers_of_another_class(style):
+    """FSDP2 gives layers a class of its own, PEFT and quantisation replace linear layers."""
+    model, ids = tiny_model(style, input_injection="concat", num_recurrences=3), random_ids(2, 7)
+    expected = model(ids).logits
+    for layer in model.model.layers:
+        layer.__class__ = type("Sharded", (type(layer),), {"__module__": "torch.distributed.fsdp"})
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", r=2))
+    assert any("injection.lora_A" in name for name, _ in adapted.named_parameters())
+    # The adapter starts without effect.
+    assert torch.equal(adapted(ids).logits, expected)
+    adapted.base_model.model.model.injection.lora_B.default.weight.fill_(0.1)
+    assert relative_error(adapted(ids).logits, expected) > 1e-3
+
+
 # ---- Configs ----
 
 
@@ -254,7 +305,12 @@ def test_the_fields_that_follow_from_the_family():
         ({"hidden_size": 48}, "hidden_size=48 contradicts block_config"),
         ({"gated_mlp": False}, "gated_mlp=False is for our own blocks"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1 is for our own blocks"),
+        ({"rope_theta": 5e5}, "rope_theta=500000.0 is for our own blocks"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling=.* is for our own blocks"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is for our own blocks"),
+        ({"block_config": {"vocab_size": 97}}, "block_config holds vocab_size, which RecurrentDepthConfig has"),
         ({"block_model_type": None}, "block_config needs block_model_type"),
+        ({"recurrence_lora_rank": 33}, "recurrence_lora_rank=33 is above hidden_size=32"),
     ],
 )
 def test_contradictory_configs(fields, message):
@@ -279,6 +335,27 @@ def test_features_that_cannot_be_looped(name, fields, message):
         setattr(source.config, field, value)
     with pytest.raises(ValueError, match=message):
         convert_decoder(source)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "granite", "cohere", "llama"])
+@torch.no_grad()
+def test_trainers_that_compute_logits_find_the_fields_of_the_family(name, tmp_path):
+    """TRL's SFTTrainer reads them from the config of the model, as here."""
+    model, ids = tiny_model(f"family:{name}"), random_ids(2, 7)
+    model.save_pretrained(tmp_path)
+    for config in (model.config, RecurrentDepthConfig.from_pretrained(tmp_path), copy.deepcopy(model.config)):
+        scale = getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1.0)
+        bound = getattr(config, "final_logit_softcapping", None)
+        assert (scale, bound) == {
+            "gemma2": (1.0, 3.0),
+            "granite": (0.5, None),
+            "cohere": (0.0625, None),
+            "llama": (1.0, None),
+        }[name]
+        logits = scale * model.lm_head(model.model(ids, num_recurrences=3).last_hidden_state)
+        logits = logits if bound is None else bound * torch.tanh(logits / bound)
+        assert relative_error(model(ids, num_recurrences=3).logits, logits) < 1e-6
+        assert hasattr(config, "final_logit_softcapping") == (name == "gemma2")
 
 
 def test_another_depth_contradicts_nothing(tmp_path):

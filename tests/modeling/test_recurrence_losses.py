@@ -122,6 +122,8 @@ def test_what_a_loss_cannot_be_combined_with():
         model(**batch(), recurrence_loss=Chosen({1: 1.0}))
     with pytest.raises(ValueError, match="same depth for all rows"):
         model(**batch(), recurrence_loss="uniform", num_recurrences=torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match="Chosen gave no term at any recurrence"):
+        model(**batch(), recurrence_loss=Chosen({}), num_recurrences=3)
 
 
 @pytest.mark.parametrize("shown", [None, [1, 4], []])

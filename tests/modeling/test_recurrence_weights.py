@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig, get_peft_model
 from recurrent_models import random_ids, relative_error, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 
@@ -94,6 +95,37 @@ def test_gradient_checkpointing_runs_the_updates_of_the_same_recurrence(style):
     for name, gradient in gradients[0].items():
         assert gradient.any(), name
         assert relative_error(gradients[1][name], gradient) < 1e-12, name
+
+
+@pytest.mark.parametrize("is_attached", [False, True])
+@torch.no_grad()
+def test_an_adapter_that_is_merged_leaves_the_updates(is_attached):
+    model, ids = with_updates("family:llama"), random_ids(2, 7)
+    plain = model(ids, num_recurrences=4).logits
+    if not is_attached:
+        fresh = RecurrentDepthForCausalLM(model.config).double().eval()
+        fresh.load_state_dict(model.state_dict())
+        model = fresh
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False))
+    expected = adapted(ids, num_recurrences=4).logits
+    assert relative_error(plain, expected) > 1e-3
+    merged = adapted.merge_and_unload()
+    # Rotations are computed in single precision.
+    assert relative_error(merged(ids, num_recurrences=4).logits, expected) < 1e-5
+    for parameter in merged.model.recurrence_lora.parameters():
+        parameter.zero_()
+    assert relative_error(merged(ids, num_recurrences=4).logits, expected) > 1e-3
+
+
+@pytest.mark.parametrize("style", ["llama", "family:gemma3_text"])
+@torch.no_grad()
+def test_a_fresh_model_compiles_whole_at_several_depths(style):
+    model, ids = with_updates(style), random_ids(2, 7)
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for recurrences in (2, 4):
+        call = {"num_recurrences": recurrences, "use_cache": False}
+        assert relative_error(compiled(ids, **call).logits, twin(ids, **call).logits) < 1e-6
 
 
 def test_written_out_only_without_updates():

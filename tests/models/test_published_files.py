@@ -148,6 +148,10 @@ FIELDS = [
     ("ouro", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
     ("ouro", {"total_ut_steps": "missing"}, "lacks 'total_ut_steps'"),
     ("ouro", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types of an Ouro"),
+    ("ouro", {"quantization_config": {"quant_method": "gptq"}}, "is quantised: its config.json has"),
+    ("huginn", {"quantization_config": {"quant_method": "fp8"}}, "is quantised: its config.json has"),
+    ("huginn", {"n_heads": 0}, r"a value in config.json cannot be used \(ZeroDivisionError"),
+    ("huginn", {"n_embd": "wide"}, r"a value in config.json cannot be used \(TypeError"),
     ("ouro", {"vocab_size": 60}, r"'model.embed_tokens.weight' has shape \(61, 32\)"),
 ]
 
@@ -206,6 +210,7 @@ STUDY = [
     ),
     (lambda w: w.update({"halting.weight": torch.zeros(1)}), {}, "tensors without a place: halting.weight"),
     (lambda w: None, {"num_attention_heads": 5}, "num_attention_heads=5 does not divide the width 32"),
+    (lambda w: None, {"num_attention_heads": 0}, "num_attention_heads=0 does not divide the width 32"),
     (lambda w: w.clear(), {}, "lacks the tensor 'token_embedding.weight'"),
 ]
 

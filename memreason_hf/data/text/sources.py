@@ -1,5 +1,6 @@
 """Opens texts, as one column `text`: local files, a data set of the Hub or its folder, in memory or as a stream."""
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,10 +88,12 @@ def _open(arguments, split, files, field, streaming):
         paths = find_files(files, field)
         builder = builder_of(paths, field)
         check_files(paths, field)
-        options = {"sample_by": arguments.sample_by} if builder == "text" else {}
+        # A byte order mark is not part of the text. The builder for json skips it without being told.
+        options = {"sample_by": arguments.sample_by, "encoding": "utf-8-sig"} if builder == "text" else {}
         column = TEXT if builder == "text" else arguments.column
         where = f"{field}={str(paths[0])!r}"
-        names = [str(path) for path in paths]
+        # `datasets` takes names for patterns.
+        names = [glob.escape(str(path)) for path in paths]
         texts = _load(where, builder, data_files={"train": names}, split="train", streaming=streaming, **options)
     texts = _select(texts, column, where)
     if not streaming and len(texts) == 0:

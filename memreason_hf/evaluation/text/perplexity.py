@@ -118,8 +118,8 @@ def perplexity_by_recurrence(
     for name, value in (("max_length", max_length), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    pieces, num_documents = _cut(documents, _row_length(model.config, max_length), model.config)
-    rows = _pack(pieces, _row_length(model.config, max_length)) if packed else [[piece] for piece in pieces]
+    pieces, num_documents = _cut(documents, row_length(model.config, max_length), model.config)
+    rows = _pack(pieces, row_length(model.config, max_length)) if packed else [[piece] for piece in pieces]
     # The longest rows first: if memory does not suffice, the first batch shows it.
     rows.sort(key=lambda row: -sum(map(len, row)))
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
@@ -157,7 +157,8 @@ def _depth_of(config, max_recurrences):
     return max_recurrences
 
 
-def _row_length(config, max_length):
+def row_length(config, max_length: int) -> int:
+    """The most tokens of a row: `max_length`, or the context of the model if that is shorter."""
     return min(max_length, getattr(config.get_text_config(), "max_position_embeddings", None) or max_length)
 
 

@@ -1,7 +1,5 @@
 """Trains and evaluates one model of the test bed in its own process, and keeps the results in its folder."""
 
-import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -13,6 +11,7 @@ from transformers.utils import logging
 import modeling_recurrent  # noqa: F401 - registers the architecture with the Auto classes
 from memreason_hf.data.chains.collator import ChainCollator
 from memreason_hf.data.chains.config import MultiHopConfig
+from memreason_hf.experiments.folders import read_finished
 from memreason_hf.experiments.testbed.evaluation import evaluate_answers, evaluate_solutions, false_memories
 from memreason_hf.experiments.testbed.models import MODELS
 from memreason_hf.experiments.testbed.rows import WrittenRows, WrittenWorld, written_questions
@@ -20,7 +19,7 @@ from memreason_hf.experiments.testbed.training import TimeLimit, prepare_testbed
 from memreason_hf.files import read_json, write_json
 
 
-SETTINGS_FILE, TRAINING_FILE, RESULTS_FILE = "settings.json", "training.json", "results.json"
+TRAINING_FILE, RESULTS_FILE = "training.json", "results.json"
 SOLUTIONS_FILE, LOG_FILE, TASK_FILE = "solutions.jsonl", "log.txt", "task.json"
 
 
@@ -38,7 +37,7 @@ def run_model(name: str, folder: Path, world: WrittenWorld, settings: dict) -> d
     Returns:
         The contents of `results.json`, see `ModelResults`.
     """
-    training = _read(folder / TRAINING_FILE)
+    training = read_finished(folder / TRAINING_FILE)
     if training is None:
         training = _train(name, folder, world, settings)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -59,29 +58,9 @@ def run_model(name: str, folder: Path, world: WrittenWorld, settings: dict) -> d
     return results
 
 
-def claim_folder(folder: Path, settings: dict, *, restart: bool):
-    """
-    Prepares `folder` for a model with these settings.
-
-    Args:
-        restart: whether a model of the test bed that the folder holds is removed.
-
-    Raises:
-        ValueError: the folder holds a model with other settings, and `restart` is false.
-    """
-    if restart and (folder / SETTINGS_FILE).is_file():
-        shutil.rmtree(folder)
-    before = _read(folder / SETTINGS_FILE)
-    if before is not None and before != json.loads(json.dumps(settings)):
-        differing = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
-        shown = ", ".join(f"{name}={before.get(name)!r} there, now {settings.get(name)!r}" for name in differing[:5])
-        raise ValueError(f"{folder} holds another run ({shown}). Choose another --output_dir, or pass --restart.")
-    write_json(folder / SETTINGS_FILE, settings)
-
-
 def read_model_results(folder: Path) -> dict | None:
     """The results that `run_model` left in a folder; None if it has not finished."""
-    return _read(folder / RESULTS_FILE)
+    return read_finished(folder / RESULTS_FILE)
 
 
 def _train(name, folder, world, settings):
@@ -101,15 +80,6 @@ def _train(name, folder, world, settings):
     }
     write_json(folder / TRAINING_FILE, training)
     return training
-
-
-def _read(path):
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Pass --restart.") from None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
 from memreason_hf.evaluation.solutions.judges import ExactJudge
+from memreason_hf.experiments.folders import claim_folder
 from memreason_hf.experiments.testbed.attribution import WorldJudge, measure_judge
 from memreason_hf.experiments.testbed.figures import hops_figure
 from memreason_hf.experiments.testbed.models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
@@ -29,7 +30,6 @@ from memreason_hf.experiments.testbed.process import (
     LOG_FILE,
     TASK_FILE,
     TRAINING_FILE,
-    claim_folder,
     read_model_results,
 )
 from memreason_hf.experiments.testbed.results import TestbedSettings

@@ -142,6 +142,11 @@ def convert_config(source: PreTrainedConfig, plan: LayerPlan, **fields) -> Recur
                 f"injection_gate_init={fields['injection_gate_init']} is for input_injection='gate', got "
                 f"{fields['input_injection']!r}. Leave one of them out."
             )
+    if fields.get("recurrence_lora_count") is not None and not fields.get("recurrence_lora_rank"):
+        raise ValueError(
+            f"recurrence_lora_count={fields['recurrence_lora_count']} has no effect without recurrence_lora_rank. "
+            "Give a rank, or leave it out."
+        )
     return RecurrentDepthConfig(
         block_model_type=source.model_type,
         block_config=strip_block_config(block),
@@ -246,7 +251,6 @@ def unroll_decoder(model: RecurrentDepthForCausalLM, num_recurrences: int) -> Pr
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"):
         setattr(plain, name, getattr(config, name))
     plain.dtype = model.dtype
-    plain._attn_implementation = model.config._attn_implementation
     with torch.device("meta"):
         unrolled = MODEL_FOR_CAUSAL_LM_MAPPING[type(plain)](plain)
     every_layer = LayerPlan(tuple(range(len(order))), (), (), len(order))
@@ -259,6 +263,7 @@ def unroll_decoder(model: RecurrentDepthForCausalLM, num_recurrences: int) -> Pr
         for name, tensor in module.named_buffers():
             place_tensor(unrolled, f"{target}.{name}", tensor.detach().clone(), False)
     unrolled.tie_weights()
+    unrolled.set_attn_implementation(model.config._attn_implementation)
     unrolled.generation_config = _plain_generation_config(model.generation_config)
     return unrolled.eval()
 

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from memreason_hf.adapters.base_files import resolve_commit
 from memreason_hf.files import check_folder, whole_folder
 from memreason_hf.models.conversion.decoder import (
     check_unrollable,
@@ -78,11 +80,17 @@ def check_places_apart(source: str, out: str | os.PathLike, *, overwrite: bool, 
     Raises:
         ValueError: both are the same folder, or the source lies inside the folder to be replaced.
         FileExistsError: `out` is not empty and `overwrite` is false.
+        OSError: `out` cannot be written where it is.
     """
     folder, target = Path(source).resolve(), Path(out).resolve()
     if folder.exists() and (folder == target or target in folder.parents):
         what = "are the same folder" if folder == target else "overlap: the first is inside the folder to be written"
         raise ValueError(f"{field}={source!r} and out={str(out)!r} {what}. Choose another folder for the result.")
+    parent = next((path for path in target.parents if path.exists()), target)
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{out} cannot be written: {parent} is a file, not a folder.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{out} cannot be written: the folder {parent} is read-only.")
     check_folder(out, overwrite=overwrite)
 
 
@@ -198,7 +206,7 @@ def convert_other(
         described = {
             "name_or_path": source,
             "revision": None,
-            "commit": None,
+            "commit": None if Path(source).exists() else resolve_commit(source),
             "model_type": family,
             "num_layers": result["num_layers"],
             "num_parameters": result["num_parameters"],
@@ -250,17 +258,33 @@ def save_model(
         settings.validate(strict=True)
     except ValueError as error:
         model.generation_config = GenerationConfig()
-        model.save_pretrained(folder)
+        _save_weights(model, folder)
         model.generation_config = settings
         settings.to_json_file(folder / "generation_config.json")
         notes.append(f"The generation config was kept as it is, although the library warns: {first_line(error)}.")
     else:
-        model.save_pretrained(folder)
+        _save_weights(model, folder)
     if tokenizer is None:
         notes.append(f"{source} has no tokenizer, so the result has none.")
     else:
         tokenizer.save_pretrained(folder)
+        if len(tokenizer) > model.config.vocab_size:
+            notes.append(
+                f"The tokenizer has {len(tokenizer)} tokens, but the model has {model.config.vocab_size} embeddings, "
+                "so commands of this package refuse the two together. Pass the tokenizer that the model was trained "
+                "with to them (--tokenizer)."
+            )
     return notes
+
+
+def _save_weights(model, folder):
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # of a full disk, among others
+        raise OSError(
+            f"The weights cannot be written to {folder.parent} ({first_line(error)}). Nothing was written; the result "
+            "needs room for all of its weights."
+        ) from error
 
 
 def _measure(folder, expected, prompts: Prompts, *, reference, num_recurrences, is_expected, attention=None):

@@ -71,7 +71,7 @@ def plan_layers(
     if all(value is None for value in given.values()):
         quarter = num_layers // 4
         given = {"prelude": quarter, "loop": num_layers - 2 * quarter, "coda": quarter}
-    chosen = {name: _parse(name, value) for name, value in given.items()}
+    chosen = {name: _parse(name, value, num_layers) for name, value in given.items()}
     if isinstance(chosen["loop"], int):
         missing = [f"--{name}" for name in ("prelude", "coda") if given[name] is None]
         if missing:
@@ -111,7 +111,7 @@ def _place(chosen, num_layers):
     return {"prelude": prelude, "loop": loop, "coda": coda}
 
 
-def _parse(name, value):
+def _parse(name, value, num_layers):
     """An `int`, or a tuple of indices; `None` if nothing is given."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         if value is not None and value < 0:
@@ -130,6 +130,11 @@ def _parse(name, value):
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ValueError(f"{name}={value!r}: the range {piece} ends before it begins.")
+        if last >= num_layers:
+            raise ValueError(
+                f"{name}={value} names layer {max(first, num_layers)}, but the source has the layers "
+                f"0-{num_layers - 1}."
+            )
         indices += range(first, last + 1)
     return tuple(indices)
 

@@ -17,11 +17,14 @@ from memreason_hf.files import read_json
 from memreason_hf.messages import first_few
 from memreason_hf.models.conversion.decoder import check_family
 from memreason_hf.models.pretrained import check_source, first_line, read_model, torch_dtype
+from modeling_recurrent.families_recurrent import FAMILIES
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 # What `read_model` reports, in words, and a tensor of another shape as it names it.
 _PROBLEMS = {"mismatched_keys": "have another shape than the config asks for", "missing_keys": "are missing"}
+# Tensors that old releases of the library stored in each layer, although they follow from the config.
+_CONSTANTS = ("rotary_emb.inv_freq", ".masked_bias")
 _MISMATCH = re.compile(r"\('(.+)', torch\.Size\(\[(.*)\]\), torch\.Size\(\[(.*)\]\)\)")
 
 
@@ -53,8 +56,8 @@ class Source:
             dtype: `"auto"` for the dtype that it was saved in, or the name of one.
 
         Raises:
-            ValueError: tensors are missing or have another shape; they are named. The library would start them at
-                random.
+            ValueError: tensors are missing, have another shape or have no place; they are named. The library would
+                start them at random, or leave them out.
         """
         # A failed load prints a table, of which the error below is the short form.
         with quiet_loading():
@@ -72,7 +75,19 @@ class Source:
                     f"source={self.name!r}: {len(names)} of its tensors {words}: {first_few(names, 3)}. The "
                     "checkpoint does not belong to its config.json, or is damaged."
                 )
+        self._check_unused(model, problems.get("unexpected_keys", []))
         return model.eval()
+
+    def _check_unused(self, model, names):
+        """Refuses tensors of the decoder's layers that the model does not use, because it is then another model."""
+        layers = FAMILIES[self.config.model_type].layers
+        places = (f"{layers}.", f"{model.base_model_prefix}.{layers}.")
+        unused = [name for name in names if name.startswith(places) and not name.endswith(_CONSTANTS)]
+        if unused:
+            raise ValueError(
+                f"source={self.name!r}: {len(unused)} of its tensors have no place in the model of its config.json: "
+                f"{first_few(unused, 3)}. The checkpoint does not belong to its config.json."
+            )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase | None:
         """
@@ -146,14 +161,15 @@ def _read_config(name, revision):
     model_type = fields.get("model_type")
     if model_type is None:
         raise ValueError(f"source={name!r}: {CONFIG_NAME} names no model_type, so its family is not known.")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         code = "needs Python code that comes with it" if "auto_map" in fields else "is not a model of transformers"
         raise ValueError(
             f"source={name!r} of type {model_type!r} {code}. A conversion runs the code of transformers only: the "
             "family's own layers have to be there."
         )
-    if fields.get("quantization_config") is not None:
-        method = fields["quantization_config"].get("quant_method", "unknown")
+    quantisation = fields.get("quantization_config")
+    if quantisation is not None:
+        method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else quantisation
         raise ValueError(
             f"source={name!r} is quantised (quant_method={method!r}). Convert the model that it was quantised from, "
             "and quantise the result when it is loaded (quantization_config=...)."
@@ -162,7 +178,7 @@ def _read_config(name, revision):
     fields.pop("auto_map", None)
     try:
         return CONFIG_MAPPING[model_type].from_dict(fields)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise ValueError(f"source={name!r}: {CONFIG_NAME} cannot be read ({first_line(error)}).") from error
 
 
@@ -172,7 +188,8 @@ def _check_shards(folder):
         if (folder / index).is_file():
             content = read_json(folder / index)
             weight_map = content.get("weight_map") if isinstance(content, dict) else None
-            if not isinstance(weight_map, dict) or not weight_map:
+            known = isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values())
+            if not known or not weight_map:
                 raise ValueError(f"source={str(folder)!r}: {index} has no weight_map, so its shards are not known.")
             shards = sorted(set(weight_map.values()))
             missing = [name for name in shards if not (folder / name).is_file()]

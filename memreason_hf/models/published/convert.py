@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from memreason_hf.files import read_json
+from memreason_hf.models.pretrained import first_line
 from memreason_hf.models.published import huginn, ouro
 from memreason_hf.models.published.reading import PublishedLoop, read_fields
 from memreason_hf.models.published.sources import local_config, local_folder
@@ -35,7 +36,8 @@ def detect(source: str | Path) -> Callable[..., PublishedLoop] | None:
     """
     folder = local_config(source)
     if folder is not None:
-        return READERS.get(read_fields(folder).get("model_type"))
+        model_type = read_fields(folder).get("model_type")
+        return READERS.get(model_type) if isinstance(model_type, str) else None
     return read_study if find_checkpoint(Path(source)) is not None else None
 
 
@@ -66,7 +68,20 @@ def read_published(source: str | Path, **study_fields) -> PublishedLoop:
         raise TypeError(
             f"{name}={value!r} is for checkpoints of the study, but {source} has a config.json that says it."
         )
-    return reader(local_folder(source), **given)
+    folder = local_folder(source)
+    if reader is read_study:
+        return reader(folder, **given)
+    if read_fields(folder).get("quantization_config") is not None:
+        raise ValueError(
+            f"{source} is quantised: its config.json has a quantization_config. Convert the model that it was "
+            "quantised from, and quantise the result when it is loaded."
+        )
+    try:
+        return reader(folder)
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{source}: a value in config.json cannot be used ({type(error).__name__}: {first_line(error)})."
+        ) from error
 
 
 def convert_published(

@@ -70,7 +70,7 @@ def read_study(
     rows, width = weights.shape("token_embedding.weight", 2)
     layers = weights.count_layers()
     inner = weights.shape("blocks.0.mlp.c_fc.weight", 2)[1]
-    if width % num_attention_heads:
+    if num_attention_heads < 1 or width % num_attention_heads:
         raise ValueError(
             f"{path}: num_attention_heads={num_attention_heads} does not divide the width {width}. Pass the number of "
             "heads that the model was trained with."

@@ -192,6 +192,10 @@ class ScheduledTrainingArguments(ResumableArguments):
                 f"recurrence_growth_ratio={self.recurrence_growth_ratio} must be above 0 and at most 1: it is a share "
                 "of the training steps."
             )
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            # `max_grad_norm=None` switches clipping off.
+            if not math.isfinite(float(getattr(self, name) or 0)):
+                raise ValueError(f"{name}={getattr(self, name)} must be finite.")
         for name in ("first_weight", "keep_weight", "consistency_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and finite.")

@@ -139,6 +139,12 @@ class BatchSchedule:
             self._pool = (key, self._make_pool(position, number))
         return self._pool[1][place]
 
+    def tokens_of_pools(self, count: int) -> int:
+        """The tokens of the first `count` pools of a run without stages, computed without making them."""
+        passes, rest = divmod(count * self.length_pool * self.batch_size, len(self.lengths))
+        part = self._permutation(Position(0, None, 0), passes, len(self.lengths))[:rest]
+        return passes * int(self.lengths.sum()) + int(self.lengths[part].sum())
+
     def _make_pool(self, position, number):
         candidates = self._stage_rows(position.limit)
         size = self.length_pool * self.batch_size

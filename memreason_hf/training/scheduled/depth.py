@@ -32,7 +32,7 @@ def grown_mean(growth: str, mean: float, step: int, growth_steps: int, start: fl
     ```python
     >>> from memreason_hf.training.scheduled.depth import grown_mean
 
-    >>> [grown_mean("1-sqrt", 9, step, growth_steps=100) for step in (0, 36, 75, 100)]
+    >>> [round(grown_mean("1-sqrt", 9, step, growth_steps=100), 1) for step in (0, 36, 75, 100)]
     [1.0, 2.6, 5.0, 9.0]
     ```
     """

@@ -83,6 +83,9 @@ class ScheduledTrainer(ResumableTrainer):
         # Before training changes the model.
         self.source = self._open_source()
         self._check_recurrence_parameters()
+        if self.is_recurrent:
+            # Its length follows later, but a start that is too deep is refused here.
+            DepthSchedule(self.model.config, args.seed, args.recurrence_growth, 1, args.recurrence_growth_start)
         self._prepare_data()
         self.add_callback(_MeterCallback(self))
 
@@ -201,6 +204,13 @@ class ScheduledTrainer(ResumableTrainer):
             )
         if not (self.is_recurrent and self.model.config.recurrence_gradients == "separate"):
             return
+        # transformers renamed the argument.
+        names = ("activation_checkpointing", "gradient_checkpointing")
+        if any(getattr(self.args, name, False) for name in names):
+            raise ValueError(
+                "recurrence_gradients='separate' cannot be combined with activation_checkpointing=True, which runs "
+                "layers again when all weights learn. Leave activation_checkpointing out."
+            )
         named, weights = {id(parameter) for parameter in own}, self.loss_weights
         learns = any(p.requires_grad and id(p) not in named for p in self.model.parameters())
         if learns and weights.main == "last" and not (weights.first or weights.keep):

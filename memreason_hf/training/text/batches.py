@@ -84,7 +84,10 @@ class StreamState(ResumableCallback):
 
 def steps_for_tokens(schedule: BatchSchedule, lengths: np.ndarray, max_tokens: int) -> int:
     """The number of training steps after which rows in memory have given at least `max_tokens` tokens."""
-    steps = seen = 0
+    # Whole pools of the passes before the last one need no batches.
+    passes = (max_tokens - 1) // int(lengths.sum())
+    pools = passes * len(lengths) // (schedule.length_pool * schedule.batch_size)
+    steps, seen = pools * schedule.length_pool, schedule.tokens_of_pools(pools)
     while seen < max_tokens:
         seen += int(lengths[schedule.rows(Position(0, None, steps))].sum())
         steps += 1

@@ -31,6 +31,19 @@ STYLE = "llama"
 # A new tokenizer is learned from at most this many documents and characters.
 _LEARNED_DOCUMENTS, _LEARNED_CHARACTERS = 20_000, 50_000_000
 _NEW_VOCABULARY = 8000
+# Fields of section `model` that decide which weights there are. Those of model.path have theirs.
+_SHAPES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_prelude_layers",
+    "num_recurrent_layers",
+    "num_coda_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "gated_mlp",
+)
 
 
 def _text_model_arguments() -> type:
@@ -152,6 +165,17 @@ def _check_choices(args, texts, model, parts):
             f"model.train={parts.train!r} keeps other weights as they are, but those of a new model are random. Pass "
             "model.path, or train=all."
         )
+    if model.get("style") is not None and model.get("path"):
+        raise ValueError(
+            f"model.style={model['style']!r} describes a new model, but model.path={model['path']!r} has its blocks. "
+            "Leave one of them out."
+        )
+    given = [name for name in model if name in _PART_FIELDS and name.startswith("lora_")]
+    if given and parts.train != "lora":
+        raise ValueError(
+            f"model.{given[0]}={model[given[0]]!r} has no effect with model.train={parts.train!r}. Use train=lora, or "
+            f"leave {given[0]} out."
+        )
     has_heldout = texts.eval_files or texts.eval_split or texts.eval_documents
     if args.eval_strategy != IntervalStrategy.NO and not has_heldout:
         raise ValueError(
@@ -172,11 +196,23 @@ def _check_length(texts, model):
         check_source(model["path"], "model.path")
         config = AutoConfig.from_pretrained(model["path"])
         longest = longest or getattr(config, "max_position_embeddings", None)
+        _check_shapes(model, config)
     if longest is not None and texts.sequence_length > longest:
         raise ValueError(
             f"data.sequence_length={texts.sequence_length} is above the model's max_position_embeddings={longest}. "
             f"Use at most {longest}, or raise model.max_position_embeddings where the positions are not learned."
         )
+
+
+def _check_shapes(model, config):
+    """Refuses fields that the model of `model.path` cannot have: it would get random layers, or lose some."""
+    for name in _SHAPES:
+        own = getattr(config, name, None)
+        if own is not None and model.get(name) not in (None, own):
+            raise ValueError(
+                f"model.{name}={model[name]}: the model at {model['path']} has {name}={own}, which decides the shapes "
+                f"of its weights. Leave model.{name} out."
+            )
 
 
 def _eval_policy(texts):
@@ -223,7 +259,16 @@ def _source(arguments, tokenizer):
 def _make_model(model, tokenizer, sequence_length):
     chosen = {name: value for name, value in model.items() if name not in _PART_FIELDS}
     if model.get("path"):
-        return make_model({"dtype": "float32", **chosen}, tokenizer)
+        try:
+            return make_model({"dtype": "float32", **chosen}, tokenizer)
+        except RuntimeError as error:
+            if "mismatched_sizes" not in str(error):
+                raise
+            fields_of_shape = ", ".join(sorted(set(chosen) - {"path", "dtype"}))
+            raise ValueError(
+                f"model.path={model['path']!r}: its weights do not have the shapes that these fields of section model "
+                f"need: {fields_of_shape}. Leave out those that change shapes, such as input_injection."
+            ) from error
     chosen.pop("dtype", None)
     longest = max(sequence_length, RecurrentDepthConfig().max_position_embeddings)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}

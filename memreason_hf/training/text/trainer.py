@@ -191,12 +191,17 @@ class TextTrainer(ScheduledTrainer):
         super().end()
 
     def describe_stream(self) -> str:
-        """What became of the documents of the stream so far, on all ranks; empty for rows in memory."""
+        """
+        What became of the documents of the stream so far, on all ranks, in the blocks that were used up. Empty for
+        rows in memory.
+        """
         if self.stream is None:
             return ""
         total = TextCounts()
         for counts in gather_object([self.stream.counts()]):
             total.add(counts)
+        if not total.rows:
+            return "The stream was stopped within its first block of documents (data.shuffle_buffer)."
         return f"Of the stream: {total.describe(self.stream.sequence_length, self.stream.too_long)}"
 
     # ---- A training step ----

@@ -199,3 +199,22 @@ def test_tokens_and_rows_are_cached(tmp_path):
     first = encode()
     assert encode() == first
     assert encode(sequence_length=31)[0] != first[0] != encode(vocab_size=290)[0]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_names_that_look_like_patterns(tmp_path, streaming):
+    """`datasets` would read `aXb.txt` for `a*b.txt`, too, and find nothing for `c[1].txt`."""
+    for name in ("a*b", "aXb", "c[1]"):
+        (tmp_path / f"{name}.txt").write_text(f"text of {name}")
+    for name in ("a*b", "c[1]"):
+        arguments = TextArguments(files=str(tmp_path / f"{name}.txt"), streaming=streaming)
+        assert [row["text"] for row in open_texts(arguments, 0)[0]] == [f"text of {name}"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_a_byte_order_mark_is_not_text(tmp_path, kind, streaming):
+    text = "one\ntwo" if kind == "txt" else '{"text": "one\\ntwo"}'
+    (tmp_path / f"a.{kind}").write_text(text, encoding="utf-8-sig")
+    arguments = TextArguments(files=str(tmp_path / f"a.{kind}"), streaming=streaming)
+    assert [row["text"] for row in open_texts(arguments, 0)[0]] == ["one\ntwo"]

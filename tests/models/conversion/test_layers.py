@@ -39,6 +39,7 @@ def test_numbers_and_ranges(arguments, expected):
         ({"loop": "8-22"}, "loop=8-22 names layer 22, but the source has the layers 0-21"),
         ({"prelude": 10, "loop": 8, "coda": 5}, "10 . 8 . 5 = 23 layers, but the source has 22"),
         ({"prelude": -1, "loop": 8, "coda": 5}, "prelude=-1 must not be negative"),
+        ({"loop": "1-99999999999999"}, "loop=1-99999999999999 names layer 22"),
         ({"loop": "x"}, "loop='x' must be a number of layers or a range"),
         ({"prelude": "4"}, "loop is not given"),
     ],

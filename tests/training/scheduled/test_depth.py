@@ -113,9 +113,8 @@ def test_a_run_grows_over_a_share_of_its_steps(tmp_path):
 
 
 def test_a_start_above_the_mean_ends_a_run_before_it_begins(tmp_path):
-    trainer = small_trainer(tmp_path / "run", small_model(**DEEP), **GROWING, recurrence_growth_start=10.0)
     with pytest.raises(ValueError, match=r"recurrence_growth_start=10\.0"):
-        trainer.train()
+        small_trainer(tmp_path / "run", small_model(**DEEP), **GROWING, recurrence_growth_start=10.0)
     assert not list(tmp_path.glob("run/*"))
 
 

@@ -167,3 +167,9 @@ def test_two_processes_train_as_one(tmp_path):
         for name, value in expected.items():
             if not name.endswith("qkv_proj.bias"):  # the gradient of a key's bias is only rounding
                 assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-4), name
+
+
+def test_activation_checkpointing_is_refused_before_training(tmp_path):
+    model, _ = later_model()
+    with pytest.raises(ValueError, match="'separate' cannot be combined with activation_checkpointing=True"):
+        small_trainer(tmp_path, model, **RUN, first_weight=1.0, activation_checkpointing=True)

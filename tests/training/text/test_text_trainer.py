@@ -5,6 +5,7 @@ import math
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from processes import load_result, run_child, run_ranks, save_result
@@ -14,8 +15,8 @@ from transformers import TrainerCallback
 
 from memreason_hf.data.text.collator import TextCollator
 from memreason_hf.training.runs.errors import OutputFolderError
-from memreason_hf.training.scheduled.batches import Position
-from memreason_hf.training.text.batches import TextRows
+from memreason_hf.training.scheduled.batches import BatchSchedule, Position
+from memreason_hf.training.text.batches import TextRows, steps_for_tokens
 
 
 class StopAt(TrainerCallback):
@@ -208,3 +209,22 @@ def test_training_learns(tmp_path):
     assert trainer.evaluate()["eval_perplexity"] < before / 3
     for name, value in weights(trainer.model).items():
         assert not torch.equal(value, start[name]), name
+
+
+@pytest.mark.parametrize("batch_size, length_pool", [(1, 1), (3, 1), (4, 2), (12, 3)])
+def test_the_steps_of_a_budget(batch_size, length_pool):
+    """As counted step by step, within a pass and over several."""
+    lengths = np.random.default_rng(0).integers(1, 20, 10)
+    schedule = BatchSchedule(lengths, None, batch_size, length_pool, 0)
+    seen = np.cumsum([lengths[schedule.rows(Position(0, None, step))].sum() for step in range(80)])
+    for budget in (1, 5, int(lengths.sum()), int(lengths.sum()) + 1, *range(100, int(seen[-1]), 37)):
+        assert steps_for_tokens(schedule, lengths, budget) == 1 + int(np.searchsorted(seen, budget))
+
+
+def test_the_steps_of_a_large_budget_are_found_at_once(monkeypatch):
+    lengths = np.full(10, 20)
+    schedule, calls = BatchSchedule(lengths, None, 4, 1, 0), []
+    rows = schedule.rows
+    monkeypatch.setattr(schedule, "rows", lambda position: calls.append(1) or rows(position))
+    assert steps_for_tokens(schedule, lengths, 80 * 10**12) == 10**12
+    assert len(calls) < 10
