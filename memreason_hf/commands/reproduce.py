@@ -40,7 +40,7 @@ results.json), retrofit.json with all numbers, and retrofit.png.
 """
 
 
-def make_retrofit_parser() -> CommandParser:
+def make_parser() -> CommandParser:
     """The flags of `memreason reproduce retrofit`."""
     sections = [Section("retrofit", RetrofitArguments, "experiment")]
     prog = f"{PROG} retrofit"
@@ -49,7 +49,7 @@ def make_retrofit_parser() -> CommandParser:
 
 def reproduce_retrofit(argv: list[str]) -> None:
     """Runs the experiment and prints its report."""
-    (arguments,) = make_retrofit_parser().parse_sections(argv)
+    (arguments,) = make_parser().parse_sections(argv)
     results = run_retrofit(arguments)
     folder = Path(arguments.output_dir)
     print(report(results))

@@ -265,7 +265,8 @@ def test_help_of_a_command_that_takes_a_model(capsys):
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_has_the_one_parser(verb):
     parser = cli.import_module(f"memreason_hf.commands.{verb.replace('-', '_')}").make_parser()
-    assert type(parser) is CommandParser and parser.prog == f"memreason {verb}"
+    name = f"{verb} retrofit" if verb == "reproduce" else verb
+    assert type(parser) is CommandParser and parser.prog == f"memreason {name}"
     # Every flag has a help text.
     silent = [action.option_strings for action in parser._actions if not action.help]
     assert silent == []
