@@ -34,7 +34,7 @@ def test_help_of_an_experiment_teaches(capsys):
     lines = [line for line in text.splitlines() if line.startswith("  memreason reproduce retrofit")]
     assert len(lines) == 4
     for line in lines:
-        (arguments,) = reproduce.make_retrofit_parser().parse_sections(line.split("#")[0].split()[3:])
+        (arguments,) = reproduce.make_parser().parse_sections(line.split("#")[0].split()[3:])
         assert arguments.seed_numbers
 
 
