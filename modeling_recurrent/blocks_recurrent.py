@@ -21,19 +21,20 @@ NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 SHORT_ROW = 128
 
 
-def attention_interface(config, hidden_states, block=None):
+def attention_interface(config, hidden_states, trains, block=None):
     """
     The attention function that a config selects. It is looked up once for each forward pass, not in every layer.
 
     Args:
         config (`RecurrentDepthConfig`): `_attn_implementation` is read.
         hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): The input of the layers.
+        trains (`bool`): Whether the forward pass trains. In evaluation, the kernel is that of other models.
         block (`PreTrainedConfig`, *optional*): The config of the family whose eager attention is meant; ours by
             default.
     """
     eager = eager_attention_forward if block is None else family_eager_attention(block)
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
-    trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    trains = trains and not torch.compiler.is_compiling()
     if trains and config._attn_implementation == "sdpa" and hidden_states.device.type == "cpu":
         return partial(_with_plain_kernel, interface) if hidden_states.shape[1] <= SHORT_ROW else interface
     return interface
@@ -85,7 +86,8 @@ class RecurrentDepthAttention(nn.Module):
     def forward(
         self, hidden_states, attention_mask=None, position_embeddings=None, slots=None, interface=None, **kwargs
     ):
-        interface = interface or attention_interface(self.config, hidden_states)
+        if interface is None:
+            interface = attention_interface(self.config, hidden_states, self.training and torch.is_grad_enabled())
         shape = hidden_states.shape[:-1]
         states = self.qkv_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
         query_heads, key_heads, _ = self.heads

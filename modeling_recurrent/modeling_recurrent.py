@@ -325,7 +325,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             last = last_real(real)
         return ActiveRows(
             config,
-            attention_interface(config, hidden_states, self.block_config),
+            attention_interface(config, hidden_states, self._trains, self.block_config),
             hidden_states,
             attention_mask,
             documents,

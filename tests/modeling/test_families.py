@@ -51,6 +51,15 @@ def test_one_recurrence_is_the_source(name):
     assert largest_difference(swapped(ids, attention_mask=mask).logits, expected, mask) > 1e-4
 
 
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_one_recurrence_is_the_source_where_gradients_are_recorded(name):
+    """Short rows train with another kernel; in evaluation mode the kernel is that of the source."""
+    source = tiny_source(name)
+    model, ids = convert_decoder(source), random_ids(2, 9)
+    logits = model(ids).logits
+    assert logits.requires_grad and torch.equal(logits, source(ids).logits)
+
+
 @pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_cached_and_generated_texts_are_those_of_the_source(name):
