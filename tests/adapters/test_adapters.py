@@ -1,6 +1,5 @@
 """Which weights each mode trains, and which layers are adapted."""
 
-import contextlib
 import re
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from small_adapters import SCHEME, adapted, as_if_trained, extended, save_base, some_ids
 from small_tokenizers import MODELS, byte_level, gpt2, llama, recurrent
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -303,9 +301,7 @@ def test_gradients_are_those_of_peft(family, mode, tied, autocast, monkeypatch):
     logits, ours = gradients()
     # Frozen rows, and a forward without gradients, are left to PEFT.
     assert len(used) == (2 if mode == "lora" else 0)
-    # Recurrent-depth models train with this kernel of SDPA on a CPU.
-    kernel = sdpa_kernel(SDPBackend.MATH) if family == "deep" else contextlib.nullcontext()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast), kernel:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert torch.equal(model(input_ids=ids).logits, logits)
     for layer in model.token_layers():
         restore_class(layer, TrainableTokensLayer)

@@ -72,7 +72,7 @@ def test_every_parameter_gets_a_gradient(model_class):
 
 
 def test_the_decoder_of_a_language_model_goes_on_under_a_head(tmp_path, capture_warnings):
-    model = RecurrentDepthForCausalLM(tiny_config("llama", input_injection="add"))
+    model = RecurrentDepthForCausalLM(tiny_config("llama", input_injection="add")).eval()
     model.save_pretrained(tmp_path)
     scorer = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1)
     ids = random_ids(2, 4)
