@@ -212,8 +212,9 @@ def check(case):
         assert relative_error(logits[i, :exact].double(), expected.double()) < tolerance
         assert torch.equal(logits[i].argmax(-1), new)
         seen |= set(counts.tolist())
-    assert sure >= 2 or halts is None or case["dtype"] != torch.float64
-    return seen
+    # A draw with most rows within rounding of the threshold shows too little: it does not count.
+    counted = sure >= 2 or halts is None or case["dtype"] != torch.float64
+    return seen if counted else set()
 
 
 def name_of(case):
