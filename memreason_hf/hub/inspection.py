@@ -55,7 +55,7 @@ class Finding:
     Something that must not leave.
 
     Attributes:
-        path: the file, as it was given, or relative to the folder that was given.
+        path: the file relative to the folder that was given; the name of a file that was given itself.
         line: the number of the line, or of the row of a table, from 1; None where the file as a whole is meant.
         kind: `"token"`, `"absolute path"`, `"user or host name"`, `"record of a run"`, `"training state"`,
             `"pickle"`, `"archive"` or `"credentials"`.
@@ -93,7 +93,7 @@ def inspect_files(
             What is accepted all the same: a file by its name, its path, or a pattern of either (`"run.json"`,
             `"results/*.json"`), or one line of it (`"README.md:12"`). A token is accepted only by its line: a file
             that is accepted as a whole is still searched for tokens.
-        root: Paths in findings are relative to this folder. Default: a folder among `paths`, for the files in it.
+        root: The folder to which paths in findings are relative. Default: each folder among `paths`, for its files.
         secrets: Values that must not leave, such as the token in use.
         machine: Whose names and folders are looked for. Default: this machine.
 
@@ -152,7 +152,8 @@ def _named_files(paths, root):
     for given in map(Path, paths):
         base = Path(root) if root is not None else given if given.is_dir() else None
         if not given.is_dir():
-            yield given, _name(given, base)
+            # Where a single file lies here is not published.
+            yield given, given.name if base is None else _name(given, base)
             continue
         for folder, names, files in os.walk(given, followlinks=True):
             names.sort()
@@ -216,7 +217,14 @@ def _inspect_text(path, name, finder):
             findings.setdefault(key, Finding(name, line, match.kind, match.excerpt, part.place))
         if len(findings) >= _MOST_FINDINGS:
             break
-    return sorted(findings.values(), key=lambda finding: finding.line or 0)
+    # A path that lies across the end of a piece is found cut off, and whole in the next piece.
+    cut = {
+        key
+        for key in findings
+        if any(other != key and other[:2] == key[:2] and other[2].startswith(key[2]) for other in findings)
+    }
+    whole = (finding for key, finding in findings.items() if key not in cut)
+    return sorted(whole, key=lambda finding: finding.line or 0)
 
 
 def _is_allowed(finding, allowed):

@@ -273,7 +273,8 @@ def _name_rules(user, host):
         rules.append((((name,), 0, re.compile(rb"(?<![\w./@-])" + end + rb"(?=:/[\w.])")), "text"))
         if _is_distinctive(name.decode()):
             rules.append((((name,), 0, re.compile(rb"(?<![\w.-])" + end)), "text"))
-    for name in dict.fromkeys([*names, *([user.encode()] if user else [])]):
+    # `"user": "user"` says nothing.
+    for name in dict.fromkeys([*names, *([user.encode()] if user else [])]).keys() - set(_NAME_KEYS):
         value = re.escape(name) + rb"[\"']?\s*(?:[,}\]#]|$)"
         for key in _NAME_KEYS:
             pattern = re.compile(rb"(?m)(?<![\w-])" + key + rb"[\"']?[ \t]*[:=][ \t]*[\"']?" + value)
