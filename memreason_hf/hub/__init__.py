@@ -1,1 +1,1 @@
-"""Artifacts on the Hub: what is published, the cards, and the inspection of what must not leave."""
+"""To the Hub and back: what a folder holds, its card, what must not leave, and the upload."""
