@@ -176,6 +176,23 @@ def staging_folder(final: Path) -> Path:
     return final.with_name(f".{final.name}{_STAGED}")
 
 
+def final_name(folder: Path) -> str:
+    """
+    The name of a folder; of a staging folder, that of the folder which will hold its files.
+
+    Example:
+
+        >>> [final_name(Path(f"runs/{name}")) for name in ("a", ".a.17-0f3e.partial", "a/.model.partial")]
+        ['a', 'a', 'a']
+    """
+    folder = folder.absolute()
+    match = re.fullmatch(rf"\.(.+?)(\.\d+-[0-9a-f]+)?{re.escape(_STAGED)}", folder.name)
+    if match is None:
+        return folder.name
+    # The others are renamed, but files staged under a name like `model` are moved into the folder around them.
+    return match[1] if match[2] or match[1].startswith("checkpoint-") else folder.parent.name
+
+
 def commit_folder(staged: Path, final: Path) -> None:
     """
     Syncs every file of `staged`, then renames it to `final`, replacing a folder of that name. A kill at any moment
@@ -206,6 +223,20 @@ def move_files(staged: Path, folder: Path, *, last: Iterable[str] = ()) -> list[
     shutil.rmtree(staged)
     sync(folder)
     return names
+
+
+def link_files(folder: Path, target: Path, names: Iterable[str]) -> None:
+    """
+    Puts files of one folder into another under the same names, as hard links, or as copies across file systems.
+
+    A link keeps its content if the other name is deleted or replaced. Files that are written in place would change.
+    """
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(folder / name, target / name)
+        except OSError:
+            shutil.copy2(folder / name, target / name)
 
 
 def remove_folder(folder: Path) -> None:
