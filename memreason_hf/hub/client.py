@@ -1,15 +1,17 @@
 """The Hub's client: who the token belongs to, errors of one line that say what to do, and new tries."""
 
+import json
 import logging
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import HfApi, RepoCard, constants, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -66,9 +68,7 @@ class HubClient:
     """
 
     def __init__(self, token: str | None = None):
-        self.endpoint = constants.ENDPOINT
-        if urlsplit(self.endpoint).scheme not in ("http", "https"):
-            raise ValueError(f"HF_ENDPOINT={self.endpoint!r} is not an address. Use https://host, or unset it.")
+        self.endpoint = self.find_endpoint()
         with self.errors("the token"):
             self._token = token or get_token()
         if not self._token:
@@ -78,9 +78,22 @@ class HubClient:
             raise ValueError("The token holds characters that no token has. Copy it again into HF_TOKEN.")
         self.api = HfApi(endpoint=self.endpoint, token=self._token, library_name="memreason-hf")
 
-    def find_user(self) -> dict:
+    @staticmethod
+    def find_endpoint() -> str:
         """
-        Who the token belongs to.
+        The address of the Hub.
+
+        Raises:
+            ValueError: `HF_ENDPOINT` is none.
+        """
+        if urlsplit(constants.ENDPOINT).scheme not in ("http", "https"):
+            raise ValueError(f"HF_ENDPOINT={constants.ENDPOINT!r} is not an address. Use https://host, or unset it.")
+        return constants.ENDPOINT
+
+    @cached_property
+    def user(self) -> dict:
+        """
+        Who the token belongs to, as `whoami` answers.
 
         Raises:
             HubError: the token is wrong or may only read, or the Hub cannot be reached.
@@ -103,6 +116,20 @@ class HubClient:
                 "to it or run hf auth login."
             )
         return user
+
+    def check_card(self, card: RepoCard, repo_type: str) -> None:
+        """
+        Lets the Hub check the metadata of a card.
+
+        Raises:
+            ValueError: the metadata is not valid.
+            HubError: the Hub cannot be reached.
+        """
+        with self.errors("the card"):
+            try:
+                with_retries(lambda: card.validate(repo_type))
+            except ValueError as error:
+                raise ValueError(f"README.md: the Hub refuses its metadata: {_messages(str(error))}") from None
 
     @contextmanager
     def errors(self, subject: str) -> Iterator[None]:
@@ -202,3 +229,12 @@ def _said(error):
 def _line(error):
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]} …"
+
+
+def _messages(text):
+    """What the Hub finds wrong, from its answer in JSON or plain text."""
+    try:
+        found = [str(error["message"]) for error in json.loads(text)["errors"]]
+    except (ValueError, KeyError, TypeError):
+        found = [text]
+    return _line("; ".join(found))

@@ -277,8 +277,8 @@ class _Sender:
         names = [item.name for item in self.uploads if item.name not in found or found[item.name].size != item.size]
         if names:
             raise HubError(
-                f"{self.target.repo_id} did not take {first_few(names)}: see the .gitignore of the repository. The other "
-                "files were committed."
+                f"{self.target.repo_id} did not take {first_few(names)}: see its .gitignore. The other files were "
+                "committed."
             )
 
     def _find(self, revision):
