@@ -80,7 +80,8 @@ def build_page(
     with gr.Blocks(title=model.name, analytics_enabled=False) as blocks:
         _PageBuilder(gr, model).build(examples, sampling)
     blocks.queue(max_size=_MOST_WAITING, default_concurrency_limit=1)
-    theme = gr.themes.Default(font=list(_FONTS), font_mono=list(_MONO_FONTS))
+    theme = gr.themes.Default(primary_hue="blue", font=list(_FONTS), font_mono=list(_MONO_FONTS))
+    theme = theme.set(block_info_text_color="#5c636b", block_info_text_color_dark="#a2a9b1")
     return Page(blocks, theme, style_sheet(model.options.deepest))
 
 
