@@ -14,7 +14,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["modeling_recurrent*", "memreason_hf*"]),
-    package_data={"memreason_hf": ["recipes/*.yaml", "recipes/accelerate/*.yaml", "metrics/*/*"]},
+    package_data={
+        "memreason_hf": ["recipes/*.yaml", "recipes/accelerate/*.yaml", "metrics/*/*", "hub/cards/templates/*.md"]
+    },
     install_requires=[
         "torch>=2.6",
         # Capped where private members are used (tests/test_private_hooks.py): these releases were tried.
@@ -25,6 +27,7 @@ setup(
         "peft>=0.21,<0.22",
         "safetensors>=0.6",
         "huggingface-hub>=1.0",
+        "jinja2>=3.1",
         "matplotlib>=3.8",
         "numpy>=1.26",
         "pydantic>=2.10",

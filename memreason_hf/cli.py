@@ -24,6 +24,7 @@ VERBS = {
     "evaluate-steps": "Let a model solve annotated questions in memory and reason steps, and judge the solutions.",
     "attention": "Show where a model looks while it writes a solution: maps over its steps, shares by kind.",
     "testbed": "Train four small models on one world whose truth is known, to see where errors come from.",
+    "publish": "Send a model, an adapter, a data set, a metric or a page to the Hub.",
     "reproduce": "Run an experiment whose numbers the README gives, from its data to its tables.",
 }
 
