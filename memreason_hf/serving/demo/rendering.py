@@ -121,7 +121,7 @@ class AnswerView:
         """How long an answer is, how deep, and how long it took."""
         count = len(answer.depths)
         if not count:
-            return f'<p class="mr-cost">{safe(self.describe(answer.choice))}</p>'
+            return f'<p class="mr-cost">{safe(self.describe(answer.choice)) if self.has_depth else ""}</p>'
         parts = [f"<b>{count}</b> token{'s' if count != 1 else ''}"]
         if self.has_depth:
             parts.append(f"<b>{answer.mean_recurrences:.1f}</b> recurrences a token")
@@ -129,7 +129,8 @@ class AnswerView:
         parts.append(f"<b>{answer.seconds:.2f} s</b>, first token after {answer.first_seconds or 0:.2f} s")
         if answer.ending is not None:
             parts.append(_ENDINGS[answer.ending])
-        parts.append(safe(self.describe(answer.choice)))
+        if self.has_depth:
+            parts.append(safe(self.describe(answer.choice)))
         return f'<p class="mr-cost">{"".join(f"<span>{part}</span>" for part in parts)}</p>'
 
     def _body(self, pieces, num_lead, knows_prompt, selected, marks):

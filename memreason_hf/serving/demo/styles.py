@@ -62,7 +62,8 @@ body:has(#mr-numbers:checked) .mr-text .mr-t[data-depth]::after { content: attr(
 .mr-note { color: var(--mr-note); }
 .mr-empty { color: var(--mr-quiet); font-size: 0.92rem; padding: 0.4rem 0; }
 /* Without containment, the width of the table would widen a narrow page. */
-.mr-scroll { contain: inline-size; max-height: 24rem; overflow: auto; border: 1px solid var(--mr-line); border-radius: 6px; }
+.mr-scroll { contain: inline-size; max-height: 24rem; overflow: auto; border: 1px solid var(--mr-line);
+  border-radius: 6px; }
 .mr-scroll:focus-visible { outline: 2px solid var(--mr-frame); }
 table.mr-lens { border-collapse: separate; border-spacing: 0; width: 100%; font-size: 0.85rem; margin: 0;
   font-variant-numeric: tabular-nums; color: var(--mr-text); }
