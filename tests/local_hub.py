@@ -147,6 +147,8 @@ class LocalHub:
             if key.startswith("HF_") or key.upper() == "NO_PROXY":
                 monkeypatch.setenv(key, value)
         monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(hf_api.api, "endpoint", self.url)
         close_session()
 

@@ -5,6 +5,7 @@
     memreason publish runs/quickstart user/quickstart
 """
 
+import functools
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,13 @@ from huggingface_hub.utils import disable_progress_bars
 import memreason_hf
 from memreason_hf.command_line.errors import INTERRUPTED, user_errors
 from memreason_hf.command_line.parser import CommandParser, Section
-from memreason_hf.hub.contents import CARD
+from memreason_hf.files import read_json, scratch_folder
+from memreason_hf.hub.cards.markdown import is_hub_name
+from memreason_hf.hub.contents import ADAPTER, CARD, MODEL
 from memreason_hf.hub.publishing import Publication, Published, publish_folder
+from memreason_hf.hub.weights import ADAPTER_CONFIG
+from memreason_hf.serving.demo.page import check_gradio
+from memreason_hf.serving.demo.space import stage_space
 
 
 PROG = "memreason publish"
@@ -39,6 +45,7 @@ examples:
   memreason publish runs/quickstart user/quickstart --dry_run    # what would go, what stays and why; needs no token
   memreason publish runs/quickstart user/quickstart --license apache-2.0
   memreason publish runs/lora user/lora --private
+  memreason publish runs/quickstart user/quickstart --space      # and a page to try it
   memreason publish runs/quickstart user/quickstart --revision v2   # a branch
   memreason publish runs/quickstart team/model --create_pr --message "Longer training"
   memreason publish data/multi_hop user/multi-hop                # a data set, as parquet
@@ -92,6 +99,10 @@ class TargetArguments:
     delete_others: bool = field(
         default=False, metadata={"help": "Remove files of the repository that the folder does not have."}
     )
+    space: bool = field(
+        default=False,
+        metadata={"help": "Make a Space of the same name as well, with the demo page of the model. Needs Gradio."},
+    )
     dry_run: bool = field(
         default=False, metadata={"help": "List what would go with its size, and what stays and why. Send nothing."}
     )
@@ -118,6 +129,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _publish(arguments, target):
+    _check_space(target)
     if target.no_progress:
         disable_progress_bars()
     published = publish_folder(
@@ -133,11 +145,48 @@ def _publish(arguments, target):
         include=arguments.include,
         allow=arguments.allow,
         delete_others=target.delete_others,
-        report=_print_files,
+        report=functools.partial(_print_files, space=target.space),
         license=arguments.license,
     )
     _print_result(published)
+    if target.space:
+        _publish_space(published, arguments, target)
     return 0
+
+
+def _check_space(target):
+    """Refuses what a Space cannot be made for before anything is sent."""
+    if not target.space:
+        return
+    for name, value in (("create_pr", target.create_pr), ("revision", target.revision)):
+        if value:
+            raise ValueError(f"space and {name}={value!r} exclude each other: the page shows the model on main.")
+    try:
+        check_gradio()
+    except ImportError as error:
+        raise ValueError(str(error)) from None
+
+
+def _publish_space(published, arguments, target):
+    """Publishes the demo page of a model that is on the Hub as a Space of the same name, private if the model is."""
+    model = published.publication
+    base = read_json(model.folder / ADAPTER_CONFIG)["base_model_name_or_path"] if model.kind == ADAPTER else None
+    with scratch_folder("memreason-space") as scratch:
+        staged = scratch / "space"
+        is_named = base is not None and base.count("/") == 1 and is_hub_name(base)
+        stage_space(model.repo_id, staged, license=arguments.license, base=base if is_named else None)
+        page = publish_folder(
+            staged,
+            model.repo_id,
+            repo_type="space",
+            private=published.is_private,
+            dry_run=target.dry_run,
+            commit_message=target.message,
+            allow=arguments.allow,
+            delete_others=target.delete_others,
+            report=_print_files,
+        )
+    _print_result(page)
 
 
 def _find_folder(name):
@@ -148,7 +197,9 @@ def _find_folder(name):
     return Path(name)
 
 
-def _print_files(publication: Publication):
+def _print_files(publication: Publication, *, space: bool = False):
+    if space and publication.kind not in (MODEL, ADAPTER):
+        raise ValueError(f"{publication.folder} holds a {publication.kind}, but --space shows a model or an adapter.")
     print(f"{publication.repo_id} ({publication.kind}): {len(publication.uploads)} files, {_size(publication.size)}")
     notes = {CARD: "made from the files"} if publication.made_card else {}
     rows = [(upload.name, _size(upload.size), notes.get(upload.name, "")) for upload in publication.uploads]

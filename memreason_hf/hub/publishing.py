@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from huggingface_hub import RepoCard
 
 from memreason_hf.files import scratch_folder
@@ -63,11 +64,13 @@ class Published:
         url: the page of the repository.
         commit: the commit with the files; None after a dry run.
         publication: the files, and what stayed.
+        is_private: whether the repository is private.
     """
 
     url: str
     commit: Commit | None
     publication: Publication
+    is_private: bool
 
 
 def publish_folder(
@@ -138,18 +141,17 @@ def publish_folder(
             report(publication)
         allowed = [*allow, *([RUN_FILE] if include_run else [])]
         _refuse_private(publication, allowed, [token] if token else [])
-        commit = None
+        card, commit = _read_card(publication), None
         if client is not None:
-            card = RepoCard(publication.card, ignore_metadata_errors=True)
             sdk = card.data.to_dict().get("sdk") if contents.repo_type == "space" else None
             target = Target(repo_id, contents.repo_type, revision, create_pr, private, sdk)
             _ = client.user  # a token that is wrong or may only read is refused here
             client.check_card(card, contents.repo_type)
-            open_target(client, target)
+            private = open_target(client, target)
             message = commit_message or f"Upload {contents.kind}"
             commit = send(client, target, publication.uploads, message=message, delete_others=delete_others)
         endpoint = HubClient.find_endpoint()
-        return Published(f"{endpoint}/{_PREFIXES[contents.repo_type]}{repo_id}", commit, publication)
+        return Published(f"{endpoint}/{_PREFIXES[contents.repo_type]}{repo_id}", commit, publication, private)
 
 
 @contextmanager
@@ -169,15 +171,30 @@ def _prepare(contents: FolderContents, repo_id: str, facts: dict) -> Iterator[Pu
             card = make_card(contents.folder, repo_id, kind=contents.kind, **facts)
             sources[CARD].write_text(str(card), encoding="utf-8")
         uploads = tuple(Upload(name, path) for name, path in sorted(sources.items()))
-        card = sources[CARD].read_text(encoding="utf-8")
+        card = _read_text(sources[CARD])
         names = (repo_id, contents.repo_type, contents.kind)
         yield Publication(contents.folder, *names, uploads, contents.left, card, makes_card, staged)
+
+
+def _read_text(path):
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}).") from None
+
+
+def _read_card(publication):
+    try:
+        return RepoCard(publication.card)
+    except (ValueError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{publication.folder / CARD}: its metadata cannot be read ({text}).") from None
 
 
 def _makes_card(contents, facts):
     """Whether the card is made now, because no person wrote one. A fact that would not be in the card is refused."""
     path = contents.folder / CARD
-    if not path.is_file() or is_generated(path.read_text(encoding="utf-8")):
+    if not path.is_file() or is_generated(_read_text(path)):
         return True
     for name, value in facts.items():
         if value is not None:

@@ -124,9 +124,12 @@ class Target:
         return {"repo_id": self.repo_id, "repo_type": self.repo_type}
 
 
-def open_target(client: HubClient, target: Target) -> None:
+def open_target(client: HubClient, target: Target) -> bool:
     """
     Creates the repository and the branch where they are missing.
+
+    Returns:
+        Whether the repository is private.
 
     Raises:
         HubError: the token may not write there, a pull request is to be opened in a repository that is missing.
@@ -148,8 +151,9 @@ def open_target(client: HubClient, target: Target) -> None:
                 f"{target.repo_id} exists and is public: --private is for new repositories. Change its visibility on "
                 f"{client.endpoint}, or leave the flag out."
             )
+        is_private = target.private if found is None else bool(found.private)
         if target.revision in (None, _MAIN) or target.revision.startswith("refs/pr/"):
-            return
+            return is_private
         refs = with_retries(lambda: api.list_repo_refs(**repo))
         if target.revision in {tag.name for tag in refs.tags}:
             raise ValueError(f"revision={target.revision!r} is a tag of {target.repo_id}. Pass the name of a branch.")
@@ -157,6 +161,7 @@ def open_target(client: HubClient, target: Target) -> None:
             if target.create_pr:
                 raise ValueError(f"revision={target.revision!r} is no branch of {target.repo_id} for a pull request.")
             with_retries(lambda: api.create_branch(**repo, branch=target.revision, exist_ok=True))
+    return is_private
 
 
 def send(

@@ -128,6 +128,33 @@ def test_a_metric_is_found_by_its_name(tmp_path, monkeypatch):
     assert publish._find_folder("step_attribution") == Path("step_attribution"), "a folder goes before a metric"
 
 
+def test_a_space_with_the_page_of_the_model(this_process, model_folder, capsys):
+    pytest.importorskip("gradio")
+    assert run(model_folder, NAME, "--space", "--dry_run") == 0
+    assert not this_process.requests
+    assert run(model_folder, NAME, "--space", "--private") == 0
+    printed = capsys.readouterr().out
+    space = this_process.repositories.get(NAME, "space")
+    assert {"app.py", "requirements.txt", "README.md"} <= set(space.files())
+    assert (space.sdk, space.private) == ("gradio", True)
+    app = this_process.repositories.blob(space.files()["app.py"]).read_text()
+    assert repr(NAME) in app and f"{this_process.url}/spaces/{NAME}" in printed
+    assert "model.safetensors" in this_process.repositories.get(NAME).files()
+    assert run(model_folder, NAME, "--space") == 0
+    assert capsys.readouterr().out.count("holds all this already") == 2
+
+
+def test_what_no_space_is_made_for(this_process, model_folder, tmp_path, capsys):
+    assert "space and create_pr=True exclude" in refused(capsys, run, model_folder, NAME, "--space", "--create_pr")
+    pytest.importorskip("gradio")
+    space = tmp_path / "space"
+    space.mkdir()
+    (space / "app.py").write_text("import gradio\n")
+    (space / "README.md").write_text("---\nsdk: gradio\n---\n# A page\n")
+    assert "--space shows a model" in refused(capsys, run, space, "user/page", "--space")
+    assert not this_process.requests
+
+
 def test_ctrl_c_commits_nothing(this_process, model_folder, capsys, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt

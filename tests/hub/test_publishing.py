@@ -223,6 +223,15 @@ def test_a_card_that_the_hub_refuses_is_refused_before_the_repository_is_made(th
     assert not this_process.repositories.all()
 
 
+def test_a_card_that_nobody_can_read_is_one_line(this_process, model_folder):
+    (model_folder / "README.md").write_text("---\ntags: [\n---\n# Mine\n")
+    assert "README.md: its metadata cannot be read" in refusal(model_folder)
+    assert "README.md: its metadata cannot be read" in refusal(model_folder, dry_run=True)
+    (model_folder / "README.md").write_bytes(b"\xff\xfe\x00")
+    assert "README.md" in refusal(model_folder)
+    assert not this_process.requests
+
+
 def test_files_that_the_repository_ignores_are_no_secret(this_process, model_folder):
     repo = this_process.repositories.create(NAME)
     this_process.repositories.put_files(repo, {".gitignore": b"*.jinja\n"})
