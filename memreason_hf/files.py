@@ -20,7 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 
 logger = logging.getLogger(__name__)
@@ -192,6 +192,32 @@ def check_folder(folder: str | os.PathLike, *, overwrite: bool) -> None:
 def staging_folder(final: Path) -> Path:
     """The folder in which all processes of a run write the files of `final`."""
     return final.with_name(f".{final.name}{_STAGED}")
+
+
+def portable_path(path: str | os.PathLike) -> str:
+    """
+    A path as files may hold it that leave this machine: without the folders above the one that a user works in.
+
+    Args:
+        path: a path, or a name on the Hub.
+
+    Returns:
+        A relative path and a name as they are; an absolute path relative to the current folder if it lies in it, and
+        otherwise its last part.
+
+    Example:
+
+        >>> portable_path("runs/a"), portable_path("/somewhere/else/a"), portable_path(Path.cwd() / "runs" / "a")
+        ('runs/a', 'a', 'runs/a')
+    """
+    path = os.fspath(path)
+    # Paths of the other system come from files that were written there.
+    whole = next((kind(path) for kind in (PurePosixPath, PureWindowsPath) if kind(path).is_absolute()), None)
+    if whole is None:
+        return path
+    if Path(path).is_absolute() and Path(path) != Path.cwd() and Path(path).is_relative_to(Path.cwd()):
+        return Path(path).relative_to(Path.cwd()).as_posix()
+    return whole.name or "."
 
 
 def final_name(folder: Path) -> str:

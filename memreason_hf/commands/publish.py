@@ -13,7 +13,6 @@ from typing import Literal
 
 from huggingface_hub.utils import disable_progress_bars
 
-import memreason_hf
 from memreason_hf.command_line.errors import INTERRUPTED, user_errors
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.files import read_json, scratch_folder
@@ -21,6 +20,7 @@ from memreason_hf.hub.cards.markdown import is_hub_name
 from memreason_hf.hub.contents import ADAPTER, CARD, MODEL
 from memreason_hf.hub.publishing import Publication, Published, publish_folder
 from memreason_hf.hub.weights import ADAPTER_CONFIG
+from memreason_hf.metrics import metric_names, metric_path
 from memreason_hf.serving.demo.page import check_gradio
 from memreason_hf.serving.demo.space import stage_space
 
@@ -191,10 +191,7 @@ def _publish_space(published, arguments, target):
 
 def _find_folder(name):
     """The folder of that name, or the package's metric of that name."""
-    metric = Path(memreason_hf.__file__).parent / "metrics" / name
-    if not Path(name).exists() and Path(name).name == name and (metric / f"{name}.py").is_file():
-        return metric
-    return Path(name)
+    return Path(metric_path(name) if not Path(name).exists() and name in metric_names() else name)
 
 
 def _print_files(publication: Publication, *, space: bool = False):

@@ -11,14 +11,16 @@ from huggingface_hub import RepoCard
 from memreason_hf.files import scratch_folder
 from memreason_hf.hub.cards import is_generated, make_card
 from memreason_hf.hub.client import HubClient, check_repo_id
-from memreason_hf.hub.contents import CARD, FolderContents, LeftOut, describe_folder, walk_files
+from memreason_hf.hub.contents import CARD, DATASET, METRIC, FolderContents, LeftOut, describe_folder, walk_files
+from memreason_hf.hub.datasets import stage_dataset
 from memreason_hf.hub.inspection import refuse_private
+from memreason_hf.hub.metric_spaces import stage_metric
 from memreason_hf.hub.upload import Commit, Target, Upload, open_target, send
 from memreason_hf.training.runs.output_folder import RUN_FILE
 
 
-# How the repository of a data set or a metric is made from its folder.
-_STAGERS = {}
+# How the repository of a data set or a metric is made from its folder, with its card.
+_STAGERS = {DATASET: stage_dataset, METRIC: stage_metric}
 _PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 
 
@@ -194,7 +196,8 @@ def _read_card(publication):
 def _makes_card(contents, facts):
     """Whether the card is made now, because no person wrote one. A fact that would not be in the card is refused."""
     path = contents.folder / CARD
-    if not path.is_file() or is_generated(_read_text(path)):
+    # The card of a metric is made from the text of its folder's.
+    if contents.kind == METRIC or not path.is_file() or is_generated(_read_text(path)):
         return True
     for name, value in facts.items():
         if value is not None:

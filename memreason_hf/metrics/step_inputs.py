@@ -160,7 +160,8 @@ def read_scheme_argument(scheme: StepScheme | Mapping | None) -> StepScheme:
     """The scheme by which texts are read. The default reads the tokens of every scheme with tokens."""
     if scheme is None:
         return StepScheme()
-    return scheme if isinstance(scheme, StepScheme) else StepScheme.from_dict(scheme)
+    # A module that was loaded from the Hub has a class of its own.
+    return StepScheme.from_dict(scheme.to_dict() if hasattr(scheme, "to_dict") else scheme)
 
 
 def read_solution(text: str, scheme: StepScheme, question: str | None) -> Solution:
