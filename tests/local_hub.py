@@ -126,6 +126,15 @@ class LocalHub:
         for server in self._servers:
             server.shutdown()
             server.server_close()
+        self.cut()
+
+    def cut(self) -> None:
+        """
+        Breaks all connections, as when the machine of a client dies. What a killed client had handed to the system
+        would otherwise still arrive.
+        """
+        for server in self._servers:
+            server.cut()
 
     def environment(self, token: str | None = WRITER, **changes: str) -> dict[str, str]:
         """The environment of a process whose Hub is this one, with caches of its own and one token or none."""
@@ -181,6 +190,8 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, hub):
         self.hub, self._open = hub, set()
         super().__init__(("127.0.0.1", 0), _Handler)
+        # Small, so that most of a file is not yet here when a connection is cut.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
 
     def get_request(self):
         connection, address = super().get_request()
@@ -191,8 +202,7 @@ class _Server(ThreadingHTTPServer):
         self._open.discard(request)
         super().shutdown_request(request)
 
-    def server_close(self):
-        super().server_close()
+    def cut(self):
         for connection in list(self._open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -409,3 +419,6 @@ def this_process_fixture(hub, monkeypatch, tmp_path):
     yield hub
     # A connection to a Hub that is gone must not be used again.
     close_session()
+
+
+this_process = this_process_fixture

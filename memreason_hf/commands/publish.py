@@ -72,6 +72,10 @@ class PublishArguments:
     license: str | None = field(
         default=None, metadata={"help": "Licence for the card, as the Hub names it, for example apache-2.0."}
     )
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "Name on the Hub of the base, for an adapter that was trained on a local folder."},
+    )
     include_run: bool = field(
         default=False, metadata={"help": "Send run.json as well: the settings of the run, with its paths."}
     )
@@ -147,6 +151,7 @@ def _publish(arguments, target):
         delete_others=target.delete_others,
         report=functools.partial(_print_files, space=target.space),
         license=arguments.license,
+        base_model=arguments.base_model,
     )
     _print_result(published)
     if target.space:
@@ -170,7 +175,9 @@ def _check_space(target):
 def _publish_space(published, arguments, target):
     """Publishes the demo page of a model that is on the Hub as a Space of the same name, private if the model is."""
     model = published.publication
-    base = read_json(model.folder / ADAPTER_CONFIG)["base_model_name_or_path"] if model.kind == ADAPTER else None
+    base = arguments.base_model
+    if base is None and model.kind == ADAPTER:
+        base = read_json(model.folder / ADAPTER_CONFIG)["base_model_name_or_path"]
     with scratch_folder("memreason-space") as scratch:
         staged = scratch / "space"
         is_named = base is not None and base.count("/") == 1 and is_hub_name(base)

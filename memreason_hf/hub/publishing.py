@@ -8,14 +8,26 @@ from pathlib import Path
 import yaml
 from huggingface_hub import RepoCard
 
-from memreason_hf.files import scratch_folder
+from memreason_hf.files import final_name, read_json, scratch_folder, write_json
 from memreason_hf.hub.cards import is_generated, make_card
+from memreason_hf.hub.cards.markdown import is_hub_name
 from memreason_hf.hub.client import HubClient, check_repo_id
-from memreason_hf.hub.contents import CARD, DATASET, METRIC, FolderContents, LeftOut, describe_folder, walk_files
+from memreason_hf.hub.contents import (
+    ADAPTER,
+    CARD,
+    DATASET,
+    METRIC,
+    MODEL,
+    FolderContents,
+    LeftOut,
+    describe_folder,
+    walk_files,
+)
 from memreason_hf.hub.datasets import stage_dataset
 from memreason_hf.hub.inspection import refuse_private
 from memreason_hf.hub.metric_spaces import stage_metric
 from memreason_hf.hub.upload import Commit, Target, Upload, open_target, send
+from memreason_hf.hub.weights import ADAPTER_CONFIG
 from memreason_hf.training.runs.output_folder import RUN_FILE
 
 
@@ -115,7 +127,9 @@ def publish_folder(
         allow (`str`, *optional*): What the inspection accepts; see `inspect_files`.
         delete_others (`bool`): Whether the commit removes all other files of the repository.
         report (*optional*): Called with the [`Publication`] before it is inspected and sent.
-        facts: For the card, such as `license="apache-2.0"`; see `make_card`.
+        facts:
+            For the card, such as `license="apache-2.0"`; see `make_card`. `base_model` also replaces the name of a
+            local base in the config of an adapter.
 
     Returns:
         [`Published`]
@@ -162,12 +176,17 @@ def _prepare(contents: FolderContents, repo_id: str, facts: dict) -> Iterator[Pu
     with scratch_folder("memreason-publish") as scratch:
         staged = scratch / contents.folder.absolute().name
         staged.mkdir()
+        base = _check_base(contents, facts.get("base_model"))
         makes_card = _makes_card(contents, facts)
         if contents.kind in _STAGERS:
             _STAGERS[contents.kind](contents.folder, staged, repo_id=repo_id, **facts)
             sources = dict(walk_files(staged))
         else:
             sources = {file.name: file.path for file in contents.files}
+        if base is not None:
+            sources[ADAPTER_CONFIG] = staged / ADAPTER_CONFIG
+            settings = read_json(contents.folder / ADAPTER_CONFIG)
+            write_json(sources[ADAPTER_CONFIG], {**settings, "base_model_name_or_path": base})
         if makes_card and contents.kind not in _STAGERS:
             sources[CARD] = staged / CARD
             card = make_card(contents.folder, repo_id, kind=contents.kind, **facts)
@@ -176,6 +195,22 @@ def _prepare(contents: FolderContents, repo_id: str, facts: dict) -> Iterator[Pu
         card = _read_text(sources[CARD])
         names = (repo_id, contents.repo_type, contents.kind)
         yield Publication(contents.folder, *names, uploads, contents.left, card, makes_card, staged)
+
+
+def _check_base(contents, given):
+    """The name on the Hub of an adapter's base that replaces a local folder; None if nothing is to be replaced."""
+    if given is not None and contents.kind not in (MODEL, ADAPTER):
+        raise ValueError(f"base_model={given!r} is for models and adapters, not for a {contents.kind}.")
+    if contents.kind != ADAPTER:
+        return None
+    base = str(read_json(contents.folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
+    if given is None and (Path(base).exists() or not is_hub_name(base)):
+        raise ValueError(
+            f"{contents.folder / ADAPTER_CONFIG} names base_model_name_or_path={final_name(Path(base))!r}, a folder of "
+            "this machine, so nobody else could load the adapter. Publish the base, and pass its name on the Hub as "
+            "base_model (--base_model OWNER/NAME)."
+        )
+    return given
 
 
 def _read_text(path):
@@ -200,7 +235,7 @@ def _makes_card(contents, facts):
     if contents.kind == METRIC or not path.is_file() or is_generated(_read_text(path)):
         return True
     for name, value in facts.items():
-        if value is not None:
+        if value is not None and not (name == "base_model" and contents.kind == ADAPTER):
             raise ValueError(
                 f"{name}={value!r} would not be in the card: a person wrote {path}. Write it into its metadata."
             )

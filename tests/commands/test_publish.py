@@ -155,6 +155,41 @@ def test_what_no_space_is_made_for(this_process, model_folder, tmp_path, capsys)
     assert not this_process.requests
 
 
+LOAD = """
+import sys
+from datasets import disable_progress_bars, load_dataset, load_from_disk
+
+disable_progress_bars()
+loaded, local = load_dataset("user/world"), load_from_disk(sys.argv[1])
+assert {split: part.num_rows for split, part in loaded.items()} == local.num_rows
+assert all(loaded[split][column][:] == local[split][column][:] for split in local for column in local["test"].features)
+
+import evaluate
+
+metric = evaluate.load("user/grouped")
+print(metric.compute(predictions=[1, 2], references=[1, 3], groups=["2", "2"])["accuracy"])
+"""
+
+
+def test_a_data_set_and_a_metric_load_by_their_names(this_process, world_folder, tmp_path, capsys):
+    assert run(world_folder, "user/world", "--license", "mit") == 0
+    assert run("grouped_accuracy", "user/grouped", "--license", "apache-2.0") == 0
+    printed = capsys.readouterr().out
+    assert (
+        f"{this_process.url}/datasets/user/world" in printed and f"{this_process.url}/spaces/user/grouped" in printed
+    )
+    files = this_process.repositories.get("user/world", "dataset").files()
+    assert any(name.endswith(".parquet") for name in files) and not any(name.endswith(".arrow") for name in files)
+    assert this_process.repositories.get("user/grouped", "space").sdk == "gradio"
+    # The same bytes are made again: a publish that was killed does not send them twice.
+    this_process.requests.clear()
+    assert run(world_folder, "user/world", "--license", "mit") == 0
+    assert not this_process.matching("PUT") and "holds all this already" in capsys.readouterr().out
+    command = [sys.executable, "-c", LOAD, str(world_folder)]
+    done = subprocess.run(command, env=this_process.environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and done.stdout == "0.5\n", done.stderr[-3000:]
+
+
 def test_ctrl_c_commits_nothing(this_process, model_folder, capsys, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
