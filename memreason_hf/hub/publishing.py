@@ -206,9 +206,9 @@ def _check_base(contents, given):
     base = str(read_json(contents.folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
     if given is None and (Path(base).exists() or not is_hub_name(base)):
         raise ValueError(
-            f"{contents.folder / ADAPTER_CONFIG} names base_model_name_or_path={final_name(Path(base))!r}, a folder of "
-            "this machine, so nobody else could load the adapter. Publish the base, and pass its name on the Hub as "
-            "base_model (--base_model OWNER/NAME)."
+            f"{contents.folder / ADAPTER_CONFIG} names base_model_name_or_path={final_name(Path(base))!r}, a folder "
+            "of this machine, so nobody else could load the adapter. Publish the base, and pass its name on the Hub "
+            "as base_model (--base_model OWNER/NAME)."
         )
     return given
 
