@@ -255,6 +255,13 @@ class CardMixin:
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
+def keep_card(folder, staged) -> None:
+    """Puts the card of a folder into the one that is about to take its place, if a person wrote it."""
+    written = read_card(folder)
+    if written is not None and not is_generated(written):
+        Path(staged, REPOCARD_NAME).write_text(written, encoding="utf-8")
+
+
 def read_card(folder) -> str | None:
     """The card of a folder; `None` if it has none."""
     path = Path(folder) / REPOCARD_NAME

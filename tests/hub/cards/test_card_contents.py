@@ -169,7 +169,7 @@ def test_a_new_kind_of_results_brings_its_own_section(folders, tmp_path, monkeyp
         register_section("promise", lambda found: None)
 
 
-TAGS = set(["h1", "h2", "h3", "p", "ul", "li", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "img", "a"])
+TAGS = {"h1", "h2", "h3", "p", "ul", "li", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "img", "a"}
 HOSTILE = [
     "a|b",
     "<script>alert(1)</script>",
