@@ -12,6 +12,7 @@ from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from local_hub import WRITER, Fault
 from paths import ROOT
+from small_adapters import adapted, save_base
 from small_finetunes import small_finetune
 from small_runs import assert_same_weights, small_chains, small_trainer, weights
 from small_texts import small_rows, small_text_trainer
@@ -98,6 +99,21 @@ def test_control_the_card_of_the_stock_trainer(at_hub, tmp_path):
     trainer.create_model_card()
     text = (tmp_path / "run" / "README.md").read_text()
     assert forbidden_lines(text) and CARD_MARK not in text
+
+
+def test_the_stock_trainer_leaves_the_card_of_an_adapter_to_us(tmp_path):
+    model, tokenizer = adapted(save_base(tmp_path / "base"), "tokens")
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none"),
+        train_dataset=small_chains()[1],
+        processing_class=tokenizer,
+    )
+    trainer.save_model()
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    assert_is_true_card(card)
+    assert CARD_MARK in card.text
 
 
 def test_a_persons_card_stays(at_hub, tmp_path):
