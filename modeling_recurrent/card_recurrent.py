@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.constants import REPOCARD_NAME
+from transformers.utils import PushToHubMixin
 
 from .halting_recurrent import HALTING_CRITERIA, criterion_parameters
 
@@ -224,7 +225,7 @@ def model_card(model, name: str) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
-class CardMixin:
+class CardMixin(PushToHubMixin):
     """
     A model whose `push_to_hub` writes `model_card` where the library would write its form.
 
@@ -246,13 +247,20 @@ class CardMixin:
         """The card of the model that was saved in `folder`."""
         return model_card(self, repo_id)
 
-    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+    def _upload_modified_files(self, working_dir, repo_id, files_timestamps, *args, **kwargs):
         written = read_card(working_dir)
         if written is None or is_generated(written):
             own = self._own_card
             content = str(self.make_card(working_dir, repo_id)) if own is None or is_generated(own) else own
             Path(working_dir, REPOCARD_NAME).write_text(content, encoding="utf-8")
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
+
+
+def keep_card(folder, staged) -> None:
+    """Puts the card of a folder into the one that is about to take its place, if a person wrote it."""
+    written = read_card(folder)
+    if written is not None and not is_generated(written):
+        Path(staged, REPOCARD_NAME).write_text(written, encoding="utf-8")
 
 
 def read_card(folder) -> str | None:

@@ -24,6 +24,7 @@ from memreason_hf.adapters.base_files import weight_files
 from memreason_hf.adapters.model import ADAPTER, ADAPTER_FILE, AdapterModel
 from memreason_hf.steps.attention import STEP_ATTENTION_FILE, restore_step_attention
 from memreason_hf.steps.tokenization import extend_tokenizer, read_scheme
+from modeling_recurrent.card_recurrent import keep_card
 
 
 BASE_CHECKS = ("blocks", "sha256", "none")
@@ -70,6 +71,7 @@ def save_adapter(
     staged.mkdir()
     try:
         _save(model, tokenizer, staged)
+        keep_card(folder, staged)
         if not (staged / STEP_ATTENTION_FILE).exists():
             # It belongs to an adapter that was saved there before.
             (folder / STEP_ATTENTION_FILE).unlink(missing_ok=True)

@@ -66,7 +66,8 @@ def make_card(
             `models`. `None` counts as not given.
 
     Returns:
-        A card with its metadata in `data`. Without a known licence it names none.
+        A card with its metadata in `data`. Without a known licence it names none: that of a base is taken from the
+        base's own card, for which the Hub is asked if `repo_id` is given.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -94,8 +95,10 @@ def make_card(
     given = {key: value for key, value in facts.items() if value is not None}
     known = inspect.signature(_MAKERS[kind]).parameters
     for key, value in given.items():
-        if key not in known:
+        if key not in known or key == "is_published":
             raise ValueError(f"{key}={value!r} is no fact of the card of a {kind}. Leave it out.")
+    if kind in ("model", "adapter"):
+        given["is_published"] = repo_id is not None
     return _MAKERS[kind](folder, repo_id or final_name(folder), **given)
 
 

@@ -42,6 +42,7 @@ def make_model_card(
     base_model: str | None = None,
     datasets: list[str] | None = None,
     tags: list[str] | None = None,
+    is_published: bool = False,
 ) -> ModelCard:
     """
     The card of a model or of an adapter. `make_card` explains the arguments.
@@ -49,12 +50,13 @@ def make_model_card(
     Args:
         path (`Path`): Its folder.
         name (`str`): Its name on the Hub, or that of its folder.
+        is_published (`bool`): Whether it goes to the Hub now, which can be asked about the base.
     """
     folder = ModelFolder(path)
     base = find_base(folder, base_model)
     given = {"license": check_licence(license), "license_name": license_name, "license_link": license_link}
     given = {key: value for key, value in given.items() if value is not None}
-    licence = given or find_licence(base)
+    licence = given or find_licence(base, ask_hub=is_published)
     datasets = check_datasets(datasets) or hub_datasets(folder.data)
     sections = results_sections(folder)
     entries = [entry for section in sections for entry in section.entries]

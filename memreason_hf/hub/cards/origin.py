@@ -1,17 +1,23 @@
 """Where a model comes from: its base, the conversion, the adapter, and the licence that follows from the base."""
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import ModelCard, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelCard, try_to_load_from_cache
 from huggingface_hub.constants import REPOCARD_NAME
+from huggingface_hub.errors import HfHubHTTPError
 
 from memreason_hf.hub.cards.folders import ModelFolder
 from memreason_hf.hub.cards.markdown import LOCAL_FOLDER, code, counted, is_hub_name, last_part, number, plain
 from memreason_hf.models.conversion.record import CONVERSION_FILE, read_record
 
 
+# Seconds.
+_PATIENCE = 10
+# What the HTTP library raises where no answer came. Its name depends on the version of huggingface_hub.
+_NO_ANSWER = HfHubHTTPError.__mro__[1]
 _CASES = {
     "no_padding": "without padding",
     "left_padding": "padded on the left",
@@ -105,8 +111,14 @@ def _local(path):
     return name if name == LOCAL_FOLDER else f"the local folder {name}"
 
 
-def find_licence(base: Base | None) -> dict:
-    """The licence of a base, as fields of a card, where its own card is on this machine; otherwise empty."""
+def find_licence(base: Base | None, *, ask_hub: bool) -> dict:
+    """
+    The licence of a base, as fields of a card; empty where nobody says it.
+
+    Args:
+        base (`Base`, *optional*): The base.
+        ask_hub (`bool`): Whether to ask the Hub, once, where the card of the base is not on this machine.
+    """
     if base is None:
         return {}
     card = base.folder / REPOCARD_NAME if base.folder is not None else None
@@ -114,11 +126,24 @@ def find_licence(base: Base | None) -> dict:
         cached = try_to_load_from_cache(base.name, REPOCARD_NAME, revision=base.commit)
         card = Path(cached) if isinstance(cached, str) else None
     if card is None or not card.is_file():
-        return {}
+        return dict(_licence_on_hub(base.name, base.commit)) if ask_hub and base.name is not None else {}
     try:
-        data = ModelCard.load(card, ignore_metadata_errors=True).data
+        return _licence_of(ModelCard.load(card, ignore_metadata_errors=True).data)
     except Exception:  # a card that a person broke shows as almost any error of YAML and of the card
         return {}
+
+
+@functools.cache
+def _licence_on_hub(name, commit):
+    try:
+        data = HfApi().model_info(name, revision=commit, timeout=_PATIENCE).card_data
+    except (OSError, ValueError, _NO_ANSWER):
+        # No network, no access, no such repository: the card does not need to name a licence.
+        return {}
+    return {} if data is None else _licence_of(data)
+
+
+def _licence_of(data):
     names = ("license", "license_name", "license_link")
     found = {name: data.get(name) for name in names if isinstance(data.get(name), str)}
     return found if "license" in found else {}

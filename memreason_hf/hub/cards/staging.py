@@ -7,6 +7,7 @@ from huggingface_hub.constants import REPOCARD_NAME
 
 from memreason_hf.files import link_files
 from memreason_hf.hub.cards import is_generated, read_card, result_files, write_card
+from memreason_hf.hub.inspection import refuse_private
 
 
 def stage_model(
@@ -24,7 +25,7 @@ def stage_model(
             run has finished with this model. Results belong to the finished model only.
 
     Raises:
-        ValueError: as for `make_card`.
+        ValueError: as for `make_card`, or a file names a path, a user, a machine or a token.
     """
     folder, run_folder = Path(folder), Path(run_folder)
     link_files(folder, staged, [name for name in names if name != REPOCARD_NAME])
@@ -36,3 +37,4 @@ def stage_model(
         write_card(staged, repo_id, described=folder)
     if is_finished:
         link_files(folder, staged, [str(path.relative_to(folder)) for path in result_files(folder)])
+    refuse_private([staged])

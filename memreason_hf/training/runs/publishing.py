@@ -60,7 +60,8 @@ class PublishingTrainer(Trainer):
         dataset_args: str | list[str] | None = None,
     ) -> None:
         """
-        Writes the card of the run to `output_dir`, unless it holds one that a person wrote. See `make_card`.
+        Writes the card of the run to `output_dir`, unless it holds one that a person wrote. See `make_card`. Also
+        writes `trainer_state.json`, from which the card takes the steps and the evaluations.
 
         Args:
             language, license, tags (*optional*): As in `make_card`.
@@ -80,6 +81,8 @@ class PublishingTrainer(Trainer):
                     "from the run. Name data sets on the Hub in dataset_tags."
                 )
         if self.is_world_process_zero():
+            # The steps and the evaluations of the run.
+            self.save_state()
             memreason_hf.write_card(
                 self.args.output_dir,
                 self._repo_name(),
@@ -147,7 +150,19 @@ class PublishingTrainer(Trainer):
         if pending is not None and pending.is_done():
             self._report_failed_pushes()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        checkpoint = Path(checkpoint_folder)
+        try:
+            jobs = self._jobs_of_checkpoint(Path(checkpoint_folder), strategy)
+        except (OSError, ValueError) as error:
+            # At the end `push_to_hub` raises. Until then training is worth more than the push.
+            logger.warning(f"{checkpoint_folder} was not pushed: {error}")
+            return
+        if self.push_in_progress is None or self.push_in_progress.is_done():
+            self.push_in_progress = PushInProgress(jobs)
+        else:
+            self.push_in_progress.jobs.extend(jobs)
+
+    def _jobs_of_checkpoint(self, checkpoint, strategy):
+        """The uploads of a checkpoint, which have begun."""
         message = f"Training in progress, step {self.state.global_step}"
         if self.args.save_strategy == SaveStrategy.EPOCH:
             message = f"Training in progress, epoch {int(self.state.epoch)}"
@@ -164,10 +179,7 @@ class PublishingTrainer(Trainer):
             # A file of an earlier checkpoint that this one lacks would not fit its manifest.
             options = {"path_in_repo": name, "delete_patterns": "*"}
             jobs.append(self._upload(staged, commit_message=f"{message}, checkpoint", **options, **where))
-        if pending is None or pending.is_done():
-            self.push_in_progress = PushInProgress(jobs)
-        else:
-            pending.jobs.extend(jobs)
+        return jobs
 
     def _finish_current_push(self):
         super()._finish_current_push()

@@ -20,6 +20,7 @@ from memreason_hf.training.runs.errors import CheckpointError, NonFiniteLossErro
 from memreason_hf.training.runs.interruption import InterruptWatch
 from memreason_hf.training.runs.launch import on_main_process
 from memreason_hf.training.runs.publishing import PublishingTrainer, without_tokens
+from modeling_recurrent.card_recurrent import keep_card
 
 
 logger = logging.get_logger(__name__)
@@ -248,6 +249,7 @@ class ResumableTrainer(PublishingTrainer):
         self._wait_for_all()
         self._note_model_files(staged)
         if self.args.should_save:
+            keep_card(folder, staged)
             output_folder.move_in(staged, folder)
         self._wait_for_all()
 

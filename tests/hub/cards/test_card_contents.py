@@ -9,6 +9,7 @@ from card_checks import assert_is_true_card, private_lines
 from card_folders import save_solutions_summary
 from hub_metadata import read_metadata
 from huggingface_hub import EvalResult
+from local_hub import Fault
 from markdown_it import MarkdownIt
 from small_adapters import adapted, save_base
 
@@ -130,6 +131,29 @@ def test_the_licence_of_a_base_comes_from_its_card(tmp_path):
     assert make_card(tmp_path / "adapter").data.license is None
 
 
+def test_the_licence_of_a_base_on_the_hub(folders, tmp_path, at_hub):
+    """The Hub is asked when the card is to go there, and only then; without an answer the card names no licence."""
+    content = b"---\nlicense: other\nlicense_name: own\nlicense_link: https://example.com/licence\n---\n# Base\n"
+    commits = {}
+    for name in ("owner/base", "owner/second"):
+        repo = at_hub.repositories.create(name)
+        commits[name] = at_hub.repositories.put_files(repo, {"README.md": content})
+    folder = folders.copy_of("converted", tmp_path)
+    record = read_record(folder)
+
+    def card_of(name, *repo_id):
+        record["source"] |= {"name_or_path": name, "commit": commits[name]}
+        (folder / "conversion.json").write_text(json.dumps(record))
+        return make_card(folder, *repo_id)
+
+    assert card_of("owner/base").data.license is None and at_hub.requests == []
+    card = card_of("owner/base", "user/model")
+    assert_is_true_card(card)
+    assert (card.data.license, card.data.license_name) == ("other", "own") and "That of the base: own." in card.text
+    at_hub.faults.append(Fault("GET", "second", status=503, times=99))
+    assert card_of("owner/second", "user/model").data.license is None
+
+
 def test_results_of_another_model_are_left_out(folders, tmp_path, caplog):
     folder = folders.copy_of("chains", tmp_path)
     path = folder / "results" / "evaluation.json"
@@ -169,7 +193,7 @@ def test_a_new_kind_of_results_brings_its_own_section(folders, tmp_path, monkeyp
         register_section("promise", lambda found: None)
 
 
-TAGS = set(["h1", "h2", "h3", "p", "ul", "li", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "img", "a"])
+TAGS = {"h1", "h2", "h3", "p", "ul", "li", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "img", "a"}
 HOSTILE = [
     "a|b",
     "<script>alert(1)</script>",
@@ -248,3 +272,14 @@ def test_this_user_and_this_machine_are_not_named(folders, tmp_path, monkeypatch
     path.write_text(json.dumps({**json.loads(path.read_text()), "folder": "/mnt/data-of-somebody"}))
     assert "somebody" not in str(make_card(folder)) and "from a local folder" in make_card(folder).text
     assert private_lines("see /home/x")
+
+
+def test_a_quantised_model_says_so_and_counts_nothing(folders, tmp_path):
+    folder = folders.copy_of("bare", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    card = make_card(folder, base_model="owner/base")
+    assert_is_true_card(card)
+    assert "The weights are quantised (bitsandbytes)." in card.text and "Parameters" not in card.text
+    assert (card.data.base_model, card.data.base_model_relation) == ("owner/base", "quantized")
