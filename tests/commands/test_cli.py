@@ -25,6 +25,7 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         "perplexity",
         "lm-eval",
         "generate",
+        "demo",
         "evaluate-steps",
         "attention",
     ]

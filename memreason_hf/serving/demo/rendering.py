@@ -39,6 +39,7 @@ _CONTROLS = {
 }
 _NAMED = str.maketrans({character: f"⟨{name}⟩" for character, name in _CONTROLS.items()})
 _ENDINGS = {"eos": "ended by the model", "length": "cut off by max_new_tokens", "stopped": "stopped"}
+_WHERE = "Tokens of a prompt: at their own position. Later tokens: where they were predicted."
 _CHART_WIDTH, _CHART_HEIGHT = 640, 120
 _MOST_LINES = 4
 _MOST_POINTS = 200
@@ -77,6 +78,8 @@ def legend(scale: DepthScale, kinds: Sequence[str], has_depth: bool) -> str:
         parts.append(f'<span>Recurrences <span class="mr-cells">{cells}</span></span>')
         parts.append('<label><input type="checkbox" id="mr-numbers"> show numbers</label>')
     parts += [f'<span class="mr-kind k-{safe(kind)}">{safe(kind)}</span>' for kind in kinds]
+    if has_depth:
+        parts.append(f'<span class="mr-quiet">{_WHERE}</span>')
     return f'<div class="mr-legend">{"".join(parts)}</div>' if parts else ""
 
 
