@@ -69,7 +69,7 @@ def scripted_model(question, steps, scheme=SCHEME):
         num_recurrences=3,
         max_recurrences=8,
         residual_init_scale=0.0,
-        max_position_embeddings=len(ids) + 8,
+        max_position_embeddings=400,
         tie_word_embeddings=False,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -80,7 +80,7 @@ def scripted_model(question, steps, scheme=SCHEME):
         places = torch.nn.init.orthogonal_(model.model.embed_positions.weight)
         for place, token_id in enumerate(ids[1:]):
             model.lm_head.weight[token_id] += places[place]
-    return DemoModel(model, tokenizer, "user/steps", DepthOptions.of(config), Limits(max_new_tokens=len(ids)))
+    return DemoModel(model, tokenizer, "user/steps", DepthOptions.of(config), Limits(max_new_tokens=200))
 
 
 def save(demo, folder):

@@ -69,10 +69,10 @@ def serve():
 
     pages = {}
 
-    def start(key, make, examples=None):
+    def start(key, make, examples=None, max_new_tokens=64):
         if key not in pages:
             demo = make()
-            page = build_page(demo, examples, {"max_new_tokens": min(demo.limits.max_new_tokens, 128)})
+            page = build_page(demo, examples, {"max_new_tokens": max_new_tokens})
             pages[key] = page, launch_page(page, prevent_thread_lock=True)[1]
         return pages[key][1]
 
@@ -202,6 +202,13 @@ def test_an_answer_and_its_lens(serve, visit, size, scheme):
     visitor.page.click("#mr-answer .mr-prompt .mr-t[data-pos='2']")
     visitor.page.wait_for_selector("#mr-answer .mr-prompt .mr-selected")
     assert "prompt 3" in visitor.page.input_value("#mr-position input")
+    # And by the list, for which the keyboard is enough.
+    visitor.page.click("#mr-position input")
+    visitor.page.click("[role=option]:has-text('(what comes next)')")
+    visitor.page.wait_for_function(
+        "document.querySelector('#mr-lens').innerText.includes('after the end of the text')"
+    )
+    assert visitor.count("#mr-answer .mr-selected") == 0
     visitor.page.check("#mr-numbers")
     number = "getComputedStyle(document.querySelector('#mr-answer .mr-t[data-depth]'), '::after').content"
     assert visitor.page.evaluate(number) != "none"
@@ -244,10 +251,10 @@ def test_two_depths(serve, visit, size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_chain_by_a_click_on_an_example(serve, visit, size):
-    visitor = visit(serve("chain", chain_model), size)
+    visitor = visit(serve("chain", chain_model, max_new_tokens=1), size)
     visitor.page.click(".gallery-item >> nth=1")
     visitor.page.wait_for_function("document.querySelector('#mr-prompt-box textarea').value.split('<').length == 4")
-    assert "tokens" in visitor.answer()
+    assert "1 token" in visitor.answer()
     visitor.page.wait_for_selector("#mr-lens table")
     visitor.keep(f"chain-{size}")
     visitor.type("<e_1><r_77>")
@@ -260,7 +267,7 @@ def test_a_chain_by_a_click_on_an_example(serve, visit, size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_steps_are_coloured(serve, visit, size):
-    url = serve("steps", lambda: scripted_model(QUESTION, STEPS))
+    url = serve("steps", lambda: scripted_model(QUESTION, STEPS), max_new_tokens=200)
     visitor = visit(url, size)
     visitor.type(QUESTION)
     assert "ended by the model" in visitor.answer()

@@ -103,6 +103,8 @@ def launch_page(page: Page, **kwargs) -> tuple:
         What `launch` returns: the app, and the local and the public address.
     """
     defaults = {"share": False, "quiet": True, "footer_links": [], "ssr_mode": False, "mcp_server": False}
+    # Gradio accepts files from everyone, although this page asks for none.
+    defaults["max_file_size"] = 1
     return page.blocks.launch(theme=page.theme, head=page.head, **{**defaults, **kwargs})
 
 
