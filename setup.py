@@ -38,10 +38,18 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8.0", "pytest-randomly>=3.15", "pytest-xdist>=3.6", "ruff>=0.14"],
-        # The page of `memreason demo`. From 6.0 on, `launch` takes the theme and the head.
-        "demo": ["gradio>=6.0,<7"],
+        # The page of `memreason demo`.
+        "demo": ["gradio>=6.31,<7"],
         # What tests/integration tries where it is installed.
-        "integrations": ["lm-eval>=0.4.13", "bitsandbytes>=0.50", "trl>=1.16", "fastapi", "uvicorn", "openai"],
+        "integrations": [
+            "lm-eval>=0.4.13",
+            "bitsandbytes>=0.50",
+            "trl>=1.16",
+            "playwright",
+            "fastapi",
+            "uvicorn",
+            "openai",
+        ],
     },
     entry_points={"console_scripts": ["memreason = memreason_hf.cli:main"]},
 )

@@ -19,7 +19,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from demo_models import demo_model, looped
+from demo_models import demo_model, looped, scripted_model
 from local_hub import local_hub
 from small_tokenizers import byte_level
 from tokenizers import AddedToken
@@ -28,6 +28,7 @@ from without_package import library_links
 from memreason_hf.serving.demo.answers import DemoModel, Limits
 from memreason_hf.serving.demo.depth_choice import DepthOptions
 from memreason_hf.serving.demo.space import stage_space
+from memreason_hf.steps import Step, answer_step
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -41,6 +42,13 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 SIZES = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 HOSTILE = "<script>window.pwned=1</script><img src=x onerror=window.pwned=2>${window.pwned=3}{{window.pwned}}\u202e"
+QUESTION = "Is the sky <b>blue</b>?"
+STEPS = [
+    Step("memory", "Air scatters blue light more than red light."),
+    Step("memory", "Sunlight comes to the ground through air."),
+    Step("reason", "So blue light arrives from all sides."),
+    answer_step("True"),
+]
 WAIT = 60_000
 
 
@@ -61,9 +69,10 @@ def serve():
 
     pages = {}
 
-    def start(key, make, examples=None):
+    def start(key, make, examples=None, max_new_tokens=64):
         if key not in pages:
-            page = build_page(make(), examples)
+            demo = make()
+            page = build_page(demo, examples, {"max_new_tokens": max_new_tokens})
             pages[key] = page, launch_page(page, prevent_thread_lock=True)[1]
         return pages[key][1]
 
@@ -193,6 +202,13 @@ def test_an_answer_and_its_lens(serve, visit, size, scheme):
     visitor.page.click("#mr-answer .mr-prompt .mr-t[data-pos='2']")
     visitor.page.wait_for_selector("#mr-answer .mr-prompt .mr-selected")
     assert "prompt 3" in visitor.page.input_value("#mr-position input")
+    # And by the list, for which the keyboard is enough.
+    visitor.page.click("#mr-position input")
+    visitor.page.click("[role=option]:has-text('(what comes next)')")
+    visitor.page.wait_for_function(
+        "document.querySelector('#mr-lens').innerText.includes('after the end of the text')"
+    )
+    assert visitor.count("#mr-answer .mr-selected") == 0
     visitor.page.check("#mr-numbers")
     number = "getComputedStyle(document.querySelector('#mr-answer .mr-t[data-depth]'), '::after').content"
     assert visitor.page.evaluate(number) != "none"
@@ -235,7 +251,7 @@ def test_two_depths(serve, visit, size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_chain_by_a_click_on_an_example(serve, visit, size):
-    visitor = visit(serve("chain", chain_model), size)
+    visitor = visit(serve("chain", chain_model, max_new_tokens=1), size)
     visitor.page.click(".gallery-item >> nth=1")
     visitor.page.wait_for_function("document.querySelector('#mr-prompt-box textarea').value.split('<').length == 4")
     assert "1 token" in visitor.answer()
@@ -251,11 +267,19 @@ def test_a_chain_by_a_click_on_an_example(serve, visit, size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_steps_are_coloured(serve, visit, size):
-    visitor = visit(serve("steps", lambda: demo_model("steps", seed=3, name="user/steps")), size)
-    visitor.type("Is it <b>a</b> step?")
-    visitor.answer()
-    assert visitor.count("#mr-answer .mr-step") >= 1
-    assert "<b>a</b>" in visitor.text("#mr-answer .mr-prompt")
+    url = serve("steps", lambda: scripted_model(QUESTION, STEPS), max_new_tokens=200)
+    visitor = visit(url, size)
+    visitor.type(QUESTION)
+    assert "ended by the model" in visitor.answer()
+    boxes = visitor.page.locator("#mr-answer .mr-step")
+    assert [boxes.nth(i).locator(".mr-kind").inner_text() for i in range(boxes.count())] == [
+        *(step.kind for step in STEPS)
+    ]
+    for i, step in enumerate(STEPS):
+        assert step.text in boxes.nth(i).inner_text().replace("\n", "")
+    borders = {boxes.nth(i).evaluate("e => getComputedStyle(e).borderLeftColor") for i in range(boxes.count())}
+    assert len(borders) == 3
+    assert "<b>" in visitor.text("#mr-answer .mr-prompt")
     visitor.keep(f"steps-{size}")
     visitor.check()
 
@@ -355,14 +379,8 @@ def test_a_space_runs_as_it_is_where_the_package_is_not_installed(visit, tmp_pat
         site = library_links(tmp_path / "site")
         environment = hub.environment(PYTHONPATH=str(site), GRADIO_SERVER_PORT=_free_port(), PYTHONUNBUFFERED="1")
         command = [sys.executable, "-S", "app.py"]
-        process = subprocess.Popen(
-            command,
-            cwd=tmp_path / "space",
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(command, cwd=tmp_path / "space", env=environment, **output)
         try:
             url = f"http://127.0.0.1:{environment['GRADIO_SERVER_PORT']}"
             _wait_for(url, process)

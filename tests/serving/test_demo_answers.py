@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from dataclasses import fields
 from itertools import pairwise
 
@@ -61,7 +62,10 @@ class TestAnswers:
 
     def test_they_grow_and_only_the_last_has_an_ending(self, monkeypatch):
         monkeypatch.setattr("memreason_hf.serving.demo.answers._INTERVAL", 0.0)
-        shown = answers(demo_model(seed=1), max_new_tokens=8)
+        demo = demo_model(seed=1, eos_token_id=None)
+        demo.tokenizer.eos_token = None
+        demo.model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
+        shown = answers(demo, max_new_tokens=8)
         assert len(shown) > 3
         assert shown[0].pieces == ()
         for before, after in pairwise(shown):

@@ -98,8 +98,8 @@ class TestLens:
         position = random.randint(1, len(ids))
         lens = read_lens(model, ids, position, 7, top=4)
         assert [step.recurrence for step in lens.steps] == list(range(1, 8))
-        said = set()
-        for step in lens.steps:
+        said, leaders = set(), []
+        for index, step in enumerate(lens.steps):
             logits = model(torch.tensor([ids]), num_recurrences=step.recurrence).logits[0, position - 1]
             expected = logits.softmax(-1)
             assert step.ids == tuple(expected.topk(4).indices.tolist())
@@ -109,6 +109,10 @@ class TestLens:
                 assert step.of_answer == pytest.approx(expected[ids[position]].item(), rel=1e-4)
                 assert step.rank_of_answer == 1 + (expected > expected[ids[position]]).sum()
             said.add(step.probabilities)
+            leaders.append(step.ids[0])
+            curves = torch.tensor([curve[index] for curve in lens.curves])
+            torch.testing.assert_close(curves, expected[list(lens.leaders)], rtol=1e-5, atol=1e-7)
+        assert list(lens.leaders) == list(dict.fromkeys(reversed(leaders)))
         # Depth must matter here, or the test would show nothing.
         assert len(said) > 3
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,14 +17,23 @@ from memreason_hf.serving.demo import space
 from memreason_hf.serving.demo.space import needed_modules, requirements, stage_space
 
 
-@pytest.fixture
-def staged(tmp_path, monkeypatch):
-    if find_spec("gradio") is None:
-        # The files do not depend on Gradio, but for its version.
-        real = space.version
-        monkeypatch.setattr(space, "version", lambda name: "6.31.0" if name == "gradio" else real(name))
-        monkeypatch.setattr(space, "check_gradio", lambda: None)
-    folder = tmp_path / "staged"
+@pytest.fixture(scope="module")
+def without_gradio():
+    """The files do not depend on Gradio, but for its version."""
+    if find_spec("gradio") is not None:
+        yield
+        return
+    real = space.version
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(space, "version", lambda name: "6.31.0" if name == "gradio" else real(name))
+        patch.setattr(space, "check_gradio", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory, without_gradio):
+    """A staged Space, which tests only read."""
+    folder = tmp_path_factory.mktemp("space") / "staged"
     names = stage_space("user/model", folder, license="apache-2.0", base="user/base", examples=["the cat"])
     assert names == sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     return folder
@@ -43,7 +53,7 @@ def test_the_card_says_how_the_space_runs(staged):
     assert json.loads((staged / "examples.json").read_text()) == ["the cat"]
 
 
-def test_what_is_not_known_is_left_out(tmp_path, staged):
+def test_what_is_not_known_is_left_out(tmp_path, without_gradio):
     stage_space("user/model", tmp_path / "other")
     text = (tmp_path / "other" / "README.md").read_text()
     assert "license" not in text and "None" not in text and "null" not in text
@@ -73,6 +83,7 @@ def test_all_that_is_imported_is_there_and_nothing_else(staged):
             if module.split(".")[0] in ("memreason_hf", "modeling_recurrent"):
                 place = module.replace(".", "/")
                 assert f"{place}.py" in files or f"{place}/__init__.py" in files, f"{name} imports {module}"
+    assert (staged / "memreason_hf" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     for folder in ("commands", "command_line", "training", "experiments", "metrics", "recipes"):
         assert not (staged / "memreason_hf" / folder).exists()
     for name, path in needed_modules().items():
@@ -112,8 +123,9 @@ def test_a_library_that_is_missing_is_named(tmp_path):
 def test_the_model_answers_where_the_package_is_not_installed(staged, libraries, tmp_path):
     elsewhere = run_without_the_package("import memreason_hf", tmp_path, libraries)
     assert "No module named 'memreason_hf'" in elsewhere.stderr
+    folder = shutil.copytree(staged, tmp_path / "space")
     # A folder of that name stands for the model on the Hub.
-    save(demo_model(), staged / "user" / "model")
+    save(demo_model(), folder / "user" / "model")
     code = """
 import pathlib
 from memreason_hf.serving.demo import answers
@@ -122,6 +134,6 @@ model = answers.DemoModel.load("user/model")
 choice = model.options.choose("kl", 5, {})
 print([answer.ending for answer in model.answer("the cat", choice, answers.Sampling(max_new_tokens=3))][-1])
 """
-    ran = run_without_the_package(code, staged, libraries)
+    ran = run_without_the_package(code, folder, libraries)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() in ("length", "eos")

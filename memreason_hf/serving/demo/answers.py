@@ -6,12 +6,14 @@ A loaded model that answers visitors, one at a time, token by token.
         print(answer.text)
 """
 
+import contextlib
 import copy
 import logging
+import math
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,12 +24,13 @@ from memreason_hf.analysis.token_depths import Piece, PieceReader
 from memreason_hf.models.loading import choose_device, load_any_config, load_model, load_tokenizer
 from memreason_hf.models.pretrained import first_line
 from memreason_hf.serving.demo.depth_choice import DepthChoice, DepthOptions
+from memreason_hf.serving.demo.lens import Lens, read_lens
 from memreason_hf.serving.demo.prompts import EncodedPrompt, encode_visitor_prompt, example_prompts, scheme_of
 
 
 logger = logging.getLogger(__name__)
 
-# Tokens that come faster than this, in seconds, are shown together: a page cannot show more.
+# Seconds between two updates of a page. Tokens that come faster are shown together.
 _INTERVAL = 0.04
 _LARGEST_SEED = 2**32 - 1
 
@@ -215,6 +218,11 @@ class DemoModel:
             most_tokens=self.limits.prompt_tokens,
         )
 
+    def look(self, ids: Sequence[int], position: int, num_recurrences: int) -> Lens:
+        """See `read_lens`. Waits for an answer that is being written."""
+        with self._lock:
+            return read_lens(self.model, ids, position, num_recurrences)
+
     def check(self, sampling: Sampling) -> None:
         """Raises ValueError if an answer would be longer than visitors can ask for."""
         if sampling.max_new_tokens > self.limits.max_new_tokens:
@@ -284,23 +292,25 @@ def _all_rows(ids, value):
 
 
 def _follow(answer, events, stop):
-    """The answers of `DemoModel.answer` after the first one."""
+    """The answers of `DemoModel.answer` after the first one. A page that is slow sees fewer of them, none late."""
     pieces: list[Piece] = []
-    shown = 0.0
+    shown = -math.inf
     while True:
-        event, seconds = events.get()
-        if isinstance(event, Exception):
-            raise AnswerError(f"The model failed: {type(event).__name__}: {first_line(event)}.") from event
-        if not isinstance(event, Piece):
-            ending = "stopped" if stop.is_set() and event.finish_reason == "length" else event.finish_reason
-            yield replace(
-                answer, prompt_pieces=event.prompt_pieces, pieces=event.pieces, ending=ending, seconds=seconds
-            )
-            return
-        pieces.append(event)
-        if answer.first_seconds is None:
-            answer = replace(answer, first_seconds=seconds)
-        if events.empty() or seconds - shown >= _INTERVAL:
-            shown = seconds
-            answer = replace(answer, pieces=tuple(pieces), seconds=seconds)
-            yield answer
+        waiting = [events.get()]
+        time.sleep(max(0.0, shown + _INTERVAL - time.perf_counter()))
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting.append(events.get_nowait())
+        for event, seconds in waiting:
+            if isinstance(event, Exception):
+                raise AnswerError(f"The model failed: {type(event).__name__}: {first_line(event)}.") from event
+            if not isinstance(event, Piece):
+                ending = "stopped" if stop.is_set() and event.finish_reason == "length" else event.finish_reason
+                done = {"prompt_pieces": event.prompt_pieces, "pieces": event.pieces}
+                yield replace(answer, **done, ending=ending, seconds=seconds)
+                return
+            pieces.append(event)
+            answer = replace(answer, seconds=seconds, first_seconds=answer.first_seconds or seconds)
+        answer = replace(answer, pieces=tuple(pieces))
+        yield answer
+        shown = time.perf_counter()

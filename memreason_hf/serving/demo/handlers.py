@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from memreason_hf.serving.demo.answers import Answer, AnswerError, DemoModel
 from memreason_hf.serving.demo.comparison import differing
 from memreason_hf.serving.demo.controls import read_depth, read_sampling
-from memreason_hf.serving.demo.lens import read_lens
 from memreason_hf.serving.demo.rendering import AnswerView, lens_table, message, safe, token_name
 from memreason_hf.serving.demo.sessions import Sessions
 
@@ -122,7 +121,7 @@ class Handlers:
         halted = answer.depths[position - first] if first <= position < len(ids) else None
         halted = depths[position - 1] if position < first and answer.ending is not None else halted
         deepest = max(answer.choice.recurrences, halted or 1)
-        lens = read_lens(self.model.model, ids, position, deepest)
+        lens = self.model.look(ids, position, deepest)
         token = "" if lens.token_id is None else safe(token_name(self.model.tokenizer, lens.token_id))
         said = f", where the text has <b dir='auto'>{token}</b>" if token else ", after the end of the text"
         note = (

@@ -45,11 +45,15 @@ class Lens:
         position: index in the text of the token that is predicted, from the tokens before it.
         token_id: the token that the text has there; None after the end of the text.
         steps: one for each recurrence.
+        leaders: the tokens that are the most probable one after some recurrence, that of the last one first.
+        curves: the probabilities of each leader, after each recurrence.
     """
 
     position: int
     token_id: int | None
     steps: tuple[LensStep, ...]
+    leaders: tuple[int, ...]
+    curves: tuple[tuple[float, ...], ...]
 
 
 def read_lens(
@@ -83,19 +87,27 @@ def read_lens(
     if num_recurrences < 1 or top < 1:
         raise ValueError(f"num_recurrences={num_recurrences} and top={top} must be at least 1.")
     token_id = ids[position] if position < len(ids) else None
-    steps = []
+    # Which tokens lead is known at the end only.
+    read_out: list[torch.Tensor] = []
 
     def read(recurrence, rows, logits):
-        steps.append(_step(recurrence, logits[0, -1].float().log_softmax(-1), token_id, top))
+        read_out.append(logits[0, -1].float().softmax(-1).cpu())
 
     inputs = torch.tensor([list(ids[:position])], device=model.device)
     with evaluation_mode(model):
         model(inputs, logits_to_keep=1, use_cache=False, num_recurrences=num_recurrences, on_recurrence=read)
-    return Lens(position, token_id, tuple(steps))
+    probabilities = torch.stack(read_out)
+    leaders = tuple(dict.fromkeys(probabilities.argmax(-1).flip(0).tolist()))
+    return Lens(
+        position,
+        token_id,
+        tuple(_step(recurrence, row, token_id, top) for recurrence, row in enumerate(probabilities, 1)),
+        leaders,
+        tuple(tuple(probabilities[:, leader].tolist()) for leader in leaders),
+    )
 
 
-def _step(recurrence, log_probs, token_id, top):
-    probabilities = log_probs.exp()
+def _step(recurrence, probabilities, token_id, top):
     best = probabilities.topk(min(top, len(probabilities)))
     of_answer = None if token_id is None else float(probabilities[token_id])
     return LensStep(

@@ -31,6 +31,13 @@ element.addEventListener('click', (event) => {
   if (token) trigger('click', {position: Number(token.dataset.pos)});
 });
 """
+# A long table shows the recurrence of the answer.
+_SHOW_RECURRENCE = """\
+watch('value', () => {
+  const row = element.querySelector('.mr-halted');
+  if (row) row.closest('.mr-scroll').scrollTop = row.offsetTop - 140;
+});
+"""
 
 
 def check_gradio() -> None:
@@ -96,6 +103,8 @@ def launch_page(page: Page, **kwargs) -> tuple:
         What `launch` returns: the app, and the local and the public address.
     """
     defaults = {"share": False, "quiet": True, "footer_links": [], "ssr_mode": False, "mcp_server": False}
+    # Gradio accepts files from everyone, although this page asks for none.
+    defaults["max_file_size"] = 1
     return page.blocks.launch(theme=page.theme, head=page.head, **{**defaults, **kwargs})
 
 
@@ -173,7 +182,7 @@ class _PageBuilder:
                     position = gr.Dropdown(
                         [], label="After each recurrence: the token to look at", elem_id="mr-position"
                     )
-                    lens = self._html("mr-lens", handlers.empty_lens)
+                    lens = self._html("mr-lens", handlers.empty_lens, js_on_load=_SHOW_RECURRENCE)
         answer = gr.State(None)
         inputs, outputs = [self.prompt, *depth.inputs, *self.sampled.inputs], [shown, answer, stop]
         calls = [self._run(run.click, handlers.run, inputs, outputs, api_name="answer", api_visibility="public")]

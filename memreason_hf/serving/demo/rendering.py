@@ -39,6 +39,7 @@ _CONTROLS = {
 }
 _NAMED = str.maketrans({character: f"⟨{name}⟩" for character, name in _CONTROLS.items()})
 _ENDINGS = {"eos": "ended by the model", "length": "cut off by max_new_tokens", "stopped": "stopped"}
+_WHERE = "Tokens of a prompt: at their own position. Later tokens: where they were predicted."
 _CHART_WIDTH, _CHART_HEIGHT = 640, 120
 _MOST_LINES = 4
 _MOST_POINTS = 200
@@ -77,6 +78,8 @@ def legend(scale: DepthScale, kinds: Sequence[str], has_depth: bool) -> str:
         parts.append(f'<span>Recurrences <span class="mr-cells">{cells}</span></span>')
         parts.append('<label><input type="checkbox" id="mr-numbers"> show numbers</label>')
     parts += [f'<span class="mr-kind k-{safe(kind)}">{safe(kind)}</span>' for kind in kinds]
+    if has_depth:
+        parts.append(f'<span class="mr-quiet">{_WHERE}</span>')
     return f'<div class="mr-legend">{"".join(parts)}</div>' if parts else ""
 
 
@@ -283,8 +286,6 @@ def _chart(lens, names, halted):
     """Lines of probability over recurrences: the tokens that were the most probable ones at some recurrence."""
     if len(lens.steps) < 2:
         return ""
-    best = dict.fromkeys(step.ids[0] for step in reversed(lens.steps))
-    shown = list(best)[:_MOST_LINES]
     last = lens.steps[-1].recurrence
     scale = DepthScale(1, last)
     every = math.ceil(len(lens.steps) / _MOST_POINTS)
@@ -293,17 +294,16 @@ def _chart(lens, names, halted):
         return scale.position(recurrence) * _CHART_WIDTH
 
     lines, keys = [], []
-    for number, token_id in enumerate(shown):
-        points = []
-        for step in lens.steps[::every]:
-            known = dict(zip(step.ids, step.probabilities, strict=True))
-            height = _CHART_HEIGHT * (1 - known.get(token_id, 0.0))
-            points.append(f"{across(step.recurrence):.1f},{height:.1f}")
+    for number, (token_id, curve) in enumerate(zip(lens.leaders[:_MOST_LINES], lens.curves)):
+        points = [
+            f"{across(place + 1):.1f},{_CHART_HEIGHT * (1 - curve[place]):.1f}"
+            for place in (*range(0, last, every), last - 1)
+        ]
         lines.append(f'<polyline class="mr-line l{number}" points="{" ".join(points)}"/>')
         keys.append(f'<span class="mr-key l{number}"><span dir="auto">{names[token_id]}</span></span>')
     if halted is not None and 1 <= halted <= last:
         lines.append(f'<line class="mr-here" x1="{across(halted):.1f}" x2="{across(halted):.1f}" y1="0" y2="120"/>')
-    hidden = len(best) - len(shown)
+    hidden = max(len(lens.leaders) - _MOST_LINES, 0)
     keys.append(f'<span class="mr-quiet">and {hidden} more</span>' if hidden else "")
     return (
         f'<div class="mr-keys">{"".join(keys)}</div><svg class="mr-chart" viewBox="-2 -4 {_CHART_WIDTH + 4} '

@@ -8,11 +8,12 @@ libraries that they import to the versions installed here. Gradio comes with the
 """
 
 import ast
+import functools
 import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from memreason_hf.serving.demo.page import check_gradio
 
 APP_FILE, CARD_FILE, REQUIREMENTS_FILE, EXAMPLES_FILE = "app.py", "README.md", "requirements.txt", "examples.json"
 _PACKAGES = ("memreason_hf", "modeling_recurrent")
+_DISTRIBUTION = "memreason-hf"
 _START = "memreason_hf.serving.demo.page"
 # Installed by the SDK of a Space. A second pin could contradict it.
 _OF_SDK = ("gradio", "gradio_client")
@@ -126,6 +128,8 @@ def stage_space(
         place = staged / _relative(name, path)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
+    if (license_file := _license_file()) is not None:
+        shutil.copyfile(license_file, staged / _PACKAGES[0] / license_file.name)
     lines = "".join(f"{line}\n" for line in requirements(modules))
     (staged / REQUIREMENTS_FILE).write_text(lines, encoding="utf-8")
     return sorted(str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file())
@@ -183,10 +187,10 @@ def requirements(modules: Mapping[str, Path]) -> list[str]:
     distributions = packages_distributions()
     pinned = {}
     for name in names - set(_OF_SDK):
-        distribution = next(iter(distributions.get(name, [name])))
+        project = next(iter(distributions.get(name, [name])))
         try:
             # A build for one kind of machine, such as 2.13.0+cpu, is not on PyPI.
-            pinned[distribution] = version(distribution).partition("+")[0]
+            pinned[project] = version(project).partition("+")[0]
         except PackageNotFoundError:
             raise ValueError(f"{name} is not installed, so its version for the Space is not known.") from None
     return [f"{name}=={pinned[name]}" for name in sorted(pinned, key=str.lower)]
@@ -203,11 +207,22 @@ def _file_of(name):
     return file if file is not None and file.is_file() else None
 
 
+def _license_file():
+    """The licence of this package, in its metadata or in a clone; None if it is in neither."""
+    try:
+        listed = [Path(file.locate()) for file in distribution(_DISTRIBUTION).files or () if file.name == "LICENSE"]
+    except PackageNotFoundError:
+        listed = []
+    clone = Path(find_spec(_PACKAGES[0]).origin).parent.parent / "LICENSE"
+    return next((path for path in (*listed, clone) if path.is_file()), None)
+
+
 def _relative(name, path):
     parts = name.split(".")
     return Path(*parts, "__init__.py") if path.name == "__init__.py" else Path(*parts[:-1], path.name)
 
 
+@functools.cache
 def _imports(name: str, path: Path) -> list[tuple[str, bool]]:
     """(name, whether inside a function) of everything that a file imports, names inside modules included."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
