@@ -38,6 +38,8 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8.0", "pytest-randomly>=3.15", "pytest-xdist>=3.6", "ruff>=0.14"],
+        # The page of `memreason demo`. From 6.0 on, `launch` takes the theme and the head.
+        "demo": ["gradio>=6.0,<7"],
         # What tests/integration tries where it is installed.
         "integrations": ["lm-eval>=0.4.13", "bitsandbytes>=0.50", "trl>=1.16", "fastapi", "uvicorn", "openai"],
     },

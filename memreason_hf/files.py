@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -129,6 +130,30 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False, durable:
     folder = Path(folder)
     check_folder(folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with _new_staging_folder(folder) as staged:
+        yield staged
+        check_folder(folder, overwrite=overwrite)
+        if durable:
+            _sync_tree(staged)
+        if overwrite:
+            _replace_folder(staged, folder)
+        else:
+            _rename_folder(staged, folder)
+
+
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """
+    Gives an empty folder among the temporary files of the system, for this user alone, which is removed when the
+    block ends. Those of killed processes with the same name are removed, too.
+    """
+    with _new_staging_folder(Path(tempfile.gettempdir(), name)) as staged:
+        staged.chmod(0o700)
+        yield staged
+
+
+@contextmanager
+def _new_staging_folder(folder):
     _clear_killed_builds(folder)
     staged = folder.with_name(f".{folder.name}.{_owner()}{_STAGED}")
     staged.mkdir()
@@ -138,13 +163,6 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False, durable:
         with suppress(OSError):  # not every file system has locks
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield staged
-        check_folder(folder, overwrite=overwrite)
-        if durable:
-            _sync_tree(staged)
-        if overwrite:
-            _replace_folder(staged, folder)
-        else:
-            _rename_folder(staged, folder)
     finally:
         os.close(lock)
         shutil.rmtree(staged, ignore_errors=True)

@@ -7,6 +7,7 @@ Cards: what an artifact on the Hub says about itself, made from its files.
 A card holds what the files say and nothing else: a section without facts is left out.
 """
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from memreason_hf.data.questions.memory_reason import REPORT_FILE
 from memreason_hf.data.saved_folders import ARROW_MARK
 from memreason_hf.files import final_name, whole_file
 from memreason_hf.hub.cards.datasets import make_dataset_card
-from memreason_hf.hub.cards.folders import ADAPTER_CONFIG, ModelFolder
+from memreason_hf.hub.cards.folders import ADAPTER_CONFIG
 from memreason_hf.hub.cards.markdown import is_hub_name
 from memreason_hf.hub.cards.models import make_model_card
 from memreason_hf.hub.cards.results import ResultsSection, register_section, result_files
@@ -38,8 +39,8 @@ __all__ = [
 
 KINDS = ("model", "adapter", "dataset", "metric", "space")
 _MAKERS: dict[str, Callable[..., ModelCard | DatasetCard | SpaceCard]] = {
-    "model": lambda folder, name, **facts: make_model_card(ModelFolder(folder), name, **facts),
-    "adapter": lambda folder, name, **facts: make_model_card(ModelFolder(folder), name, **facts),
+    "model": make_model_card,
+    "adapter": make_model_card,
     "dataset": make_dataset_card,
     "metric": make_metric_card,
     "space": make_space_card,
@@ -90,8 +91,12 @@ def make_card(
     kind = kind_of(folder) if kind is None else kind
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}.")
-    name = repo_id or final_name(folder)
-    return _MAKERS[kind](folder, name, **{key: value for key, value in facts.items() if value is not None})
+    given = {key: value for key, value in facts.items() if value is not None}
+    known = inspect.signature(_MAKERS[kind]).parameters
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"{key}={value!r} is no fact of the card of a {kind}. Leave it out.")
+    return _MAKERS[kind](folder, repo_id or final_name(folder), **given)
 
 
 def kind_of(folder: Path) -> str:

@@ -54,6 +54,18 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def counted(count: int, noun: str) -> str:
+    """
+    A number of things.
+
+    Example:
+
+        >>> counted(1, "row"), counted(2000, "row")
+        ('1 row', '2,000 rows')
+    """
+    return f"{number(count)} {noun}" if count == 1 else f"{number(count)} {noun}s"
+
+
 def percent(value: float) -> str:
     """A share in 0..1 as percent."""
     return f"{value:.1%}"

@@ -1,9 +1,11 @@
 """Cards of models and adapters: what they are, how they are loaded, made, trained and measured, and their limits."""
 
+from pathlib import Path
+
 from huggingface_hub import ModelCard, ModelCardData
 
 from memreason_hf.hub.cards.folders import ModelFolder
-from memreason_hf.hub.cards.markdown import code, is_hub_name, number, plain
+from memreason_hf.hub.cards.markdown import code, counted, is_hub_name, number, plain
 from memreason_hf.hub.cards.origin import Base, describe_adapter, describe_conversion, find_base, find_licence
 from memreason_hf.hub.cards.rendering import check_languages, check_licence, licence_sentence, render
 from memreason_hf.hub.cards.results import results_sections
@@ -30,7 +32,7 @@ _STEPS = (
 
 
 def make_model_card(
-    folder: ModelFolder,
+    path: Path,
     name: str,
     *,
     license: str | None = None,
@@ -45,9 +47,10 @@ def make_model_card(
     The card of a model or of an adapter. `make_card` explains the arguments.
 
     Args:
-        folder (`ModelFolder`): The model.
+        path (`Path`): Its folder.
         name (`str`): Its name on the Hub, or that of its folder.
     """
+    folder = ModelFolder(path)
     base = find_base(folder, base_model)
     given = {"license": check_licence(license), "license_name": license_name, "license_link": license_link}
     given = {key: value for key, value in given.items() if value is not None}
@@ -146,17 +149,13 @@ def _facts(folder):
         facts.append(
             (
                 "Marks of steps",
-                f"before every step {_tokens(scheme['num_prefix_tokens'])} for a prefix and "
-                f"{_tokens(scheme['num_step_tokens'])} for its kind",
+                f"before every step {counted(scheme['num_prefix_tokens'], 'token')} for a prefix and "
+                f"{counted(scheme['num_step_tokens'], 'token')} for its kind",
             )
         )
     if folder.step_attention:
         facts.append(("Attention between steps", f"sparse, {code(folder.step_attention)}"))
     return facts
-
-
-def _tokens(count):
-    return "1 token" if count == 1 else f"{number(count)} tokens"
 
 
 def _remarks(folder):

@@ -1,5 +1,6 @@
 """Where a model comes from: its base, the conversion, the adapter, and the licence that follows from the base."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from huggingface_hub.constants import REPOCARD_NAME
 
 from memreason_hf.hub.cards.folders import ModelFolder
-from memreason_hf.hub.cards.markdown import LOCAL_FOLDER, code, is_hub_name, last_part, number, plain
+from memreason_hf.hub.cards.markdown import LOCAL_FOLDER, code, counted, is_hub_name, last_part, number, plain
 from memreason_hf.models.conversion.record import CONVERSION_FILE, read_record
 
 
@@ -78,8 +79,9 @@ def _relation(folder):
 
 
 def _base(name, commit, relation):
+    # Of a text that cannot be a path, os.path only says that there is no such folder.
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(name):
         # The Hub's name of a folder that was converted from it.
         record = read_record(path) if (path / CONVERSION_FILE).is_file() else None
         ancestor = record["source"] if record is not None else {}
@@ -127,7 +129,7 @@ def describe_conversion(record: dict) -> list[str]:
     source = record["source"]
     name = _link(source["name_or_path"]) if source["commit"] else _local(source["name_or_path"])
     revision = f" at commit {code(source['commit'][:12])}" if source["commit"] else ""
-    described = f"{name}{revision} ({code(source['model_type'])}, {source['num_layers']} layers)"
+    described = f"{name}{revision} ({code(source['model_type'])}, {counted(source['num_layers'], 'layer')})"
     if record["kind"] == "published_loop":
         return [f"Read from {described}, a published {plain(record['family'])} model. The weights are its weights."]
     if record["kind"] == "unrolling":
@@ -140,16 +142,16 @@ def describe_conversion(record: dict) -> list[str]:
 
 def _layers(layers):
     parts = [
-        f"{_span(layers[name])} {verb}"
-        for name, verb in (
-            ("prelude", "run before the loop"),
-            ("loop", "run in it"),
-            ("coda", "run after it"),
-            ("dropped", "were dropped"),
+        f"{_span(layers[name])} {place}"
+        for name, place in (
+            ("prelude", "before the loop"),
+            ("loop", "in the loop"),
+            ("coda", "after the loop"),
+            ("dropped", "left out"),
         )
         if layers[name]
     ]
-    return f"Of its layers, counted from 0, {', '.join(parts)}."
+    return f"Where its layers are now, counted from 0: {', '.join(parts)}."
 
 
 def _span(indices):
@@ -161,8 +163,8 @@ def _span(indices):
 def describe_exactness(exactness: dict) -> str:
     """What a conversion has changed, as one paragraph in Markdown."""
     where = (
-        f"Measured in float32 with {_recurrences(exactness['num_recurrences'])} on {exactness['num_rows']} random "
-        f"rows of {exactness['num_tokens']} tokens, against the {plain(exactness['reference'])}:"
+        f"Measured in float32 with {counted(exactness['num_recurrences'], 'recurrence')} on {exactness['num_rows']} "
+        f"random rows of {exactness['num_tokens']} tokens, against the {plain(exactness['reference'])}:"
     )
     if exactness["is_exact"]:
         return f"{where} all logits are the same, bit for bit."
@@ -175,10 +177,6 @@ def describe_exactness(exactness: dict) -> str:
         f"{where} the largest differences of logits are {', '.join(differences)}; the largest logit is "
         f"{number(exactness['largest_logit'])}.{expected}"
     )
-
-
-def _recurrences(count):
-    return "1 recurrence" if count == 1 else f"{count} recurrences"
 
 
 def describe_adapter(folder: ModelFolder) -> list[tuple[str, str]]:
@@ -197,7 +195,8 @@ def describe_adapter(folder: ModelFolder) -> list[tuple[str, str]]:
         lines.append(("Rank", f"{number(adapter['r'])}, times {number(adapter['lora_alpha'] / adapter['r'])}"))
         targets = adapter.get("target_modules")
         if isinstance(targets, list) and targets:
-            lines.append(("Updated layers", ", ".join(plain(name) for name in sorted(targets))))
+            names = sorted({str(name).rpartition(".")[2] for name in targets})
+            lines.append(("Updated layers", f"{', '.join(map(code, names))} ({number(len(targets))} in all)"))
     described = note.get("base", {})
     if described.get("new_rows"):
         lines.append(("New tokens", number(len(described["new_rows"]))))

@@ -23,7 +23,7 @@ from memreason_hf.evaluation.results import read_results
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
 from memreason_hf.files import read_json
 from memreason_hf.hub.cards.folders import ModelFolder
-from memreason_hf.hub.cards.markdown import LOCAL_FOLDER, last_part, number, percent, plain, table
+from memreason_hf.hub.cards.markdown import LOCAL_FOLDER, counted, last_part, number, percent, plain, table
 from memreason_hf.steps import KINDS
 
 
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 # A table shows at most so many groups, and of deeper recurrences powers of two.
 _MOST_GROUPS, _MOST_RECURRENCES = 24, 10
 _TASK = "text-generation"
+_LONGEST_NAME = 120
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _identifier(path):
     """A dataset's `type` for the `model-index`: letters, digits and dashes."""
     name = last_part(path)
     slug = re.sub(r"[^0-9A-Za-z]+", "-", "" if name == LOCAL_FOLDER else Path(str(path)).name).strip("-").lower()
-    return slug or "local-data"
+    return slug[:_LONGEST_NAME] or "local-data"
 
 
 def _entry(path, metric, value, name, *, split=None, task=_TASK):
@@ -159,10 +160,10 @@ def _entry(path, metric, value, name, *, split=None, task=_TASK):
         dataset_type=_identifier(path),
         # Not Markdown: the name is data.
         dataset_name=_identifier(path),
-        dataset_split=split,
+        dataset_split=_flat(str(split))[:_LONGEST_NAME] or None if split is not None else None,
         metric_type=metric,
         metric_value=value,
-        metric_name=name,
+        metric_name=name[:_LONGEST_NAME],
     )
 
 
@@ -195,7 +196,7 @@ def _trained(document):
 def _evaluation(document):
     settings, overall = document["settings"], document["overall"]
     if settings["num_recurrences"] is not None:
-        how = f"with {settings['num_recurrences']} recurrences"
+        how = f"with {counted(settings['num_recurrences'], 'recurrence')}"
     else:
         values = "".join(f", {plain(name)} {number(value)}" for name, value in settings["parameters"].items())
         how = (
@@ -227,7 +228,7 @@ def _evaluation_row(entry, has_fixed):
 
 def _flat(markdown):
     """Text of the metadata, which is not Markdown."""
-    return re.sub(r"[^0-9A-Za-z ,.%_-]+", "", markdown.replace("\\", ""))
+    return re.sub(r"[^0-9A-Za-z ,.%_-]+", "", markdown.replace("\\", "")).strip()
 
 
 def _sweep(document):
@@ -242,7 +243,7 @@ def _sweep(document):
     rows = [row("all", overall), *(row(plain(entry["group"]), entry) for entry in _groups(document))]
     lines = [f"Accuracy after r recurrences on {_rows_of(data)}.{_trained(document)}", table(header, rows)]
     pictures = {"depth_sweep.png": "Accuracy by group and recurrence", "depth_margins.png": "Margins of the answers"}
-    name = f"Accuracy after {overall['best_recurrence']} recurrences"
+    name = f"Accuracy after {counted(overall['best_recurrence'], 'recurrence')}"
     entries = [_entry(data["path"], "accuracy", overall["best_accuracy"], name, split=data["split"])]
     return ResultsSection("Accuracy by recurrence", lines, pictures, entries)
 
@@ -262,7 +263,7 @@ def _perplexity(document):
     text = f"{number(document['data']['num_tokens'])} tokens of {where}; the lowest loss is at recurrence {best}."
     entries = []
     if document["perplexity"][best - 1] is not None and document["data"]["files"]:
-        name, value = f"Perplexity after {best} recurrences", document["perplexity"][best - 1]
+        name, value = f"Perplexity after {counted(best, 'recurrence')}", document["perplexity"][best - 1]
         entries = [_entry(document["data"]["files"][0], "perplexity", value, name)]
     picture = {"perplexity.png": "Loss by recurrence"}
     return ResultsSection("Perplexity by recurrence", [text, table(header, rows)], picture, entries)
@@ -280,7 +281,7 @@ def _task_scores(document):
         metric = score["metric"].removesuffix(",none")
         rows.append([plain(score["task"]), plain(metric), *values])
         for depth, value in zip(depths, score["values"]):
-            name = f"{_flat(metric)} after {depth} recurrences"
+            name = f"{_flat(metric)} after {counted(depth, 'recurrence')}"
             entries.append(_entry(score["task"], _flat(metric.partition(",")[0]), value, name))
     limit = document["settings"]["limit"]
     shots = document["settings"]["num_fewshot"]

@@ -45,6 +45,7 @@ class PublishingTrainer(Trainer):
 
     # The files of the last model that was saved, relative to its folder.
     _model_files: tuple[str, ...] = ()
+    _client: HfApi | None = None
 
     def create_model_card(
         self,
@@ -232,8 +233,9 @@ class PublishingTrainer(Trainer):
 
     def _upload(self, staged, **options) -> Future:
         """Sends a folder in the background, and removes it afterwards."""
-        api = HfApi(library_name="memreason-hf")
-        job = api.upload_folder(repo_id=self.hub_model_id, folder_path=staged, run_as_future=True, **options)
+        # One client has one thread, so that commits follow each other.
+        self._client = self._client or HfApi(library_name="memreason-hf")
+        job = self._client.upload_folder(repo_id=self.hub_model_id, folder_path=staged, run_as_future=True, **options)
         job.add_done_callback(lambda _: shutil.rmtree(staged, ignore_errors=True))
         return job
 
