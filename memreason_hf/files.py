@@ -229,12 +229,17 @@ def final_name(folder: Path) -> str:
         >>> [final_name(Path(f"runs/{name}")) for name in ("a", ".a.17-0f3e.partial", "a/.model.partial")]
         ['a', 'a', 'a']
     """
+    return final_folder(folder).name
+
+
+def final_folder(folder: Path) -> Path:
+    """A folder; of a staging folder, the one which will hold its files. Always absolute."""
     folder = folder.absolute()
     match = re.fullmatch(rf"\.(.+?)(\.\d+-[0-9a-f]+)?{re.escape(_STAGED)}", folder.name)
     if match is None:
-        return folder.name
+        return folder
     # The others are renamed, but files staged under a name like `model` are moved into the folder around them.
-    return match[1] if match[2] or match[1].startswith("checkpoint-") else folder.parent.name
+    return folder.with_name(match[1]) if match[2] or match[1].startswith("checkpoint-") else folder.parent
 
 
 def commit_folder(staged: Path, final: Path) -> None:

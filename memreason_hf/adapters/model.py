@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 import memreason_hf
 from memreason_hf.adapters.base_files import add_sha256, weight_files
+from memreason_hf.adapters.base_place import write_base_place
 from memreason_hf.adapters.rows import TrainedRowsLayer
 from memreason_hf.files import write_json
 from memreason_hf.patches import keep_unpacked, swap_class
@@ -62,7 +63,8 @@ class AdapterModel(CardMixin, PeftModelForCausalLM):
 
     def save_pretrained(self, save_directory, safe_serialization=True, **kwargs):
         """
-        Saves the adapter as PEFT does, with `memreason_adapter.json` and the attention between steps.
+        Saves the adapter as PEFT does, with `memreason_adapter.json`, the attention between steps, and the place of
+        the base (`local_base.json`).
 
         The tokenizer is not saved: see `save_adapter`. A Trainer saves it, too.
         """
@@ -74,6 +76,7 @@ class AdapterModel(CardMixin, PeftModelForCausalLM):
             note = {"mode": self.adapter_mode, "base": self.adapter_base}
             write_json(Path(save_directory) / ADAPTER_FILE, note)
             save_step_attention(self, save_directory)
+            write_base_place(save_directory, self.get_base_model().name_or_path)
             memreason_hf.write_card(save_directory)
 
     def make_card(self, folder, repo_id):

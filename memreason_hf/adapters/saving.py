@@ -21,6 +21,7 @@ import modeling_recurrent  # noqa: F401  (registers its model: a base can be one
 from memreason_hf import files
 from memreason_hf.adapters.base import DESCRIPTION, check_config, check_rows, check_tokenizer, check_weights
 from memreason_hf.adapters.base_files import weight_files
+from memreason_hf.adapters.base_place import LOCAL_BASE_FILE, find_base
 from memreason_hf.adapters.model import ADAPTER, ADAPTER_FILE, AdapterModel
 from memreason_hf.steps.attention import STEP_ATTENTION_FILE, restore_step_attention
 from memreason_hf.steps.tokenization import extend_tokenizer, read_scheme
@@ -75,6 +76,8 @@ def save_adapter(
         if not (staged / STEP_ATTENTION_FILE).exists():
             # It belongs to an adapter that was saved there before.
             (folder / STEP_ATTENTION_FILE).unlink(missing_ok=True)
+        if not (staged / LOCAL_BASE_FILE).exists():
+            (folder / LOCAL_BASE_FILE).unlink(missing_ok=True)
         files.move_files(staged, folder, last=(MODEL_CONFIG_NAME, CONFIG_NAME))
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -183,7 +186,7 @@ def load_adapter(
 
 
 def _load_base(folder, base, config, dtype, description, base_check, kwargs):
-    name = str(base or config.base_model_name_or_path)
+    name = str(base or find_base(folder, config.base_model_name_or_path))
     if base is None and config.revision is not None:
         kwargs = {"revision": config.revision, **kwargs}
     # Another base is recognised before its weights are read, unless it still has to be downloaded.
@@ -212,7 +215,7 @@ def read_base_config(folder: Path | str, base: str | Path | None = None) -> PreT
         ValueError: the adapter names no base.
     """
     adapter = PeftConfig.from_pretrained(folder)
-    name = str(base or adapter.base_model_name_or_path or "")
+    name = str(base or find_base(folder, adapter.base_model_name_or_path))
     if not name:
         raise ValueError(
             f"The adapter {folder} names no base model: it was trained on a model that was never saved. Save that "

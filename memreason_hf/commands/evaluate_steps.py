@@ -230,18 +230,25 @@ def _settings(model, data, solving, scheme, depth):
     if "depth_by_kind" in given:
         given["depth_by_kind"] = read_depths(given["depth_by_kind"])
     values = {
-        **{name: getattr(model, name) for name in ("model", "tokenizer", "dtype")},
-        **{name: getattr(data, name) for name in ("data", "name", "split")},
+        **{name: _place_name(getattr(model, name)) for name in ("model", "tokenizer")},
+        "dtype": model.dtype,
+        "data": _place_name(data.data),
+        **{name: getattr(data, name) for name in ("name", "split")},
         **{name: getattr(solving, name) for name in ("max_new_tokens", "num_demonstrations", "match_option_text")},
     }
     if solving.num_demonstrations:
         values["seed"] = solving.seed
     if model.base is not None:
-        values["base"] = model.base
+        values["base"] = _place_name(model.base)
     # The folder may hold other weights than before, of a run that was started again or resumed.
     files = weight_files(model.model) or {path.name: path for path in Path(model.model).glob("adapter_model.*")}
     weights = {name: digest["blocks"] for name, digest in block_digests(files).items()}
     return {**values, "weights": weights, "scheme": scheme.to_dict(), **given}
+
+
+def _place_name(place):
+    """The name of a folder without those above it, which change with the current folder and say who works there."""
+    return place if place is None or not Path(place).exists() else Path(place).resolve().name
 
 
 if __name__ == "__main__":

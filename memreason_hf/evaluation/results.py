@@ -2,8 +2,9 @@
 Results files: JSON documents of several kinds, each checked against its schema when it is written and read.
 
 A document is one JSON object, UTF-8. Numbers that do not exist (NaN) are `null`. Accuracies are in 0..1, times in
-seconds. Every kind of document has a schema, a `TypedDict` in the module that makes such documents and registers it
-(`register_kind`). The same schema as JSON schema, with a description of every entry:
+seconds. It holds no absolute paths, so that it can be published. Every kind of document has a schema, a `TypedDict` in
+the module that makes such documents and registers it (`register_kind`). The same schema as JSON schema, with a
+description of every entry:
 
     results_schema("evaluation")
 """
@@ -23,7 +24,7 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from memreason_hf.files import whole_file
+from memreason_hf.files import portable_path, whole_file
 
 
 SCHEMA_VERSION = 1
@@ -37,7 +38,7 @@ class ModelDescription(TypedDict):
     """What was evaluated."""
 
     name_or_path: str
-    """Folder, or name on the Hub."""
+    """Folder, or name on the Hub; see `portable_path`."""
     model_type: str
     num_parameters: int
     """Tied weights count once."""
@@ -48,7 +49,7 @@ class DataDescription(TypedDict):
     """The rows that were evaluated."""
 
     path: str
-    """Folder of the data set."""
+    """Folder of the data set; see `portable_path`."""
     split: str
     kind: str
     """Which rows of the split: `test`, `train`, `atomic` or `all`."""
@@ -227,7 +228,7 @@ def expect_kind(results: dict, kind: str) -> None:
 def describe_model(model: torch.nn.Module, name_or_path: str, trained_hops: int | None = None) -> dict:
     """The entry `model` of a document about chains: a `ModelDescription`, and `trained_hops`."""
     return {
-        "name_or_path": str(name_or_path),
+        "name_or_path": portable_path(name_or_path),
         "model_type": model.config.model_type,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
@@ -239,7 +240,13 @@ def describe_data(
     path: str, split: str, num_rows: int, *, kind: str = "test", group_column: str = "hops"
 ) -> DataDescription:
     """The entry `data` of a document about chains."""
-    return {"path": str(path), "split": split, "kind": kind, "group_column": group_column, "num_rows": num_rows}
+    return {
+        "path": portable_path(path),
+        "split": split,
+        "kind": kind,
+        "group_column": group_column,
+        "num_rows": num_rows,
+    }
 
 
 def describe_environment(device: torch.device | str, num_processes: int = 1) -> Environment:

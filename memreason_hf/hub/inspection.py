@@ -5,7 +5,8 @@ machine, the state of a training run, pickles and credentials.
     findings = inspect_files(["runs/lora"])
     refuse_private(["runs/lora"], allow=["notes.md"])
 
-What this package writes passes, but for `run.json`, `training_args.bin` and checkpoints, which never need to leave.
+What this package writes passes, but for what never needs to leave: `run.json`, `training_args.bin`, checkpoints, and
+`local_base.json` of an adapter.
 Texts are read by line, tables by row; of weights only the header is read. A pickle is refused as such: loading one
 runs code, and what it holds cannot be shown.
 """
@@ -18,14 +19,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from memreason_hf.adapters.base_place import LOCAL_BASE_FILE
 from memreason_hf.hub.file_texts import read_parts
 from memreason_hf.hub.private_text import NAME, TOKEN, Machine, PrivateText
 
 
 RUN, STATE, PICKLE, ARCHIVE, CREDENTIALS = "record of a run", "training state", "pickle", "archive", "credentials"
+PLACE = "place on this machine"
 # Patterns of file names, and what such a file is.
 _FILE_KINDS = (
     (RUN, ("run.json",)),
+    (PLACE, (LOCAL_BASE_FILE,)),
     (STATE, ("optimizer*", "*optim_states*", "scheduler.pt", "scaler.pt", "rng_state*", "*.distcp", "zero_pp_rank*")),
     (STATE, ("training_args.bin", "callbacks.json")),
     (CREDENTIALS, (".env", ".env.*", ".netrc", "_netrc", ".git-credentials", ".pypirc", "id_rsa*", "id_ed25519*")),
@@ -41,6 +45,7 @@ _PICKLE_START = re.compile(rb"\x80[\x01-\x05]")
 _MOST_FINDINGS = 100
 _ADVICE = {
     RUN: "leave it out",
+    PLACE: "leave it out",
     STATE: "leave it out",
     PICKLE: "save weights as safetensors, or leave it out",
     ARCHIVE: "it cannot be inspected: publish what it holds",
@@ -57,8 +62,8 @@ class Finding:
     Attributes:
         path: the file relative to the folder that was given; the name of a file that was given itself.
         line: the number of the line, or of the row of a table, from 1; None where the file as a whole is meant.
-        kind: `"token"`, `"absolute path"`, `"user or host name"`, `"record of a run"`, `"training state"`,
-            `"pickle"`, `"archive"` or `"credentials"`.
+        kind: `"token"`, `"absolute path"`, `"user or host name"`, `"record of a run"`, `"place on this machine"`,
+            `"training state"`, `"pickle"`, `"archive"` or `"credentials"`.
         excerpt: what was found, of a token only the beginning; empty where the file as a whole is meant.
         place: what `line` counts, or where in the file it was found.
     """

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from memreason_hf.adapters.base_place import find_base
 from memreason_hf.adapters.model import AdapterModel
 from memreason_hf.adapters.saving import (
     is_adapter_folder,
@@ -86,7 +87,7 @@ def _read_config(name, field, trust_remote_code):
 
 def _read_adapter_config(model, base, trust_remote_code):
     read_adapter_note(model)
-    name = str(base or PeftConfig.from_pretrained(model).base_model_name_or_path or "")
+    name = str(base or find_base(model, PeftConfig.from_pretrained(model).base_model_name_or_path))
     with suppress(OSError):
         # Refuses a base with remote code. `read_base_config` says what else is wrong with it.
         if name:
