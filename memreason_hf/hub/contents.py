@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from memreason_hf.adapters.base_place import LOCAL_BASE_FILE
 from memreason_hf.adapters.model import ADAPTER_FILE
 from memreason_hf.data.chains.json_files import SPLIT_FILES, VOCABULARY_FILE
 from memreason_hf.data.saved_folders import is_saved, is_saved_split
@@ -286,6 +287,8 @@ class _ModelFiles:
             return "the state of the training"
         if path.suffix in _PICKLES and name not in self.weights:
             return "a pickle or another format: only safetensors go"
+        if name == LOCAL_BASE_FILE:
+            return "where the base is on this machine"
         if name == RUN_FILE:
             return None if self.include_run else "the record of the run; --include_run sends it"
         if name in self.weights or name in self.code or name in _CONFIGS or name in _TOKENIZER:

@@ -8,9 +8,9 @@ from pathlib import Path
 import yaml
 from huggingface_hub import RepoCard
 
-from memreason_hf.files import final_name, read_json, scratch_folder, write_json
+from memreason_hf.files import scratch_folder
+from memreason_hf.hub.adapter_config import stage_adapter_config
 from memreason_hf.hub.cards import is_generated, make_card
-from memreason_hf.hub.cards.markdown import is_hub_name
 from memreason_hf.hub.client import HubClient, check_repo_id
 from memreason_hf.hub.contents import (
     ADAPTER,
@@ -176,17 +176,17 @@ def _prepare(contents: FolderContents, repo_id: str, facts: dict) -> Iterator[Pu
     with scratch_folder("memreason-publish") as scratch:
         staged = scratch / contents.folder.absolute().name
         staged.mkdir()
-        base = _check_base(contents, facts.get("base_model"))
+        base = facts.get("base_model")
+        if base is not None and contents.kind not in (MODEL, ADAPTER):
+            raise ValueError(f"base_model={base!r} is for models and adapters, not for a {contents.kind}.")
         makes_card = _makes_card(contents, facts)
         if contents.kind in _STAGERS:
             _STAGERS[contents.kind](contents.folder, staged, repo_id=repo_id, **facts)
             sources = dict(walk_files(staged))
         else:
             sources = {file.name: file.path for file in contents.files}
-        if base is not None:
-            sources[ADAPTER_CONFIG] = staged / ADAPTER_CONFIG
-            settings = read_json(contents.folder / ADAPTER_CONFIG)
-            write_json(sources[ADAPTER_CONFIG], {**settings, "base_model_name_or_path": base})
+        if contents.kind == ADAPTER:
+            sources[ADAPTER_CONFIG] = stage_adapter_config(contents.folder, staged, base)
         if makes_card and contents.kind not in _STAGERS:
             sources[CARD] = staged / CARD
             card = make_card(contents.folder, repo_id, kind=contents.kind, **facts)
@@ -195,22 +195,6 @@ def _prepare(contents: FolderContents, repo_id: str, facts: dict) -> Iterator[Pu
         card = _read_text(sources[CARD])
         names = (repo_id, contents.repo_type, contents.kind)
         yield Publication(contents.folder, *names, uploads, contents.left, card, makes_card, staged)
-
-
-def _check_base(contents, given):
-    """The name on the Hub of an adapter's base that replaces a local folder; None if nothing is to be replaced."""
-    if given is not None and contents.kind not in (MODEL, ADAPTER):
-        raise ValueError(f"base_model={given!r} is for models and adapters, not for a {contents.kind}.")
-    if contents.kind != ADAPTER:
-        return None
-    base = str(read_json(contents.folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
-    if given is None and (Path(base).exists() or not is_hub_name(base)):
-        raise ValueError(
-            f"{contents.folder / ADAPTER_CONFIG} names base_model_name_or_path={final_name(Path(base))!r}, a folder "
-            "of this machine, so nobody else could load the adapter. Publish the base, and pass its name on the Hub "
-            "as base_model (--base_model OWNER/NAME)."
-        )
-    return given
 
 
 def _read_text(path):
