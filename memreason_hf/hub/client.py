@@ -152,6 +152,23 @@ class HubClient:
                 raise
             raise HubError(self._without_token(self._explain(error, subject))) from None
 
+    @contextmanager
+    def storage_errors(self, subject: str) -> Iterator[None]:
+        """
+        Turns what uploads of large files raise into `HubError`.
+
+        Xet, where it is installed, sends them by a library of its own, which raises bare `RuntimeError` and `OSError`.
+        """
+        try:
+            yield
+        except (HubError, _HTTPError):
+            raise
+        except (RuntimeError, OSError) as error:
+            if isinstance(error.__cause__, _HTTPError):
+                raise
+            text = f"{subject}: a large file could not be sent ({_line(error)}). {_AGAIN}"
+            raise HubError(self._without_token(text)) from error
+
     def _is_from_environment(self):
         return os.environ.get("HF_TOKEN", "").strip() == self._token
 

@@ -243,7 +243,8 @@ class _Sender:
         # The client marks operations as done: a new try needs new ones.
         operations = [upload.operation() for upload in self.uploads]
         options = {"revision": self.target.revision, "create_pr": self.target.create_pr, "num_threads": num_threads}
-        api.preupload_lfs_files(**repo, additions=operations, free_memory=False, **options)
+        with self.client.storage_errors(self.target.repo_id):
+            api.preupload_lfs_files(**repo, additions=operations, free_memory=False, **options)
         self.check_unchanged()
         if delete_others:
             kept = {*_ALWAYS_KEPT, *(upload.name for upload in self.uploads)}

@@ -198,6 +198,16 @@ def test_a_hub_that_stays_busy_says_so(this_process, sharded_folder, monkeypatch
     assert len(this_process.matching("POST", "repos/create")) == 6
 
 
+def test_an_upload_by_xet_that_fails_is_one_line(this_process, sharded_folder, monkeypatch):
+    """The library for Xet raises errors of its own; this Hub has no service for it."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    with pytest.raises(HubError, match="could not be sent") as refused:
+        publish_folder(sharded_folder, NAME)
+    assert "\n" not in str(refused.value) and WRITER not in str(refused.value)
+    assert is_untouched(this_process) and this_process.matching("GET", "xet-write-token")
+
+
 # Kills.
 
 
