@@ -11,6 +11,7 @@ from memreason_hf.files import (
     clear_leftovers,
     move_files,
     read_json,
+    scratch_folder,
     whole_file,
     whole_folder,
     write_json,
@@ -267,6 +268,18 @@ def test_the_next_build_leaves_a_living_one_alone(tmp_path, start_builder, is_se
     builder.communicate("")
     assert builder.returncode == 0
     assert list(tmp_path.rglob("*")) == [folder, folder / "mine"]
+
+
+def test_a_scratch_folder_is_for_this_user_and_gone_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    killed, other = (tmp_path / f".{name}.{gone_pid()}-0a1b2c3d.partial" for name in ("work", "another"))
+    for folder in (killed, other):
+        folder.mkdir()
+    with pytest.raises(KeyError), scratch_folder("work") as first, scratch_folder("work") as second:
+        assert first != second and first.stat().st_mode & 0o777 == 0o700 and not killed.exists()
+        (first / "a").write_text("1")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == [other]
 
 
 def test_leftovers_of_killed_processes_are_cleared_and_nothing_else(tmp_path):

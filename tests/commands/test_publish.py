@@ -107,16 +107,16 @@ def test_tokens_and_rights(this_process, model_folder, capsys, monkeypatch):
     assert this_process.repositories.all() == [repo] and len(repo.commits) == 1
 
 
-def test_no_network_is_one_line(this_process, model_folder, tmp_path):
-    """As a user sees it: a process of its own, and no other line on standard error."""
+def test_no_network_is_one_line(this_process, model_folder, capfd, monkeypatch):
+    """All of standard error, with what the library logs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        command = [sys.executable, "-m", "memreason_hf.cli", "publish", str(model_folder), NAME]
-        environment = this_process.environment(HF_ENDPOINT=endpoint)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=tmp_path)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        with pytest.raises(SystemExit) as stopped:
+            run(model_folder, NAME)
+    assert stopped.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("memreason publish: error: ") and f"{endpoint} cannot be reached" in line
 
 
