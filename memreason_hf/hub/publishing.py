@@ -174,7 +174,7 @@ def publish_folder(
 def _prepare(contents: FolderContents, repo_id: str, facts: dict) -> Iterator[Publication]:
     """The files of the repository, with its card, as long as the block runs."""
     with scratch_folder("memreason-publish") as scratch:
-        staged = scratch / contents.folder.absolute().name
+        staged = scratch / "repository"
         staged.mkdir()
         base = facts.get("base_model")
         if base is not None and contents.kind not in (MODEL, ADAPTER):

@@ -172,6 +172,19 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(this_process, model_folder, 
     assert {name: len(content) for name, content in contents_of(this_process).items()} == real
 
 
+@pytest.mark.parametrize("place", [".", "..", "../model/", "~"])
+def test_a_folder_by_any_spelling(this_process, model_folder, monkeypatch, place):
+    inside = model_folder / "results"
+    inside.mkdir()
+    monkeypatch.chdir(inside if place == ".." else model_folder)
+    if place == "~":
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            publish_folder(place, NAME, dry_run=True)
+    else:
+        publish_folder(place, NAME)
+        assert "model.safetensors" in contents_of(this_process)
+
+
 def test_an_owner_is_added(this_process, model_folder):
     publish_folder(model_folder, "short")
     assert "user/short" in contents_of(this_process, name="user/short")["README.md"].decode()
