@@ -93,6 +93,8 @@ def make_card(
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} must be one of {', '.join(KINDS)}.")
     given = {key: value for key, value in facts.items() if value is not None}
+    if isinstance(given.get("tags"), str):
+        given["tags"] = [given["tags"]]
     known = inspect.signature(_MAKERS[kind]).parameters
     for key, value in given.items():
         if key not in known or key == "is_published":

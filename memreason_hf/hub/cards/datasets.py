@@ -11,7 +11,7 @@ from memreason_hf.data.chains.folder import MANIFEST_FILE
 from memreason_hf.data.questions.memory_reason import REPORT_FILE
 from memreason_hf.data.saved_folders import ARROW_MARK
 from memreason_hf.files import read_json
-from memreason_hf.hub.cards.markdown import LOCAL_FOLDER, code, last_part, number, plain, table
+from memreason_hf.hub.cards.markdown import LOCAL_FOLDER, code, counted, last_part, number, plain, table
 from memreason_hf.hub.cards.rendering import check_languages, check_licence, licence_sentence, render
 from modeling_recurrent.card_recurrent import CARD_MARK, LOOP_PAPER, STEPS_PAPER
 
@@ -62,7 +62,7 @@ def make_dataset_card(
     data = DatasetCardData(
         **licence,
         language=check_languages(language),
-        task_categories=["question-answering"] if is_questions else ["text-generation"],
+        task_categories=_tasks(is_chains, is_questions, columns),
         size_categories=[_size(sum(rows.values()))] if rows else None,
         pretty_name=_pretty(name),
         tags=list(dict.fromkeys([*(["synthetic"] if is_chains else []), *(tags or ())])) or None,
@@ -74,7 +74,7 @@ def make_dataset_card(
         "dataset",
         mark=CARD_MARK,
         title=plain(name.rpartition("/")[2]),
-        summary=_summary(is_chains, is_questions),
+        summary=_summary(is_chains, is_questions, columns),
         code=f'from datasets import load_dataset\ndataset = load_dataset("{name}")',
         features=_features(columns),
         splits=table(["split", "rows"], [[plain(split), number(count)] for split, count in rows.items()])
@@ -136,7 +136,13 @@ def _features(columns):
     return table(header, [row if has_meanings else row[:2] for row in rows]) if rows else ""
 
 
-def _summary(is_chains, is_questions):
+def _tasks(is_chains, is_questions, columns):
+    if is_questions:
+        return ["question-answering"]
+    return ["text-generation"] if is_chains or "text" in columns else None
+
+
+def _summary(is_chains, is_questions, columns):
     if is_chains:
         return (
             "Chains of relations in a made-up world: each chain starts at an entity and follows one relation after "
@@ -148,7 +154,9 @@ def _summary(is_chains, is_questions):
             "Questions with annotated solutions: each step says whether it recalls knowledge (memory) or reasons over "
             "it (reason)."
         )
-    return "Text."
+    if "text" in columns:
+        return "Text, a document in each row."
+    return f"Rows with {counted(len(columns), 'column')}." if columns else "Files of data."
 
 
 def _chains(manifest):
@@ -184,9 +192,11 @@ def _questions(report):
         f"{plain(report.get('name', 'Questions'))}{where}. Steps without a text were dropped; training items without "
         "steps, and those whose question is also in another split, were dropped."
     ]
+    names = ("num_items", "num_rows", "num_steps")
     rows = [
-        [plain(split), number(counts["num_items"]), number(counts["num_rows"]), number(counts["num_steps"])]
+        [plain(split), *(number(counts[name]) for name in names)]
         for split, counts in report["splits"].items()
+        if all(isinstance(counts.get(name), int) for name in names)
     ]
     return [*lines, table(["split", "items of the source", "rows", "steps"], rows)]
 

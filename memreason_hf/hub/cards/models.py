@@ -178,7 +178,10 @@ def _uses(folder, name, base):
         return [("With transformers:", loading_lines(name, remote=False, package=False, **loads))]
     return [
         (f"With the package {PACKAGE}:", loading_lines(name, remote=False, **loads)),
-        ("Without it, by the code that is saved with the weights:", loading_lines(name, remote=True, **loads)),
+        (
+            "Without it, by the code that is saved with the weights, which is Apache-2.0:",
+            loading_lines(name, remote=True, **loads),
+        ),
     ]
 
 

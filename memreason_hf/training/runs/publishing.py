@@ -193,7 +193,7 @@ class PublishingTrainer(Trainer):
                 first = str(error).strip().splitlines()
                 logger.warning(
                     f"A push to {self.hub_model_id} during training failed ({type(error).__name__}: "
-                    f"{first[0] if first else ''}). What it would have sent is still in {self.args.output_dir}."
+                    f"{first[0] if first else ''}). A later push sends the newer state; `push_to_hub` sends all of it."
                 )
         if pending is not None and pending.is_done():
             self.push_in_progress = None

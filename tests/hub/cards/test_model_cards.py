@@ -123,7 +123,7 @@ def test_given_facts_are_in_the_metadata(folders):
         language=["en", "de"],
         base_model="owner/base",
         datasets="owner/data",
-        tags=["extra"],
+        tags="extra",
     )
     assert_is_true_card(card)
     data = card.data.to_dict()

@@ -9,13 +9,14 @@ from card_checks import assert_is_true_card, forbidden_lines
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from paths import ROOT
 from peft import PeftModel
-from small_adapters import adapted, save_base
+from small_adapters import SCHEME, adapted, save_base
 from small_tokenizers import byte_level, llama
 from text_models import save_text_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from memreason_hf.adapters.modes import save_adapter
 from memreason_hf.hub.cards import is_generated
+from memreason_hf.steps.tokenization import read_scheme
 from modeling_recurrent.card_recurrent import CARD_MARK
 
 
@@ -131,6 +132,7 @@ def test_an_adapter_goes_with_its_card(at_hub, tmp_path):
     card = ModelCard(card_of())
     assert_is_true_card(card)
     assert card.data.library_name == "peft" and f'load_adapter("{REPO}"' in card.text
+    assert read_scheme(AutoTokenizer.from_pretrained(REPO)) == SCHEME
     assert {"adapter_config.json", "adapter_model.safetensors", "memreason_adapter.json", "tokenizer.json"} <= set(
         files_of()
     )

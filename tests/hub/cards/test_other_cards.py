@@ -88,6 +88,14 @@ def test_a_source_on_this_machine_is_not_named(questions):
     assert "strategy\\_qa from source." in text and "somebody" not in text
 
 
+def test_of_other_data_nothing_is_claimed(tmp_path):
+    DatasetDict({"train": Dataset.from_dict({"pixels": [[1, 2]], "label": [3]})}).save_to_disk(tmp_path / "pictures")
+    card = make_card(tmp_path / "pictures")
+    assert_is_true_card(card, "dataset")
+    assert "Rows with 2 columns." in card.text and "task_categories" not in card.data.to_dict()
+    assert "## How it was made" not in card.text and "## Citation" not in card.text
+
+
 def test_a_damaged_parquet_file_is_named(text):
     path = text / "data" / "test-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:50])

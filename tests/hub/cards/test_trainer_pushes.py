@@ -211,6 +211,7 @@ def test_results_and_pictures_of_the_finished_run_go_with_it(at_hub, folders, tm
     assert card.data.eval_results == make_card(folder, REPO).data.eval_results
 
 
+@pytest.mark.slow
 def test_who_imports_the_trainer_alone_gets_this_card(tmp_path):
     """In a fresh process, which has not imported the room of the cards."""
     code = f"""
