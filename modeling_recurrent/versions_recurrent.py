@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# The release of this code. It travels with a checkpoint, so it is written here and not read from the installed package.
+# The release of this code. It travels with checkpoints, so it is not read from the installed package.
 VERSION = "0.1.0"
 # The key of config.json that holds it.
 VERSION_KEY = "recurrent_depth_version"
@@ -75,7 +75,8 @@ def add_version(values: dict) -> dict:
 
 def old_weight_names(config_dict: dict) -> dict[str, str]:
     """
-    The names of layers before release 0.1.0, which numbered prelude, recurrent layers and coda apart, and those of now.
+    The current names of layers by those of before release 0.1.0, when prelude, recurrent layers and coda were numbered
+    apart.
 
     Returns:
         `{regular expression: name}`, as `from_pretrained` takes it as `key_mapping`. Current names match none of them.
@@ -88,7 +89,7 @@ def old_weight_names(config_dict: dict) -> dict[str, str]:
 
 
 class ReadsOldCheckpoints:
-    """Loads weights that were saved before release 0.1.0 under the names of that time, and saves them under new ones."""
+    """Loads weights that have the names of before release 0.1.0, and saves them under the current ones."""
 
     @classmethod
     def from_pretrained(

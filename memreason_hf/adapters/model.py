@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from memreason_hf.adapters.base_files import add_sha256, weight_files
+from memreason_hf.adapters.folders import adapter_folder
 from memreason_hf.adapters.rows import TrainedRowsLayer
 from memreason_hf.files import write_json
 from memreason_hf.patches import keep_unpacked, swap_class
@@ -92,7 +93,8 @@ class AdapterModel(PeftModelForCausalLM):
         Raises:
             ValueError: the folder holds the weights of another adapter.
         """
-        if adapter_name == ADAPTER and Path(model_id).is_dir():
+        if adapter_name == ADAPTER:
+            model_id = adapter_folder(model_id, kwargs.pop("revision", None)) or model_id
             check_stored_weights(self, model_id)
             kwargs.setdefault("torch_device", str(self.device))
         result = super().load_adapter(model_id, adapter_name, **kwargs)

@@ -147,7 +147,9 @@ def test_projections_of_their_own_are_refused(tmp_path):
             apart[name] = tensor
     save_file(apart, tmp_path / "model.safetensors", metadata={"format": "pt"})
     rewrite(tmp_path, **{VERSION_KEY: None})
-    with pytest.raises(ValueError, match=r"was saved before release 0\.1\.0, when q_proj.*Join their weights") as error:
+    with pytest.raises(
+        ValueError, match=r"was saved before release 0\.1\.0, when q_proj.*Join their weights"
+    ) as error:
         AutoModelForCausalLM.from_pretrained(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -155,5 +157,7 @@ def test_projections_of_their_own_are_refused(tmp_path):
 def test_a_value_that_was_removed_says_what_to_do(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     rewrite(tmp_path, state_init="previous_token", **{VERSION_KEY: None})
-    with pytest.raises(ValueError, match=r"state_init='previous_token' in config\.json was removed in .*train it again"):
+    with pytest.raises(
+        ValueError, match=r"state_init='previous_token' in config\.json was removed in .*train it again"
+    ):
         AutoConfig.from_pretrained(tmp_path)
