@@ -19,6 +19,7 @@ from transformers.utils import can_return_tuple
 from .arguments_recurrent import RecurrentDepthKwargs, take_depth
 from .blocks_recurrent import NORMS, RecurrentDepthBlock, attention_interface
 from .cache_recurrent import RecurrentDepthCache, Slots, check_cache_type
+from .card_recurrent import CardMixin
 from .configuration_recurrent import RecurrentDepthConfig
 from .families_recurrent import (
     FamilyDecoder,
@@ -67,7 +68,7 @@ class RecurrentDepthCausalLMOutput(CausalLMOutputWithPast):
     num_recurrences: torch.LongTensor | None = None
 
 
-class RecurrentDepthPreTrainedModel(ReadsOldCheckpoints, PreTrainedModel):
+class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, PreTrainedModel):
     config: RecurrentDepthConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True

@@ -141,6 +141,17 @@ class LocalHub:
         own |= {"HF_HOME": str(self.folder / "home"), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         return kept | own | ({"HF_TOKEN": token} if token else {}) | changes
 
+    def patch(self, monkeypatch, token: str = WRITER) -> None:
+        """Points the client of this process here, with a token."""
+        for key, value in self.environment(token).items():
+            if key.startswith("HF_") or key.upper() == "NO_PROXY":
+                monkeypatch.setenv(key, value)
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        template = f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(hf_api.api, "endpoint", self.url)
+        close_session()
+
     def matching(self, method: str, path: str = "") -> list[Request]:
         """The requests so far of a method whose path matches a regular expression."""
         with self._lock:
@@ -387,19 +398,14 @@ def hub_fixture(tmp_path_factory):
         yield hub
 
 
-@pytest.fixture
-def this_process(hub, monkeypatch, tmp_path):
+@pytest.fixture(name="this_process")
+def this_process_fixture(hub, monkeypatch, tmp_path):
     """Points the client of this process at the Hub, which it otherwise reads when it is imported."""
-    for key, value in hub.environment().items():
-        if key.startswith("HF_") or key.upper() == "NO_PROXY":
-            monkeypatch.setenv(key, value)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
-    close_session()
+    hub.patch(monkeypatch)
     yield hub
     # A connection to a Hub that is gone must not be used again.
     close_session()

@@ -62,21 +62,25 @@ def save_adapter(
         raise FileExistsError(f"{folder} holds {kinds[0]}, so {kinds[1]} cannot be saved there. Use another folder.")
     if not folder.exists():
         with files.whole_folder(folder) as staged:
-            model.save_pretrained(staged)
-            tokenizer.save_pretrained(staged)
+            _save(model, tokenizer, staged)
         return
     staged = files.staging_folder(folder / "adapter")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     try:
-        model.save_pretrained(staged)
-        tokenizer.save_pretrained(staged)
+        _save(model, tokenizer, staged)
         if not (staged / STEP_ATTENTION_FILE).exists():
             # It belongs to an adapter that was saved there before.
             (folder / STEP_ATTENTION_FILE).unlink(missing_ok=True)
         files.move_files(staged, folder, last=(MODEL_CONFIG_NAME, CONFIG_NAME))
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _save(model, tokenizer, staged):
+    # The tokenizer first: the card of an adapter describes its steps.
+    tokenizer.save_pretrained(staged)
+    model.save_pretrained(staged)
 
 
 def read_adapter_note(folder: Path | str) -> dict:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote
 
@@ -323,12 +324,16 @@ def preupload(call):
     repo = call.repo()
     _check_commit_rights(call, repo, call.group("revision"))
     commit, files = repo.find_commit(call.group("revision")), []
+    ignored = call.json().get("gitIgnore", "").split()
+    if ".gitignore" in commit.files and not ignored:
+        ignored = call.repositories.blob(commit.files[".gitignore"].sha256).read_text().split()
     for file in call.json()["files"]:
         sample = base64.b64decode(file["sample"])
         largest = call.hub.largest_regular_file
         is_large = call.repositories.is_lfs(commit, file["path"], file["size"], sample, largest)
         entry = commit.files.get(file["path"])
-        found = {"path": file["path"], "uploadMode": "lfs" if is_large else "regular", "shouldIgnore": False}
+        found = {"path": file["path"], "uploadMode": "lfs" if is_large else "regular"}
+        found["shouldIgnore"] = any(fnmatch(file["path"], pattern) for pattern in ignored)
         if entry is not None:
             found["oid"] = entry.etag
         files.append(found)
@@ -337,7 +342,8 @@ def preupload(call):
 
 def _check_commit_rights(call, repo, revision):
     if call.flag("create_pr") or revision.startswith("refs/pr/"):
-        # Everybody who can write somewhere may propose a change.
+        # Everybody who may read the files and write somewhere may propose a change.
+        call.repositories.check_files(repo, call.token)
         call.repositories.check_writing(call.token, call.token.user if call.token else "")
     else:
         call.repositories.check_writing(call.token, repo.namespace)
