@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import constants, get_token, hf_hub_download, is_offline_mode, snapshot_download
+from huggingface_hub import (
+    constants,
+    get_token,
+    hf_hub_download,
+    is_offline_mode,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     DisabledRepoError,
     EntryNotFoundError,
@@ -30,6 +37,7 @@ from huggingface_hub.utils.sha import sha_fileobj
 from memreason_hf.messages import first_few, first_line
 
 
+CONFIG_NAME = "config.json"
 # The client's words for a file whose length is not the one that was announced.
 _CUT_OFF = "Consistency check failed"
 _NO_CONNECTION = "cannot be reached"
@@ -153,10 +161,11 @@ def find_file(name: str, filename: str, field: str, revision: str | None = None)
     A file of a repository, downloaded if it is not in the cache.
 
     Returns:
-        Its path; `None` if the repository has no such file, or if that cannot be known without a network.
+        Its path; `None` if the repository has no such file, or if that cannot be known without a network although the
+        cache holds its `config.json`.
 
     Raises:
-        OSError: the repository or revision does not exist, or the Hub refuses it.
+        OSError: the repository or revision does not exist, or the Hub refuses it or cannot be reached.
     """
     try:
         with hub_errors(name, field, revision):
@@ -164,7 +173,8 @@ def find_file(name: str, filename: str, field: str, revision: str | None = None)
     except EntryNotFoundError:
         return None
     except OSError as error:
-        if is_offline_mode() or _NO_CONNECTION in str(error):
+        unknown = is_offline_mode() or _NO_CONNECTION in str(error)
+        if unknown and isinstance(try_to_load_from_cache(name, CONFIG_NAME, revision=revision), str):
             return None
         raise
 

@@ -229,7 +229,8 @@ def _load_base(folder, base, revision, description, base_check, kwargs):
     finally:
         downloaded = weight_files(name, revision)
         check_downloads(downloaded.values(), begun, f"base={name!r}")
-    if not files:
+    if downloaded != files:
+        # They were not in the cache, or a branch has moved on since they were.
         check_weights(model.config, downloaded, description, base_check)
     return model
 
