@@ -43,12 +43,17 @@ def take_version(config_dict: dict) -> tuple[dict, str | None]:
     for (name, value), advice in _REMOVED_VALUES.items():
         if fields.get(name) == value:
             raise ValueError(f"{name}={value!r} in config.json was removed in release 0.1.0. {advice}")
+    warn_if_newer(version, "config.json")
+    return fields, version
+
+
+def warn_if_newer(version: str | None, file: str) -> None:
+    """Warns once in a process that a newer release than this one wrote a file. `None` is an older one."""
     if version is not None and is_newer(version):
         logger.warning_once(
-            f"config.json was written by release {version} of memreason-hf, which is newer than the release "
-            f"{VERSION} that reads it. {VERSION} may not know all of it, so results can differ. Update memreason-hf."
+            f"{file} was written by release {version} of memreason-hf, which is newer than the release {VERSION} that "
+            f"reads it. {VERSION} may not know all of it, so results can differ. Update memreason-hf."
         )
-    return fields, version
 
 
 def is_newer(version: str) -> bool:

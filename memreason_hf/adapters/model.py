@@ -21,6 +21,7 @@ from memreason_hf.files import write_json
 from memreason_hf.patches import keep_unpacked, swap_class
 from memreason_hf.steps.attention import save_step_attention
 from modeling_recurrent.card_recurrent import CardMixin
+from modeling_recurrent.versions_recurrent import VERSION, VERSION_KEY
 
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class AdapterModel(CardMixin, PeftModelForCausalLM):
         super().save_pretrained(save_directory, safe_serialization=safe_serialization, **kwargs)
         if kwargs.get("is_main_process", True):
             self._hash_base()
-            note = {"mode": self.adapter_mode, "base": self.adapter_base}
+            note = {VERSION_KEY: VERSION, "mode": self.adapter_mode, "base": self.adapter_base}
             write_json(Path(save_directory) / ADAPTER_FILE, note)
             save_step_attention(self, save_directory)
             memreason_hf.write_card(save_directory)

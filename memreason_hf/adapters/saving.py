@@ -28,6 +28,7 @@ from memreason_hf.messages import first_line
 from memreason_hf.repositories import check_downloads, hub_errors, remote_code_error
 from memreason_hf.steps.attention import STEP_ATTENTION_FILE, restore_step_attention
 from memreason_hf.steps.tokenization import extend_tokenizer, read_scheme
+from modeling_recurrent.versions_recurrent import VERSION_KEY, warn_if_newer
 
 
 BASE_CHECKS = ("blocks", "sha256", "none")
@@ -96,13 +97,14 @@ def read_adapter_note(folder: Path | str) -> dict:
         raise FileNotFoundError(f"{shown(folder)} holds no {CONFIG_NAME}, so it is not an adapter.")
     try:
         note = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+        warn_if_newer(note.get(VERSION_KEY), ADAPTER_FILE)
         return {"mode": note["mode"], "base": {name: note["base"][name] for name in DESCRIPTION}}
     except FileNotFoundError:
         raise ValueError(
             f"{shown(folder)} holds an adapter without {ADAPTER_FILE}: another program wrote it. Load it with peft's "
             "AutoPeftModelForCausalLM."
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(
             f"{folder / ADAPTER_FILE} cannot be read: the adapter is damaged, or an earlier version of this package "
             "wrote it. Train it again."

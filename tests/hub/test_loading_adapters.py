@@ -18,6 +18,7 @@ from memreason_hf.commands import generate
 from memreason_hf.models.loading import load_any_config, load_model, load_tokenizer
 from memreason_hf.steps.tokenization import read_scheme
 from modeling_recurrent import RecurrentDepthForCausalLM
+from modeling_recurrent.versions_recurrent import VERSION, VERSION_KEY
 
 
 BASE, ADAPTER = "user/base", "user/adapter"
@@ -155,3 +156,19 @@ def test_an_adapter_of_another_program(this_process, tmp_path):
         load_adapter("user/foreign")
     with pytest.raises(FileNotFoundError, match=r"user/base holds no adapter_config\.json, so it is not an adapter"):
         load_adapter(BASE)
+
+
+def test_an_adapter_of_a_newer_release_warns(tmp_path, capture_warnings):
+    model, tokenizer = adapted(save_base(tmp_path / "base"), "lora")
+    save_adapter(model, tokenizer, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "memreason_adapter.json"
+    note = json.loads(path.read_text())
+    assert note[VERSION_KEY] == VERSION
+    with capture_warnings() as text:
+        load_adapter(tmp_path / "adapter")
+    assert "release" not in text()
+    newer = f"9.0+{tmp_path.name}"
+    path.write_text(json.dumps({**note, VERSION_KEY: newer}))
+    with capture_warnings() as text:
+        load_adapter(tmp_path / "adapter")
+    assert f"memreason_adapter.json was written by release {newer} of memreason-hf" in text()
