@@ -94,7 +94,7 @@ def hub_errors(name: str, field: str, revision: str | None = None) -> Iterator[N
     Example:
         >>> with hub_errors("owner/name", "model"):  # doctest: +SKIP
         ...     AutoConfig.from_pretrained("owner/name")
-        OSError: model='owner/name': the Hub (https://huggingface.co) has no model of this name, ...
+        OSError: model='owner/name': no such folder, and the Hub (https://huggingface.co) has no such model, ...
     """
     try:
         yield
@@ -119,7 +119,10 @@ def _describe(error, name, revision) -> str | None:
     if caught(DisabledRepoError):
         return f"the Hub ({hub}) has disabled it"
     if caught(RepositoryNotFoundError):
-        return f"the Hub ({hub}) has no such model, or it is private. Check the name. If it is private, {_login()}"
+        return (
+            f"no such folder, and the Hub ({hub}) has no such model, or it is private. Check the name. If it is "
+            f"private, {_login()}"
+        )
     answers = [link.response.status_code for link in chain if isinstance(link, HfHubHTTPError)]
     status = next((code for code in answers if code != 404), None)
     if status == 401:
@@ -130,8 +133,10 @@ def _describe(error, name, revision) -> str | None:
         return "a file was cut off on the way. Run the same command again, it downloads what is missing"
     if not caught(RemoteEntryNotFoundError) and caught(LocalEntryNotFoundError, HTTPError):
         if is_offline_mode():
-            return "it is not in the cache, and HF_HUB_OFFLINE=1 forbids downloads. Unset it once, or pass a folder"
-        return f"the Hub ({hub}) {_NO_CONNECTION}, and the cache does not hold it. Check the network and HF_ENDPOINT"
+            return "no such folder, and not in the cache of the Hub either. HF_HUB_OFFLINE=1 forbids to download it"
+        return (
+            f"no such folder or cached model, and the Hub ({hub}) {_NO_CONNECTION}. Check the network and HF_ENDPOINT"
+        )
     return None
 
 

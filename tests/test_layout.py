@@ -22,7 +22,8 @@ FLOORS = (
     ("adapters",),
     ("data",),
     ("steps",),
-    ("files", "tables", "messages", "patches", "repositories"),
+    ("repositories",),
+    ("files", "tables", "messages", "patches"),
     ("modeling_recurrent",),
 )
 # Inside `training` a further order holds.

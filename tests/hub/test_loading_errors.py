@@ -56,7 +56,9 @@ def test_control_it_loads(this_process, folder, capsys):
 
 def test_a_missing_repository(this_process, capsys):
     line = error_of(capsys)
-    assert line.startswith(f"model='{REPO}': the Hub ({this_process.url}) has no such model, or it is private.")
+    assert line.startswith(
+        f"model='{REPO}': no such folder, and the Hub ({this_process.url}) has no such model, or it is "
+    )
     assert "use a token of that account (`hf auth login`, or HF_TOKEN)" in line
 
 
@@ -111,14 +113,16 @@ def without_network(monkeypatch):
 def test_no_network_and_nothing_in_the_cache(this_process, capsys, monkeypatch):
     nowhere = without_network(monkeypatch)
     line = error_of(capsys)
-    assert line.startswith(f"model='{REPO}': the Hub ({nowhere}) cannot be reached, and the cache does not hold it.")
+    assert line.startswith(
+        f"model='{REPO}': no such folder or cached model, and the Hub ({nowhere}) cannot be reached."
+    )
 
 
 def test_offline_and_nothing_in_the_cache(this_process, folder, capsys, monkeypatch):
     put_folder(this_process, folder)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     line = error_of(capsys)
-    assert line.startswith(f"model='{REPO}': it is not in the cache, and HF_HUB_OFFLINE=1 forbids downloads.")
+    assert line.startswith(f"model='{REPO}': no such folder, and not in the cache of the Hub either. HF_HUB_OFFLINE=1")
     assert not this_process.requests
 
 
