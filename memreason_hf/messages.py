@@ -14,3 +14,9 @@ def first_few(items: Sequence, limit: int = 5) -> str:
     """
     shown = ", ".join(str(item) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit:,} more"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without its final stop; the type of an error without a message."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().removesuffix(".") if lines else type(error).__name__

@@ -11,6 +11,7 @@ from transformers.utils.type_validators import positive_int_field
 
 from .families_recurrent import LOGIT_FIELDS, described_fields, layer_types, make_block_config, strip_block_config
 from .halting_recurrent import HALTING_CRITERIA
+from .versions_recurrent import VERSION_KEY, add_version, remember_version, take_version
 
 
 logger = logging.get_logger(__name__)
@@ -30,6 +31,7 @@ _LIBRARY_KEYS = {
     "rope_theta",
     "tie_last_hidden_states",
     "torch_dtype",
+    VERSION_KEY,
 }
 
 # Fields that only our own blocks read.
@@ -312,6 +314,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         if self.attention_output_bias is None and self.block_model_type is None:
             self.attention_output_bias = self.attention_bias
         self.base_model_tp_plan = self._tensor_parallel_plan()
+        kwargs.pop(VERSION_KEY, None)
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
         if self.block_model_type is not None:
             # The library fills in a default. Those of the layers are in block_config.
@@ -362,7 +365,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         if self.block_model_type is not None:
             # Their defaults would say something else than block_config does.
             values = {name: value for name, value in values.items() if name not in _OWN_BLOCK_FIELDS}
-        return values
+        return add_version(values)
 
     @classmethod
     def register_key(cls, key: str) -> None:
@@ -387,6 +390,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
                 f"The checkpoint holds a model of type {model_type!r}, which cannot be loaded as a "
                 f"{cls.model_type!r} model. Load it with AutoModelForCausalLM."
             )
+        config_dict, version = take_version(config_dict)
         # A later release may write keys that this one does not know, so unknown keys are kept in a file. In a call
         # they are an error.
         unknown = {key: value for key, value in config_dict.items() if cls._is_unknown(key)}
@@ -399,6 +403,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         config = result[0] if isinstance(result, tuple) else result
         for key, value in unknown.items():
             setattr(config, key, value)
+        remember_version(config, version)
         return result
 
     @property

@@ -41,6 +41,7 @@ from .positions_recurrent import RecurrentDepthRotaryEmbedding, sinusoidal_posit
 from .recurrence_lora_recurrent import RecurrenceLora, RecurrenceLoraPair
 from .rows_recurrent import MASKED_ROWS, ActiveRows
 from .sampling_recurrent import TrainingDraws
+from .versions_recurrent import ReadsOldCheckpoints
 
 
 @dataclass
@@ -67,7 +68,7 @@ class RecurrentDepthCausalLMOutput(CausalLMOutputWithPast):
     num_recurrences: torch.LongTensor | None = None
 
 
-class RecurrentDepthPreTrainedModel(CardMixin, PreTrainedModel):
+class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, PreTrainedModel):
     config: RecurrentDepthConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True

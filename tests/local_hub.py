@@ -155,11 +155,7 @@ class LocalHub:
         for key, value in self.environment(token).items():
             if key.startswith("HF_") or key.upper() == "NO_PROXY":
                 monkeypatch.setenv(key, value)
-        monkeypatch.setattr(constants, "ENDPOINT", self.url)
-        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(hf_api.api, "endpoint", self.url)
-        close_session()
+        point_client_at(self.url, monkeypatch)
 
     def matching(self, method: str, path: str = "") -> list[Request]:
         """The requests so far of a method whose path matches a regular expression."""
@@ -180,6 +176,17 @@ class LocalHub:
                     request.fault = True
                     return fault
         return None
+
+
+def point_client_at(url: str, monkeypatch) -> None:
+    """Lets this process look for the Hub at an address, which its libraries read when they are first used."""
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(hf_api.api, "endpoint", url)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+    close_session()
 
 
 class _Server(ThreadingHTTPServer):

@@ -22,6 +22,7 @@ FLOORS = (
     ("adapters",),
     ("data",),
     ("steps",),
+    ("repositories",),
     ("files", "tables", "messages", "patches"),
     ("modeling_recurrent",),
 )

@@ -16,11 +16,13 @@ from transformers import PreTrainedModel
 import memreason_hf
 from memreason_hf.adapters.base_files import add_sha256, weight_files
 from memreason_hf.adapters.base_place import write_base_place
+from memreason_hf.adapters.folders import adapter_folder
 from memreason_hf.adapters.rows import TrainedRowsLayer
 from memreason_hf.files import write_json
 from memreason_hf.patches import keep_unpacked, swap_class
 from memreason_hf.steps.attention import save_step_attention
 from modeling_recurrent.card_recurrent import CardMixin
+from modeling_recurrent.versions_recurrent import VERSION, VERSION_KEY
 
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ class AdapterModel(CardMixin, PeftModelForCausalLM):
         super().save_pretrained(save_directory, safe_serialization=safe_serialization, **kwargs)
         if kwargs.get("is_main_process", True):
             self._hash_base()
-            note = {"mode": self.adapter_mode, "base": self.adapter_base}
+            note = {VERSION_KEY: VERSION, "mode": self.adapter_mode, "base": self.adapter_base}
             write_json(Path(save_directory) / ADAPTER_FILE, note)
             save_step_attention(self, save_directory)
             write_base_place(save_directory, self.get_base_model().name_or_path)
@@ -108,7 +110,8 @@ class AdapterModel(CardMixin, PeftModelForCausalLM):
         Raises:
             ValueError: the folder holds the weights of another adapter.
         """
-        if adapter_name == ADAPTER and Path(model_id).is_dir():
+        if adapter_name == ADAPTER:
+            model_id = adapter_folder(model_id, kwargs.pop("revision", None)) or model_id
             check_stored_weights(self, model_id)
             kwargs.setdefault("torch_device", str(self.device))
         result = super().load_adapter(model_id, adapter_name, **kwargs)

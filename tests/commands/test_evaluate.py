@@ -147,7 +147,7 @@ def test_every_criterion_has_its_flags(flags, criterion, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--model", "no-such-owner/no-such-model"], "no such folder, and on the Hub it cannot be read"),
+        (["--model", "no-such-owner/no-such-model"], "no such folder, and not in the cache of the Hub either"),
         (["--halting_criterion", "kll"], r"halting_criterion='kll' must be one of.*Did you mean 'kl'"),
         (["--haltin_criterion", "kl"], r"unknown flag '--haltin_criterion kl'. Did you mean --halting_criterion\?"),
         (["--halting_criterion", "exit_gate"], "exit_gate reads a learned gate|needs a model with exit_gate=True"),

@@ -218,7 +218,7 @@ def test_adapters_that_cannot_be_evaluated(model, data, tmp_path, capsys):
     adapter = tmp_path / "adapter"
     save_adapted(adapter, tmp_path / "base", "lora+tokens")
     assert "is an adapter, which is saved with its tokenizer" in refusal(capsys, adapter, *named, "--tokenizer", model)
-    assert "is not the folder of an adapter" in refusal(capsys, model, *named, "--base", tmp_path / "base")
+    assert "is not an adapter" in refusal(capsys, model, *named, "--base", tmp_path / "base")
     other = save_base(tmp_path / "other", hidden_size=32)
     assert "width (hidden_size) is 32" in refusal(capsys, adapter, *named, "--base", other)
     other = save_base(tmp_path / "same_shape")
