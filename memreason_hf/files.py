@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -142,6 +143,30 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False, durable:
     folder = Path(folder)
     check_folder(folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with _new_staging_folder(folder) as staged:
+        yield staged
+        check_folder(folder, overwrite=overwrite)
+        if durable:
+            _sync_tree(staged)
+        if overwrite:
+            _replace_folder(staged, folder)
+        else:
+            _rename_folder(staged, folder)
+
+
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """
+    Gives an empty folder among the temporary files of the system, for this user alone, which is removed when the
+    block ends. Those of killed processes with the same name are removed, too.
+    """
+    with _new_staging_folder(Path(tempfile.gettempdir(), name)) as staged:
+        staged.chmod(0o700)
+        yield staged
+
+
+@contextmanager
+def _new_staging_folder(folder):
     _clear_killed_builds(folder)
     staged = folder.with_name(f".{folder.name}.{_owner()}{_STAGED}")
     staged.mkdir()
@@ -151,13 +176,6 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False, durable:
         with suppress(OSError):  # not every file system has locks
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield staged
-        check_folder(folder, overwrite=overwrite)
-        if durable:
-            _sync_tree(staged)
-        if overwrite:
-            _replace_folder(staged, folder)
-        else:
-            _rename_folder(staged, folder)
     finally:
         os.close(lock)
         shutil.rmtree(staged, ignore_errors=True)
@@ -187,6 +205,23 @@ def check_folder(folder: str | os.PathLike, *, overwrite: bool) -> None:
 def staging_folder(final: Path) -> Path:
     """The folder in which all processes of a run write the files of `final`."""
     return final.with_name(f".{final.name}{_STAGED}")
+
+
+def final_name(folder: Path) -> str:
+    """
+    The name of a folder; of a staging folder, that of the folder which will hold its files.
+
+    Example:
+
+        >>> [final_name(Path(f"runs/{name}")) for name in ("a", ".a.17-0f3e.partial", "a/.model.partial")]
+        ['a', 'a', 'a']
+    """
+    folder = folder.absolute()
+    match = re.fullmatch(rf"\.(.+?)(\.\d+-[0-9a-f]+)?{re.escape(_STAGED)}", folder.name)
+    if match is None:
+        return folder.name
+    # The others are renamed, but files staged under a name like `model` are moved into the folder around them.
+    return match[1] if match[2] or match[1].startswith("checkpoint-") else folder.parent.name
 
 
 def commit_folder(staged: Path, final: Path) -> None:
@@ -219,6 +254,20 @@ def move_files(staged: Path, folder: Path, *, last: Iterable[str] = ()) -> list[
     shutil.rmtree(staged)
     sync(folder)
     return names
+
+
+def link_files(folder: Path, target: Path, names: Iterable[str]) -> None:
+    """
+    Puts files of one folder into another under the same names, as hard links, or as copies across file systems.
+
+    A link keeps its content if the other name is deleted or replaced. Files that are written in place would change.
+    """
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(folder / name, target / name)
+        except OSError:
+            shutil.copy2(folder / name, target / name)
 
 
 def remove_folder(folder: Path) -> None:

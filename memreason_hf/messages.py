@@ -45,3 +45,9 @@ def visible(text: str) -> str:
         '␛[2J, [U+202E]gnp.exe'
     """
     return text.translate(_PICTURES)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without its final stop; the type of an error without a message."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().removesuffix(".") if lines else type(error).__name__

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memreason_hf.adapters.base_files import block_digests, weight_files
+from memreason_hf.adapters.folders import adapter_folder
 from memreason_hf.adapters.model import rows_in_place
-from memreason_hf.adapters.saving import is_adapter_folder
 from memreason_hf.analysis.solution_report import measure_solutions, solution_report
 from memreason_hf.command_line.depth_arguments import (
     DEPTH,
@@ -204,7 +204,7 @@ def _demonstrations(dataset, solving):
 
 def _load(model, depth, by_kind):
     """The model on its device, its tokenizer, and the arguments of depth for `generate`."""
-    if is_adapter_folder(model.model) and model.tokenizer is not None:
+    if model.tokenizer is not None and adapter_folder(model.model, model.revision, "model") is not None:
         raise ValueError(
             f"tokenizer={model.tokenizer!r}: model={model.model!r} is an adapter, which is saved with its tokenizer. "
             "Leave --tokenizer out."

@@ -38,11 +38,16 @@ def commit(staged: Path, final: Path):
     """
     Turns a staging folder into the checkpoint `final`: writes the manifest, syncs every file, then renames the folder.
     """
-    sizes = {
-        str(path.relative_to(staged)): path.stat().st_size for path in sorted(staged.rglob("*")) if path.is_file()
-    }
-    files.write_json(staged / MANIFEST, {"files": sizes})
+    write_manifest(staged)
     files.commit_folder(staged, final)
+
+
+def write_manifest(folder: Path):
+    """Writes the manifest of a checkpoint: the size of each of its files."""
+    sizes = {
+        str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    files.write_json(folder / MANIFEST, {"files": sizes})
 
 
 def rotate(output_dir: Path | str, limit: int | None, best: str | None):

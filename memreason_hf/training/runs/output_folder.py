@@ -9,6 +9,8 @@ from memreason_hf.training.runs.errors import CheckpointError, OutputFolderError
 
 
 RUN_FILE = "run.json"
+# What the run was trained on, for its card.
+DATA_FILE = "training_data.json"
 _CONFIGS = ("config.json", "adapter_config.json")
 _START_AGAIN = "Choose another output_dir, or start again with --restart (restart=True), which removes that run."
 
@@ -130,5 +132,5 @@ def _remove_run(folder):
         names = (_read_run(folder) or {"files": []})["files"]
     except OutputFolderError:
         names = []
-    for name in [*names, RUN_FILE]:
+    for name in [*names, DATA_FILE, RUN_FILE]:
         (folder / name).unlink(missing_ok=True)

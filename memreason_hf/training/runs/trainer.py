@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
@@ -19,6 +19,7 @@ from memreason_hf.training.runs import checkpoints, output_folder
 from memreason_hf.training.runs.errors import CheckpointError, NonFiniteLossError
 from memreason_hf.training.runs.interruption import InterruptWatch
 from memreason_hf.training.runs.launch import on_main_process
+from memreason_hf.training.runs.publishing import PublishingTrainer, without_tokens
 
 
 logger = logging.get_logger(__name__)
@@ -43,7 +44,7 @@ class ResumableCallback(TrainerCallback):
         raise NotImplementedError
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(PublishingTrainer):
     """
     The part of this package's trainers that starts, stops and resumes runs.
 
@@ -63,6 +64,7 @@ class ResumableTrainer(Trainer):
         kwargs: As for [`~transformers.Trainer`], except `model_init`.
 
     Attributes:
+        data_record (`dict`): What the card of the model says about its training data. See `make_card`.
         interrupted (`bool`): Whether the last call of `train` ended with Ctrl-C.
         resumed_from (`str`, *optional*): The checkpoint that the last call of `train` resumed from.
         last_checkpoint (`str`, *optional*): The newest checkpoint that was loaded or saved.
@@ -75,6 +77,7 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         if kwargs.get("model_init") is not None:
             raise ValueError("model_init is not supported: a run resumes the weights of one model. Pass model.")
+        self.data_record: dict = {}
         self.interrupted = False
         self.resumed_from: str | None = None
         self.last_checkpoint: str | None = None
@@ -144,6 +147,8 @@ class ResumableTrainer(Trainer):
         checkpoint = output_folder.open_run(
             self.args.output_dir, self.run_fingerprint(), resume=resume, restart=self.args.restart
         )
+        if self.data_record:
+            files.write_json(Path(self.args.output_dir) / output_folder.DATA_FILE, self.data_record)
         if checkpoint is None:
             return None
         if not (checkpoint / SCHEDULER_NAME).is_file():
@@ -186,6 +191,7 @@ class ResumableTrainer(Trainer):
         staged = self._stage(final)
         with _no_progress_bars():
             self.save_model(str(staged), _internal_call=True)
+        self._note_model_files(staged)
         if not self.args.save_only_model:
             self._save_optimizer_and_scheduler(str(staged))
             self._save_scaler(str(staged))
@@ -227,15 +233,32 @@ class ResumableTrainer(Trainer):
         if _internal_call:
             return super().save_model(output_dir, _internal_call=True)
         target = Path(self.args.output_dir if output_dir is None else output_dir)
-        staged = self._stage(target / "model")
+        self.save_whole(target)
+        if self.args.push_to_hub:
+            if target == Path(self.args.output_dir):
+                self._push_saved("Model save", revision=self.args.hub_revision)
+            else:
+                self.push_to_hub("Model save", revision=self.args.hub_revision)
+
+    def save_whole(self, folder: Path):
+        """Saves the model to a folder, each file of it whole."""
+        staged = self._stage(folder / "model")
         with _no_progress_bars():
             super().save_model(str(staged), _internal_call=True)
         self._wait_for_all()
+        self._note_model_files(staged)
         if self.args.should_save:
-            output_folder.move_in(staged, target)
+            output_folder.move_in(staged, folder)
         self._wait_for_all()
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        # The parent pickles the arguments beside the model, with the token of the Hub in plain text.
+        with without_tokens(self.args):
+            super()._save(output_dir, state_dict)
+
+    def _note_model_files(self, staged):
+        paths = staged.rglob("*") if self.args.should_save else ()
+        self._model_files = tuple(sorted(str(path.relative_to(staged)) for path in paths if path.is_file()))
 
     def _stage(self, final) -> Path:
         """An empty staging folder for `final`, which all ranks write to."""

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import modeling_recurrent  # noqa: F401  (registers its model: a base can be one)
-from memreason_hf.adapters.saving import is_adapter_folder
+from memreason_hf.adapters.folders import adapter_folder
 from memreason_hf.messages import first_few
 from memreason_hf.models.pretrained import check_source, read_model, torch_dtype
 from memreason_hf.steps.masks import VARIANTS
@@ -77,7 +77,7 @@ def open_base(base: BaseModelArguments, mode: str) -> tuple[PreTrainedTokenizerB
         ValueError, OSError: there is no model, it is an adapter, or it cannot be read.
         ImportError: quantised weights without bitsandbytes.
     """
-    if is_adapter_folder(base.path):
+    if adapter_folder(base.path, field="model.path") is not None:
         raise ValueError(
             f"model.path={base.path!r} holds an adapter, not a whole model. Use its base, or merge the adapter."
         )

@@ -119,6 +119,7 @@ def prepare_text_run(args: TextTrainingArguments, *, model: dict, data: dict) ->
         processing_class=tokenizer,
         origin=_origin(model, parts),
     )
+    trainer.data_record = _data_record(texts_of, rows)
     return trainer, report
 
 
@@ -242,6 +243,17 @@ def _encode(arguments, texts, tokenizer, args, seed):
     )
     shards = texts.num_shards
     return stream, f"Streaming {shards:,} {'shard' if shards == 1 else 'shards'} in {stream.num_streams} shares."
+
+
+def _data_record(arguments, rows):
+    """What the card of the model says about the data."""
+    names = ("dataset", "dataset_config", "revision", "split")
+    record = {name: getattr(arguments, name) for name in names} if arguments.dataset else {}
+    if arguments.files:
+        record["files"] = [path.name for path in find_files(arguments.files)]
+    if not arguments.streaming:
+        record["rows"] = {"training": len(rows)}
+    return {"kind": "text", "sequence_length": arguments.sequence_length, **record}
 
 
 def _source(arguments, tokenizer):
