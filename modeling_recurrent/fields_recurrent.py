@@ -130,9 +130,9 @@ probability_field = _number_field(0, 1, includes=False)
 
 
 __all__ = [
-    "activation_field",
     "MOST_RECURRENCES",
     "RECURRENCES_REASON",
+    "activation_field",
     "check_count",
     "check_library_fields",
     "check_number",

@@ -1,15 +1,14 @@
 """How a command ends: an expected error is one line and exit code 2, and a closed pipe does not stop the command."""
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
 import torch
-from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
+from huggingface_hub.errors import StrictDataclassError
 
-from memreason_hf.messages import visible
+from memreason_hf.messages import describe_field_error, visible
 
 
 # The exit code of shells after Ctrl-C.
@@ -25,12 +24,8 @@ USER_ERRORS = (ValueError, OSError, RecursionError, StrictDataclassError)
 
 def describe(error: BaseException) -> str:
     """The message of an error. For the validation error of a config, that is the message of the broken rule."""
-    if isinstance(error, StrictDataclassFieldValidationError):
-        # The cause alone does not name the field.
-        (field,) = re.findall(r"field '(\w+)'", str(error))[:1]
-        return f"{field}: {error.__cause__}."
-    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
-        return str(error.__cause__)
+    if isinstance(error, StrictDataclassError):
+        return describe_field_error(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}."
     if is_out_of_memory(error):

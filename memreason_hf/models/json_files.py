@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from transformers import GenerationConfig
+
 from memreason_hf.files import read_json
+from modeling_recurrent import RecurrentDepthConfig
+from modeling_recurrent.arguments_recurrent import refuse_misspelt
 
 
 # Files of a model that hold one JSON object each. The library reads a damaged generation_config.json as if it were
@@ -23,6 +27,13 @@ def check_json_files(folder: str | Path, field: str) -> None:
     Raises:
         ValueError: a file is damaged; the message is one line and names the file and, where there is one, the key.
     """
+    tokenizer = Path(folder, "tokenizer.json")
+    if tokenizer.is_file():
+        # It may be large, and the tokenizer reads it anyway.
+        with open(tokenizer, "rb") as file:
+            if not file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+                raise ValueError(f"{field}={str(folder)!r}: tokenizer.json must hold a JSON object.")
+    is_recurrent = False
     for name in _OBJECTS:
         path = Path(folder, name)
         if not path.is_file():
@@ -32,8 +43,21 @@ def check_json_files(folder: str | Path, field: str) -> None:
             kind = "null" if content is None else f"a {type(content).__name__}"
             raise ValueError(f"{field}={str(folder)!r}: {name} must hold a JSON object, but holds {kind}.")
         wrong = _wrong_entry(name, content)
+        if name == "config.json":
+            is_recurrent = content.get("model_type") == RecurrentDepthConfig.model_type
+        if wrong is None and is_recurrent and name == "generation_config.json":
+            wrong = _misspelt_depth(content)
         if wrong is not None:
-            raise ValueError(f"{field}={str(folder)!r}: {name}: {wrong}.")
+            raise ValueError(f"{field}={str(folder)!r}: {name}: {wrong}{'' if wrong.endswith('?') else '.'}")
+
+
+def _misspelt_depth(content):
+    known = GenerationConfig().to_dict()
+    try:
+        refuse_misspelt({key: value for key, value in content.items() if key not in known}, "generate", warns=False)
+    except TypeError as error:
+        return str(error).removesuffix(".")
+    return None
 
 
 def _wrong_entry(name, content):
