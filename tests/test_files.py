@@ -10,6 +10,7 @@ from memreason_hf.files import (
     check_places,
     clear_leftovers,
     move_files,
+    parse_json,
     read_json,
     scratch_folder,
     whole_file,
@@ -320,3 +321,13 @@ def test_a_damaged_json_file_is_named(tmp_path):
             read_json(path)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "b.json")
+
+
+def test_json_that_is_nested_too_deeply_is_a_value_error(tmp_path):
+    for content in ("[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000):
+        with pytest.raises(ValueError, match=r"nested too deeply to be read\.$"):
+            parse_json(content)
+        (tmp_path / "deep.json").write_text(content)
+        with pytest.raises(ValueError, match=r"deep\.json is not a JSON file .*nested too deeply"):
+            read_json(tmp_path / "deep.json")
+    assert parse_json(b"[1, [2]]") == [1, [2]]

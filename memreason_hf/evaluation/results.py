@@ -24,7 +24,7 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from memreason_hf.files import portable_path, whole_file
+from memreason_hf.files import parse_json, portable_path, whole_file
 
 
 SCHEMA_VERSION = 1
@@ -212,7 +212,7 @@ def read_results(path: str | os.PathLike) -> dict:
         ValueError: the file is not JSON, or breaks the schema; names the file and the entry.
     """
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        results = parse_json(Path(path).read_text(encoding="utf-8"))
         validate_results(results)
     except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path} is not a results file: {error}") from error

@@ -8,6 +8,7 @@ ask on standard input, from which commands read prompts.
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -20,7 +21,8 @@ from memreason_hf.adapters.folders import adapter_folder
 from memreason_hf.adapters.model import AdapterModel
 from memreason_hf.adapters.saving import load_adapter, read_adapter_note, read_base_config
 from memreason_hf.data import load_multi_hop_tokenizer
-from memreason_hf.messages import first_few, first_line
+from memreason_hf.messages import describe_field_error, first_few, first_line
+from memreason_hf.models.json_files import check_json_files
 from memreason_hf.models.pretrained import read_model, reading_error, torch_dtype
 from memreason_hf.repositories import check_source, hub_errors
 from memreason_hf.steps.attention import restore_step_attention
@@ -47,6 +49,7 @@ def load_any_config(
         >>> load_any_config("runs/quickstart").model_type  # doctest: +SKIP
         'recurrent_depth'
     """
+    check_json_files(model, "model")
     adapter = adapter_folder(model, revision, "model")
     if adapter is not None:
         return _read_adapter_config(str(adapter), base, trust_remote_code)
@@ -85,6 +88,8 @@ def _read_config(name, field, trust_remote_code, revision=None):
     try:
         with hub_errors(name, field, revision):
             return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except StrictDataclassError as error:
+        raise ValueError(f"{field}={name!r}: config.json: {describe_field_error(error)}") from error
     except (ValueError, RecursionError) as error:
         raise reading_error(name, field, error) from error
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from memreason_hf.adapters.base_files import weight_files
 from memreason_hf.messages import first_line
+from memreason_hf.models.json_files import check_json_files
 from memreason_hf.repositories import check_downloads, check_source, hub_errors, remote_code_error
 
 
@@ -48,6 +49,7 @@ def read_model(
         ValueError: the weights cannot be read, the model needs remote code, or it is not a causal language model.
         OSError: it cannot be downloaded, or there are no weights.
     """
+    check_json_files(name, field)
     begun = time.time()
     try:
         with hub_errors(name, field, revision):
@@ -75,6 +77,11 @@ def _read(name, field, **kwargs):
     except torch.OutOfMemoryError:
         raise
     except _ODD_WEIGHTS as error:
+        if "ignore_mismatched_sizes" in str(error):
+            raise ValueError(
+                f"{field}={name!r}: the weights do not belong to config.json: some have other sizes than it says. The "
+                "report above lists both."
+            ) from error
         raise ValueError(
             f"{field}={name!r}: the weights cannot be read, a file is cut off or does not belong to config.json "
             f"({first_line(error)})."

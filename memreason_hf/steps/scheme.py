@@ -92,6 +92,10 @@ def answer_step(answer: str) -> Step:
     return Step("answer", f"{ANSWER_MARKER} {answer}")
 
 
+# The published texts have 2 to 6 of a kind.
+_MOST_TOKENS = 1000
+
+
 @dataclass(frozen=True)
 class StepScheme:
     """
@@ -143,6 +147,11 @@ class StepScheme:
                 raise TypeError(f"{name}={value!r} must be a whole number.")
             if value < 0:
                 raise ValueError(f"{name}={value} must not be negative.")
+            if value > _MOST_TOKENS:
+                raise ValueError(
+                    f"{name}={value} must be at most {_MOST_TOKENS:,}: each has a row in the embedding, and all stand "
+                    "before every step."
+                )
         for name, values in (("marks", MARKS), ("layout", LAYOUTS)):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(values)}.")

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from memreason_hf.files import read_json, write_json
+from memreason_hf.files import parse_json, read_json, write_json
 
 
 FIELDS = (
@@ -142,7 +142,7 @@ def read_generations(path: str | os.PathLike) -> dict[int, dict]:
 
 def _parse_line(line, path, number):
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError as error:
         raise ValueError(f"{path}, line {number}: not JSON ({error}). Remove the line or the file.") from None
     missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]

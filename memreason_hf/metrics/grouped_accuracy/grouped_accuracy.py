@@ -1,5 +1,7 @@
 """Accuracy, overall and by group: how many of the predictions of each group equal their references."""
 
+from collections.abc import Iterable
+
 import datasets
 import evaluate
 import numpy as np
@@ -82,13 +84,14 @@ class GroupedAccuracy(evaluate.Metric):
         """Adds one row; `groups` is the name of its group."""
         _check_labels("prediction", [prediction])
         _check_labels("reference", [reference])
+        _check_groups("groups", [groups])
         super().add(prediction=prediction, reference=reference, groups=groups)
 
     def add_batch(self, *, predictions=None, references=None, groups=None):
         """Adds rows."""
         _check_labels("predictions", predictions)
         _check_labels("references", references)
-        _check_list("groups", groups)
+        _check_groups("groups", groups)
         super().add_batch(predictions=predictions, references=references, groups=groups)
 
     def _compute(self, predictions, references, groups, expected_groups=None):
@@ -117,6 +120,15 @@ class GroupedAccuracy(evaluate.Metric):
 def _check_list(name, values):
     if isinstance(values, str):
         raise ValueError(f"{name}={values!r} must be a list, got one text. Write {[values]}.")
+    if not isinstance(values, Iterable | None):
+        raise ValueError(f"{name}={values!r} must be a list, got a {type(values).__name__}.")
+
+
+def _check_groups(name, groups):
+    _check_list(name, groups)
+    for index, group in enumerate(groups if groups is not None else ()):
+        if not isinstance(group, str | int | np.integer):
+            raise ValueError(f"{name}[{index}]={group!r} must be the name of a group, or a whole number.")
 
 
 def _check_labels(name, labels):
@@ -124,7 +136,7 @@ def _check_labels(name, labels):
     _check_list(name, labels)
     for index, label in enumerate(labels if labels is not None else ()):
         try:
-            is_whole = bool(label == int(label))
+            is_whole = bool(label == int(label)) and -(2**63) <= int(label) < 2**63
         except (TypeError, ValueError, OverflowError):
             is_whole = False
         if not is_whole:
