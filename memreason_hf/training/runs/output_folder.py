@@ -41,6 +41,8 @@ def open_run(
     if resume and restart:
         raise OutputFolderError("restart=True and resume_from_checkpoint contradict each other: use one of them.")
     existing = checkpoints.list_checkpoints(output_dir)
+    if resume is True and not existing:
+        raise CheckpointError(f"output_dir={str(output_dir)!r} holds no checkpoint to resume from.")
     if existing and not resume and not restart:
         raise OutputFolderError(
             f"output_dir={str(output_dir)!r} holds {existing[-1].name}. Resume that run "
@@ -54,8 +56,6 @@ def open_run(
     claim(output_dir, fingerprint, restart=restart)
     if resume is True:
         checkpoint = checkpoints.newest_complete(output_dir)
-        if checkpoint is None:
-            raise CheckpointError(f"output_dir={str(output_dir)!r} holds no checkpoint to resume from.")
     return checkpoint
 
 
@@ -110,17 +110,29 @@ def move_in(staged: Path, output_dir: Path, fingerprint: dict | None = None):
     files.move_files(staged, output_dir, last=_CONFIGS)
 
 
-def record_checkpoint(staged: Path, output_dir: Path):
+def check_present(output_dir: Path):
     """
-    Records the names of the files of a checkpoint that is being written, by which they are recognised as the run's if
-    its manifest is damaged.
+    Raises:
+        OutputFolderError: the folder of a run, or the record in it, has disappeared since the run began.
+    """
+    if not (output_dir / RUN_FILE).is_file():
+        raise OutputFolderError(f"output_dir={str(output_dir)!r} has lost its {RUN_FILE} since the run began.")
+
+
+def record_checkpoint(staged: Path, final: Path):
+    """
+    Prepares the folder of a run for the checkpoint `final`. The names of its files are recorded, by which they are
+    recognised as the run's if the manifest is damaged.
 
     Raises:
-        OutputFolderError: the folder of the run has disappeared, or belongs to no run any more.
+        OutputFolderError: the folder of the run has disappeared, or something that the run did not write is in the
+            place of the checkpoint.
     """
+    output_dir = final.parent
+    check_present(output_dir)
     run = _read_run(output_dir)
-    if run is None:
-        raise OutputFolderError(f"output_dir={str(output_dir)!r} has lost its {RUN_FILE} since the run began.")
+    if final.exists() and (foreign := checkpoints.foreign_files(final, run.get("checkpoint_files", ()))):
+        raise OutputFolderError(f"{final} already holds {foreign[0]}, which the run did not write. Move it elsewhere.")
     names = [path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file()]
     _record(output_dir, run, checkpoint_files=names)
 
@@ -213,8 +225,8 @@ def _plan_removal(folder):
         if foreign := checkpoints.foreign_files(checkpoint, run.get("checkpoint_files", ())):
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise OutputFolderError(
-                f"output_dir={str(folder)!r}: {checkpoint.name} holds {foreign[0]}{more}, which no run of this package "
-                "wrote there. --restart deletes only what a run wrote. Move the folder elsewhere, or choose another "
+                f"output_dir={str(folder)!r}: {checkpoint.name} holds {foreign[0]}{more}, which no run of this "
+                "package wrote there. --restart deletes only what a run wrote. Move the folder elsewhere, or choose another "
                 "output_dir."
             )
     return existing, [folder / name for name in run["files"] if _is_own_file(folder, name)]
