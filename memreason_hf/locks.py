@@ -78,7 +78,10 @@ def locked(path: str | os.PathLike, *, inside: bool = False, wait: float = 0.0) 
 @contextmanager
 def _missing_folders(folder):
     missing = [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"{error.filename} is a file, not a folder. Choose another place.") from None
     try:
         yield
     finally:

@@ -137,6 +137,13 @@ def record_checkpoint(staged: Path, final: Path):
     _record(output_dir, run, checkpoint_files=names)
 
 
+def record_file(output_dir: Path, name: str):
+    """Records a file that the run is about to write into its folder. Does nothing in a folder without a run."""
+    run = _read_run(output_dir)
+    if run is not None:
+        _record(output_dir, run, files=[name])
+
+
 def _record(output_dir, run, **names):
     merged = {**run, **{key: sorted({*run.get(key, ()), *more}) for key, more in names.items()}}
     if merged != run:
@@ -226,8 +233,8 @@ def _plan_removal(folder):
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise OutputFolderError(
                 f"output_dir={str(folder)!r}: {checkpoint.name} holds {foreign[0]}{more}, which no run of this "
-                "package wrote there. --restart deletes only what a run wrote. Move the folder elsewhere, or choose another "
-                "output_dir."
+                "package wrote there. --restart deletes only what a run wrote. Move the folder elsewhere, or choose "
+                "another output_dir."
             )
     return existing, [folder / name for name in run["files"] if _is_own_file(folder, name)]
 

@@ -290,6 +290,14 @@ class ResumableTrainer(Trainer):
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def save_state(self):
+        """Saves `trainer_state.json` as [`~transformers.Trainer.save_state`] does, whole or not at all."""
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
+            output_folder.record_file(folder, TRAINER_STATE_NAME)
+            with files.whole_file(folder / TRAINER_STATE_NAME, overwrite=True) as temporary:
+                self.state.save_to_json(str(temporary))
+
     @contextmanager
     def _staged(self, final) -> Iterator[Path]:
         """

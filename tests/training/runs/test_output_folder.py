@@ -151,7 +151,9 @@ def test_a_checkpoint_of_another_run_is_refused_and_the_difference_is_named(tmp_
     staged.mkdir()
     checkpoints.commit(staged, old / "checkpoint-4", checkpoints.run_digest(RUN))
     other = RUN | {"training.seed": 7}
-    with pytest.raises(OutputFolderError, match=r"checkpoint-4' belongs to another run \(training.seed was 1, now 7\)"):
+    with pytest.raises(
+        OutputFolderError, match=r"checkpoint-4' belongs to another run \(training.seed was 1, now 7\)"
+    ):
         output_folder.open_run(new, other, resume=str(old / "checkpoint-4"))
     assert not new.exists()
     (old / "run.json").unlink()
