@@ -22,7 +22,7 @@ FLOORS = (
     ("adapters",),
     ("data",),
     ("steps",),
-    ("files", "locks", "tables", "messages", "patches"),
+    ("files", "file_sets", "locks", "tables", "messages", "patches"),
     ("modeling_recurrent",),
 )
 # Inside `training` a further order holds.
