@@ -458,6 +458,8 @@ class _RunCallback(TrainerCallback):
         self.trainer._locate_best_checkpoint()
         # The state of a checkpoint holds the intervals of the run that wrote it.
         state.compute_steps(args, state.max_steps)
+        # A finished run has no epoch left, but is saved as it was.
+        state.num_train_epochs = max(state.num_train_epochs, 1)
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size == 1 and self.trainer.watch.requested:
