@@ -11,15 +11,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from memreason_hf.files import UNFINISHED, check_places, write_json
+from memreason_hf.files import check_places
 from memreason_hf.locks import locked
 
 
 @contextmanager
 def writing_together(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> Iterator[None]:
     """
-    While the block writes `paths`, a hidden file `.NAME.unfinished` next to the first one names them. It stays if the
-    process is killed, and `check_places` then lets the same command replace what was written.
+    Holds the lock of the first of `paths` while the block writes all of them. The lock file names them and stays if
+    the process is killed: `check_places` then lets the same command replace what was written. If the block fails,
+    files that it has added are removed.
 
     Raises:
         FileExistsError: one of them exists and `overwrite` is false.
@@ -29,9 +30,14 @@ def writing_together(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> 
     if not paths:
         yield
         return
-    with locked(paths[0]):
-        check_places(paths, overwrite=overwrite)
-        note = paths[0].with_name(f".{paths[0].name}{UNFINISHED}")
-        write_json(note, [os.path.relpath(path, note.parent) for path in paths])
-        yield
-        note.unlink(missing_ok=True)
+    check_places(paths, overwrite=overwrite)
+    with locked(paths[0], files=paths):
+        try:
+            yield
+        except FileExistsError:
+            # Written by somebody else in the meantime.
+            raise
+        except BaseException:
+            for path in paths if not overwrite else ():
+                path.unlink(missing_ok=True)
+            raise

@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 # These names are hidden, so that neither patterns of transformers nor users mistake them for finished folders.
 _STAGED, _DOOMED = ".partial", ".deleted"
-# The suffix of a file that lists the files of a set (`file_sets`) while they are being written.
-UNFINISHED = ".unfinished"
+# The suffix of a lock file (`locks`). It may list the files of a set that is being written (`file_sets`).
+LOCK_SUFFIX = ".lock"
 
 
 @contextmanager
@@ -119,9 +119,10 @@ def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None
 
 def _is_unfinished(path):
     """Whether a file belongs to a set that a process has begun to write, and has not finished."""
-    for note in path.parent.glob(f".*{UNFINISHED}"):
-        with suppress(OSError, ValueError, TypeError):
-            if os.path.abspath(path) in [os.path.abspath(note.parent / name) for name in read_json(note)]:
+    for lock in path.parent.glob(f".*{LOCK_SUFFIX}"):
+        with suppress(OSError, ValueError, TypeError, KeyError, IndexError):
+            names = json.loads(lock.read_text(encoding="utf-8").splitlines()[0])["files"]
+            if os.path.abspath(path) in [os.path.abspath(lock.parent / name) for name in names]:
                 return True
     return False
 

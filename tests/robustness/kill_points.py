@@ -31,7 +31,18 @@ preload("kill_points")
 _CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.link", "os.symlink")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Entries of JSON files that differ between two undisturbed runs: times, and what follows from them.
-VOLATILE = ("seconds", "runtime", "per_second", "samples_per", "digest", "sha256", "since", "gpu_memory", "max_steps_")
+VOLATILE = (
+    "created",
+    "seconds",
+    "runtime",
+    "per_second",
+    "samples_per",
+    "digest",
+    "sha256",
+    "since",
+    "gpu_memory",
+    "max_steps_",
+)
 
 
 def train(folder):

@@ -195,8 +195,8 @@ class ResumableTrainer(Trainer):
         threads = entry.get("num_threads")
         if self.args.device.type == "cpu" and threads not in (None, torch.get_num_threads()):
             logger.warning(
-                f"{checkpoint} was written with {threads} threads, not {torch.get_num_threads()}. Sums are "
-                "added up in another order, so the weights will differ from those of an undisturbed run by rounding. "
+                f"{checkpoint} was written with num_threads={threads}, but now it is {torch.get_num_threads()}. Sums "
+                "are added up in another order, so the weights differ from those of an undisturbed run by rounding. "
                 f"Set OMP_NUM_THREADS={threads} to repeat it bit for bit."
             )
 
