@@ -212,7 +212,8 @@ class ResumableTrainer(Trainer):
     def _loss_sum_of_ranks(self):
         if self._loss_sum is None or self.args.world_size == 1:
             return self._loss_sum
-        total = torch.tensor(self._loss_sum, device=self.args.device)
+        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
+        total = torch.tensor(self._loss_sum, dtype=dtype, device=self.args.device)
         return float(self.accelerator.reduce(total, "mean"))
 
     def _resumable_callbacks(self) -> dict[str, ResumableCallback]:
@@ -250,7 +251,8 @@ class ResumableTrainer(Trainer):
 
         def commit():
             self._write_states(staged, {"loss_sum": loss_sum, "num_threads": torch.get_num_threads()})
-            output_folder.record_checkpoint(staged, final)
+            if self.args.process_index == 0:
+                output_folder.record_checkpoint(staged, final)
             run = checkpoints.run_digest(self._run)
             checkpoints.commit(staged, final, run)
             checkpoints.rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, run)
@@ -306,37 +308,48 @@ class ResumableTrainer(Trainer):
         Raises:
             SaveError: on all ranks, if one of them cannot write.
         """
-        staged, problem = files.staging_folder(final), None
+        staged = files.staging_folder(final)
         with self._removed_on_error(staged):
+            self._on_saving_ranks(final, lambda: self._stage(staged))
+            problem = None
             try:
-                on_main_process(self.args, lambda: self._stage(staged))
                 yield staged
             except Exception as error:
-                if not is_write_error(error):
-                    raise
-                problem = save_error(final, error, self.last_checkpoint)
-            problems = gather_object([problem]) if self.args.world_size > 1 else [problem]
-            if problem := next(filter(None, problems), None):
-                raise problem
+                problem = self._as_save_error(final, error)
+            self._raise_on_all_ranks(problem)
 
     def _stage(self, staged):
-        if self._run is not None and staged.parent == Path(self.args.output_dir):
+        if self._run is not None and staged.parent == Path(self.args.output_dir) and self.args.process_index == 0:
             # Not created again: it may be on a disk that has gone.
             output_folder.check_present(staged.parent)
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
 
     def _finish(self, staged, final, action):
-        """Runs `action` on the first process, which puts `final` in its place."""
+        """Runs `action`, which puts `final` in its place."""
+        with self._removed_on_error(staged):
+            self._on_saving_ranks(final, action)
 
-        def act():
+    def _on_saving_ranks(self, final, action):
+        """Runs `action` on the first rank, with `save_on_each_node` on that of each node. All ranks wait for it."""
+        problem = None
+        if self.args.should_save:
             try:
                 action()
             except Exception as error:
-                raise save_error(final, error, self.last_checkpoint) if is_write_error(error) else error from None
+                problem = self._as_save_error(final, error)
+        self._raise_on_all_ranks(problem)
 
-        with self._removed_on_error(staged):
-            on_main_process(self.args, act)
+    def _as_save_error(self, final, error):
+        if not is_write_error(error):
+            raise error
+        return save_error(final, error, self.last_checkpoint)
+
+    def _raise_on_all_ranks(self, problem):
+        # Ranks that have written their part would otherwise wait for the others forever.
+        problems = gather_object([problem]) if self.args.world_size > 1 else [problem]
+        if problem := next(filter(None, problems), None):
+            raise problem
 
     @contextmanager
     def _removed_on_error(self, staged):
