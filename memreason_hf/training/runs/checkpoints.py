@@ -71,7 +71,13 @@ def commit(staged: Path, final: Path, run: str | None = None):
     files.commit_folder(staged, final)
 
 
-def rotate(output_dir: Path | str, limit: int | None, best: str | None, run: str | None = None):
+def rotate(
+    output_dir: Path | str,
+    limit: int | None,
+    best: str | None,
+    run: str | None = None,
+    last_step: int | None = None,
+):
     """
     Deletes the oldest checkpoints beyond `limit`. Only complete checkpoints of this run count, and only they are
     deleted. One that holds files of somebody else is kept.
@@ -81,10 +87,15 @@ def rotate(output_dir: Path | str, limit: int | None, best: str | None, run: str
         limit (`int`, *optional*): How many checkpoints to keep. `None` or 0 keeps all of them.
         best (`str`, *optional*): The best checkpoint. It is kept whatever the limit, and so is the newest one.
         run (`str`, *optional*): The `run_digest` of the run. `None`: checkpoints of any run count.
+        last_step (`int`, *optional*):
+            The step of the newest checkpoint that is known to be good. Later ones, which a run that was resumed from
+            an earlier checkpoint will replace, do not count.
     """
     if limit is None or limit <= 0:
         return
     own = [path for path in list_checkpoints(output_dir) if _is_complete(path, run)]
+    if last_step is not None:
+        own = [path for path in own if checkpoint_step(path) <= last_step]
     protected = {path.name for path in own[-1:]} | ({Path(best).name} if best else set())
     surplus = max(len(own) - max(limit, len(protected)), 0)
     for path in [path for path in own if path.name not in protected][:surplus]:

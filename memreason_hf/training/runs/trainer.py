@@ -188,6 +188,14 @@ class ResumableTrainer(Trainer):
         self.after_restoring()
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         self.resumes_finished_run = self.is_finished(state.global_step)
+        if self.args.should_save and checkpoint.parent == Path(self.args.output_dir):
+            # A kill may have come between the checkpoint and its rotation.
+            self._rotate(checkpoint.parent, state)
+
+    def _rotate(self, run_dir, state):
+        best = f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}" if state.best_global_step else None
+        run = checkpoints.run_digest(self._run)
+        checkpoints.rotate(run_dir, self.args.save_total_limit, best, run, state.global_step)
 
     def _restore_run(self, checkpoint, entry):
         # Checkpoints of earlier versions have no such entry.
@@ -253,9 +261,8 @@ class ResumableTrainer(Trainer):
             self._write_states(staged, {"loss_sum": loss_sum, "num_threads": torch.get_num_threads()})
             if self.args.process_index == 0:
                 output_folder.record_checkpoint(staged, final)
-            run = checkpoints.run_digest(self._run)
-            checkpoints.commit(staged, final, run)
-            checkpoints.rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, run)
+            checkpoints.commit(staged, final, checkpoints.run_digest(self._run))
+            self._rotate(run_dir, self.state)
 
         self._finish(staged, final, commit)
         self.last_checkpoint = str(final)
