@@ -23,7 +23,7 @@ FLOORS = (
     ("data",),
     ("steps",),
     ("repositories",),
-    ("files", "tables", "messages", "patches"),
+    ("files", "file_sets", "locks", "tables", "messages", "patches"),
     ("modeling_recurrent",),
 )
 # Inside `training` a further order holds.

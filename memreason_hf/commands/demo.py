@@ -117,6 +117,7 @@ def _build(model, arguments, prompts, depth, sampling):
         base=model.base,
         dtype=model.dtype,
         device=model.device,
+        revision=model.revision,
         trust_remote_code=model.trust_remote_code,
         depth=fields,
         deepest=arguments.deepest,

@@ -13,7 +13,7 @@ from typing import Literal
 
 from huggingface_hub.utils import disable_progress_bars
 
-from memreason_hf.command_line.errors import INTERRUPTED, user_errors
+from memreason_hf.command_line.errors import user_errors
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.files import read_json, scratch_folder
 from memreason_hf.hub.cards.markdown import is_hub_name
@@ -123,13 +123,9 @@ def make_parser() -> CommandParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Publishes a folder; returns the exit code: 0, or 130 after Ctrl-C. Expected errors end the program with 2."""
-    try:
-        with user_errors(PROG):
-            return _publish(*make_parser().parse_sections(argv))
-    except KeyboardInterrupt:
-        print(f"\n{PROG}: stopped; nothing was committed. Run it again to go on.", file=sys.stderr)
-        return INTERRUPTED
+    """Publishes a folder; returns the exit code. Expected errors end the program with code 2, Ctrl-C with 130."""
+    with user_errors(PROG, stopped="nothing was committed. Run it again to go on"):
+        return _publish(*make_parser().parse_sections(argv))
 
 
 def _publish(arguments, target):

@@ -174,6 +174,7 @@ class DemoModel:
         base: str | None = None,
         dtype: str = "auto",
         device: str | None = None,
+        revision: str | None = None,
         trust_remote_code: bool = False,
         depth: Mapping[str, object] | None = None,
         deepest: int | None = None,
@@ -186,19 +187,20 @@ class DemoModel:
             name: for the heading; by default the name of the model.
             depth: what the controls show at first, by fields of the config, instead of the config's own values.
             deepest: see `DepthOptions.of`.
-            tokenizer, base, dtype, device, trust_remote_code: see `memreason_hf.models.loading`.
+            tokenizer, base, dtype, device, revision, trust_remote_code: see `memreason_hf.models.loading`.
 
         Raises:
             ValueError, OSError: something is missing or does not fit; see `memreason_hf.models.loading`.
         """
         chosen = choose_device(device)
-        config = load_any_config(model, base, trust_remote_code=trust_remote_code)
+        access = {"revision": revision, "trust_remote_code": trust_remote_code}
+        config = load_any_config(model, base, **access)
         wanted = copy.deepcopy(config)
         for field_name, value in (depth or {}).items():
             setattr(wanted, field_name, value)
         options = DepthOptions.of(wanted, deepest)
-        reader = load_tokenizer(model, tokenizer, config, trust_remote_code=trust_remote_code)
-        network = load_model(model, dtype, base=base, trust_remote_code=trust_remote_code).to(chosen)
+        reader = load_tokenizer(model, tokenizer, config, **access)
+        network = load_model(model, dtype, base=base, **access).to(chosen)
         return cls(network, reader, name or model, options, limits or Limits())
 
     def warm_up(self) -> None:

@@ -234,7 +234,8 @@ class PublishingTrainer(Trainer):
         state.best_model_checkpoint = None
         (staged / TRAINER_STATE_NAME).unlink()
         state.save_to_json(str(staged / TRAINER_STATE_NAME))
-        checkpoints.write_manifest(staged)
+        step, run = checkpoints.checkpoint_step(checkpoint), checkpoints.read_run(checkpoint)
+        checkpoints.write_manifest(staged, step, run)
         return staged
 
     def _new_stage(self, name):
