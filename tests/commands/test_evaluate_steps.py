@@ -231,7 +231,7 @@ def test_an_adapter_is_evaluated_on_its_base(mode, data, tmp_path, capsys):
     assert run(adapter, *named, "--base", tmp_path / "moved", "--output_file", tmp_path / "again.jsonl") == 0
     texts = [json.loads(line)["text"] for line in (tmp_path / "again.jsonl").read_text().splitlines()]
     assert sorted(texts) == sorted(expected)
-    assert json.loads((tmp_path / "again.jsonl.settings.json").read_text())["base"] == str(tmp_path / "moved")
+    assert json.loads((tmp_path / "again.jsonl.settings.json").read_text())["base"] == "moved"
 
 
 def index_of(line):

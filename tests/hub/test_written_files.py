@@ -15,7 +15,6 @@ from memreason_hf.adapters.saving import load_adapter, save_adapter
 from memreason_hf.commands import convert, evaluate, evaluate_steps, generate, perplexity, sweep, unroll
 from memreason_hf.data.chains.multi_hop import MultiHopConfig, build_multi_hop, save_multi_hop
 from memreason_hf.data.questions.memory_reason import build_memory_reason, save_memory_reason
-from memreason_hf.hub.adapter_config import stage_adapter_config
 from memreason_hf.hub.inspection import inspect_files
 from memreason_hf.models.loading import load_any_config
 
@@ -122,49 +121,15 @@ def test_solutions(adapter, tmp_path, capsys):
     capsys.readouterr()
 
 
-def test_a_published_adapter_names_its_base_on_the_hub(adapter, base, tmp_path):
-    # The controls: in its own folder an adapter says where its base is, and is refused for it.
+def test_an_adapter_on_a_local_base_is_refused_for_its_place(adapter):
+    """Publishing names the base on the Hub instead; peft alone needs the place here."""
     found = {(finding.path, finding.kind) for finding in inspect_files([adapter])}
     expected = {("adapter_config.json", "absolute path"), (LOCAL_BASE_FILE, "absolute path")}
     assert found == expected | {(LOCAL_BASE_FILE, "place on this machine")}
-    assert {finding.path for finding in private(adapter)} == {"adapter_config.json"}
-    with pytest.raises(ValueError, match=r"base_model_name_or_path=.* is a folder of this machine.*\(base_model\)"):
-        stage_adapter_config(adapter, tmp_path)
-    path = stage_adapter_config(adapter, tmp_path, "owner/llama")
-    assert inspect_files([path]) == []
-    before, after = (json.loads((folder / path.name).read_text()) for folder in (adapter, tmp_path))
-    assert {key for key in before if before[key] != after[key]} == {"base_model_name_or_path"}
-    assert after["base_model_name_or_path"] == "owner/llama"
-
-
-@pytest.mark.parametrize(
-    ("name", "given", "result"),
-    [
-        ("owner/llama", None, "owner/llama"),
-        ("gpt2", None, "gpt2"),
-        ("owner/llama", "owner/other", "owner/other"),
-        ("models/llama", None, "is a folder of this machine"),
-        ("../llama", None, "is a folder of this machine"),
-        ("C:\\models\\llama", None, "is a folder of this machine"),
-        ("a/b/c", None, "is a folder of this machine"),
-        (None, None, "names no base"),
-        (None, "owner/llama", "owner/llama"),
-        ("gpt2", "a/b/c", "base_model='a/b/c' is not the name of a repository"),
-        ("gpt2", "models/llama", "is a folder here"),
-    ],
-)
-def test_which_names_of_a_base_can_be_published(tmp_path, monkeypatch, name, given, result):
-    monkeypatch.chdir(tmp_path)
-    for folder in ("models/llama", "adapter", "staged"):
-        (tmp_path / folder).mkdir(parents=True)
-    config = {"base_model_name_or_path": name, "revision": "abc"}
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    if " " in result:
-        with pytest.raises(ValueError, match=result):
-            stage_adapter_config("adapter", "staged", given)
-    else:
-        written = json.loads(stage_adapter_config("adapter", "staged", given).read_text())
-        assert written == {"base_model_name_or_path": result, "revision": "abc" if given is None else None}
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "owner/llama"
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert private(adapter) == []
 
 
 @pytest.mark.parametrize("moved", ["nothing", "adapter", "both"])
