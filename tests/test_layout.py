@@ -22,7 +22,9 @@ FLOORS = (
     ("adapters",),
     ("data",),
     ("steps",),
-    ("files", "file_sets", "locks", "tables", "messages", "patches"),
+    ("file_sets",),
+    ("locks",),
+    ("files", "tables", "messages", "patches"),
     ("modeling_recurrent",),
 )
 # Inside `training` a further order holds.
