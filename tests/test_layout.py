@@ -23,7 +23,9 @@ FLOORS = (
     ("data",),
     ("steps",),
     ("repositories",),
-    ("files", "file_sets", "locks", "tables", "messages", "patches"),
+    ("file_sets",),
+    ("locks",),
+    ("files", "tables", "messages", "patches"),
     ("modeling_recurrent",),
 )
 # Inside `training` a further order holds.

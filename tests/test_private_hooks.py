@@ -96,8 +96,8 @@ def test_private_parameters_exist():
 
 
 def is_private(name):
-    # Python itself gives every abstract class an `_abc_impl`.
-    return name.startswith("_") and not name.endswith("__") and name not in ("_", "_abc_impl")
+    # Python itself gives every abstract class an `_abc_impl`; `_replace` is a public method of named tuples.
+    return name.startswith("_") and not name.endswith("__") and name not in ("_", "_abc_impl", "_replace")
 
 
 def is_own(cls):

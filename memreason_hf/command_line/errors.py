@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from memreason_hf.command_line.signals import exit_code, say_stopped, signal_of, signals_raise
@@ -40,7 +39,11 @@ def describe(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory, on a CPU or a GPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError):
+        return True
+    # torch is not imported for this: building a data set does without it.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
