@@ -90,7 +90,7 @@ def parse_json(content: str | bytes) -> object:
     try:
         return json.loads(content)
     except RecursionError:
-        raise ValueError("nested too deeply to be read.") from None
+        raise ValueError("its values are nested too deeply to be read.") from None
 
 
 def read_json(path: str | os.PathLike) -> object:

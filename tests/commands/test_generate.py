@@ -336,7 +336,7 @@ def test_a_recipe(flags, tmp_path):
         (["--haltin_criterion", "kl"], r"unknown flag '--haltin_criterion kl'. Did you mean --halting_criterion\?"),
         (["--halting_criterion", "kl", "--kl_threshold", "-1"], "kl_threshold: Value must be above 0, got -1.0"),
         (["--halting_criterion", "kl", "--num_recurrences", "4"], "num_recurrences=4 fixes the depth"),
-        (["--num_recurrences", "0"], "num_recurrences: Value must be a positive integer, got 0"),
+        (["--num_recurrences", "0"], "num_recurrences: Value must be at least 1, got 0"),
         (["--min_recurrences", "10"], "min_recurrences=10 is above max_recurrences=9"),
         (["--draft_recurrences", "0"], "draft_recurrences=0 must be at least 1"),
         (["--max_new_tokens", "0"], "max_new_tokens=0 must be at least 1"),

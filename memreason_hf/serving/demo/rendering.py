@@ -13,7 +13,8 @@ from html import escape
 from transformers import PreTrainedTokenizerBase
 
 from memreason_hf.analysis.solution_tokens import token_label
-from memreason_hf.analysis.token_depths import DepthScale, Piece, visible
+from memreason_hf.analysis.token_depths import DepthScale, Piece
+from memreason_hf.messages import visible
 from memreason_hf.serving.demo.answers import Answer
 from memreason_hf.serving.demo.lens import Lens
 from memreason_hf.steps import StepScheme
