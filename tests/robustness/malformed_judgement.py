@@ -26,7 +26,9 @@ _INSTRUCTION = re.compile(
     r"no such (file|folder)|does not exist|damaged|incomplete|truncated|not (valid )?(json|yaml|utf-8)|is empty|"
     r"is a directory|not a directory|too many levels|cannot be (read|opened|loaded)|is missing|nested too deeply|"
     # A relation that two named values break.
-    r"is (above|below)|"
+    r"is (above|below)|but (the|its|only) [\w ]+ (has|have|holds?|is|are|exist)|"
+    # What there is in place of what was given.
+    r"(has|have) to be|which has|"
     # A list of the right values.
     r"(are|has|have|holds?|is) [\w'\"./-]+(, | and | or ))",
     re.IGNORECASE,
@@ -93,7 +95,8 @@ def _says_what_to_do(message):
 
 def shows(message: str, value: object) -> bool:
     """Whether a message shows a value: as Python, JSON or text, shortened, or by its shape, dtype or type."""
-    if value is NO_VALUE:
+    # Of what is missing, nothing can be shown.
+    if value is NO_VALUE or value is None:
         return True
     if isinstance(value, str) and not value and message.rstrip(". ").endswith("got"):
         # The strict dataclasses of huggingface_hub end their message with the text itself.
@@ -104,9 +107,7 @@ def shows(message: str, value: object) -> bool:
 
 def _forms(value):
     forms = [type(value).__name__]
-    if value is None:
-        forms += ["none", "null", "not given", "missing"]
-    elif isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor):
         forms += [str(tuple(value.shape)), str(list(value.shape)), str(value.dtype), str(value.dtype).split(".")[-1]]
         if value.numel():
             forms += [f"{value.flatten()[0].item():g}", f"{value.max().item():g}", f"{value.min().item():g}"]
