@@ -6,6 +6,8 @@ import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
+from memreason_hf.command_line.signals import restore, stop_while_loading
+
 
 # Verbs are modules of memreason_hf.commands. They are imported when they run, because they import torch, which takes
 # seconds, and this help does not need it.
@@ -69,9 +71,11 @@ def _import_verb(verb):
     # Thousands of modules and hardly any garbage: without the collector, imports take about a tenth less time.
     is_enabled = gc.isenabled()
     gc.disable()
+    handlers = stop_while_loading(f"memreason {verb}")
     try:
         return import_module(f"memreason_hf.commands.{verb.replace('-', '_')}")
     finally:
+        restore(handlers)
         if is_enabled:
             gc.enable()
 

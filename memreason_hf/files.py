@@ -11,12 +11,16 @@ Files and folders are written under a hidden temporary name in the same folder, 
 
 import errno
 import fcntl
+import functools
+import hashlib
 import json
 import logging
 import os
 import re
 import secrets
 import shutil
+import socket
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,7 +39,7 @@ def whole_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
     without an error.
 
     The temporary path keeps the suffix of `path`, because some writers choose their format by it. Missing folders are
-    created. A symbolic link is replaced, not followed.
+    created. A symbolic link is replaced, not followed. What killed processes left of the same file is removed.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false. Checked again at the end.
@@ -43,9 +47,11 @@ def whole_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
     path = Path(path)
     check_places([path], overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_killed_files(path.parent, re.escape(path.stem), re.escape(path.suffix))
     temporary = path.with_name(f".{path.stem}.{_owner()}{path.suffix}")
     try:
         yield temporary
+        allow_reading(temporary)
         sync(temporary)
         check_places([path], overwrite=overwrite)
         os.replace(temporary, path)
@@ -139,6 +145,7 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False, durable:
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield staged
         check_folder(folder, overwrite=overwrite)
+        _allow_reading_tree(staged)
         if durable:
             _sync_tree(staged)
         if overwrite:
@@ -181,6 +188,7 @@ def commit_folder(staged: Path, final: Path) -> None:
     Syncs every file of `staged`, then renames it to `final`, replacing a folder of that name. A kill at any moment
     leaves `final` absent or whole.
     """
+    _allow_reading_tree(staged)
     _sync_tree(staged)
     _replace_folder(staged, final)
 
@@ -199,6 +207,7 @@ def move_files(staged: Path, folder: Path, *, last: Iterable[str] = ()) -> list[
     names = [str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file()]
     names.sort(key=lambda name: (name in last, name))
     for name in names:
+        allow_reading(staged / name)
         sync(staged / name)
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -214,13 +223,23 @@ def remove_folder(folder: Path) -> None:
 
 
 def clear_leftovers(parent: str | os.PathLike) -> None:
-    """Deletes all folders in `parent` that killed processes have not finished writing or deleting."""
+    """Deletes all folders and files in `parent` that killed processes have not finished writing or deleting."""
     parent = Path(parent)
     if parent.is_dir():
+        _clear_killed_files(parent, ".+", r"(\.\w+)?")
         for path in parent.iterdir():
             if path.name.startswith(".") and path.name.endswith((_STAGED, _DOOMED)) and path.is_dir():
                 logger.info("Removing %s, left over from a process that was killed.", path)
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def allow_reading(path: Path) -> None:
+    """
+    Gives a new file the permissions that the user's umask allows. Some writers, such as safetensors, create files that
+    only their owner can read.
+    """
+    if not path.is_symlink():
+        path.chmod(0o666 & ~_umask() | stat.S_IMODE(path.stat().st_mode))
 
 
 def sync(path: Path) -> None:
@@ -235,6 +254,12 @@ def sync(path: Path) -> None:
 def _sync_tree(folder):
     for path in [*folder.rglob("*"), folder]:
         sync(path)
+
+
+def _allow_reading_tree(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            allow_reading(path)
 
 
 def _remove_as(folder, doomed):
@@ -278,9 +303,36 @@ def _clear_killed_builds(folder):
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _clear_killed_files(folder, stem, suffix):
+    """Removes temporary files of `whole_file` whose process has ended; `stem` and `suffix` are patterns."""
+    pattern = re.compile(rf"\.{stem}\.(\d+)-{_host()}[0-9a-f]{{8}}{suffix}")
+    with suppress(OSError):  # a folder may be writable, but not readable
+        for path in folder.iterdir():
+            match = pattern.fullmatch(path.name)
+            if match and not _is_running(int(match[1])) and not path.is_dir():
+                logger.info("Removing %s, left over from a process that was killed.", path)
+                path.unlink(missing_ok=True)
+
+
 def _owner():
     """A part of a name that is unique to this call: processes of two containers can have one id."""
-    return f"{os.getpid()}-{secrets.token_hex(4)}"
+    return f"{os.getpid()}-{_host()}{secrets.token_hex(4)}"
+
+
+@functools.cache
+def _host():
+    """Four digits that stand for this machine or container, whose processes can be seen from here."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+
+
+def _umask():
+    # It can only be read by setting it, which other threads would notice.
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    value = os.umask(0o022)
+    os.umask(value)
+    return value
 
 
 def _is_running(pid):

@@ -22,7 +22,7 @@ FLOORS = (
     ("adapters",),
     ("data",),
     ("steps",),
-    ("files", "tables", "messages", "patches"),
+    ("files", "locks", "tables", "messages", "patches"),
     ("modeling_recurrent",),
 )
 # Inside `training` a further order holds.

@@ -1,4 +1,7 @@
-"""How a command ends: an expected error is one line and exit code 2, and a closed pipe does not stop the command."""
+"""
+How a command ends: an expected error is one line and exit code 2, a signal one line and exit code 130 or 143, and a
+closed pipe does not stop the command.
+"""
 
 import os
 import re
@@ -8,9 +11,9 @@ from contextlib import contextmanager, redirect_stdout
 
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 
+from memreason_hf.command_line.signals import exit_code, say_stopped, signal_of, signals_raise
 
-# The exit code of shells after Ctrl-C.
-INTERRUPTED = 130
+
 # Set to 1 to see the traceback of an expected error.
 TRACEBACK_VARIABLE = "MEMREASON_TRACEBACK"
 # Errors that a wrong recipe, flag, path or file raises. TypeError is not among them, because it is more often a bug
@@ -63,14 +66,18 @@ class _OutlastingStream:
 
 
 @contextmanager
-def user_errors(command: str, *exceptions: type[BaseException]) -> Iterator[None]:
+def user_errors(
+    command: str, *exceptions: type[BaseException], stopped: str = "no half-written file was left"
+) -> Iterator[None]:
     """
-    Ends the program with one message and exit code 2 when an expected error leaves the block. The block runs to its
-    end even if the reader of standard output closes the pipe.
+    Ends the program with one message and exit code 2 when an expected error leaves the block, and with one message and
+    exit code 130 or 143 after Ctrl-C or SIGTERM. The block runs to its end even if the reader of standard output
+    closes the pipe.
 
     Args:
         command: the beginning of the message, for example `"memreason train"`.
         exceptions: the expected errors, by default `USER_ERRORS`. All other errors keep their traceback.
+        stopped: what the message about a signal says about files.
 
     Example:
         >>> with user_errors("memreason train"):  # doctest: +SKIP
@@ -80,11 +87,16 @@ def user_errors(command: str, *exceptions: type[BaseException]) -> Iterator[None
     expected = exceptions or USER_ERRORS
     output = _OutlastingStream(sys.stdout)
     try:
-        with redirect_stdout(output):
+        with signals_raise(), redirect_stdout(output):
             try:
                 yield
             finally:
                 output.flush()
+    except KeyboardInterrupt as error:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+            raise
+        say_stopped(command, signal_of(error), stopped)
+        raise SystemExit(exit_code(signal_of(error))) from None
     except expected as error:
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise

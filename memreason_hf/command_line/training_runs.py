@@ -1,9 +1,12 @@
 """Training runs of the commands that train: from the start or the newest checkpoint to the saved model."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
-from memreason_hf.command_line.errors import INTERRUPTED, user_errors
+from memreason_hf.command_line.errors import user_errors
+from memreason_hf.command_line.signals import exit_code
+from memreason_hf.locks import locked
 from memreason_hf.training.runs.checkpoints import checkpoint_step, list_checkpoints
 from memreason_hf.training.runs.errors import TrainingError
 from memreason_hf.training.runs.trainer import ResumableTrainer
@@ -33,23 +36,27 @@ def run_training(
         describe: a sentence for the summary of a run that was not interrupted.
 
     Returns:
-        The exit code: 0, or 130 after Ctrl-C. A failed training ends the program with code 2 and one message.
+        The exit code: 0, 130 after Ctrl-C, or 143 after SIGTERM. A failed training ends the program with code 2 and
+        one message.
     """
     args = trainer.args
     resume = args.resume_from_checkpoint
     if resume is None and not args.restart and list_checkpoints(args.output_dir):
         resume = True
-    with user_errors(command, TrainingError):
-        trainer.train(resume)
-        if not trainer.interrupted:
-            trainer.save_model()
-            trainer.save_state()
+    # An OSError: the folder is in use, or cannot be written.
+    with user_errors(command, TrainingError, OSError, stopped="the same command resumes from the newest checkpoint"):
+        # From the first step to the saved model: no other run may take the folder in between.
+        with locked(args.output_dir, inside=True) if args.process_index == 0 else nullcontext():
+            trainer.train(resume)
+            if not trainer.interrupted:
+                trainer.save_model()
+                trainer.save_state()
         lines = [_summary(trainer)]
         if describe is not None and not trainer.interrupted:
             lines.append(describe(trainer))
         say(trainer, " ".join(filter(None, lines)))
     trainer.end()
-    return INTERRUPTED if trainer.interrupted else 0
+    return exit_code(trainer.interrupted_by) if trainer.interrupted else 0
 
 
 def say(trainer: ResumableTrainer, message: str):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from memreason_hf.command_line.conversions import print_written, progress_reporter
-from memreason_hf.command_line.errors import INTERRUPTED, user_errors
+from memreason_hf.command_line.errors import user_errors
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.models.conversion import published_loops  # noqa: F401 - registers their reader
 from memreason_hf.models.conversion.adapters import convert_adapter
@@ -163,13 +163,9 @@ def make_parser() -> CommandParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Converts; returns the exit code: 0, or 130 after Ctrl-C. Expected errors end the program with code 2."""
-    try:
-        with user_errors(PROG):
-            return _convert(*make_parser().parse_sections(argv))
-    except KeyboardInterrupt:
-        print(f"\n{PROG}: stopped; nothing was written.", file=sys.stderr)
-        return INTERRUPTED
+    """Converts; returns the exit code. Expected errors end the program with code 2, Ctrl-C with 130."""
+    with user_errors(PROG, stopped="nothing was written"):
+        return _convert(*make_parser().parse_sections(argv))
 
 
 def _convert(arguments, layers, recurrence, checkpoint):

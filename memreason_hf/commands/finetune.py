@@ -27,7 +27,7 @@ eval_acc. In the end --output_dir holds the best epoch, with the tokenizer and i
 or your own code.
 
 The same command again resumes a run that was killed, from the newest complete checkpoint, and ends with the same
-weights; after a finished run it returns at once. Ctrl-C saves and stops.
+weights; after a finished run it returns at once. Ctrl-C and SIGTERM save and stop.
 """
 EPILOG = """\
 examples:
@@ -118,8 +118,8 @@ def make_parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     """
-    Trains; returns the exit code: 0, or 130 after Ctrl-C. A wrong recipe, bad data and a failed training end the
-    program with code 2 and one message.
+    Trains; returns the exit code: 0, 130 after Ctrl-C, or 143 after SIGTERM. A wrong recipe, bad data and a failed
+    training end the program with code 2 and one message.
     """
     with user_errors(PROG, *USER_ERRORS, TrainingError, ImportError):
         _, values = make_parser().parse_recipe(argv)

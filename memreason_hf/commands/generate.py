@@ -18,7 +18,7 @@ from memreason_hf.analysis.token_depth_page import render_page
 from memreason_hf.analysis.token_depth_terminal import TerminalView
 from memreason_hf.analysis.token_depths import DepthScale, depth_statistics, depths_document
 from memreason_hf.command_line.depth_arguments import DEPTH, depth_settings, describe_depth, given_depth
-from memreason_hf.command_line.errors import INTERRUPTED, user_errors
+from memreason_hf.command_line.errors import user_errors
 from memreason_hf.command_line.model_flags import model_section
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.prompts import PromptArguments, read_prompts
@@ -115,13 +115,9 @@ def make_parser() -> CommandParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Generates; returns the exit code: 0, or 130 after Ctrl-C. Expected errors end the program with code 2."""
-    try:
-        with user_errors(PROG):
-            return _generate(*make_parser().parse_sections(argv))
-    except KeyboardInterrupt:
-        print(f"\n{PROG}: stopped; no file was written.", file=sys.stderr)
-        return INTERRUPTED
+    """Generates; returns the exit code. Expected errors end the program with code 2, Ctrl-C with 130."""
+    with user_errors(PROG, stopped="no file was written"):
+        return _generate(*make_parser().parse_sections(argv))
 
 
 def _generate(model, prompt_arguments, depth, cache, sampling, output):

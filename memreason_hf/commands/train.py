@@ -22,8 +22,8 @@ flag. This is the help for chains of relations. For text (data.kind: text) other
 text --help.
 
 The data set is built if its folder does not exist. The same command again resumes a run that was killed, from the
-newest complete checkpoint, and ends with the same weights; after a finished run it returns at once. Ctrl-C saves and
-stops.
+newest complete checkpoint, and ends with the same weights, bit for bit with the same number of threads
+(OMP_NUM_THREADS); after a finished run it returns at once. Ctrl-C and SIGTERM save and stop.
 """
 
 EPILOG = """\
@@ -76,7 +76,8 @@ The model is new, with a tokenizer that is learned from the texts, or comes from
 is trained: all, the loop (its layers and what re-enters them), or LoRA in the loop, which is merged when it is saved.
 
 The same command again resumes a run that was killed, from the newest complete checkpoint, also in the middle of a
-stream, and ends with the same weights; after a finished run it returns at once. Ctrl-C saves and stops.
+stream, and ends with the same weights, bit for bit with the same number of threads (OMP_NUM_THREADS); after a finished
+run it returns at once. Ctrl-C and SIGTERM save and stop.
 """
 
 TEXT_EPILOG = """\
@@ -265,8 +266,8 @@ def kind_of(argv: list[str]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """
-    Trains; returns the exit code: 0, or 130 after Ctrl-C. A wrong recipe and a failed training end the program with
-    code 2 and one message.
+    Trains; returns the exit code: 0, 130 after Ctrl-C, or 143 after SIGTERM. A wrong recipe and a failed training end
+    the program with code 2 and one message.
     """
     argv = sys.argv[1:] if argv is None else argv
     with user_errors(PROG):

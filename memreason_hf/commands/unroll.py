@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from memreason_hf.command_line.conversions import print_written, progress_reporter
-from memreason_hf.command_line.errors import INTERRUPTED, user_errors
+from memreason_hf.command_line.errors import user_errors
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.models.conversion.folders import unroll_folder
 
@@ -58,13 +58,9 @@ def make_parser() -> CommandParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes a loop out; returns the exit code: 0, or 130 after Ctrl-C. Expected errors end the program with 2."""
-    try:
-        with user_errors(PROG):
-            return _unroll(*make_parser().parse_sections(argv))
-    except KeyboardInterrupt:
-        print(f"\n{PROG}: stopped; nothing was written.", file=sys.stderr)
-        return INTERRUPTED
+    """Writes a loop out; returns the exit code. Expected errors end the program with code 2, Ctrl-C with 130."""
+    with user_errors(PROG, stopped="nothing was written"):
+        return _unroll(*make_parser().parse_sections(argv))
 
 
 def _unroll(arguments):

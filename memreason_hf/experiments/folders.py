@@ -1,13 +1,22 @@
 """The folder of a part of an experiment: it belongs to one set of settings, and keeps what is finished."""
 
 import json
-import shutil
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 
-from memreason_hf.files import read_json, write_json
+from memreason_hf.files import clear_leftovers, read_json, remove_folder, write_json
 
 
 SETTINGS_FILE = "settings.json"
+# What experiments write into the folder of a part: their own files, and those of trained models.
+_WRITTEN = (
+    *(SETTINGS_FILE, "task.json", "log.txt", "training.json", "conversion.json", "results.json"),
+    *("solutions.jsonl", "solutions.jsonl.settings.json", "run.json", "trainer_state.json", "training_args.bin"),
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*"),
+    *("*_recurrent.py", "README.md", "*.lock", ".*"),
+)
 
 
 def claim_folder(folder: Path, settings: dict, *, restart: bool) -> None:
@@ -18,16 +27,37 @@ def claim_folder(folder: Path, settings: dict, *, restart: bool) -> None:
         restart: whether a part of an experiment that the folder holds is removed.
 
     Raises:
-        ValueError: the folder holds results of other settings, and `restart` is false.
+        ValueError: the folder holds results of other settings, and `restart` is false; or it holds a file that no
+            experiment wrote, and `restart` is true.
     """
+    if restart:
+        check_removable([folder])
     if restart and (folder / SETTINGS_FILE).is_file():
-        shutil.rmtree(folder)
+        remove_folder(folder)
+    clear_leftovers(folder.parent)
     before = read_finished(folder / SETTINGS_FILE)
     if before is not None and before != json.loads(json.dumps(settings)):
         differing = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
         shown = ", ".join(f"{name}={before.get(name)!r} there, now {settings.get(name)!r}" for name in differing[:5])
         raise ValueError(f"{folder} holds another run ({shown}). Choose another --output_dir, or pass --restart.")
     write_json(folder / SETTINGS_FILE, settings)
+
+
+def check_removable(folders: Iterable[Path]) -> None:
+    """
+    Checks that folders hold only what an experiment writes, so that they may be removed.
+
+    Raises:
+        ValueError: a folder holds anything else; the message names it. Symbolic links count as such.
+    """
+    for folder in folders:
+        for path in sorted(folder.rglob("*")) if (folder / SETTINGS_FILE).is_file() else ():
+            known = any(fnmatch(path.name, pattern) for pattern in _WRITTEN)
+            if path.is_symlink() or (not path.is_dir() and not known):
+                raise ValueError(
+                    f"{path} was not written by an experiment, and --restart would delete it. Move it elsewhere, or "
+                    "choose another --output_dir."
+                )
 
 
 def read_finished(path: Path) -> dict | None:

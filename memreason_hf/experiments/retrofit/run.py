@@ -8,21 +8,20 @@ The folder then holds a folder for each seed (the models, a log, `results.json`)
 `retrofit.png`.
 """
 
-import os
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from memreason_hf.analysis.depth_figures import save_figure
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
-from memreason_hf.experiments.folders import claim_folder, read_finished
+from memreason_hf.experiments.children import run_children, start_child
+from memreason_hf.experiments.folders import check_removable, claim_folder, read_finished
 from memreason_hf.experiments.retrofit.figures import depth_figure
 from memreason_hf.experiments.retrofit.process import LOG_FILE, RESULTS_FILE, TASK_FILE
 from memreason_hf.experiments.retrofit.results import judge_all
 from memreason_hf.experiments.retrofit.training import LEAST_RECURRENCES, Recipe
 from memreason_hf.files import write_json
+from memreason_hf.locks import locked
 
 
 ALL_RESULTS_FILE, FIGURE_FILE = "retrofit.json", "retrofit.png"
@@ -96,11 +95,19 @@ def run_retrofit(arguments: RetrofitArguments) -> dict:
         The contents of `retrofit.json`, see `RetrofitResults`.
 
     Raises:
+        InUseError: another process runs the experiment in the folder.
         ValueError: the folder holds another experiment, or the process of a seed failed; the message quotes its log.
     """
+    with locked(arguments.output_dir, inside=True):
+        return _run_retrofit(arguments, Path(arguments.output_dir))
+
+
+def _run_retrofit(arguments, folder):
     started = time.perf_counter()
-    folder = Path(arguments.output_dir)
     tasks = {seed: _task(folder / f"seed_{seed}", arguments, seed) for seed in arguments.seed_numbers}
+    if arguments.restart:
+        # All are checked before any is removed.
+        check_removable([Path(task["folder"]) for task in tasks.values()])
     for task in tasks.values():
         settings = {**task["recipe"], "num_test_chains": task["num_test_chains"], "seed": task["seed"]}
         claim_folder(Path(task["folder"]), settings, restart=arguments.restart)
@@ -137,29 +144,18 @@ def _run_all(tasks, at_once):
             waiting.append(seed)
         else:
             print(f"seed {seed}: kept the results in {task['folder']}.", flush=True)
-    running: dict[int, subprocess.Popen] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                seed = waiting.pop(0)
-                print(f"seed {seed}: training; the log is {Path(tasks[seed]['folder']) / LOG_FILE} …", flush=True)
-                running[seed] = _start(tasks[seed])
-            time.sleep(0.2)
-            for seed in [seed for seed, process in running.items() if process.poll() is not None]:
-                _end(seed, tasks[seed], running.pop(seed).returncode)
-    finally:
-        for process in running.values():
-            process.terminate()
-            process.wait()
+
+    def start(seed):
+        print(f"seed {seed}: training; the log is {Path(tasks[seed]['folder']) / LOG_FILE} …", flush=True)
+        return _start(tasks[seed])
+
+    run_children(waiting, at_once, start, lambda seed, code: _end(seed, tasks[seed], code))
 
 
 def _start(task):
     folder = Path(task["folder"])
     write_json(folder / TASK_FILE, task)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", f"{__package__}.process", str(folder / TASK_FILE)]
-    with open(folder / LOG_FILE, "w", encoding="utf-8") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    return start_child(f"{__package__}.process", str(folder / TASK_FILE), log=folder / LOG_FILE)
 
 
 def _end(seed, task, code):

@@ -179,6 +179,8 @@ def _train(model: PreTrainedModel, folder, chains, steps, recipe, seed, schedule
     trainer = ChainTrainer(model=model, args=args, train_dataset=chains.dataset(), data_collator=collate)
     started = time.perf_counter()
     trainer.train()
+    if trainer.interrupted:
+        raise SystemExit(128 + trainer.interrupted_by)
     seconds = time.perf_counter() - started
     trainer.save_model()
     return {

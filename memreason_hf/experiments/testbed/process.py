@@ -11,12 +11,14 @@ from transformers.utils import logging
 import modeling_recurrent  # noqa: F401 - registers the architecture with the Auto classes
 from memreason_hf.data.chains.collator import ChainCollator
 from memreason_hf.data.chains.config import MultiHopConfig
+from memreason_hf.experiments.children import GRACE_SECONDS, end_with_parent
 from memreason_hf.experiments.folders import read_finished
 from memreason_hf.experiments.testbed.evaluation import evaluate_answers, evaluate_solutions, false_memories
 from memreason_hf.experiments.testbed.models import MODELS
 from memreason_hf.experiments.testbed.rows import WrittenRows, WrittenWorld, written_questions
 from memreason_hf.experiments.testbed.training import TimeLimit, prepare_testbed_run
 from memreason_hf.files import read_json, write_json
+from memreason_hf.locks import locked
 
 
 TRAINING_FILE, RESULTS_FILE = "training.json", "results.json"
@@ -67,6 +69,8 @@ def _train(name, folder, world, settings):
     chosen = {key: settings[key] for key in ("seed", "seconds", "max_steps", "batch_size")}
     trainer = prepare_testbed_run(name, str(folder), world, **chosen)
     trainer.train()
+    if trainer.interrupted:
+        raise SystemExit(128 + trainer.interrupted_by)
     trainer.save_model()
     limit = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, TimeLimit))
     training = {
@@ -85,13 +89,16 @@ def _train(name, folder, world, settings):
 def main(argv: list[str] | None = None) -> int:
     """Runs one model: its name, and a JSON file with `data`, `folder`, `config`, `rows` and `settings`."""
     name, task = sys.argv[1:] if argv is None else argv
+    end_with_parent()
     # Several models train at the same time, one thread each.
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     task = read_json(task)
-    world = WrittenWorld.open(Path(task["data"]), MultiHopConfig(**task["config"]), WrittenRows(**task["rows"]))
-    run_model(name, Path(task["folder"]), world, task["settings"])
+    # The child of an experiment that was killed may still be ending.
+    with locked(task["folder"], inside=True, wait=2 * GRACE_SECONDS):
+        world = WrittenWorld.open(Path(task["data"]), MultiHopConfig(**task["config"]), WrittenRows(**task["rows"]))
+        run_model(name, Path(task["folder"]), world, task["settings"])
     return 0
 
 

@@ -8,9 +8,6 @@ The folder then holds `data/`, a folder for each model (the model, its log, `res
 every text), `testbed.json` with all numbers, and `testbed.png`.
 """
 
-import os
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +19,8 @@ from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
 from memreason_hf.evaluation.solutions.judges import ExactJudge
-from memreason_hf.experiments.folders import claim_folder
+from memreason_hf.experiments.children import run_children, start_child
+from memreason_hf.experiments.folders import check_removable, claim_folder
 from memreason_hf.experiments.testbed.attribution import WorldJudge, measure_judge
 from memreason_hf.experiments.testbed.figures import hops_figure
 from memreason_hf.experiments.testbed.models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
@@ -35,6 +33,7 @@ from memreason_hf.experiments.testbed.process import (
 from memreason_hf.experiments.testbed.results import TestbedSettings
 from memreason_hf.experiments.testbed.rows import WrittenRows, WrittenWorld, write_solutions
 from memreason_hf.files import write_json
+from memreason_hf.locks import locked
 
 
 RESULTS_FILE, FIGURE_FILE = "testbed.json", "testbed.png"
@@ -112,10 +111,15 @@ def run_testbed(arguments: TestbedArguments) -> dict:
         The contents of `testbed.json`, see `TestbedResults`.
 
     Raises:
+        InUseError: another process runs a test bed in the folder.
         ValueError: the folder holds another test bed, or a model's process failed; the message quotes its log.
     """
+    with locked(arguments.output_dir, inside=True):
+        return _run_testbed(arguments, Path(arguments.output_dir))
+
+
+def _run_testbed(arguments, folder):
     started = time.perf_counter()
-    folder = Path(arguments.output_dir)
     config = MultiHopConfig(
         num_entities=20,
         num_relations=4,
@@ -132,6 +136,9 @@ def run_testbed(arguments: TestbedArguments) -> dict:
         num_rows=arguments.num_rows, max_distractors=4, disorder=arguments.disorder, seed=arguments.seed
     )
     tasks = {name: _task(name, folder, config, rows, arguments) for name in arguments.model_names}
+    if arguments.restart:
+        # All are checked before any is removed.
+        check_removable([folder / name for name in tasks])
     for name, task in tasks.items():
         claim_folder(folder / name, task["settings"], restart=arguments.restart)
     disable_progress_bars()
@@ -179,31 +186,20 @@ def _run_all(tasks, at_once):
     for name in tasks:
         if name not in waiting:
             print(f"{name}: kept the results in {tasks[name]['folder']}.", flush=True)
-    running: dict[str, subprocess.Popen] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                name = waiting.pop(0)
-                is_trained = (Path(tasks[name]["folder"]) / TRAINING_FILE).is_file()
-                what = "evaluation" if is_trained else f"training, at most {tasks[name]['settings']['seconds']:.0f} s"
-                print(f"{name}: {what} …", flush=True)
-                running[name] = _start(name, tasks[name])
-            time.sleep(0.2)
-            for name in [name for name, process in running.items() if process.poll() is not None]:
-                _end(name, tasks[name], running.pop(name).returncode)
-    finally:
-        for process in running.values():
-            process.terminate()
-            process.wait()
+
+    def start(name):
+        is_trained = (Path(tasks[name]["folder"]) / TRAINING_FILE).is_file()
+        what = "evaluation" if is_trained else f"training, at most {tasks[name]['settings']['seconds']:.0f} s"
+        print(f"{name}: {what} …", flush=True)
+        return _start(name, tasks[name])
+
+    run_children(waiting, at_once, start, lambda name, code: _end(name, tasks[name], code))
 
 
 def _start(name, task):
     folder = Path(task["folder"])
     write_json(folder / TASK_FILE, task)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "memreason_hf.experiments.testbed.process", name, str(folder / TASK_FILE)]
-    with open(folder / LOG_FILE, "w", encoding="utf-8") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    return start_child(f"{__package__}.process", name, str(folder / TASK_FILE), log=folder / LOG_FILE)
 
 
 def _end(name, task, code):

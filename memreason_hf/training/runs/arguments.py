@@ -6,6 +6,8 @@ from typing import ClassVar
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from memreason_hf.training.runs.ranges import check_training_ranges
+
 
 @dataclass
 class ResumableArguments(TrainingArguments):
@@ -16,7 +18,7 @@ class ResumableArguments(TrainingArguments):
         expected_world_size (`int`, *optional*):
             The number of processes that must be running. Any other number is an error.
         restart (`bool`, *optional*, defaults to `False`):
-            Start again in an `output_dir` that holds a run, which is removed.
+            Start again in an `output_dir` that holds a run, which is removed. Files that no run wrote are kept.
 
     These defaults differ from the parent's: `save_total_limit` 2, `logging_nan_inf_filter` `False` (a loss that is NaN
     or infinite ends the run).
@@ -25,7 +27,7 @@ class ResumableArguments(TrainingArguments):
     resumed with other values.
 
     Raises:
-        ValueError: settings with which a run could not be resumed.
+        ValueError: a value out of range, or settings with which a run could not be resumed.
     """
 
     not_in_fingerprint: ClassVar[tuple[str, ...]] = ("expected_world_size", "restart")
@@ -55,6 +57,7 @@ class ResumableArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_training_ranges(self)
         if self.expected_world_size is not None and self.expected_world_size < 1:
             raise ValueError(f"expected_world_size={self.expected_world_size} must be at least 1, or not given.")
         if self.save_total_limit == 1 and self.metric_for_best_model is not None:

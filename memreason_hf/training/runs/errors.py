@@ -6,11 +6,19 @@ class TrainingError(RuntimeError):
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint is missing, lacks a file or holds a truncated one."""
+    """A checkpoint is missing, lacks a file or holds a damaged one."""
 
 
 class OutputFolderError(TrainingError):
     """An output folder holds another run, or files of another program."""
+
+
+class ArgumentsError(TrainingError, ValueError):
+    """Training arguments from which no optimizer or learning-rate schedule can be made."""
+
+
+class SaveError(TrainingError):
+    """A checkpoint or model could not be written: the disk is full, or the folder is read-only or gone."""
 
 
 class LaunchError(TrainingError):

@@ -1,12 +1,16 @@
 """Which run an output folder belongs to. A folder of another run is never overwritten."""
 
 import json
+import logging
+from contextlib import suppress
 from pathlib import Path
 
 from memreason_hf import files
 from memreason_hf.training.runs import checkpoints
 from memreason_hf.training.runs.errors import CheckpointError, OutputFolderError
 
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 _CONFIGS = ("config.json", "adapter_config.json")
@@ -37,6 +41,8 @@ def open_run(
     if resume and restart:
         raise OutputFolderError("restart=True and resume_from_checkpoint contradict each other: use one of them.")
     existing = checkpoints.list_checkpoints(output_dir)
+    if resume is True and not existing:
+        raise CheckpointError(f"output_dir={str(output_dir)!r} holds no checkpoint to resume from.")
     if existing and not resume and not restart:
         raise OutputFolderError(
             f"output_dir={str(output_dir)!r} holds {existing[-1].name}. Resume that run "
@@ -46,11 +52,10 @@ def open_run(
     checkpoint = Path(resume) if isinstance(resume, str | Path) else None
     if checkpoint is not None:
         checkpoints.verify(checkpoint)
+        _check_belongs(checkpoint, fingerprint)
     claim(output_dir, fingerprint, restart=restart)
     if resume is True:
         checkpoint = checkpoints.newest_complete(output_dir)
-        if checkpoint is None:
-            raise CheckpointError(f"output_dir={str(output_dir)!r} holds no checkpoint to resume from.")
     return checkpoint
 
 
@@ -80,14 +85,69 @@ def claim(output_dir: Path | str, fingerprint: dict, *, restart: bool):
         files.write_json(folder / RUN_FILE, {"fingerprint": fingerprint, "files": []})
 
 
-def move_in(staged: Path, output_dir: Path):
-    """Moves the files of the trained model into `output_dir`, each of them whole, and records their names."""
+def move_in(staged: Path, output_dir: Path, fingerprint: dict | None = None):
+    """
+    Moves the files of the trained model into `output_dir`, each of them whole, and records their names.
+
+    Args:
+        staged (`Path`): The folder with the files.
+        output_dir (`Path`): The folder, which may hold the record of a run.
+        fingerprint (`dict`, *optional*): That of the run whose model it is.
+
+    Raises:
+        OutputFolderError: the folder belongs to another run. Nothing was changed then.
+    """
     names = [str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file()]
     run = _read_run(output_dir)
     if run is not None:
-        files.write_json(output_dir / RUN_FILE, {**run, "files": sorted({*run["files"], *names})})
+        if fingerprint is not None and _differences(run["fingerprint"], fingerprint):
+            raise OutputFolderError(
+                f"output_dir={str(output_dir)!r} holds another run by now, so the model was not saved there. Save it "
+                "in another folder: trainer.save_model(FOLDER)."
+            )
+        _record(output_dir, run, files=names)
     # A folder without its config is neither a model nor an adapter yet.
     files.move_files(staged, output_dir, last=_CONFIGS)
+
+
+def check_present(output_dir: Path):
+    """
+    Raises:
+        OutputFolderError: the folder of a run, or the record in it, has disappeared since the run began.
+    """
+    if not (output_dir / RUN_FILE).is_file():
+        raise OutputFolderError(f"output_dir={str(output_dir)!r} has lost its {RUN_FILE} since the run began.")
+
+
+def record_checkpoint(staged: Path, final: Path):
+    """
+    Prepares the folder of a run for the checkpoint `final`. The names of its files are recorded, by which they are
+    recognised as the run's if the manifest is damaged.
+
+    Raises:
+        OutputFolderError: the folder of the run has disappeared, or something that the run did not write is in the
+            place of the checkpoint.
+    """
+    output_dir = final.parent
+    check_present(output_dir)
+    run = _read_run(output_dir)
+    if final.exists() and (foreign := checkpoints.foreign_files(final, run.get("checkpoint_files", ()))):
+        raise OutputFolderError(f"{final} already holds {foreign[0]}, which the run did not write. Move it elsewhere.")
+    names = [path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file()]
+    _record(output_dir, run, checkpoint_files=names)
+
+
+def record_file(output_dir: Path, name: str):
+    """Records a file that the run is about to write into its folder. Does nothing in a folder without a run."""
+    run = _read_run(output_dir)
+    if run is not None:
+        _record(output_dir, run, files=[name])
+
+
+def _record(output_dir, run, **names):
+    merged = {**run, **{key: sorted({*run.get(key, ()), *more}) for key, more in names.items()}}
+    if merged != run:
+        files.write_json(output_dir / RUN_FILE, merged)
 
 
 def _check_same_run(folder, fingerprint):
@@ -101,14 +161,37 @@ def _check_same_run(folder, fingerprint):
                 "Choose another output_dir."
             )
         return
-    recorded = run["fingerprint"]
+    if differing := _differences(run["fingerprint"], fingerprint):
+        raise OutputFolderError(f"output_dir={str(folder)!r} holds another run ({differing}). {_START_AGAIN}")
+
+
+def _differences(recorded, fingerprint):
+    """The entries of a fingerprint that differ from the recorded ones, for a message; empty if none does."""
     # JSON turns tuples into lists and keys into strings; the recorded fingerprint has been through it.
     current = json.loads(json.dumps(fingerprint))
     differing = [key for key in {**recorded, **current} if recorded.get(key) != current.get(key)]
-    if differing:
-        shown = "; ".join(f"{key} was {recorded.get(key)!r}, now {current.get(key)!r}" for key in differing[:5])
-        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise OutputFolderError(f"output_dir={str(folder)!r} holds another run ({shown}{more}). {_START_AGAIN}")
+    shown = "; ".join(f"{key} was {recorded.get(key)!r}, now {current.get(key)!r}" for key in differing[:5])
+    return f"{shown}; and {len(differing) - 5} more" if len(differing) > 5 else shown
+
+
+def _check_belongs(checkpoint, fingerprint):
+    """Refuses a checkpoint of another run, which would go on with other arguments than it was trained with."""
+    run = checkpoints.read_run(checkpoint)
+    if run == checkpoints.run_digest(fingerprint):
+        return
+    try:
+        parent = _read_run(checkpoint.parent)
+    except OutputFolderError:
+        parent = None
+    differing = _differences(parent["fingerprint"], fingerprint) if parent else ""
+    if run is None and not differing:
+        logger.warning("%s does not say which run it belongs to, so this was not checked.", checkpoint)
+        return
+    what = f" ({differing})" if differing else ""
+    raise OutputFolderError(
+        f"resume_from_checkpoint={str(checkpoint)!r} belongs to another run{what}. Give the arguments of that run, or "
+        "start a new run from its weights: pass the checkpoint as the model."
+    )
 
 
 def _read_run(folder):
@@ -116,19 +199,63 @@ def _read_run(folder):
         run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         run = None
-    if not isinstance(run, dict) or not isinstance(run.get("fingerprint"), dict) or "files" not in run:
+    except OSError as error:
+        raise OutputFolderError(f"{folder / RUN_FILE} cannot be read: {error.strerror}.") from None
+    if not _is_run(run):
         raise OutputFolderError(f"{folder / RUN_FILE} cannot be read. {_START_AGAIN}")
     return run
 
 
-def _remove_run(folder):
-    for checkpoint in checkpoints.list_checkpoints(folder):
-        files.remove_folder(checkpoint)
+def _is_run(run):
+    if not isinstance(run, dict) or not isinstance(run.get("fingerprint"), dict) or "files" not in run:
+        return False
+    lists = (run["files"], run.get("checkpoint_files", []))
+    return all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
+
+
+def _plan_removal(folder):
+    """
+    The checkpoints and the files of the run in `folder`.
+
+    Raises:
+        OutputFolderError: a checkpoint that this package did not write, or that holds files of somebody else. Nothing
+            was changed then.
+    """
     try:
-        names = (_read_run(folder) or {"files": []})["files"]
+        run = _read_run(folder) or {"files": []}
     except OutputFolderError:
-        names = []
-    for name in [*names, RUN_FILE]:
-        (folder / name).unlink(missing_ok=True)
+        run = {"files": []}
+    existing = checkpoints.list_checkpoints(folder)
+    for checkpoint in existing:
+        if foreign := checkpoints.foreign_files(checkpoint, run.get("checkpoint_files", ())):
+            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise OutputFolderError(
+                f"output_dir={str(folder)!r}: {checkpoint.name} holds {foreign[0]}{more}, which no run of this "
+                "package wrote there. --restart deletes only what a run wrote. Move the folder elsewhere, or choose "
+                "another output_dir."
+            )
+    return existing, [folder / name for name in run["files"] if _is_own_file(folder, name)]
+
+
+def _is_own_file(folder, name):
+    """Whether `name` of a record is a regular file inside `folder`, reached without a link."""
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts:
+        logger.warning("%s names %r, which is outside of the folder. It is not deleted.", folder / RUN_FILE, name)
+        return False
+    steps = [folder.joinpath(*parts[: count + 1]) for count in range(len(parts))]
+    return not any(step.is_symlink() for step in steps) and steps[-1].is_file()
+
+
+def _remove_run(folder):
+    existing, own = _plan_removal(folder)
+    for checkpoint in existing:
+        files.remove_folder(checkpoint)
+    for path in own:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder of the model that is empty now
+            if path.parent != folder:
+                path.parent.rmdir()
+    (folder / RUN_FILE).unlink(missing_ok=True)

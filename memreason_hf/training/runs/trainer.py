@@ -4,10 +4,11 @@ import gc
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -15,15 +16,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from transformers.utils import logging
 
 from memreason_hf import files
+from memreason_hf.locks import locked
 from memreason_hf.training.runs import checkpoints, output_folder
 from memreason_hf.training.runs.errors import CheckpointError, NonFiniteLossError
 from memreason_hf.training.runs.interruption import InterruptWatch
 from memreason_hf.training.runs.launch import on_main_process
+from memreason_hf.training.runs.writing import is_write_error, save_error
 
 
 logger = logging.get_logger(__name__)
 
 CALLBACKS_FILE = "callbacks.json"
+# What that file holds beside the state of the callbacks. No class has such a name.
+_RUN_ENTRY = "run"
 
 
 class ResumableCallback(TrainerCallback):
@@ -50,8 +55,10 @@ class ResumableTrainer(Trainer):
     - A checkpoint is either complete or absent. Old ones are deleted only afterwards. Damaged ones are detected before
       anything is loaded.
     - `train()` refuses an `output_dir` that holds another run, or checkpoints that it is not told to resume.
-    - Ctrl-C finishes the training step, saves, and returns with `interrupted` set. A second one raises
+    - Ctrl-C or SIGTERM finishes the training step, saves, and returns with `interrupted` set. A second one raises
       `KeyboardInterrupt`.
+    - `train()` holds the lock of `output_dir`: a second run in the same folder is refused.
+    - What cannot be written (a full disk, a folder that has gone) raises `SaveError`, which says what is safe.
     - A loss or gradient that is NaN or infinite raises `NonFiniteLossError` before the weights change.
     - Resuming a finished run loads its weights and returns.
 
@@ -63,7 +70,8 @@ class ResumableTrainer(Trainer):
         kwargs: As for [`~transformers.Trainer`], except `model_init`.
 
     Attributes:
-        interrupted (`bool`): Whether the last call of `train` ended with Ctrl-C.
+        interrupted (`bool`): Whether the last call of `train` ended with Ctrl-C or SIGTERM.
+        interrupted_by (`int`): The number of that signal; 0 for none.
         resumed_from (`str`, *optional*): The checkpoint that the last call of `train` resumed from.
         last_checkpoint (`str`, *optional*): The newest checkpoint that was loaded or saved.
         resumes_finished_run (`bool`): Whether the run was already finished when `train` resumed it.
@@ -78,8 +86,11 @@ class ResumableTrainer(Trainer):
         self.interrupted = False
         self.resumed_from: str | None = None
         self.last_checkpoint: str | None = None
+        self.interrupted_by = 0
         self.resumes_finished_run = False
         self.watch = InterruptWatch()
+        self._run: dict | None = None
+        self._loss_sum: float | None = None
         self._loss_of_step: torch.Tensor | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(_RunCallback(self))
@@ -100,6 +111,9 @@ class ResumableTrainer(Trainer):
 
     def before_checkpoint(self):
         """Called by all ranks before the state of the callbacks is saved."""
+
+    def check_before_claim(self):
+        """Called by all ranks before `train` changes anything: raises what the first step would otherwise raise."""
 
     def before_first_step(self):
         """Called by all ranks before a run that is not resumed."""
@@ -122,14 +136,27 @@ class ResumableTrainer(Trainer):
         Raises:
             CheckpointError: the checkpoint is damaged or missing.
             OutputFolderError: `output_dir` holds another run, or checkpoints of this run that are not to be resumed.
+            InUseError: another process is training in `output_dir`.
             NonFiniteLossError: the loss or the gradient is NaN or infinite.
+            SaveError: a checkpoint could not be written.
         """
         if trial is not None:
             raise ValueError("trial is not supported: start one run for each setting of a search.")
-        checkpoint = on_main_process(self.args, lambda: self._open_run(resume_from_checkpoint or None))
-        self.interrupted = False
+        self.check_before_claim()
+        with self._folder_lock():
+            return self._train(resume_from_checkpoint, ignore_keys_for_eval)
+
+    def _folder_lock(self):
+        # One process holds it for all ranks.
+        return locked(self.args.output_dir, inside=True) if self.args.process_index == 0 else nullcontext()
+
+    def _train(self, resume, ignore_keys_for_eval):
+        self._run = self.run_fingerprint()
+        checkpoint = on_main_process(self.args, lambda: self._open_run(resume or None))
+        self.interrupted, self.interrupted_by = False, 0
         self.resumed_from = self.last_checkpoint = checkpoint
         self.resumes_finished_run = False
+        self._loss_sum = 0.0
         if checkpoint is None:
             self.before_first_step()
         else:
@@ -137,19 +164,18 @@ class ResumableTrainer(Trainer):
             self._restore_callbacks(Path(checkpoint))
         # A launcher passes Ctrl-C on to processes that the terminal has already interrupted.
         with InterruptWatch(grace_seconds=2.0 if self.args.world_size > 1 else 0.0) as self.watch:
-            return super().train(checkpoint, trial, ignore_keys_for_eval)
+            output = super().train(checkpoint, None, ignore_keys_for_eval)
+        loss = self.mean_loss()
+        return output if loss is None else output._replace(training_loss=loss)
 
     def _open_run(self, resume) -> str | None:
         """Claims the output folder. Returns the checkpoint to resume from."""
-        checkpoint = output_folder.open_run(
-            self.args.output_dir, self.run_fingerprint(), resume=resume, restart=self.args.restart
-        )
+        if isinstance(resume, str | Path) and Path(resume).is_dir():
+            _check_resumable(Path(resume))
+        checkpoint = output_folder.open_run(self.args.output_dir, self._run, resume=resume, restart=self.args.restart)
         if checkpoint is None:
             return None
-        if not (checkpoint / SCHEDULER_NAME).is_file():
-            raise CheckpointError(
-                f"{checkpoint} holds only the model (save_only_model=True), so no run can be resumed from it."
-            )
+        _check_resumable(checkpoint)
         return str(checkpoint)
 
     def _restore_callbacks(self, checkpoint):
@@ -158,9 +184,36 @@ class ResumableTrainer(Trainer):
             if name not in progress:
                 raise CheckpointError(f"{checkpoint / CALLBACKS_FILE} holds no state of {name}.")
             callback.restore(progress[name])
+        self._restore_run(checkpoint, progress.get(_RUN_ENTRY, {}))
         self.after_restoring()
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         self.resumes_finished_run = self.is_finished(state.global_step)
+
+    def _restore_run(self, checkpoint, entry):
+        # Checkpoints of earlier versions have no such entry.
+        self._loss_sum = entry.get("loss_sum")
+        threads = entry.get("num_threads")
+        if self.args.device.type == "cpu" and threads not in (None, torch.get_num_threads()):
+            logger.warning(
+                f"{checkpoint} was written with {threads} threads, not {torch.get_num_threads()}. Sums are "
+                "added up in another order, so the weights will differ from those of an undisturbed run by rounding. "
+                f"Set OMP_NUM_THREADS={threads} to repeat it bit for bit."
+            )
+
+    def mean_loss(self) -> float | None:
+        """
+        The mean loss over all training steps of the run, also those before it was resumed; `None` if a checkpoint of
+        an earlier version does not tell it. All ranks must make the call.
+        """
+        if self._loss_sum is None or not self.state.global_step:
+            return None
+        return self._loss_sum_of_ranks() / self.state.global_step
+
+    def _loss_sum_of_ranks(self):
+        if self._loss_sum is None or self.args.world_size == 1:
+            return self._loss_sum
+        total = torch.tensor(self._loss_sum, device=self.args.device)
+        return float(self.accelerator.reduce(total, "mean"))
 
     def _resumable_callbacks(self) -> dict[str, ResumableCallback]:
         callbacks = [item for item in self.callback_handler.callbacks if isinstance(item, ResumableCallback)]
@@ -183,23 +236,27 @@ class ResumableTrainer(Trainer):
         self.store_flos()
         run_dir = Path(self.args.output_dir)
         final = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        staged = self._stage(final)
-        with _no_progress_bars():
-            self.save_model(str(staged), _internal_call=True)
-        if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(str(staged))
-            self._save_scaler(str(staged))
-            self._save_rng_state(str(staged))
         self.before_checkpoint()
+        loss_sum = self._loss_sum_of_ranks()
         self.state.epoch = self.passes_over_data()
         self._locate_best_checkpoint(including=final)
-        self._wait_for_all()
-        if self.args.should_save:
-            self._write_states(staged)
-            checkpoints.commit(staged, final)
-            checkpoints.rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        with self._staged(final) as staged:
+            with _no_progress_bars():
+                self.save_model(str(staged), _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(str(staged))
+                self._save_scaler(str(staged))
+                self._save_rng_state(str(staged))
+
+        def commit():
+            self._write_states(staged, {"loss_sum": loss_sum, "num_threads": torch.get_num_threads()})
+            output_folder.record_checkpoint(staged, final)
+            run = checkpoints.run_digest(self._run)
+            checkpoints.commit(staged, final, run)
+            checkpoints.rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, run)
+
+        self._finish(staged, final, commit)
         self.last_checkpoint = str(final)
-        self._wait_for_all()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
 
@@ -210,7 +267,7 @@ class ResumableTrainer(Trainer):
             if best == including or best.is_dir():
                 self.state.best_model_checkpoint = str(best)
 
-    def _write_states(self, staged):
+    def _write_states(self, staged, run_entry):
         exported = {}
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
@@ -220,34 +277,76 @@ class ResumableTrainer(Trainer):
         }
         self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         progress = {name: callback.progress() for name, callback in self._resumable_callbacks().items()}
-        files.write_json(staged / CALLBACKS_FILE, progress)
+        files.write_json(staged / CALLBACKS_FILE, {**progress, _RUN_ENTRY: run_entry})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Saves the model as [`~transformers.Trainer.save_model`] does, but never leaves a half-written file."""
         if _internal_call:
             return super().save_model(output_dir, _internal_call=True)
         target = Path(self.args.output_dir if output_dir is None else output_dir)
-        staged = self._stage(target / "model")
-        with _no_progress_bars():
+        with self._staged(target / "model") as staged, _no_progress_bars():
             super().save_model(str(staged), _internal_call=True)
-        self._wait_for_all()
-        if self.args.should_save:
-            output_folder.move_in(staged, target)
-        self._wait_for_all()
+        self._finish(staged, target, lambda: output_folder.move_in(staged, target, self._run))
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def _stage(self, final) -> Path:
-        """An empty staging folder for `final`, which all ranks write to."""
-        staged = files.staging_folder(final)
+    def save_state(self):
+        """Saves `trainer_state.json` as [`~transformers.Trainer.save_state`] does, whole or not at all."""
         if self.args.should_save:
-            shutil.rmtree(staged, ignore_errors=True)
-            staged.mkdir(parents=True)
-        self._wait_for_all()
-        return staged
+            folder = Path(self.args.output_dir)
+            output_folder.record_file(folder, TRAINER_STATE_NAME)
+            with files.whole_file(folder / TRAINER_STATE_NAME, overwrite=True) as temporary:
+                self.state.save_to_json(str(temporary))
 
-    def _wait_for_all(self):
-        self.accelerator.wait_for_everyone()
+    @contextmanager
+    def _staged(self, final) -> Iterator[Path]:
+        """
+        An empty staging folder for `final`, to which all ranks write in the block.
+
+        Raises:
+            SaveError: on all ranks, if one of them cannot write.
+        """
+        staged, problem = files.staging_folder(final), None
+        with self._removed_on_error(staged):
+            try:
+                on_main_process(self.args, lambda: self._stage(staged))
+                yield staged
+            except Exception as error:
+                if not is_write_error(error):
+                    raise
+                problem = save_error(final, error, self.last_checkpoint)
+            problems = gather_object([problem]) if self.args.world_size > 1 else [problem]
+            if problem := next(filter(None, problems), None):
+                raise problem
+
+    def _stage(self, staged):
+        if self._run is not None and staged.parent == Path(self.args.output_dir):
+            # Not created again: it may be on a disk that has gone.
+            output_folder.check_present(staged.parent)
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+
+    def _finish(self, staged, final, action):
+        """Runs `action` on the first process, which puts `final` in its place."""
+
+        def act():
+            try:
+                action()
+            except Exception as error:
+                raise save_error(final, error, self.last_checkpoint) if is_write_error(error) else error from None
+
+        with self._removed_on_error(staged):
+            on_main_process(self.args, act)
+
+    @contextmanager
+    def _removed_on_error(self, staged):
+        """Removes a staging folder if the block fails, because it would keep a full disk full."""
+        try:
+            yield
+        except BaseException:
+            if self.args.should_save:
+                shutil.rmtree(staged, ignore_errors=True)
+            raise
 
     # ---- Log and end ----
 
@@ -256,6 +355,8 @@ class ResumableTrainer(Trainer):
         if self.is_in_train:
             # The parent counts only the steps of this call of `train`.
             self.state.epoch = self.passes_over_data()
+        if "train_loss" in logs and (loss := self.mean_loss()) is not None:
+            logs["train_loss"] = loss
         super().log(logs, start_time)
 
     def end(self):
@@ -297,15 +398,21 @@ class ResumableTrainer(Trainer):
             norm = torch.as_tensor(grad_norm)
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
             finite = finite & torch.isfinite(norm).to(finite.device)
-        flags = torch.stack([~finite, torch.tensor(self.watch.requested, device=finite.device)]).int()
+        requested = [self.watch.requested == number for number in InterruptWatch.SIGNALS]
+        flags = torch.cat([~finite.reshape(1), torch.tensor(requested, device=finite.device)]).int()
         if self.args.world_size > 1:
             # Ranks must stop at the same step. Otherwise the others would wait forever.
             flags = self.accelerator.reduce(flags, "sum")
-        bad, interrupted = flags.tolist()
+        bad, *arrived = flags.tolist()
         if bad:
             raise NonFiniteLossError(self._describe_non_finite(float(self._loss_of_step), float(grad_norm)))
-        self.interrupted = bool(interrupted)
+        self._note_interruption(next((n for n, count in zip(InterruptWatch.SIGNALS, arrived) if count), 0))
+        if self._loss_sum is not None:
+            self._loss_sum += float(self._loss_of_step)
         return grad_norm
+
+    def _note_interruption(self, number):
+        self.interrupted, self.interrupted_by = bool(number), int(number)
 
     def _describe_non_finite(self, loss, grad_norm):
         saved = (
@@ -317,6 +424,15 @@ class ResumableTrainer(Trainer):
             f"Step {self.state.global_step + 1}: the loss is {loss}, the gradient norm {grad_norm}. Training stopped "
             f"before this step changed the weights. {saved} Lower learning_rate, raise warmup_steps, or check the "
             "data of this step."
+        )
+
+
+def _check_resumable(checkpoint):
+    if (checkpoint / checkpoints.MANIFEST).is_file() and not (checkpoint / SCHEDULER_NAME).is_file():
+        # A damaged checkpoint lists the file, and is described as damaged.
+        checkpoints.verify(checkpoint)
+        raise CheckpointError(
+            f"{checkpoint} holds only the model (save_only_model=True), so no run can be resumed from it."
         )
 
 
@@ -340,8 +456,13 @@ class _RunCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer._locate_best_checkpoint()
+        # The state of a checkpoint holds the intervals of the run that wrote it.
+        state.compute_steps(args, state.max_steps)
 
     def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size == 1 and self.trainer.watch.requested:
+            # It arrived after the gradients of this step were ready.
+            self.trainer._note_interruption(self.trainer.watch.requested)
         if self.trainer.interrupted:
             control.should_training_stop = True
             control.should_save = args.save_strategy != SaveStrategy.NO

@@ -8,6 +8,7 @@ import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from memreason_hf.training.runs.arguments import ResumableArguments
+from memreason_hf.training.runs.ranges import MOST_RECURRENCES, check_whole
 from memreason_hf.training.scheduled.depth import RECURRENCE_GROWTHS
 from memreason_hf.training.scheduled.losses import RECURRENCE_LOSSES
 
@@ -174,17 +175,13 @@ class ScheduledTrainingArguments(ResumableArguments):
         if self.recurrence_loss is not None:
             one_of("recurrence_loss", self.recurrence_loss, RECURRENCE_LOSSES)
         one_of("recurrence_growth", self.recurrence_growth, RECURRENCE_GROWTHS)
-        for name in (
-            "length_pool",
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "consistency_recurrences",
-            "recurrence_growth_start",
-        ):
-            if getattr(self, name) < 1:
+        for name in ("length_pool", "recurrence_growth_start"):
+            if not getattr(self, name) >= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.eval_num_recurrences is not None and self.eval_num_recurrences < 1:
-            raise ValueError(f"eval_num_recurrences={self.eval_num_recurrences} must be at least 1, or not given.")
+        for name in ("consistency_recurrences", "eval_num_recurrences"):
+            if getattr(self, name) is not None:
+                reason = "recurrences are computed one after the other"
+                check_whole(name, getattr(self, name), 1, MOST_RECURRENCES, reason)
         if self.recurrence_loss_decay is not None and self.recurrence_loss_decay <= 0:
             raise ValueError(f"recurrence_loss_decay={self.recurrence_loss_decay} must be above 0.")
         if not 0 < self.recurrence_growth_ratio <= 1:
@@ -192,10 +189,6 @@ class ScheduledTrainingArguments(ResumableArguments):
                 f"recurrence_growth_ratio={self.recurrence_growth_ratio} must be above 0 and at most 1: it is a share "
                 "of the training steps."
             )
-        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
-            # `max_grad_norm=None` switches clipping off.
-            if not math.isfinite(float(getattr(self, name) or 0)):
-                raise ValueError(f"{name}={getattr(self, name)} must be finite.")
         for name in ("first_weight", "keep_weight", "consistency_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and finite.")

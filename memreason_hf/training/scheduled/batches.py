@@ -9,6 +9,8 @@ import pyarrow as pa
 
 
 # The key of a `RowInfo` in a micro-batch.
+# The numbers of a pool of this size take 1 GB.
+MOST_POOLED_ROWS = 2**27
 ROW_INFO = "row_info"
 # Independent streams of random numbers.
 _PERMUTATION, _POOL = 0, 1
@@ -113,6 +115,9 @@ class BatchSchedule:
         length_pool (`int`): The batches of a pool. With 1 a batch has rows of mixed length.
         seed (`int`): Any integer.
 
+    Raises:
+        ValueError: a pool of more than 2**27 rows.
+
     Example:
 
     ```python
@@ -124,6 +129,11 @@ class BatchSchedule:
     """
 
     def __init__(self, lengths: np.ndarray, groups: np.ndarray | None, batch_size: int, length_pool: int, seed: int):
+        if length_pool * batch_size > MOST_POOLED_ROWS:
+            raise ValueError(
+                f"length_pool={length_pool} must be at most {MOST_POOLED_ROWS // batch_size:,} with a global batch of "
+                f"{batch_size:,} rows: a pool is sorted in memory, at most {MOST_POOLED_ROWS:,} rows of it."
+            )
         self.lengths, self.groups = lengths, groups
         self.batch_size, self.length_pool, self.seed = batch_size, length_pool, seed
         # Each of these is computed again when training moves on.

@@ -9,7 +9,8 @@ import torch
 from transformers import TrainerCallback
 
 from memreason_hf.data.labels import IGNORED_LABEL
-from memreason_hf.training.runs.fingerprint import run_fingerprint
+from memreason_hf.training.runs.errors import ArgumentsError
+from memreason_hf.training.runs.fingerprint import plain_value, run_fingerprint
 from memreason_hf.training.runs.launch import check_launch
 from memreason_hf.training.runs.trainer import ResumableTrainer
 from memreason_hf.training.scheduled.arguments import ScheduledTrainingArguments
@@ -119,10 +120,11 @@ class ScheduledTrainer(ResumableTrainer):
                 f"but the model's vocab_size is {vocab_size}. Encode the data with the model's tokenizer."
             )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         self.schedule = BatchSchedule(
             self.train_rows.lengths,
             self.train_rows.groups,
-            self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            batch_size,
             self.args.length_pool,
             seed,
         )
@@ -233,6 +235,40 @@ class ScheduledTrainer(ResumableTrainer):
             settings = {name: value for name, value in group.items() if name != "params"}
             optimizer.add_param_group({**settings, "params": moved, "lr": self.args.recurrence_learning_rate})
         return optimizer
+
+    def check_before_claim(self):
+        """
+        Makes the optimizer and the learning-rate schedule once, and drops them.
+
+        Raises:
+            ArgumentsError: they cannot be made from the training arguments.
+        """
+        self._check_train_dataset()
+        args = self.args
+        made_here = self.optimizer is None
+        try:
+            if made_here:
+                self.create_optimizer()
+        except Exception as error:  # each optimizer has its own
+            raise ArgumentsError(
+                f"No optimizer can be made from optim={plain_value(args.optim, 'optim')!r}, "
+                f"optim_args={args.optim_args!r} and learning_rate={args.learning_rate}: {error}"
+            ) from error
+        finally:
+            if made_here:
+                self.optimizer = None
+        if self.lr_scheduler is not None:
+            return
+        stand_in = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=max(args.learning_rate, 1e-9))
+        try:
+            self.create_scheduler(self.planned_steps, stand_in)
+        except Exception as error:  # each schedule has its own
+            raise ArgumentsError(
+                f"lr_scheduler_type={plain_value(args.lr_scheduler_type, 'lr_scheduler_type')!r} cannot be made with "
+                f"lr_scheduler_kwargs={args.lr_scheduler_kwargs!r}: {error}"
+            ) from error
+        finally:
+            self.lr_scheduler = None
 
     def _clip_grad_norm(self, model):
         """

@@ -106,8 +106,9 @@ class FinetuneTrainer(ScheduledTrainer):
             self._save_checkpoint(self.model, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-        self.interrupted, self.is_in_train = True, False
-        return TrainOutput(self.state.global_step, 0.0, {})
+        self._note_interruption(self.watch.requested)
+        self.is_in_train = False
+        return TrainOutput(self.state.global_step, self.mean_loss() or 0.0, {})
 
     # ---- Training steps and epochs ----
 

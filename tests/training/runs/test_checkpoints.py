@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 
@@ -22,7 +23,10 @@ def test_commit_leaves_a_verified_folder_and_nothing_else(tmp_path):
     final = write(tmp_path, 5)
     checkpoints.verify(final)
     assert os.listdir(tmp_path) == ["checkpoint-5"]
-    assert json.loads((final / "manifest.json").read_text()) == {"files": {"weights": 10}}
+    manifest = json.loads((final / "manifest.json").read_text())
+    digest = hashlib.sha256(b"0123456789").hexdigest()
+    assert manifest["files"] == {"weights": {"size": 10, "sha256": digest}}
+    assert (manifest["step"], manifest["run"]) == (5, None)
 
 
 def test_commit_replaces_a_checkpoint_of_the_same_step(tmp_path):
@@ -66,6 +70,51 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path, caplog, damage, m
     damage(good)
     with pytest.raises(CheckpointError, match="--restart"):
         checkpoints.newest_complete(tmp_path)
+
+
+def test_every_single_bit_is_noticed(tmp_path):
+    final = write(tmp_path, 5)
+    for name in ("weights", "manifest.json"):
+        content = (final / name).read_bytes()
+        for bit in range(0, 8 * len(content)):
+            damaged = bytearray(content)
+            damaged[bit // 8] ^= 1 << bit % 8
+            (final / name).write_bytes(damaged)
+            with pytest.raises(CheckpointError):
+                checkpoints.verify(final)
+        (final / name).write_bytes(content)
+    checkpoints.verify(final)
+
+
+def test_a_manifest_of_an_earlier_version_is_accepted_with_a_word(tmp_path, caplog):
+    final = write(tmp_path, 5)
+    (final / "manifest.json").write_text(json.dumps({"files": {"weights": 10}}))
+    with caplog.at_level("WARNING"):
+        checkpoints.verify(final)
+    assert "has no checksums" in caplog.text
+    (final / "weights").write_text("01234")
+    with pytest.raises(CheckpointError, match="5 bytes instead of 10"):
+        checkpoints.verify(final)
+
+
+def test_a_renamed_checkpoint_is_noticed(tmp_path):
+    with pytest.raises(CheckpointError, match="holds the checkpoint of step 5"):
+        checkpoints.verify(write(tmp_path, 5).rename(tmp_path / "checkpoint-9"))
+
+
+def test_rotation_counts_and_deletes_only_complete_checkpoints_of_the_run(tmp_path, caplog):
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    (tmp_path / "checkpoint-999").mkdir()
+    (tmp_path / "checkpoint-7").mkdir()
+    (tmp_path / "checkpoint-7" / "notes.txt").write_text("x")
+    (tmp_path / "checkpoint-1" / "notes.txt").write_text("x")
+    checkpoints.rotate(tmp_path, 1, None)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-1", "checkpoint-3", "checkpoint-7", "checkpoint-999"]
+    assert "did not write notes.txt" in caplog.text
+    other = checkpoints.run_digest({"seed": 2})
+    checkpoints.rotate(tmp_path, 1, None, run=other)
+    assert (tmp_path / "checkpoint-3").is_dir()
 
 
 def test_no_checkpoint_at_all(tmp_path):

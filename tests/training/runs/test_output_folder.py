@@ -3,7 +3,8 @@ import os
 
 import pytest
 
-from memreason_hf.training.runs import output_folder
+from memreason_hf import files
+from memreason_hf.training.runs import checkpoints, output_folder
 from memreason_hf.training.runs.errors import OutputFolderError
 
 
@@ -65,6 +66,100 @@ def test_restart_removes_the_run_and_only_the_run(tmp_path):
     ]
     output_folder.claim(tmp_path, RUN | {"training.seed": 2}, restart=True)
     assert sorted(os.listdir(tmp_path)) == ["notes.txt", "run.json"]
+
+
+def checkpoint(folder, step, *names):
+    final = folder / f"checkpoint-{step}"
+    staged = files.staging_folder(final)
+    staged.mkdir()
+    for name in names:
+        (staged / name).write_text("x")
+    output_folder.record_checkpoint(staged, final)
+    checkpoints.commit(staged, final)
+    return final
+
+
+def test_restart_deletes_nothing_that_the_run_did_not_write(tmp_path, caplog):
+    folder = tmp_path / "run"
+    thesis, absolute, linked = tmp_path / "thesis.txt", tmp_path / "absolute.txt", tmp_path / "elsewhere"
+    linked.mkdir()
+    for path in (thesis, absolute, linked / "file"):
+        path.write_text("x")
+    folder.mkdir()
+    (folder / "link").symlink_to(linked)
+    (folder / "own.json").symlink_to(thesis)
+    (folder / "config.json").write_text("x")
+    names = ["../thesis.txt", str(absolute), "link/file", "own.json", "..", "", ".", "config.json"]
+    (folder / "run.json").write_text(json.dumps({"fingerprint": RUN, "files": names}))
+    output_folder.claim(folder, RUN, restart=True)
+    assert all(path.is_file() for path in (thesis, absolute, linked / "file"))
+    assert sorted(os.listdir(folder)) == ["link", "own.json", "run.json"]
+    assert "outside of the folder" in caplog.text
+
+
+@pytest.mark.parametrize("record", ["run.json", "no run.json", "damaged run.json"])
+@pytest.mark.parametrize("content", ["notes.txt", "model.safetensors", "link"])
+def test_restart_refuses_a_foreign_checkpoint_by_name_and_changes_nothing(tmp_path, record, content):
+    output_folder.claim(tmp_path, RUN, restart=False)
+    checkpoint(tmp_path, 3, "weights")
+    if record != "run.json":
+        (tmp_path / "run.json").unlink()
+    if record == "damaged run.json":
+        (tmp_path / "run.json").write_text("{")
+    foreign = tmp_path / "checkpoint-7"
+    foreign.mkdir()
+    if content == "link":
+        (foreign / content).symlink_to(tmp_path)
+    else:
+        (foreign / content).write_text("x")
+    before = sorted(path for path in tmp_path.rglob("*") if path.parent.name != "link")
+    with pytest.raises(OutputFolderError, match=rf"checkpoint-7 holds {content}.*Move the folder"):
+        output_folder.claim(tmp_path, RUN, restart=True)
+    assert before == sorted(path for path in tmp_path.rglob("*") if path.parent.name != "link")
+
+
+def test_restart_removes_an_own_checkpoint_without_its_manifest(tmp_path):
+    output_folder.claim(tmp_path, RUN, restart=False)
+    (checkpoint(tmp_path, 3, "weights", "state") / "manifest.json").unlink()
+    output_folder.claim(tmp_path, RUN, restart=True)
+    assert os.listdir(tmp_path) == ["run.json"]
+
+
+def test_a_checkpoint_does_not_replace_what_the_run_did_not_write(tmp_path):
+    output_folder.claim(tmp_path, RUN, restart=False)
+    (tmp_path / "checkpoint-7").mkdir()
+    (tmp_path / "checkpoint-7" / "notes.txt").write_text("x")
+    with pytest.raises(OutputFolderError, match=r"checkpoint-7 already holds notes\.txt"):
+        checkpoint(tmp_path, 7, "weights")
+    assert os.listdir(tmp_path / "checkpoint-7") == ["notes.txt"]
+
+
+def test_the_model_of_one_run_is_not_saved_under_the_name_of_another(tmp_path):
+    output_folder.claim(tmp_path, RUN, restart=False)
+    staged = tmp_path / ".model.partial"
+    staged.mkdir()
+    (staged / "config.json").write_text("x")
+    with pytest.raises(OutputFolderError, match="holds another run by now"):
+        output_folder.move_in(staged, tmp_path, RUN | {"training.seed": 2})
+    output_folder.move_in(staged, tmp_path, RUN)
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_the_difference_is_named(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    output_folder.claim(old, RUN, restart=False)
+    staged = old / ".checkpoint-4.partial"
+    staged.mkdir()
+    checkpoints.commit(staged, old / "checkpoint-4", checkpoints.run_digest(RUN))
+    other = RUN | {"training.seed": 7}
+    with pytest.raises(
+        OutputFolderError, match=r"checkpoint-4' belongs to another run \(training.seed was 1, now 7\)"
+    ):
+        output_folder.open_run(new, other, resume=str(old / "checkpoint-4"))
+    assert not new.exists()
+    (old / "run.json").unlink()
+    with pytest.raises(OutputFolderError, match="belongs to another run. Give"):
+        output_folder.open_run(new, other, resume=str(old / "checkpoint-4"))
+    assert output_folder.open_run(new, RUN, resume=str(old / "checkpoint-4")) == old / "checkpoint-4"
 
 
 def model_files(folder, *names):

@@ -1,0 +1,60 @@
+"""Ranges of the library's training arguments: a value that cannot train is refused before a run claims its folder."""
+
+import math
+
+from transformers import TrainingArguments
+
+
+# Every row of a micro-batch, and every micro-batch of a training step, is in memory at once.
+MOST_ROWS = 2**20
+# Every recurrence is computed after the other.
+MOST_RECURRENCES = 2**16
+_WHOLE = {
+    "per_device_train_batch_size": (1, MOST_ROWS, "all rows of a micro-batch are in memory at once"),
+    "per_device_eval_batch_size": (1, MOST_ROWS, "all rows of a batch are in memory at once"),
+    "gradient_accumulation_steps": (1, MOST_ROWS, "all micro-batches of a training step are in memory at once"),
+    "seed": (0, 2**32 - 1, "numpy takes no other seeds"),
+    "save_total_limit": (1, None, None),
+}
+_NUMBERS = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps")
+_BELOW_ONE = ("adam_beta1", "adam_beta2")
+_INTERVALS = ("logging_steps", "eval_steps", "save_steps")
+
+
+def check_training_ranges(args: TrainingArguments):
+    """
+    Raises:
+        ValueError: a field of the library's training arguments is out of range. The message names it and its value.
+    """
+    for name, (least, most, reason) in _WHOLE.items():
+        value = getattr(args, name)
+        if value is not None:
+            check_whole(name, value, least, most, reason)
+    for name in _NUMBERS:
+        value = getattr(args, name)
+        # `max_grad_norm=None` switches clipping off.
+        if value is not None and not 0 <= float(value) < math.inf:
+            raise ValueError(f"{name}={value} must be at least 0 and finite.")
+    for name in _BELOW_ONE:
+        value = getattr(args, name)
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value} must be at least 0 and below 1.")
+    for name in _INTERVALS:
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}={value} must be above 0: a number of steps, or a share of them below 1.")
+    if args.max_steps != -1 and args.max_steps < 1:
+        raise ValueError(f"max_steps={args.max_steps} must be at least 1, or -1 for num_train_epochs passes.")
+    if not 0 < args.num_train_epochs < math.inf:
+        raise ValueError(f"num_train_epochs={args.num_train_epochs} must be above 0 and finite.")
+
+
+def check_whole(name: str, value: int, least: int, most: int | None, reason: str | None):
+    """
+    Raises:
+        ValueError: `value` is not from `least` to `most`. The message gives the reason of the upper bound.
+    """
+    if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}.")
+    if most is not None and value > most:
+        raise ValueError(f"{name}={value} must be at most {most:,}: {reason}.")
