@@ -89,6 +89,8 @@ def read_json(path: str | os.PathLike) -> object:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path} is not a JSON file (damaged or cut off?): {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be a JSON file of this package.") from None
 
 
 def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None:

@@ -22,7 +22,7 @@ FLOORS = (
     ("adapters",),
     ("data",),
     ("steps",),
-    ("files", "locks", "tables", "messages", "patches"),
+    ("files", "locks", "tables", "messages", "patches", "checks"),
     ("modeling_recurrent",),
 )
 # Inside `training` a further order holds.

@@ -23,7 +23,8 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from memreason_hf.files import whole_file
+from memreason_hf.checks import check_path
+from memreason_hf.files import read_json, whole_file
 
 
 SCHEMA_VERSION = 1
@@ -210,10 +211,11 @@ def read_results(path: str | os.PathLike) -> dict:
         FileNotFoundError: there is no such file.
         ValueError: the file is not JSON, or breaks the schema; names the file and the entry.
     """
+    check_path("path", path)
+    results = read_json(path)
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
         validate_results(results)
-    except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except ValueError as error:
         raise ValueError(f"{path} is not a results file: {error}") from error
     return results
 

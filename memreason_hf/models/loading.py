@@ -25,8 +25,10 @@ from memreason_hf.adapters.saving import (
     read_adapter_note,
     read_base_config,
 )
+from memreason_hf.checks import check_path, check_type
 from memreason_hf.data import load_multi_hop_tokenizer
 from memreason_hf.messages import first_few
+from memreason_hf.models.model_files import check_json_files
 from memreason_hf.models.pretrained import check_source, first_line, read_model, reading_error, torch_dtype
 from memreason_hf.steps.attention import restore_step_attention
 from modeling_recurrent import RecurrentDepthConfig
@@ -49,10 +51,11 @@ def load_any_config(model: str, base: str | None = None, *, trust_remote_code: b
         >>> load_any_config("runs/quickstart").model_type  # doctest: +SKIP
         'recurrent_depth'
     """
+    check_path("model", model)
     if is_adapter_folder(model):
+        check_json_files(Path(model))
         return _read_adapter_config(model, base, trust_remote_code)
-    if base is not None:
-        raise ValueError(f"base={base!r} is for adapters, but model={model!r} is not the folder of an adapter.")
+    _refuse_base(model, base)
     _check_model_folder(model)
     try:
         return _read_config(model, "model", trust_remote_code)
@@ -97,8 +100,16 @@ def _read_adapter_config(model, base, trust_remote_code):
     return config
 
 
+def _refuse_base(model, base):
+    if base is not None:
+        raise ValueError(
+            f"base={base!r} is for adapters, but model={model!r} is not the folder of an adapter. Leave base out."
+        )
+
+
 def _check_model_folder(model):
     folder = Path(model)
+    check_json_files(folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
         checkpoints = sorted(folder.glob("checkpoint-*/config.json"), key=lambda path: path.stat().st_mtime)
         hint = f" Did you mean {checkpoints[-1].parent}?" if checkpoints else ""
@@ -121,6 +132,9 @@ def load_tokenizer(
         ValueError, OSError: the tokenizer is missing, cannot be read, needs remote code, or has more tokens than the
             model has embeddings.
     """
+    if tokenizer is not None:
+        check_path("tokenizer", tokenizer)
+    check_json_files(Path(model if tokenizer is None else tokenizer))
     name = tokenizer or model
     folder = Path(name)
     if folder.is_dir() and not (folder / "tokenizer.json").is_file():
@@ -170,10 +184,13 @@ def load_model(
     Example:
         >>> model = load_model("runs/quickstart", "bfloat16")  # doctest: +SKIP
     """
+    check_path("model", model)
     kwargs["trust_remote_code"] = trust_remote_code
+    check_json_files(Path(model))
     if is_adapter_folder(model):
         adapted, _ = load_adapter(model, base=base, dtype=torch_dtype(dtype), **kwargs)
         return (adapted.merge_and_unload() if merge else adapted).eval()
+    _refuse_base(model, base)
     loaded, problems = read_model(model, "model", dtype=torch_dtype(dtype), **kwargs)
     if problems:
         shown = "; ".join(f"{kind}: {first_few(names, 3)}" for kind, names in problems.items())
@@ -189,6 +206,8 @@ def choose_device(device: str | None) -> torch.device:
     Raises:
         ValueError: torch does not know the device, or this machine does not have it.
     """
+    if device is not None:
+        check_type("device", device, str | torch.device, "the name of a device")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -7,6 +7,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from memreason_hf.checks import check_choice
+
 
 # What the library raises for weights that are damaged, and for values of config.json or of an index of shards that it
 # does not check.
@@ -29,7 +31,13 @@ def check_source(name: str, field: str) -> None:
 
 
 def torch_dtype(name: str) -> torch.dtype | str:
-    """The dtype that a flag names; `"auto"` is returned as it is."""
+    """
+    The dtype that a flag names; `"auto"` is returned as it is.
+
+    Raises:
+        ValueError: no dtype of weights has the name.
+    """
+    check_choice("dtype", name, ("auto", "float32", "bfloat16", "float16", "float64"))
     return name if name == "auto" else getattr(torch, name)
 
 

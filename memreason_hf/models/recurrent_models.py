@@ -6,6 +6,7 @@ from typing import Literal
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from memreason_hf.checks import check_choice
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
@@ -77,6 +78,8 @@ def make_model(
         StrictDataclassError: an impossible config.
     """
     chosen = {name: value for name, value in model.items() if name not in ("style", "path")}
+    style = model.get("style", style)
+    check_choice("model.style", style, STYLES)
     if model.get("path"):
         return _load_model(model["path"], chosen, tokenizer)
     if chosen.get("vocab_size", len(tokenizer)) < len(tokenizer):
@@ -86,7 +89,7 @@ def make_model(
         )
     # The embedding of padding stays zero. No token attends to padding.
     defaults = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **defaults}
-    return RecurrentDepthForCausalLM(STYLES[model.get("style", style)](**{**defaults, **chosen}))
+    return RecurrentDepthForCausalLM(STYLES[style](**{**defaults, **chosen}))
 
 
 def _load_model(path, chosen, tokenizer):

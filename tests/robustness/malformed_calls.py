@@ -42,7 +42,13 @@ def _tensor(*shape, low=1, high=4):
 
 def wrong_depths():
     """Wrong values of the depth arguments of a call, by name, with the other arguments that they need."""
-    counts = [*wrong_ints(1, optional=True), torch.tensor([1.5, 2.0]), torch.tensor([3, -2]), _tensor(3), _tensor(2, 4)]
+    counts = [
+        *wrong_ints(1, optional=True),
+        torch.tensor([1.5, 2.0]),
+        torch.tensor([3, -2]),
+        _tensor(3),
+        _tensor(2, 4),
+    ]
     counts += [_tensor(2, 5, 1), torch.tensor([NAN, 1.0]), torch.tensor([True, False]), torch.tensor([2.0, 3.0]) + 1j]
     thresholds = {
         **{f"{name}_threshold": name for name in ("kl", "entropy", "confidence", "state_difference", "acceleration")},
@@ -155,14 +161,18 @@ def wrong_inputs():
 # Arguments that may have such values after all: a mask of other numbers is one of zeros and ones, some calls have no
 # rows, and the library reads any value as true or false.
 ALLOWED = {
-    "input_ids": lambda value: isinstance(value, torch.Tensor) and not value.numel() or isinstance(value, torch.Tensor)
-    and value.dtype == torch.bool,
+    "input_ids": lambda value: (
+        (isinstance(value, torch.Tensor) and not value.numel())
+        or (isinstance(value, torch.Tensor) and value.dtype == torch.bool)
+    ),
     "attention_mask": lambda value: isinstance(value, torch.Tensor) and bool((value == 2).any() or value.ndim == 4),
-    "position_ids": lambda value: isinstance(value, torch.Tensor)
-    and not value.is_floating_point()
-    and value.ndim < 3
-    and value.shape[-1] == LENGTH
-    and len(value.reshape(-1, LENGTH)) == 1,
+    "position_ids": lambda value: (
+        isinstance(value, torch.Tensor)
+        and not value.is_floating_point()
+        and value.ndim < 3
+        and value.shape[-1] == LENGTH
+        and len(value.reshape(-1, LENGTH)) == 1
+    ),
     "num_recurrences": lambda value: value is None,
     "output_attentions": lambda value: True,
     "output_hidden_states": lambda value: True,
@@ -198,7 +208,7 @@ def fault_of_call(output):
         return "logits are not finite"
     if not isinstance(output, tuple) and output.num_recurrences is not None:
         counts = torch.as_tensor(output.num_recurrences)
-        if counts.numel() and not (1 <= counts.min() and counts.max() <= 12):
+        if counts.numel() and not (counts.min() >= 1 and counts.max() <= 12):
             return f"recurrences of {counts.min()} to {counts.max()}"
     return None
 
@@ -402,6 +412,11 @@ def _states(model, ids):
     made.append(Case("RecurrentDepthForCausalLM", "no config", lambda s: RecurrentDepthForCausalLM(5), ("config",), 5))
     made.append(Case("model(...)", "nothing", lambda s: model(), ("input_ids",), NO_VALUE))
     made.append(
-        Case("RecurrentDepthForCausalLM", "a strange config", lambda s: RecurrentDepthForCausalLM(Strange()), ("config",))
+        Case(
+            "RecurrentDepthForCausalLM",
+            "a strange config",
+            lambda s: RecurrentDepthForCausalLM(Strange()),
+            ("config",),
+        )
     )
     return made

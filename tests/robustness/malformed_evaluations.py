@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from malformed_cases import Case, NO_VALUE, field_cases, show, some, wrong_bools, wrong_floats, wrong_ints
+from malformed_cases import NO_VALUE, Case, field_cases, show, some, wrong_bools, wrong_floats, wrong_ints
 from malformed_functions import case, one_argument
 from small_runs import small_chains, small_model
 from small_tokenizers import byte_level, llama
@@ -150,7 +150,9 @@ def _results(rng, world):
             )
     made += one_argument("results_schema", results_schema, "kind", ["nonsense", "", 5, None])
     for path in ("nowhere.json", "", "\0", 5, None, str(world / "texts" / "a.txt"), str(world)):
-        made.append(case("read_results", show(path), lambda p=path: read_results(p), [str(path)[-9:] or "path", "path"]))
+        made.append(
+            case("read_results", show(path), lambda p=path: read_results(p), [str(path)[-9:] or "path", "path"])
+        )
     made.append(
         case("register_kind", "a kind that exists", lambda: register_kind("evaluation", dict), ["evaluation", "kind"])
     )
@@ -293,7 +295,10 @@ def _figures(world):
         made.append(case("save_figure", show(paths), lambda p=paths: saved(p), names, is_wrong=not free))
     model = llama(300, max_position_embeddings=16)
     made += one_argument(
-        "read_attention", lambda v: read_attention(model, v), "ids", [[], "text", 5, None, [999], [-1], [0.5], [1] * 40]
+        "read_attention",
+        lambda v: read_attention(model, v),
+        "ids",
+        [[], "text", 5, None, [999], [-1], [0.5], [1] * 40],
     )
     made += one_argument(
         "read_attention", lambda v: read_attention(model, [1, 2], num_recurrences=v), "num_recurrences", [2, 0, "x"]

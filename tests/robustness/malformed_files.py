@@ -38,7 +38,10 @@ def fault_of_output(result):
 
 def files_of(folder: Path) -> list[str]:
     return sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".py"
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        # Neither code, which is not read where the package is installed, nor what `datasets` caches beside its files.
+        if path.is_file() and path.suffix != ".py" and not path.name.startswith("cache-")
     )
 
 
@@ -74,7 +77,7 @@ def _models(rng, world):
             optional=OPTIONAL,
             unread=("special_tokens_map.json", "README.md"),
             damages=damages,
-            names={file: ("tokenizer", "model=", "config", "base") for file in files},
+            names=dict.fromkeys(files, ("tokenizer", "model=", "config", "base")),
             fault=fault_of_output,
         )
 
@@ -118,7 +121,9 @@ def _data(rng, world):
 
     def measured(folder):
         path = folder / "b.jsonl" if folder.is_dir() else folder
-        return command(perplexity.main, world / "text_model", "--data", path, "--max_recurrences", "2", "--no_progress")
+        return command(
+            perplexity.main, world / "text_model", "--data", path, "--max_recurrences", "2", "--no_progress"
+        )
 
     return made + damage_cases(
         rng, "memreason perplexity --data", world / "texts", ["b.jsonl"], measured, names={"b.jsonl": ("data",)}
@@ -184,11 +189,15 @@ def _results(rng, world):
         (published / "p.json").write_text(
             '[{"question": "Is it?", "answer": "True", "output": "<memory> a", "ground_truth": "True"}]'
         )
-    made += damage_cases(rng, "read_published", published, ["p.json"], lambda folder: read_published(folder / "p.json"))
+    made += damage_cases(
+        rng, "read_published", published, ["p.json"], lambda folder: read_published(folder / "p.json")
+    )
     for case in made:
         # An empty file of lines is one without lines.
         empty = "g.jsonl: empty" in case.label or "g.jsonl: cut" in case.label
-        case.is_wrong = case.is_wrong and not (empty and ("evaluate-steps" in case.entrance or "read_gen" in case.entrance))
+        case.is_wrong = case.is_wrong and not (
+            empty and ("evaluate-steps" in case.entrance or "read_gen" in case.entrance)
+        )
     return made
 
 
@@ -198,7 +207,7 @@ def _conversions(rng, world):
 
     layers = ("--prelude", "1", "--loop", "1", "--coda", "1")
 
-    def of(name, read, damages, unread=()):
+    def of(name, read, damages, unread=("conversion.json",)):
         files = files_of(world / name)
         return damage_cases(
             rng,
@@ -209,7 +218,7 @@ def _conversions(rng, world):
             optional=(*OPTIONAL, "conversion.json"),
             unread=unread,
             damages=damages,
-            names={file: ("tokenizer", "source=", "config", "model_type") for file in files},
+            names=dict.fromkeys(files, ("tokenizer", "source=", "config", "model_type")),
         )
 
     made = of("source", converted(*layers), FEW)

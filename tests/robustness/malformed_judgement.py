@@ -26,7 +26,8 @@ _INSTRUCTION = re.compile(
     r"no such (file|folder)|does not exist|damaged|incomplete|truncated|not (valid )?(json|yaml|utf-8)|is empty|"
     r"is a directory|not a directory|too many levels|cannot be (read|opened|loaded)|is missing|nested too deeply|"
     # A relation that two named values break.
-    r"is (above|below)|but (the|its|only) [\w ]+ (has|have|holds?|is|are|exist)|"
+    r"no file named|holds? (no|neither|an?)|lacks|is not an?|matches no|check|more than|the most that|neither|"
+    r"is (above|below)|is for|lists all|there are|but (the|its|only) [\w ]+ (has|have|holds?|is|are|exist)|"
     # What there is in place of what was given.
     r"(has|have) to be|which has|"
     # A list of the right values.
@@ -80,7 +81,8 @@ def fault_of_message(message: str, case: Case) -> str | None:
         return f"{len(message)} letters"
     if not any(name in message for name in case.names):
         return f"names none of {', '.join(case.names)}"
-    if not shows(message, case.value):
+    # Of a key that is not known, the value says nothing.
+    if "unknown key" not in message and not shows(message, case.value):
         return f"does not show {_short(case.value)}"
     if _ACCIDENTS.search(message) and not _says_what_to_do(_ACCIDENTS.sub("", message)):
         return "a message of a library"
@@ -118,7 +120,11 @@ def _forms(value):
     elif isinstance(value, float):
         forms += [repr(value), f"{value:g}", f"{value:,}", *([f"{value:.0f}"] if math.isfinite(value) else [])]
     elif isinstance(value, str):
-        forms = [repr(value[:20])[1:-1], value[:20], *(["''", '""', "empty", "blank", "not given"] if not value else [])]
+        forms = [
+            repr(value[:20])[1:-1],
+            value[:20],
+            *(["''", '""', "empty", "blank", "not given"] if not value else []),
+        ]
     else:
         forms += [repr(value)[:20], str(value)[:20], _json(value)]
     return forms

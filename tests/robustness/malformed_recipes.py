@@ -111,7 +111,9 @@ def _sections(rng, name, module, content):
         for key in some(rng, keys, 6):
             typo = misspelt(key, rng)
             values = {k if k != key else typo: v for k, v in content[section].items()}
-            made.append(_recipe_case(name, module, {**content, section: values}, f"{section}.{typo} for {key}", [typo]))
+            made.append(
+                _recipe_case(name, module, {**content, section: values}, f"{section}.{typo} for {key}", [typo])
+            )
         for wrong in (5, "text", [1]):
             label = f"{section}: {wrong!r}"
             made.append(_recipe_case(name, module, {**content, section: wrong}, label, [section]))
@@ -164,5 +166,3 @@ def _names():
         )
         for name in ("quickstar", "nowhere.yaml", "", "../quickstart", "/dev/null", "/", "finetune_tiny/..")
     ]
-
-

@@ -147,7 +147,6 @@ def _trainers():
     """What trainers are given beside their arguments."""
     tokenizer, rows, _ = small_chains()
 
-
     no_ids = rows.remove_columns("input_ids")
     too_large = small_model(vocab_size=len(tokenizer) - 3)
     made = []
@@ -158,7 +157,11 @@ def _trainers():
         ("a text for rows", {"train_dataset": "text"}, ["train_dataset", "input_ids", "row"]),
         ("a model with a small vocabulary", {"model": too_large}, ["vocab_size", "id"]),
         ("a text for a model", {"model": "nowhere"}, ["model", "nowhere"]),
-        ("one row with wrong ids", {"train_dataset": Dataset.from_dict({"input_ids": [[99, 98]]})}, ["vocab_size", "hops"]),
+        (
+            "one row with wrong ids",
+            {"train_dataset": Dataset.from_dict({"input_ids": [[99, 98]]})},
+            ["vocab_size", "hops"],
+        ),
         ("an unknown argument", {"max_stps": 5}, ["max_stps"]),
         ("an unknown group column", {"group_column": "nonsense"}, ["group_column", "nonsense"]),
         ("a batch of 10**10", {"per_device_train_batch_size": 10**10}, ["per_device_train_batch_size"]),

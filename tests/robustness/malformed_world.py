@@ -159,7 +159,11 @@ def _conversions(folder):
 
 def _recipes(folder):
     recipes = {
-        "chains": {"model": CHAIN_FIELDS, "data": {"path": str(folder / "chains"), **WORLD_SIZES}, "training": TRAINING},
+        "chains": {
+            "model": CHAIN_FIELDS,
+            "data": {"path": str(folder / "chains"), **WORLD_SIZES},
+            "training": TRAINING,
+        },
         "text": {
             "model": TEXT_FIELDS,
             "data": {"kind": "text", "files": str(folder / "texts" / "*.jsonl"), "sequence_length": 24},

@@ -98,6 +98,8 @@ def _read_items(path: Path) -> pa.Table:
         items = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"not a JSON file (damaged or cut off?): {error}") from None
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply to be read.") from None
     if not isinstance(items, list):
         raise ValueError(f"holds a {type(items).__name__}; it must hold a list of items.")
     if not items:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from memreason_hf.checks import check_path, check_sequence
 from memreason_hf.files import read_json
 from memreason_hf.messages import first_few
 
@@ -110,6 +111,7 @@ def build_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
         >>> tokenizer("<e_2><r_0>")["input_ids"]
         [3, 4]
     """
+    check_sequence("vocabulary", vocabulary, "a list of tokens")
     ids = {token: index for index, token in enumerate(check_vocabulary(vocabulary))}
     tokenizer = Tokenizer(models.WordLevel(ids))
     # "isolated" keeps text between tokens as words, which then raise an error; "removed" would hide it.
@@ -137,6 +139,7 @@ def load_multi_hop_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         FileNotFoundError: the folder has neither file.
         ValueError: the two files differ.
     """
+    check_path("path", path)
     folder = Path(path)
     has_tokenizer, has_vocabulary = (Path(folder, name).is_file() for name in (TOKENIZER_FILE, VOCABULARY_FILE))
     if not has_tokenizer and not has_vocabulary:

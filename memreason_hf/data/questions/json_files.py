@@ -98,6 +98,8 @@ def parse_items(content: bytes, where: str, split: str, name: str) -> list[Sourc
         rows = json.loads(content.decode("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{where} is not a JSON file (damaged or cut off?): {error}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: its JSON is nested too deeply to be read.") from None
     if not isinstance(rows, list) or not rows:
         contents = "an empty list" if rows == [] else f"a {type(rows).__name__}"
         raise ValueError(f"{where} must hold a list of items, and holds {contents}.")

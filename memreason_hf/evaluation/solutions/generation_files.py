@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from memreason_hf.checks import shortened
 from memreason_hf.files import read_json, write_json
 
 
@@ -135,7 +136,11 @@ def read_generations(path: str | os.PathLike) -> dict[int, dict]:
     Raises:
         ValueError: a line is damaged; names the line.
     """
-    whole = Path(path).read_bytes().split(b"\n")[:-1]
+    whole, _, unfinished = Path(path).read_bytes().rpartition(b"\n")
+    # A run that was killed while it wrote a line leaves the beginning of a mapping.
+    if unfinished.strip() and not unfinished.lstrip().startswith(b"{"):
+        raise ValueError(f"{path} must hold lines of JSON mappings, but ends with {shortened(unfinished[:20])}.")
+    whole = whole.split(b"\n")
     lines = (_parse_line(line, path, number) for number, line in enumerate(whole, start=1) if line.strip())
     return {values["index"]: values for values in lines}
 
@@ -145,6 +150,8 @@ def _parse_line(line, path, number):
         values = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{path}, line {number}: not JSON ({error}). Remove the line or the file.") from None
+    except RecursionError:
+        raise ValueError(f"{path}, line {number}: nested too deeply. Remove the line or the file.") from None
     missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
     if missing:
         raise ValueError(f"{path}, line {number}: lacks {', '.join(missing)}. Remove the line or the file.")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
+from memreason_hf.checks import check_int, check_sequence
+
 
 @dataclass(frozen=True)
 class LayerPlan:
@@ -118,7 +120,11 @@ def _parse(name, value, num_layers):
             raise ValueError(f"{name}={value} must not be negative.")
         return value
     if not isinstance(value, str):
-        return tuple(value)
+        check_sequence(name, value, "a number of layers, a range such as 4-9, or a list of indices")
+        value = tuple(value)
+        for index in value:
+            check_int(name, index, least=0, most=num_layers - 1)
+        return value
     text = value.replace(" ", "")
     if text.isdecimal():
         return int(text)
