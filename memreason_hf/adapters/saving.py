@@ -1,6 +1,7 @@
 """Adapters on disk: a folder with the adapter, the new rows, the tokenizer with its scheme, and a note on the base."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -150,6 +151,8 @@ def load_adapter(
     >>> model, tokenizer = load_adapter("runs/lora", base="models/moved", dtype="bfloat16")
     ```
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder={folder!r} must be the path of an adapter, got {type(folder).__name__}.")
     if base_check not in BASE_CHECKS:
         raise ValueError(f"base_check={base_check!r} must be one of {', '.join(BASE_CHECKS)}.")
     folder = Path(folder)

@@ -28,7 +28,7 @@ from memreason_hf.adapters.saving import (
 from memreason_hf.checks import check_path, check_type
 from memreason_hf.data import load_multi_hop_tokenizer
 from memreason_hf.messages import first_few
-from memreason_hf.models.model_files import check_json_files
+from memreason_hf.model_files import check_json_files
 from memreason_hf.models.pretrained import check_source, first_line, read_model, reading_error, torch_dtype
 from memreason_hf.steps.attention import restore_step_attention
 from modeling_recurrent import RecurrentDepthConfig

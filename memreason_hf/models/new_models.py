@@ -92,6 +92,7 @@ def _checked_texts(texts):
 
 def build_new_model(arguments: NewModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A model with random weights and an embedding row for each token of `tokenizer`."""
+    check_choice("new_model.architecture", arguments.architecture, ("llama", "recurrent"))
     common = {
         "vocab_size": len(tokenizer),
         "hidden_size": arguments.hidden_size,

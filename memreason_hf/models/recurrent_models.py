@@ -7,6 +7,8 @@ from typing import Literal
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from memreason_hf.checks import check_choice
+from memreason_hf.model_files import check_json_files
+from memreason_hf.models.pretrained import check_source
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
@@ -93,6 +95,8 @@ def make_model(
 
 
 def _load_model(path, chosen, tokenizer):
+    check_source(path, "model.path")
+    check_json_files(Path(path))
     model = AutoModelForCausalLM.from_pretrained(path, **chosen)
     if not isinstance(model, RecurrentDepthForCausalLM):
         raise ValueError(

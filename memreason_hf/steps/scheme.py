@@ -365,7 +365,9 @@ class StepScheme:
         names = [item.name for item in fields(cls)]
         unknown = [name for name in values if name not in names]
         if unknown:
-            raise ValueError(f"A StepScheme has no field {', '.join(map(str, unknown))}. Fields: {', '.join(names)}.")
+            raise ValueError(
+                f"A StepScheme has no field {', '.join(map(str, unknown))}. Its fields are {', '.join(names)}."
+            )
         return cls(**values)
 
 

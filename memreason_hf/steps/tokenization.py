@@ -156,7 +156,7 @@ def token_groups(tokens: PreTrainedTokenizerBase | Mapping[str, Sequence[int]]) 
         return step_token_ids(tokens)
     check_type("tokens", tokens, Mapping, "an extended tokenizer, or a mapping from groups to token ids")
     for name, ids in tokens.items():
-        check_choice("the group of tokens", name, (PREFIX, *KINDS))
+        check_choice("the name of a group of tokens", name, (PREFIX, *KINDS))
         check_sequence(f"tokens[{name!r}]", ids, "a list of token ids")
     return tokens
 

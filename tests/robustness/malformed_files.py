@@ -194,10 +194,8 @@ def _results(rng, world):
     )
     for case in made:
         # An empty file of lines is one without lines.
-        empty = "g.jsonl: empty" in case.label or "g.jsonl: cut" in case.label
-        case.is_wrong = case.is_wrong and not (
-            empty and ("evaluate-steps" in case.entrance or "read_gen" in case.entrance)
-        )
+        if "g.jsonl: cut" in case.label or ("g.jsonl: empty" in case.label and "attention" not in case.entrance):
+            case.is_wrong = False
     return made
 
 

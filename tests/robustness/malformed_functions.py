@@ -59,7 +59,7 @@ from memreason_hf.training import ChainCollator, StepCollator
 
 
 NOWHERE = "nowhere/at_all"
-NOT_PATHS = (NOWHERE, "", "\0", "a" * 5000)
+NOT_PATHS = (NOWHERE, "", "\0", "a" * 300)
 STEP = {"kind": "memory", "text": "Air scatters light."}
 
 
@@ -317,7 +317,7 @@ def _chains(rng, world):
         build_tokenizer,
         "vocabulary",
         [[], ["<e_0>"], ["<pad>", "<pad>"], "text", 5, None, [1, 2], ["<pad>", ""], ["<pad>", "a b"]],
-        names=("<pad>", "token"),
+        names=("<pad>", "token", "vocabulary"),
     )
     made += one_argument("build_multi_hop", build_multi_hop, "config", ["text", 5, None, {}])
     made += one_argument("save_multi_hop", lambda v: save_multi_hop(v, "out"), "data", ["text", 5, None, {}])
@@ -369,7 +369,9 @@ def _questions(world):
         "Demonstrations", lambda v: Demonstrations(rows, v), "num_demonstrations", [-1, 99, "two", 2.5, None, 10**12]
     )
     made += one_argument("Demonstrations", lambda v: Demonstrations(rows, 1, seed=v), "seed", ["x", 2.5, [1]])
-    made += one_argument("Demonstrations", lambda v: Demonstrations(v, 1), "dataset", ["text", 5, None, [1]])
+    made += one_argument(
+        "Demonstrations", lambda v: Demonstrations(v, 1), "dataset", ["text", 5, None, [1]], names=("row",)
+    )
     made += one_argument("Demonstrations()", Demonstrations(rows, 1), "question", [5, None, ["a"]])
     items = [
         ("no question", [{"steps": [STEP], "answer": "True", "options": []}], "question"),
@@ -453,7 +455,7 @@ def _texts(world):
     made += one_argument("pack_documents", lambda v: pack_documents([[1, 2]], v), "sequence_length", [0, -1, "x", 2.5])
     made += one_argument("pack_documents", lambda v: pack_documents([[1, 2]], 8, v), "too_long", ["x", 5, None])
     made += one_argument(
-        "pack_documents", lambda v: pack_documents(v, 8), "documents", ["text", 5, None, [["a"]], [5], [[1.5]]]
+        "pack_documents", lambda v: pack_documents(v, 8), "document", ["text", 5, None, [["a"]], [5], [[1.5]]]
     )
     files = world / "texts"
     for label, patterns, name in (
@@ -478,18 +480,20 @@ def _texts(world):
     )
     made += one_argument("train_tokenizer", lambda v: train_tokenizer(v, 300), "texts", ["text", 5, None, [1, 2]])
     made += one_argument("find_recipe", find_recipe, "recipe", ["nowhere", "", "../text_tiny"], names=("recipe", "''"))
-    made += one_argument("load_recipe", load_recipe, "recipe", [str(files), str(files / "a.txt"), "quickstar"])
+    made += one_argument(
+        "load_recipe", load_recipe, "recipe", [str(files), str(files / "a.txt"), "quickstar"], names=("a.txt",)
+    )
     return made
 
 
 def _models(world):
     wrong = {
-        "architecture": wrong_choices(["llama"]),
+        "architecture": wrong_choices(["llama"], optional=True),
         **{name: wrong_ints(1) for name in ("hidden_size", "num_layers", "num_attention_heads")},
         **{name: wrong_ints(1) for name in ("max_position_embeddings", "num_recurrences")},
     }
     tokenizer = byte_level()
-    small = {"architecture": "recurrent", "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
+    small = {"architecture": "recurrent", "hidden_size": 16, "num_layers": 3, "num_attention_heads": 2}
     rng = random.Random(0)
     made = field_cases(
         rng, "build_new_model", lambda **v: build_new_model(NewModelArguments(**{**small, **v}), tokenizer), wrong, 5
@@ -578,7 +582,7 @@ def _conversions(world):
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 50}
     for label, model, name in (
         ("BERT", BertLMHeadModel(bert), "bert"),
-        ("a recurrent model", recurrent(50), "recurrent_depth"),
+        ("a recurrent model", recurrent(50), "recurrent-depth"),
         ("no head", LlamaModel(LlamaConfig(**sizes, intermediate_size=16)), "head"),
         ("a text", "text", "model"),
         ("None", None, "model"),

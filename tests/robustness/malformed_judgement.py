@@ -26,7 +26,7 @@ _INSTRUCTION = re.compile(
     r"no such (file|folder)|does not exist|damaged|incomplete|truncated|not (valid )?(json|yaml|utf-8)|is empty|"
     r"is a directory|not a directory|too many levels|cannot be (read|opened|loaded)|is missing|nested too deeply|"
     # A relation that two named values break.
-    r"no file named|holds? (no|neither|an?)|lacks|is not an?|matches no|check|more than|the most that|neither|"
+    r"no file named|file name too long|holds? (no|neither|an?)|lacks|is not an?|matches no|check|more than|the most that|neither|"
     r"is (above|below)|is for|lists all|there are|but (the|its|only) [\w ]+ (has|have|holds?|is|are|exist)|"
     # What there is in place of what was given.
     r"(has|have) to be|which has|"
@@ -127,6 +127,9 @@ def _forms(value):
         ]
     else:
         forms += [repr(value)[:20], str(value)[:20], _json(value)]
+        items = value.items() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        # A message may show the item at fault.
+        forms += [form for item in items for form in _forms(item) if len(form) > 1 or isinstance(item, int)]
     return forms
 
 

@@ -5,6 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
+# A data set is built in memory. The study's has 10,000 facts and a million chains.
+MOST_FACTS = 10**8
+MOST_CHAINS = 10**9
 MAX_HOPS = 1_000  # a mistyped range is refused before it fills the memory
 TEST_SHARE_WHEN_CAPPED = 5  # one chain in five is a test chain if the world has fewer than requested
 
@@ -93,7 +96,18 @@ class MultiHopConfig:
             raise ValueError(
                 f"test_hops={self.test_hops} holds 1, the atomic facts, so num_atomic_probes=0 must be at least 1."
             )
-        self.plan_chains()
+        facts = self.num_entities * self.num_relations
+        if facts > MOST_FACTS:
+            raise ValueError(
+                f"num_entities={self.num_entities:,} and num_relations={self.num_relations:,} make {facts:,} atomic "
+                f"facts, which are all in training. Use at most {MOST_FACTS:,}."
+            )
+        chains = sum(num_train + num_test for num_train, num_test in self.plan_chains().values())
+        if chains > MOST_CHAINS:
+            raise ValueError(
+                f"num_train_chains={self.num_train_chains:,} and num_test_chains={self.num_test_chains:,} make "
+                f"{chains:,} chains over all hop counts. Use at most {MOST_CHAINS:,}."
+            )
 
     @property
     def train_hop_counts(self) -> tuple[int, ...]:

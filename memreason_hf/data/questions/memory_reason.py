@@ -136,6 +136,8 @@ def build_memory_reason(name: str, source: str | None = None, *, cache_dir: str 
         FileNotFoundError: the source has none of the files.
         OSError: the source cannot be fetched.
     """
+    if source is not None:
+        check_path("source", source)
     if name not in NAMES:
         raise ValueError(f"name={name!r} must be one of {', '.join(NAMES)}.")
     if name in FILE_NAMES:

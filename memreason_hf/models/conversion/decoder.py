@@ -311,8 +311,8 @@ def check_unrollable_config(config: RecurrentDepthConfig, num_recurrences: int) 
         raise ValueError(f"num_recurrences={num_recurrences} must be at least 1.")
     if config.block_model_type is None:
         raise ValueError(
-            "The model has our own blocks, whose fused weights are not those of a family. Only models that were "
-            "converted from a decoder can be written out."
+            "block_model_type=None: the model has our own blocks, whose fused weights are not those of a family. Only "
+            "models that were converted from a decoder can be written out."
         )
     reason = None
     if config.state_init != "embedding":
