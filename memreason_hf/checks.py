@@ -150,3 +150,27 @@ def check_path(name: str, value: object) -> None:
         raise TypeError(f"{name}={shortened(value)} must be a path, got {type(value).__name__}.")
     if not os.fspath(value) or "\0" in str(value):
         raise ValueError(f"{name}={shortened(os.fspath(value))} must be a path, but it is empty or holds a null.")
+
+
+def check_columns(name: str, columns: Iterable[str], needed: Iterable[str]) -> None:
+    """
+    Checks that a data set has some columns.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    columns = list(columns)
+    missing = [column for column in needed if column not in columns]
+    if missing:
+        raise ValueError(f"{name} lacks the columns {', '.join(missing)}; it has {', '.join(columns) or 'none'}.")
+
+
+def check_callable(name: str, value: object, wanted: str) -> None:
+    """
+    Checks that an argument can be called.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    if not callable(value):
+        raise TypeError(f"{name}={shortened(value)} must be {wanted}, got {type(value).__name__}.")

@@ -23,7 +23,7 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from memreason_hf.checks import check_path
+from memreason_hf.checks import check_has, check_int, check_path, check_type
 from memreason_hf.files import read_json, whole_file
 
 
@@ -223,11 +223,12 @@ def read_results(path: str | os.PathLike) -> dict:
 def expect_kind(results: dict, kind: str) -> None:
     """Raises ValueError for a document of another kind."""
     if results["kind"] != kind:
-        raise ValueError(f"kind={results['kind']!r}: results of kind {kind!r} are needed here.")
+        raise ValueError(f"kind={results['kind']!r}: the results must be of kind {kind!r}.")
 
 
 def describe_model(model: torch.nn.Module, name_or_path: str, trained_hops: int | None = None) -> dict:
     """The entry `model` of a document about chains: a `ModelDescription`, and `trained_hops`."""
+    check_has("model", model, "config", "a model of transformers")
     return {
         "name_or_path": str(name_or_path),
         "model_type": model.config.model_type,
@@ -241,12 +242,17 @@ def describe_data(
     path: str, split: str, num_rows: int, *, kind: str = "test", group_column: str = "hops"
 ) -> DataDescription:
     """The entry `data` of a document about chains."""
+    check_int("num_rows", num_rows, least=0)
     return {"path": str(path), "split": split, "kind": kind, "group_column": group_column, "num_rows": num_rows}
 
 
 def describe_environment(device: torch.device | str, num_processes: int = 1) -> Environment:
     """The entry `environment` of a document."""
-    device = torch.device(device)
+    check_type("device", device, str | torch.device, "a device or its name")
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device={device!r} is not a device. Pass cpu, cuda or cuda:1.") from None
     libraries = ("torch", "transformers", "datasets", "evaluate", "accelerate", "numpy", "memreason-hf")
     return {
         "python": platform.python_version(),

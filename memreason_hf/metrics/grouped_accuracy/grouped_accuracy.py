@@ -4,6 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from memreason_hf.checks import check_sequence
 from memreason_hf.evaluation.chains.predictions import sorted_groups
 
 
@@ -89,6 +90,19 @@ class GroupedAccuracy(evaluate.Metric):
         _check_labels("predictions", predictions)
         _check_labels("references", references)
         _check_list("groups", groups)
+        _check_groups(groups)
+        counts = {
+            name: len(values)
+            for name, values in (("predictions", predictions), ("references", references), ("groups", groups))
+            if values is not None
+        }
+        if len(set(counts.values())) > 1 or len(counts) < 3:
+            missing = [name for name in ("predictions", "references", "groups") if name not in counts]
+            raise ValueError(
+                f"{missing[0]} is not given. Pass one entry for each row."
+                if missing
+                else f"predictions, references and groups must have one length, got {counts}."
+            )
         super().add_batch(predictions=predictions, references=references, groups=groups)
 
     def _compute(self, predictions, references, groups, expected_groups=None):
@@ -117,6 +131,14 @@ class GroupedAccuracy(evaluate.Metric):
 def _check_list(name, values):
     if isinstance(values, str):
         raise ValueError(f"{name}={values!r} must be a list, got one text. Write {[values]}.")
+    if values is not None:
+        check_sequence(name, values, "a list")
+
+
+def _check_groups(groups):
+    for index, group in enumerate(groups if groups is not None else ()):
+        if not isinstance(group, str | int | np.integer) or isinstance(group, bool):
+            raise ValueError(f"groups[{index}]={group!r} must be the name of a group, a text or a whole number.")
 
 
 def _check_labels(name, labels):
