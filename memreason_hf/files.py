@@ -77,20 +77,31 @@ def write_json(path: str | os.PathLike, content: object, *, overwrite: bool = Tr
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def parse_json(content: str | bytes) -> object:
+    """
+    `json.loads`, also for texts that are nested too deeply for it.
+
+    Raises:
+        ValueError: the content is not JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply to be read.") from None
+
+
 def read_json(path: str | os.PathLike) -> object:
     """
     Reads a JSON file; a byte order mark is skipped.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON.
+        ValueError: the file is not JSON, or nested too deeply to be read.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path} is not a JSON file (damaged or cut off?): {error}") from None
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply to be a JSON file of this package.") from None
 
 
 def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None:

@@ -5,7 +5,10 @@ from collections.abc import Callable, Collection
 from typing import TypedDict
 
 import torch
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
+
+
+logger = logging.get_logger(__name__)
 
 
 class DepthKwargs(TypedDict, total=False):
@@ -81,6 +84,40 @@ DEPTH_ARGUMENTS = tuple(DepthKwargs.__annotations__)
 OWN_ARGUMENTS = tuple(
     name for name in RecurrentDepthKwargs.__annotations__ if name not in TransformersKwargs.__annotations__
 )
+# The other arguments of `forward`.
+_LIBRARY_ARGUMENTS = (
+    *TransformersKwargs.__annotations__,
+    "attention_mask",
+    "input_ids",
+    "inputs_embeds",
+    "labelled_logits_only",
+    "labels",
+    "logits_to_keep",
+    "past_key_values",
+    "position_ids",
+    "recurrence_loss",
+    "recurrence_loss_weights",
+    "return_dict",
+    "shift_labels",
+    "use_cache",
+)
+# What the model passes to its decoder, and inference engines to their attention functions.
+_ENGINE_ARGUMENTS = (
+    "attention_instances",
+    "block_table",
+    "cache",
+    "cache_position",
+    "head",
+    "logits_indices",
+    "max_seqlen_k",
+    "max_seqlen_q",
+    "read_index",
+    "resume",
+    "separation",
+    "write_index",
+)
+# Names with these words are meant for this model, even if they are far from those of its arguments.
+_OWN_WORDS = ("recur", "halt", "criteri", "threshold")
 
 
 def take_depth(kwargs: dict) -> dict:
@@ -88,22 +125,44 @@ def take_depth(kwargs: dict) -> dict:
     Removes the depth arguments from `kwargs` and returns them. Arguments that are not given are `None`.
 
     Raises:
-        `TypeError`: `kwargs` holds a name that looks like a misspelt argument. Other names go to the attention
-            function, which would ignore it.
+        `TypeError`: As `refuse_misspelt`.
     """
     depth = {name: kwargs.pop(name, None) for name in DEPTH_ARGUMENTS}
     refuse_misspelt(kwargs, "forward")
     return depth
 
 
-def refuse_misspelt(kwargs: dict, function: str) -> None:
-    """Raises a `TypeError` for a name that looks like a misspelt argument of a recurrent-depth model."""
+def refuse_misspelt(kwargs: dict, function: str, *, known: tuple[str, ...] = (), warns: bool = True) -> None:
+    """
+    Refuses names that look like misspelt arguments of a recurrent-depth model.
+
+    Arguments that the model does not know go to the attention function, which ignores most of them. So names like
+    those of arguments are refused, and all others cause a warning.
+
+    Args:
+        kwargs (`dict`): Arguments by name. Those that the model knows are skipped.
+        function (`str`): What messages call the function.
+        known (`tuple` of `str`): Further arguments of the function.
+        warns (`bool`, defaults to `True`): Whether other unknown names cause a warning.
+
+    Raises:
+        `TypeError`: A name is close to that of an argument, or speaks of recurrences or halting.
+    """
     if torch.compiler.is_compiling():  # `difflib` cannot be compiled
         return
+    own = (*OWN_ARGUMENTS, *known)
     for name in kwargs:
-        close = difflib.get_close_matches(name, OWN_ARGUMENTS, n=1, cutoff=0.8)
-        if close and name not in OWN_ARGUMENTS:
-            raise TypeError(f"{name}={kwargs[name]!r}: {function} has no such argument. Did you mean {close[0]!r}?")
+        if name in own or name in _LIBRARY_ARGUMENTS or name in _ENGINE_ARGUMENTS:
+            continue
+        close = difflib.get_close_matches(name, own, n=1, cutoff=0.8)
+        close = close or difflib.get_close_matches(name, _LIBRARY_ARGUMENTS, n=1, cutoff=0.85)
+        if close or any(word in name for word in _OWN_WORDS):
+            hint = f"Did you mean {close[0]!r}?" if close else f"It has {', '.join(own)}."
+            raise TypeError(f"{name}={kwargs[name]!r}: {function} has no such argument. {hint}")
+        if warns:
+            logger.warning_once(
+                f"{function} has no argument {name!r}. It is passed on to the attention function, which may ignore it."
+            )
 
 
 __all__ = ["DEPTH_ARGUMENTS", "OWN_ARGUMENTS", "DepthKwargs", "RecurrentDepthKwargs", "refuse_misspelt", "take_depth"]

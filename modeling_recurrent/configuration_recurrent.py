@@ -3,13 +3,27 @@
 import difflib
 from typing import ClassVar, Literal
 
-from huggingface_hub.dataclasses import as_validated_field, strict
+from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
-from transformers.utils.type_validators import positive_int_field
 
 from .families_recurrent import LOGIT_FIELDS, described_fields, layer_types, make_block_config, strip_block_config
+from .fields_recurrent import (
+    check_library_fields,
+    layers_field,
+    looped_layers_field,
+    not_negative_field,
+    number_field,
+    positions_field,
+    positive_field,
+    probability_field,
+    recurrences_field,
+    seed_field,
+    share_field,
+    units_field,
+)
 from .halting_recurrent import HALTING_CRITERIA
 
 
@@ -58,31 +72,6 @@ _AUTO_MAP = {
     "AutoModelForTokenClassification": "modeling_recurrent.RecurrentDepthForTokenClassification",
     "AutoModelForQuestionAnswering": "modeling_recurrent.RecurrentDepthForQuestionAnswering",
 }
-
-
-# Not the library's validator `interval`, which in transformers 5.17 ignores a bound of 0.
-@as_validated_field
-def _not_negative(value):
-    if not value >= 0:
-        raise ValueError(f"Value must be at least 0, got {value}")
-
-
-@as_validated_field
-def _positive(value):
-    if not value > 0:
-        raise ValueError(f"Value must be above 0, got {value}")
-
-
-@as_validated_field
-def _dropout(value):
-    if not 0 <= value < 1:
-        raise ValueError(f"Value must be a probability below 1, got {value}")
-
-
-@as_validated_field
-def _probability(value):
-    if not 0 < value <= 1:
-        raise ValueError(f"Value must be above 0 and at most 1, got {value}")
 
 
 @strict
@@ -220,35 +209,35 @@ class RecurrentDepthConfig(PreTrainedConfig):
     # Keys that other packages keep in a config and that do not change the model; see `register_key`.
     registered_keys: ClassVar[set[str]] = set()
 
-    vocab_size: int = positive_int_field(default=32000)
-    hidden_size: int = positive_int_field(default=768)
-    intermediate_size: int | None = positive_int_field(default=None)
-    num_prelude_layers: int = _not_negative(default=0)
-    num_recurrent_layers: int = positive_int_field(default=4)
-    num_coda_layers: int = _not_negative(default=0)
+    vocab_size: int = units_field(default=32000)
+    hidden_size: int = units_field(default=768)
+    intermediate_size: int | None = units_field(default=None)
+    num_prelude_layers: int = layers_field(default=0)
+    num_recurrent_layers: int = looped_layers_field(default=4)
+    num_coda_layers: int = layers_field(default=0)
     block_model_type: str | None = None
     block_config: dict | None = None
-    num_attention_heads: int = positive_int_field(default=12)
-    num_key_value_heads: int | None = positive_int_field(default=None)
-    head_dim: int | None = positive_int_field(default=None)
+    num_attention_heads: int = units_field(default=12)
+    num_key_value_heads: int | None = units_field(default=None)
+    head_dim: int | None = units_field(default=None)
     hidden_act: str = "silu"
     gated_mlp: bool = True
     norm_type: Literal["layernorm", "rmsnorm"] = "rmsnorm"
-    norm_eps: float = _positive(default=1e-6)
+    norm_eps: float = positive_field(default=1e-6)
     block_norm: Literal["pre", "sandwich", "residual"] = "pre"
-    embedding_scale: float | int = _positive(default=1.0)
+    embedding_scale: float | int = positive_field(default=1.0)
     attention_bias: bool = False
     attention_output_bias: bool | None = None
     mlp_bias: bool = False
-    attention_dropout: float | int = _dropout(default=0.0)
-    residual_dropout: float | int = _dropout(default=0.0)
-    embedding_dropout: float | int = _dropout(default=0.0)
+    attention_dropout: float | int = share_field(default=0.0)
+    residual_dropout: float | int = share_field(default=0.0)
+    embedding_dropout: float | int = share_field(default=0.0)
     position_embedding_type: Literal["learned", "sinusoidal", "none", "rope"] = "rope"
-    max_position_embeddings: int = positive_int_field(default=2048)
+    max_position_embeddings: int = positions_field(default=2048)
     rope_parameters: RopeParameters | dict | None = None
-    sliding_window: int | None = positive_int_field(default=None)
-    initializer_range: float = _not_negative(default=0.02)
-    residual_init_scale: float | int | None = None
+    sliding_window: int | None = positions_field(default=None)
+    initializer_range: float = not_negative_field(default=0.02)
+    residual_init_scale: float | int | None = number_field(default=None)
     tie_word_embeddings: bool = False
     use_cache: bool = True
     cache_recurrences: Literal["all", "last"] = "all"
@@ -256,38 +245,38 @@ class RecurrentDepthConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
-    num_recurrences: int = positive_int_field(default=4)
+    num_recurrences: int = recurrences_field(default=4)
     input_injection: Literal["none", "add", "gate", "concat"] = "none"
-    injection_gate_init: float | int = 0.0
+    injection_gate_init: float | int = number_field(default=0.0)
     state_init: Literal["embedding", "zeros", "normal", "truncated_normal"] = "embedding"
-    state_init_std: float | int = _not_negative(default=1.0)
-    state_seed: int = 0
+    state_init_std: float | int = not_negative_field(default=1.0)
+    state_seed: int = seed_field(default=0)
     state_norm: Literal["none", "layernorm", "rmsnorm", "last"] = "none"
     coda_norm: bool = False
     exit_gate: bool = False
-    recurrence_lora_rank: int | None = positive_int_field(default=None)
-    recurrence_lora_count: int = positive_int_field(default=7)
-    recurrence_lora_alpha: float | int | None = None
+    recurrence_lora_rank: int | None = units_field(default=None)
+    recurrence_lora_count: int = recurrences_field(default=7)
+    recurrence_lora_alpha: float | int | None = positive_field(default=None)
     recurrence_sampling: Literal["fixed", "uniform", "poisson", "lognormal_poisson"] = "fixed"
-    recurrence_min: int | None = positive_int_field(default=None)
-    recurrence_max: int | None = positive_int_field(default=None)
-    recurrence_seed: int = 0
-    backprop_recurrences: int | None = positive_int_field(default=None)
+    recurrence_min: int | None = recurrences_field(default=None)
+    recurrence_max: int | None = recurrences_field(default=None)
+    recurrence_seed: int = seed_field(default=0)
+    backprop_recurrences: int | None = recurrences_field(default=None)
     recurrence_gradients: Literal["shared", "separate"] = "shared"
     recurrence_loss: Literal["last", "uniform", "geometric"] = "last"
-    recurrence_loss_decay: float | int = _positive(default=0.5)
+    recurrence_loss_decay: float | int = positive_field(default=0.5)
 
     halting_criterion: str | None = None
     halting_granularity: Literal["sequence", "token"] = "token"
-    min_recurrences: int = positive_int_field(default=1)
-    max_recurrences: int = positive_int_field(default=16)
-    kl_threshold: float | int = _positive(default=0.01)
-    entropy_threshold: float | int = _positive(default=3.0)
-    confidence_threshold: float | int = _probability(default=0.9)
-    exit_gate_threshold: float | int = _probability(default=0.9)
-    state_difference_threshold: float | int = _positive(default=0.05)
-    acceleration_threshold: float | int = _positive(default=0.05)
-    argmax_patience: int = positive_int_field(default=3)
+    min_recurrences: int = recurrences_field(default=1)
+    max_recurrences: int = recurrences_field(default=16)
+    kl_threshold: float | int = positive_field(default=0.01)
+    entropy_threshold: float | int = positive_field(default=3.0)
+    confidence_threshold: float | int = probability_field(default=0.9)
+    exit_gate_threshold: float | int = probability_field(default=0.9)
+    state_difference_threshold: float | int = positive_field(default=0.05)
+    acceleration_threshold: float | int = positive_field(default=0.05)
+    argmax_patience: int = recurrences_field(default=3)
 
     def __post_init__(self, **kwargs):
         if "num_hidden_layers" in kwargs:
@@ -299,6 +288,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
             close = difflib.get_close_matches(key, self.__dataclass_fields__, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"{key}={kwargs[key]!r}: RecurrentDepthConfig has no field {key!r}.{hint}")
+        check_library_fields({**kwargs, "dtype": self.dtype, "id2label": self.id2label})
         if self.block_model_type is not None:
             self._refuse_rope_keys(kwargs)
             self._describe_blocks()
@@ -380,6 +370,15 @@ class RecurrentDepthConfig(PreTrainedConfig):
         return not known and not key.startswith("_") and not hasattr(PreTrainedConfig, key)
 
     @classmethod
+    def refuse_misspelt(cls, kwargs: dict) -> None:
+        """Raises a `TypeError` for a keyword argument of `from_pretrained` that looks like a misspelt field."""
+        for name in filter(cls._is_unknown, kwargs):
+            if close := difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.8):
+                raise TypeError(
+                    f"{name}={kwargs[name]!r}: RecurrentDepthConfig has no field {name!r}. Did you mean {close[0]!r}?"
+                )
+
+    @classmethod
     def from_dict(cls, config_dict, **kwargs):
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
@@ -395,6 +394,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
                 f"config.json holds keys that this release of RecurrentDepthConfig does not know and keeps as they "
                 f"are: {', '.join(unknown)}."
             )
+        cls.refuse_misspelt(kwargs)
         result = super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
         for key, value in unknown.items():
@@ -483,6 +483,10 @@ class RecurrentDepthConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Checks that run at construction, at save and on `validate()`; one message for each broken rule."""
+        if self.hidden_act not in ACT2FN:
+            close = difflib.get_close_matches(self.hidden_act, ACT2FN, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"hidden_act={self.hidden_act!r} must be one of {', '.join(ACT2FN)}.{hint}")
         if self.block_model_type is not None:
             self._validate_family()
             return
@@ -540,8 +544,6 @@ class RecurrentDepthConfig(PreTrainedConfig):
                 f"recurrence_lora_rank={self.recurrence_lora_rank} is above hidden_size={self.hidden_size}: low-rank "
                 "updates would be larger than the weights. Choose a smaller rank."
             )
-        if self.recurrence_lora_alpha is not None and not self.recurrence_lora_alpha > 0:
-            raise ValueError(f"recurrence_lora_alpha={self.recurrence_lora_alpha} must be above 0.")
         if low is not None and high is not None and low > high:
             raise ValueError(f"recurrence_min={low} is above recurrence_max={high}.")
         if self.recurrence_sampling == "uniform" and (low is None or high is None):

@@ -7,6 +7,7 @@ from transformers.generation import StoppingCriteriaList
 
 from .schedule_recurrent import DepthSchedule
 from .speculation_recurrent import Speculation
+from .watch_recurrent import FiniteLogits
 
 
 class RememberedEnds(StoppingCriteriaList):
@@ -117,6 +118,7 @@ class GenerationCall:
         prompt_ids (`int`): The number of prompt ids in the returned text; 0 if the prompt was given as embeddings.
         prompt (`Prompt`, *optional*): Set when the cache is prepared.
         positions (`int`): The number of tokens of the current forward pass.
+        watch (`FiniteLogits`, *optional*): Notices logits that are no numbers.
     """
 
     model: torch.nn.Module
@@ -126,6 +128,7 @@ class GenerationCall:
     prompt_ids: int = 0
     prompt: Prompt | None = None
     positions: int = 0
+    watch: FiniteLogits | None = None
 
 
 __all__ = ["DepthRecord", "GenerationCall", "Prompt", "RememberedEnds"]

@@ -15,12 +15,14 @@ from transformers.utils import ModelOutput
 
 from .arguments_recurrent import DEPTH_ARGUMENTS, OWN_ARGUMENTS, refuse_misspelt
 from .cache_recurrent import RecurrentDepthCache, check_cache_type
+from .checks_recurrent import check_ids
 from .depth_record_recurrent import DepthRecord, GenerationCall, Prompt, RememberedEnds
 from .halting_recurrent import applies, last_real
 from .masks_recurrent import create_mask
 from .schedule_recurrent import DepthSchedule
 from .speculation_recurrent import Speculation, decode, pads_ends
 from .static_cache_recurrent import RecurrentDepthStaticCache
+from .watch_recurrent import FiniteLogits
 
 
 # The depth arguments that a generation config may hold.
@@ -94,6 +96,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 kwargs[name] = count.item()
         # Both may also be positional arguments.
         bound = inspect.signature(super().generate).bind_partial(*args, **kwargs).arguments
+        self._check_prompt(bound.get("inputs", kwargs.get("input_ids")), kwargs)
         # As for other fields, a generation config that is passed comes before that of the model.
         for config in (bound.get("generation_config"), self.generation_config):
             if draft_recurrences is None:
@@ -120,9 +123,23 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             output = super().generate(*args, **kwargs)
         finally:
             _CALL.reset(token)
+        if call.watch is not None:
+            call.watch.look()
         if isinstance(output, ModelOutput) and call.record.steps:
             call.record.report(output, call.prompt_ids)
         return output
+
+    @staticmethod
+    def _check_prompt(ids, kwargs):
+        """Checks ids and mask of the prompt, which the library would use before `forward` can."""
+        embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+        if ids is not None and embeds is None:
+            check_ids("input_ids", ids)
+            if isinstance(mask, torch.Tensor) and kwargs.get("past_key_values") is None and mask.shape != ids.shape:
+                raise ValueError(
+                    f"attention_mask has shape {tuple(mask.shape)}, but must have {tuple(ids.shape)}: one entry for "
+                    "each token of input_ids."
+                )
 
     def init_continuous_batching(self, generation_config=None, *args, **kwargs):
         """
@@ -160,7 +177,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, *args, **kwargs)
         merged = generation_config.__dict__
         others = merged.keys() - GenerationConfig().__dict__.keys() - set(_DRAFTS)
-        refuse_misspelt({name: merged[name] for name in others}, "generate")
+        refuse_misspelt({name: merged[name] for name in others}, "generate", known=_DRAFTS, warns=False)
         is_fixed = isinstance(merged.get("num_recurrences"), int) or self.config.halting_criterion is None
         if is_fixed and merged.get("halting_criterion") is None:
             # Parameters in a generation config may wait for a criterion, as those of the model's config do.
@@ -180,7 +197,12 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 "initial_state is for `forward`: the tokens that `generate` adds have states of their own. Choose the "
                 "noise of all tokens with state_seed."
             )
-        super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in OWN_ARGUMENTS})
+        try:
+            super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in OWN_ARGUMENTS})
+        except ValueError:
+            # The library's message has no suggestion.
+            refuse_misspelt(model_kwargs, "generate", known=(*_DRAFTS, "depth_schedule"), warns=False)
+            raise
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         if (call := self._current_call()) is not None and call.speculation is not None:
@@ -220,6 +242,9 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             **kwargs,
         )
         call = self._current_call()
+        if call is not None:
+            call.watch = FiniteLogits(self, (model_kwargs or {}).get("num_recurrences"))
+            processors.insert(0, call.watch)
         for processor in processors:
             if not isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor) or call is None:
                 continue

@@ -6,6 +6,8 @@ from typing import ClassVar
 
 import torch
 
+from .fields_recurrent import MOST_RECURRENCES, RECURRENCES_REASON, check_number, shortened
+
 
 @dataclass
 class HaltingCriterion:
@@ -337,6 +339,8 @@ def resolve_depth(
     least = _bound("min_recurrences", min_recurrences, config.min_recurrences)
     most, limits = _upper_bound(max_recurrences, config, shape, device, least)
     count = _as_count(num_recurrences, shape, device)
+    if not isinstance(halting_criterion, str | None):
+        raise TypeError(f"halting_criterion must be the name of a criterion, got {halting_criterion!r}.")
     criterion = None if halting_criterion == "none" else halting_criterion
     _refuse_contradictions(count, criterion, training)
     if halting_criterion is None and not isinstance(count, int) and not training:
@@ -434,8 +438,13 @@ def _bound(name, value, default):
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {value!r}.")
     if value < 1:
-        raise ValueError(f"{name}={value} must be at least 1.")
+        raise ValueError(f"{name}={shortened(value)} must be at least 1.")
+    if value > MOST_RECURRENCES:
+        raise ValueError(_TOO_MANY.format(name=name, value=shortened(value)))
     return value
+
+
+_TOO_MANY = f"{{name}}={{value}} must be at most {MOST_RECURRENCES:,}: {RECURRENCES_REASON}."
 
 
 def _as_count(value, shape, device, name="num_recurrences"):
@@ -450,8 +459,11 @@ def _as_count(value, shape, device, name="num_recurrences"):
             f"{name} has shape {tuple(value.shape)}, but must have {tuple(shape[:1])}, a count for each row, or "
             f"{tuple(shape)}, a count for each token."
         )
-    if (value < 0).any():
-        raise ValueError(f"{name} holds {int(value.min())}, but counts must not be negative.")
+    low, high = (int(bound) for bound in torch.stack(value.aminmax()).tolist())
+    if low < 0:
+        raise ValueError(f"{name} holds {low}, but counts must not be negative.")
+    if high > MOST_RECURRENCES:
+        raise ValueError(_TOO_MANY.format(name=name, value=high))
     return value.to(device=device, dtype=torch.long)
 
 
@@ -466,12 +478,27 @@ def _make_criterion(name, config, parameters):
     values = {}
     for field in fields(HALTING_CRITERIA[name]):
         given = parameters.get(field.name)
-        values[field.name] = getattr(config, field.name) if given is None else given
-        if not values[field.name] > 0:
-            raise ValueError(f"{field.name}={values[field.name]} must be positive.")
-        if field.name in ("confidence_threshold", "exit_gate_threshold") and values[field.name] > 1:
-            raise ValueError(f"{field.name}={values[field.name]} must be at most 1: it is a probability.")
+        values[field.name] = _parameter(field.name, getattr(config, field.name) if given is None else given)
     return HALTING_CRITERIA[name](**values)
+
+
+def _parameter(name, value):
+    """The checked value of a parameter of a criterion."""
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        value = value.item()
+    if name == "argmax_patience":
+        return _bound(name, value, None)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}.")
+    if not value > 0:
+        raise ValueError(f"{name}={value} must be positive.")
+    try:
+        check_number(value)
+    except ValueError as error:
+        raise ValueError(f"{name}={shortened(value)} is out of range. {error}.") from None
+    if name in ("confidence_threshold", "exit_gate_threshold") and value > 1:
+        raise ValueError(f"{name}={value} must be at most 1: it is a probability.")
+    return value
 
 
 __all__ = [

@@ -148,6 +148,21 @@ _WRONG_WEIGHTS = (
 )
 
 
+def choose_labelled(shift_labels, logits_to_keep):
+    """
+    The positions with labels, as a mask, and their labels.
+
+    Raises:
+        ValueError: there are no labels, or `logits_to_keep` chooses positions, too.
+    """
+    if shift_labels is None:
+        raise ValueError("labelled_logits_only=True needs labels or shift_labels.")
+    if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
+        raise ValueError("labelled_logits_only=True and logits_to_keep both choose positions. Leave one out.")
+    labelled = shift_labels != -100
+    return labelled, shift_labels[labelled]
+
+
 def open_losses(config, chosen, loss_of, kwargs, *, has_labels, trains):
     """
     The losses over recurrences of a call; `None` if the loss is that of the last recurrence.
@@ -160,8 +175,10 @@ def open_losses(config, chosen, loss_of, kwargs, *, has_labels, trains):
         has_labels, trains (`bool`): Whether the call has labels, and whether it is made in training.
 
     Raises:
-        ValueError: losses without labels, or together with `on_recurrence`.
+        ValueError, TypeError: losses without labels, or together with `on_recurrence`; an unknown name, or weights
+            that are not finite.
     """
+    chosen = _checked(chosen)
     weighted = isinstance(chosen, torch.Tensor)
     if not weighted and not trains:
         return None
@@ -179,6 +196,31 @@ def open_losses(config, chosen, loss_of, kwargs, *, has_labels, trains):
     return collected
 
 
+def _checked(chosen):
+    """`recurrence_loss` or `recurrence_loss_weights` of a call; a list of weights becomes a tensor."""
+    if isinstance(chosen, str):
+        if chosen not in RECURRENCE_LOSSES:
+            raise ValueError(f"recurrence_loss={chosen!r} must be one of {', '.join(RECURRENCE_LOSSES)}.")
+        return chosen
+    if isinstance(chosen, list | tuple):
+        chosen = torch.tensor(chosen, dtype=torch.float)
+    if isinstance(chosen, torch.Tensor):
+        if chosen.ndim != 1 or not chosen.is_floating_point():
+            raise ValueError(
+                f"recurrence_loss_weights has shape {tuple(chosen.shape)} and dtype {chosen.dtype}, but must hold one "
+                "float for each recurrence."
+            )
+        # On a GPU the host would have to wait for their values.
+        if chosen.device.type == "cpu" and not torch.compiler.is_compiling() and not chosen.isfinite().all():
+            raise ValueError(f"recurrence_loss_weights={chosen.tolist()} must be finite.")
+    elif chosen is not None and not callable(chosen):
+        raise TypeError(
+            f"recurrence_loss={chosen!r} must be one of {', '.join(RECURRENCE_LOSSES)}, or a RecurrenceLoss object. "
+            "Weights must be a FloatTensor."
+        )
+    return chosen
+
+
 def warn_bypassed(recurrence_loss: str) -> None:
     """Warns that the caller computes the loss itself, so that the config's losses over recurrences have no effect."""
     if recurrence_loss != "last" and not torch.compiler.is_compiling():
@@ -191,4 +233,11 @@ def warn_bypassed(recurrence_loss: str) -> None:
         )
 
 
-__all__ = ["RECURRENCE_LOSSES", "RecurrenceLoss", "open_losses", "recurrence_loss_weights", "warn_bypassed"]
+__all__ = [
+    "RECURRENCE_LOSSES",
+    "RecurrenceLoss",
+    "choose_labelled",
+    "open_losses",
+    "recurrence_loss_weights",
+    "warn_bypassed",
+]

@@ -19,6 +19,14 @@ from transformers.utils import can_return_tuple
 from .arguments_recurrent import RecurrentDepthKwargs, take_depth
 from .blocks_recurrent import NORMS, RecurrentDepthBlock, attention_interface
 from .cache_recurrent import RecurrentDepthCache, Slots, check_cache_type
+from .checks_recurrent import (
+    check_hooks,
+    check_inputs,
+    check_labels,
+    check_padding_token,
+    embed_positions,
+    embed_tokens,
+)
 from .configuration_recurrent import RecurrentDepthConfig
 from .families_recurrent import (
     FamilyDecoder,
@@ -34,7 +42,7 @@ from .halting_recurrent import HaltingRule, last_real, resolve_depth
 from .injection_recurrent import INJECTIONS
 from .inputs_recurrent import initial_state, place_tokens, wants_cache
 from .loop_recurrent import LoopTrace, RecurrentLoop
-from .losses_recurrent import RecurrenceLoss, open_losses, warn_bypassed
+from .losses_recurrent import RecurrenceLoss, choose_labelled, open_losses, warn_bypassed
 from .masks_recurrent import is_flash, with_eager_attention
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, sinusoidal_positions
 from .recurrence_lora_recurrent import RecurrenceLora, RecurrenceLoraPair
@@ -84,6 +92,7 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
             setattr(self, name, supported)
         # `from_pretrained(..., num_recurrences=0)` sets fields one by one, without the checks that compare fields.
         config.validate()
+        check_padding_token(config)
         super().__init__(config, *args, **kwargs)
 
     @classmethod
@@ -93,6 +102,7 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
                 f"distributed_config.pp_size={distributed_config.pp_size}: the stages of a pipeline run one after the "
                 "other, but a looped layer runs again after the layers that follow it. Use tp_size or fsdp_size."
             )
+        RecurrentDepthConfig.refuse_misspelt(kwargs)
         if distributed_config is not None:
             kwargs["distributed_config"] = distributed_config
         return super().from_pretrained(*args, **kwargs)
@@ -148,8 +158,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         self.post_init()
 
     def _add_own_blocks(self, config):
-        width = config.hidden_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
+        width, pad = config.hidden_size, config.pad_token_id
+        self.embed_tokens = nn.Embedding(config.vocab_size, width, None if pad == -1 else pad)
         self.embed_positions = None
         if config.position_embedding_type == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
@@ -205,13 +215,13 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
                 buffers of the cache after its last token, where `crop` leaves them.
             kwargs: See `RecurrentDepthKwargs`. The rest goes to the attention function.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either input_ids or inputs_embeds.")
+        check_inputs(self.config, input_ids, inputs_embeds, attention_mask, position_ids, use_cache)
         check_cache_type(past_key_values)
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+            inputs_embeds = embed_tokens(self.embed_tokens, input_ids, self.config.vocab_size)
         shape = inputs_embeds.shape[:2]
         depth_kwargs = take_depth(kwargs)
+        check_hooks(kwargs)
         cache_recurrences, state_seed, given_state = (
             kwargs.pop(name, None) for name in ("cache_recurrences", "state_seed", "initial_state")
         )
@@ -389,7 +399,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
                 f"The input has {tokens} tokens with its past, but only max_position_embeddings={room} learned "
                 "positions exist. Shorten the input."
             )
-        return inputs_embeds + self.embed_positions(position_ids)
+        return inputs_embeds + embed_positions(self.embed_positions, position_ids, room)
 
 
 class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGenerationMixin):
@@ -478,11 +488,12 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             kwargs: See `RecurrentDepthKwargs`. `num_items_in_batch` divides the summed loss, as the Trainer expects
                 under gradient accumulation.
         """
+        check_labels(self.config, labels, shift_labels, input_ids, inputs_embeds, logits_to_keep)
         if labels is not None and shift_labels is None:
             shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
         labelled = None
         if labelled_logits_only:
-            labelled, shift_labels = _labelled(shift_labels, logits_to_keep)
+            labelled, shift_labels = choose_labelled(shift_labels, logits_to_keep)
         num_items = kwargs.pop("num_items_in_batch", None)
 
         def read(hidden_states):
@@ -503,6 +514,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         losses = open_losses(
             self.config, chosen, loss_of, kwargs, has_labels=shift_labels is not None, trains=self.model._trains
         )
+        check_hooks(kwargs)
         on_recurrence = kwargs.pop("on_recurrence", None)
         if on_recurrence is not None:
             kwargs["on_recurrence"] = lambda recurrence, rows, state: on_recurrence(
@@ -533,16 +545,6 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             attentions=outputs.attentions,
             num_recurrences=outputs.num_recurrences,
         )
-
-
-def _labelled(shift_labels, logits_to_keep):
-    """The positions with labels, as a mask, and their labels."""
-    if shift_labels is None:
-        raise ValueError("labelled_logits_only=True needs labels or shift_labels.")
-    if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
-        raise ValueError("labelled_logits_only=True and logits_to_keep both choose positions. Leave one out.")
-    labelled = shift_labels != -100
-    return labelled, shift_labels[labelled]
 
 
 class RecurrentDepthForSequenceClassification(GenericForSequenceClassification, RecurrentDepthPreTrainedModel):

@@ -84,7 +84,9 @@ def position_noise(position_ids, hidden_size, seed):
     `(*position_ids.shape, hidden_size)`.
     """
     channels = torch.arange(2 * hidden_size, device=position_ids.device)
-    bits = (position_ids[..., None] * (2 * hidden_size) + channels + seed * 0x9E3779B1) & 0xFFFFFFFF
+    # Only the low 32 bits count, so that a seed of any size fits.
+    start = (seed * 0x9E3779B1) & 0xFFFFFFFF
+    bits = (position_ids[..., None] * (2 * hidden_size) + channels + start) & 0xFFFFFFFF
     for _ in range(2):  # an avalanche over 32 bits; int64 products wrap, which leaves the low bits right
         bits = ((bits ^ (bits >> 16)) * 0x21F0AAAD) & 0xFFFFFFFF
         bits = ((bits ^ (bits >> 15)) * 0x735A2D97) & 0xFFFFFFFF

@@ -17,10 +17,12 @@ from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode, l
 
 from .arguments_recurrent import DEPTH_ARGUMENTS
 from .halting_recurrent import resolve_depth
+from .watch_recurrent import FiniteLogits
 
 
 # Processors that read the scores only: one call serves rows of all lengths.
 _POINTWISE = (
+    FiniteLogits,
     logits_process.TemperatureLogitsWarper,
     logits_process.TopKLogitsWarper,
     logits_process.TopPLogitsWarper,
@@ -157,7 +159,9 @@ class _Texts:
         self.limit = limit
         self.pads = pads_ends(criteria)
         self.pad = generation_config._pad_token_tensor.to(input_ids.device) if self.pads else 0
-        self.tokens = nn.functional.pad(input_ids, (0, max(limit - self.start, 1) + draft_tokens + 1))
+        # No round drafts more tokens than are left.
+        left = max(limit - self.start, 1)
+        self.tokens = nn.functional.pad(input_ids, (0, left + min(draft_tokens, left) + 1))
         self.tokens[:, self.start :] = self.pad
         self.lengths = input_ids.new_full((rows,), self.start)
         self.ends = torch.zeros_like(self.lengths)

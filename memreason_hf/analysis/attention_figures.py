@@ -12,6 +12,7 @@ from matplotlib.transforms import blended_transform_factory
 
 from memreason_hf.analysis.attention_maps import AttentionMap
 from memreason_hf.analysis.solution_tokens import SolutionTokens
+from memreason_hf.messages import visible
 
 
 # The colours of Okabe and Ito, which people with common colour blindness can distinguish. Steps also carry names.
@@ -102,7 +103,14 @@ def attention_figure(solution: SolutionTokens, shown: AttentionMap, *, title: st
         borderaxespad=0.0,
     )
     if title:
-        figure.suptitle(title, fontsize="medium", x=(_LEFT + side / 2) / width, y=1 - 0.3 / height, va="center")
+        figure.suptitle(
+            visible(title),
+            fontsize="medium",
+            parse_math=False,
+            x=(_LEFT + side / 2) / width,
+            y=1 - 0.3 / height,
+            va="center",
+        )
     return figure
 
 

@@ -14,6 +14,7 @@ from memreason_hf.checks import check_path, check_sequence, check_type
 from memreason_hf.evaluation.chains.depth_sweep import DepthSweep
 from memreason_hf.evaluation.chains.halting_statistics import HaltingStatistics
 from memreason_hf.files import check_places, whole_file
+from memreason_hf.messages import visible
 
 
 # Both colour maps keep their order with all common kinds of colour blindness and in grey.
@@ -117,15 +118,17 @@ def _heat_map(values, groups, colour_map, limits, title, group_label):
         extent=(0.5, num_recurrences + 0.5, -0.5, num_groups - 0.5),
     )
     axes.set_xlabel("recurrences")
-    axes.set_ylabel(group_label)
+    axes.set_ylabel(visible(group_label), parse_math=False)
     _show_recurrences(axes, num_recurrences)
     step = -(-num_groups // _MOST_GROUP_LABELS)
-    axes.set_yticks(range(0, num_groups, step), [str(group) for group in groups[::step]])
+    # A group may be named "$x": it is no formula.
+    labels = [visible(str(group)) for group in groups[::step]]
+    axes.set_yticks(range(0, num_groups, step), labels, parse_math=False)
     axes.tick_params(length=3)
     for spine in axes.spines.values():
         spine.set_visible(False)
     if title:
-        figure.suptitle(title, fontsize="medium")
+        figure.suptitle(visible(title), fontsize="medium", parse_math=False)
     return figure, axes, image
 
 

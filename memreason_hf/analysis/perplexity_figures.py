@@ -9,6 +9,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from memreason_hf.checks import check_type
 from memreason_hf.evaluation.results import expect_kind, validate_results
+from memreason_hf.messages import visible
 
 
 # Colours of Okabe and Ito, which differ with all common kinds of colour blindness; yellow is left out on white.
@@ -66,9 +67,12 @@ def perplexity_figure(curves: Mapping[str, dict], *, title: str | None = None) -
         axes.spines[side].set_visible(False)
     if len(curves) > 1:
         # It lies inside the axes, whose size must not follow from long labels.
-        axes.legend(frameon=False, fontsize="small").set_in_layout(False)
+        legend = axes.legend(frameon=False, fontsize="small")
+        legend.set_in_layout(False)
+        for label in legend.get_texts():
+            label.set_parse_math(False)
     if title:
-        figure.suptitle(title, fontsize="medium")
+        figure.suptitle(visible(title), fontsize="medium", parse_math=False)
     return figure
 
 

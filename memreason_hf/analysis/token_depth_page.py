@@ -10,8 +10,8 @@ from memreason_hf.analysis.token_depths import (
     depth_statistics,
     map_color,
     text_color,
-    visible,
 )
+from memreason_hf.messages import visible
 
 
 # Colour map and its range on light and dark pages: a shallow token has nearly the colour of the page.
@@ -157,5 +157,4 @@ def _hex(color):
 
 
 def _escape(text):
-    # A lone surrogate cannot be written as UTF-8.
-    return escape(visible(text).encode("utf-8", "replace").decode("utf-8"))
+    return escape(visible(text))

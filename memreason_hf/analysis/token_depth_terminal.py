@@ -10,7 +10,8 @@ from rich.segment import Segment, Segments
 from rich.style import Style
 from rich.text import Text
 
-from memreason_hf.analysis.token_depths import DepthScale, GeneratedText, Piece, map_color, text_color, visible
+from memreason_hf.analysis.token_depths import DepthScale, GeneratedText, Piece, map_color, text_color
+from memreason_hf.messages import visible
 
 
 Mode = Literal["color", "numbers", "none"]

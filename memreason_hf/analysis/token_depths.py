@@ -249,22 +249,6 @@ def luminance(color: tuple[int, int, int]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def visible(text: str) -> str:
-    """
-    `text` with pictures in place of control characters, except line breaks and tabs.
-
-    Generated text must not control a terminal, and a page cannot contain control characters.
-    """
-    return "".join(_picture(character) for character in text)
-
-
-def _picture(character):
-    code = ord(character)
-    if code < 0x20 and character not in "\n\t":
-        return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else "\ufffd" if 0x80 <= code < 0xA0 else character
-
-
 def depths_document(
     texts: Sequence[GeneratedText], model: ModelDescription, settings: dict, seconds: float, environment: Environment
 ) -> dict:

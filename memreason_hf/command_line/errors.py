@@ -9,13 +9,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
+import torch
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 
 from memreason_hf.command_line.signals import exit_code, say_stopped, signal_of, signals_raise
+from memreason_hf.messages import visible
 
 
 # Set to 1 to see the traceback of an expected error.
 TRACEBACK_VARIABLE = "MEMREASON_TRACEBACK"
+# How torch says that there is not enough memory, on a CPU.
+_NO_MEMORY = ("can't allocate memory", "not enough memory")
 # Errors that a wrong recipe, flag, path or file raises. TypeError is not among them, because it is more often a bug
 # of the program. A RecursionError comes from JSON that is nested too deeply.
 USER_ERRORS = (ValueError, OSError, RecursionError, StrictDataclassError)
@@ -31,9 +35,19 @@ def describe(error: BaseException) -> str:
         return str(error.__cause__)
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}."
+    if is_out_of_memory(error):
+        line = next(iter(str(error).splitlines()), "")
+        return f"Not enough memory ({line or type(error).__name__}). Lower the batch size or the sizes of the model."
     if isinstance(error, RecursionError):
         return f"A file or value is nested too deeply to be read. {TRACEBACK_VARIABLE}=1 shows which."
     return str(error) or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory, on a CPU or a GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 class _OutlastingStream:
@@ -76,7 +90,8 @@ def user_errors(
 
     Args:
         command: the beginning of the message, for example `"memreason train"`.
-        exceptions: the expected errors, by default `USER_ERRORS`. All other errors keep their traceback.
+        exceptions: the expected errors, by default `USER_ERRORS`; those of a lack of memory are always expected. All
+            other errors keep their traceback.
         stopped: what the message about a signal says about files.
 
     Example:
@@ -97,10 +112,12 @@ def user_errors(
             raise
         say_stopped(command, signal_of(error), stopped)
         raise SystemExit(exit_code(signal_of(error))) from None
-    except expected as error:
+    except (*expected, MemoryError, RuntimeError) as error:
+        if not isinstance(error, expected) and not is_out_of_memory(error):
+            raise
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
         rank = os.environ.get("RANK", "0")
         where = "" if rank == "0" else f" (process {rank})"
-        print(f"{command}: error{where}: {describe(error)}", file=sys.stderr, flush=True)
+        print(f"{command}: error{where}: {visible(describe(error))}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from memreason_hf.command_line.parser import Section
+from memreason_hf.messages import visible
 from memreason_hf.models.loading import (
     choose_device,
     load_any_config,
@@ -64,7 +65,7 @@ class ModelFlags:
     @property
     def short_name(self) -> str:
         """The last two parts of the model's path or name, for titles."""
-        return "/".join(Path(self.model).parts[-2:])
+        return visible("/".join(Path(self.model).parts[-2:]))
 
     def check(self) -> None:
         """

@@ -20,6 +20,7 @@ from memreason_hf.command_line.model_flags import model_section
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.solution_text import SolutionTextArguments, read_solution_text
 from memreason_hf.evaluation import describe_environment, describe_model
+from memreason_hf.messages import visible
 from memreason_hf.steps import KINDS
 
 
@@ -133,7 +134,7 @@ def _attention(model, text_arguments, depth, choice, output):
     shares = map_shares(maps, solution.kinds(choice.marks_apart))
 
     title = f"{model.short_name}\n{_describe(attention, choice)}"
-    _print(f"{model.short_name} over {source.source}", solution, attention, choice, shares)
+    _print(f"{model.short_name} over {visible(source.source)}", solution, attention, choice, shares)
     if files is None:
         print("\nNothing was written. --output_dir DIR keeps the numbers and the figures.")
         return 0

@@ -18,6 +18,7 @@ from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.commands import evaluate, sweep, train
 from memreason_hf.data.chains.multi_hop import load_multi_hop, select_chains
 from memreason_hf.evaluation import read_results
+from memreason_hf.messages import visible
 from memreason_hf.tables import format_table
 
 
@@ -115,7 +116,7 @@ def _one_answer(folder, data):
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     output = model(**tokenizer(chain["input_text"], return_tensors="pt"), logits_to_keep=1)
-    answer = tokenizer.decode(output.logits[0, -1].argmax())
+    answer = visible(tokenizer.decode(output.logits[0, -1].argmax()))
     return (
         f"{type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters. A chain of "
         f"{chain['hops']} hops: it answers {answer} after {int(output.num_recurrences[0])} recurrences; the right "

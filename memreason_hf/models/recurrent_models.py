@@ -97,7 +97,7 @@ def make_model(
 def _load_model(path, chosen, tokenizer):
     check_source(path, "model.path")
     check_json_files(Path(path))
-    model = AutoModelForCausalLM.from_pretrained(path, **chosen)
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **chosen)
     if not isinstance(model, RecurrentDepthForCausalLM):
         raise ValueError(
             f"model.path={path!r} holds a {type(model).__name__}, not a RecurrentDepthForCausalLM. Convert it with "
@@ -109,7 +109,7 @@ def _load_model(path, chosen, tokenizer):
             f"vocab_size={model.config.vocab_size}."
         )
     if (Path(path) / "tokenizer.json").is_file():
-        known = AutoTokenizer.from_pretrained(path).get_vocab()
+        known = AutoTokenizer.from_pretrained(path, trust_remote_code=False).get_vocab()
         differing = [token for token, index in tokenizer.get_vocab().items() if known.get(token) != index]
         if differing:
             raise ValueError(

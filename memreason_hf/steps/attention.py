@@ -151,7 +151,7 @@ def restore_step_attention(model: torch.nn.Module, folder: str | os.PathLike | N
         where = path
         try:
             recorded = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not valid JSON ({error}). Restore the file that was saved with the adapter."
             ) from None

@@ -21,10 +21,10 @@ from memreason_hf.analysis.token_depths import (
     luminance,
     map_color,
     text_color,
-    visible,
 )
 from memreason_hf.data.chains.tokenizer import build_tokenizer, build_vocabulary
 from memreason_hf.evaluation import describe_environment
+from memreason_hf.messages import visible
 
 
 WORDS = [

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 
 from memreason_hf.adapters.modes import AdapterArguments, add_adapter, save_adapter
 from memreason_hf.analysis.token_depth_terminal import _SUPERSCRIPTS
-from memreason_hf.analysis.token_depths import visible
 from memreason_hf.command_line.model_flags import ModelFlags
 from memreason_hf.commands.generate import main, make_parser
+from memreason_hf.messages import visible
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.tokenization import extend_tokenizer
 from modeling_recurrent import RecurrentDepthForCausalLM

@@ -3,7 +3,6 @@ The study's JSON files: `train.json`, `valid.json`, `test.json`, `test_small.jso
 `{"input_text": ..., "target_text": ..., "type": ...}`, and `vocab.json`.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 
 from memreason_hf.data.chains.tables import CHAIN_SCHEMA, UnknownTokens, look_up, split_tokens, target_texts
 from memreason_hf.data.chains.tokenizer import END_OF_ANSWER, VOCABULARY_FILE, read_vocabulary
+from memreason_hf.files import parse_json
 from memreason_hf.messages import first_few
 
 
@@ -95,11 +95,9 @@ def read_json_folder(folder: str | Path) -> tuple[list[str], dict[str, pa.Table]
 
 def _read_items(path: Path) -> pa.Table:
     try:
-        items = json.loads(path.read_bytes())
+        items = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"not a JSON file (damaged or cut off?): {error}") from None
-    except RecursionError:
-        raise ValueError("its JSON is nested too deeply to be read.") from None
     if not isinstance(items, list):
         raise ValueError(f"holds a {type(items).__name__}; it must hold a list of items.")
     if not items:

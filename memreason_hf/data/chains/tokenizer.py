@@ -86,8 +86,8 @@ def check_vocabulary(vocabulary: Sequence[str]) -> Sequence[str]:
     malformed = [t for t in vocabulary if not isinstance(t, str) or not _TOKEN_PATTERN.fullmatch(t)]
     if malformed:
         raise ValueError(
-            f"{first_few([*map(repr, malformed)])} cannot be in the vocabulary: a token must be `<...>` with printable "
-            "ASCII characters, but without blanks, quotes and backslashes."
+            f"{first_few([*map(repr, malformed)])} cannot be in the vocabulary: a token must be `<...>` with "
+            "printable ASCII characters, but without blanks, quotes and backslashes."
         )
     if len(set(vocabulary)) < len(vocabulary):
         repeated = [token for token, count in Counter(vocabulary).items() if count > 1]

@@ -1,6 +1,5 @@
 """The JSON files of the memory-and-reason study: read from a folder or a URL, with every item checked."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from fsspec.core import url_to_fs
 
 from memreason_hf.data.questions.options import TRUE_FALSE, find_options
 from memreason_hf.data.questions.text import check_characters, one_line
+from memreason_hf.files import parse_json
 from memreason_hf.messages import first_few
 from memreason_hf.steps import NO_KIND, QUESTION_MARKER, Step
 
@@ -95,11 +95,9 @@ def parse_items(content: bytes, where: str, split: str, name: str) -> list[Sourc
         ValueError: the file is not JSON, or an item is malformed; names the file and the item.
     """
     try:
-        rows = json.loads(content.decode("utf-8-sig"))
+        rows = parse_json(content.decode("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{where} is not a JSON file (damaged or cut off?): {error}") from None
-    except RecursionError:
-        raise ValueError(f"{where}: its JSON is nested too deeply to be read.") from None
     if not isinstance(rows, list) or not rows:
         contents = "an empty list" if rows == [] else f"a {type(rows).__name__}"
         raise ValueError(f"{where} must hold a list of items, and holds {contents}.")

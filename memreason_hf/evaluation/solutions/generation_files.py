@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from memreason_hf.checks import shortened
-from memreason_hf.files import read_json, write_json
+from memreason_hf.files import parse_json, read_json, write_json
 
 
 FIELDS = (
@@ -162,11 +162,9 @@ def _split_unfinished(path):
 
 def _parse_line(line, path, number):
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError as error:
         raise ValueError(f"{path}, line {number}: not JSON ({error}). Remove the line or the file.") from None
-    except RecursionError:
-        raise ValueError(f"{path}, line {number}: nested too deeply. Remove the line or the file.") from None
     missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
     if missing:
         raise ValueError(f"{path}, line {number}: lacks {', '.join(missing)}. Remove the line or the file.")

@@ -49,7 +49,7 @@ def run_seed(folder: Path, recipe: Recipe, num_test: int, seed: int) -> dict:
     training["static"] = _once(static, lambda: train_static(static, source, further, recipe, seed=seed))
     training["looped"] = _once(looped, lambda: train_looped(looped, converted, further, recipe, seed=seed))
     started = time.perf_counter()
-    models = {name: AutoModelForCausalLM.from_pretrained(folder / name) for name in training}
+    models = {name: AutoModelForCausalLM.from_pretrained(folder / name, trust_remote_code=False) for name in training}
     measures = {name: evaluate_chains(model, test, DEEPER * DEEPEST_BEST) for name, model in models.items()}
     results = {
         "conversion_difference": difference,

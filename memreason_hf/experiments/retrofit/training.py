@@ -146,7 +146,7 @@ def convert_source(folder: Path, source: Path, recipe: Recipe, chains: Chains, *
 
 def train_looped(folder: Path, converted: Path, chains: Chains, recipe: Recipe, *, seed: int) -> dict:
     """Goes on with the converted source at drawn depths, and saves it. Returns `Training`."""
-    model = AutoModelForCausalLM.from_pretrained(converted)
+    model = AutoModelForCausalLM.from_pretrained(converted, trust_remote_code=False)
     return _train(model, folder, chains, recipe.further_steps, recipe, seed, _schedule(recipe), first_weight=1.0)
 
 

@@ -6,6 +6,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
+from memreason_hf.messages import visible
+
 
 # The colours of Okabe and Ito, which people with common colour blindness can distinguish. Markers help in grey.
 _STYLES = (("#0072B2", "o"), ("#56B4E9", "s"), ("#D55E00", "^"), ("#E69F00", "D"), ("#009E73", "v"))
@@ -57,5 +59,5 @@ def hops_figure(
         axes.spines[side].set_visible(False)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize="small")
     if title:
-        figure.suptitle(title, fontsize="medium")
+        figure.suptitle(visible(title), fontsize="medium", parse_math=False)
     return figure

@@ -42,8 +42,8 @@ def run_model(name: str, folder: Path, world: WrittenWorld, settings: dict) -> d
     training = read_finished(folder / TRAINING_FILE)
     if training is None:
         training = _train(name, folder, world, settings)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     started = time.perf_counter()
     chains = world.test_chains()
     if MODELS[name].writes_steps:

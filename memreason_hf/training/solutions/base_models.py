@@ -82,7 +82,7 @@ def open_base(base: BaseModelArguments, mode: str) -> tuple[PreTrainedTokenizerB
             f"model.path={base.path!r} holds an adapter, not a whole model. Use its base, or merge the adapter."
         )
     check_source(base.path, "model.path")
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
     arguments = {"dtype": torch_dtype(base.dtype or ("float32" if mode == "full" else "auto"))}
     if base.attn_implementation is not None:
         arguments["attn_implementation"] = base.attn_implementation
@@ -107,7 +107,7 @@ def _quantization(base, dtype):
         )
     if dtype == "auto":
         # bitsandbytes would compute in float32 otherwise.
-        dtype = AutoConfig.from_pretrained(base.path).dtype or torch.float32
+        dtype = AutoConfig.from_pretrained(base.path, trust_remote_code=False).dtype or torch.float32
     return BitsAndBytesConfig(
         load_in_8bit=base.load_in_8bit,
         load_in_4bit=base.load_in_4bit,

@@ -137,7 +137,7 @@ def open_tokenizer(arguments: TextArguments, model: dict, texts: Dataset | Itera
     name, where = (arguments.tokenizer, "data.tokenizer") if arguments.tokenizer else (model.get("path"), "model.path")
     if name:
         try:
-            return AutoTokenizer.from_pretrained(name)
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             first = str(error).strip().splitlines()[0].removesuffix(".")
             raise ValueError(
@@ -194,7 +194,7 @@ def _check_length(texts, model):
     longest = model.get("max_position_embeddings")
     if model.get("path"):
         check_source(model["path"], "model.path")
-        config = AutoConfig.from_pretrained(model["path"])
+        config = AutoConfig.from_pretrained(model["path"], trust_remote_code=False)
         longest = longest or getattr(config, "max_position_embeddings", None)
         _check_shapes(model, config)
     if longest is not None and texts.sequence_length > longest:

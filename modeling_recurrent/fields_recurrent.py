@@ -1,0 +1,134 @@
+"""Fields of a config that hold a number of a certain range, and the upper bounds of these ranges."""
+
+import torch
+from huggingface_hub.dataclasses import as_validated_field
+
+
+# Recurrences and layers run one after the other. A forward pass of more would not end in useful time, and its cache
+# would fit into no memory.
+MOST_RECURRENCES = 10_000
+MOST_LAYERS = 10_000
+# The largest side of a matrix: even its vectors of this length are larger than those of any published model.
+MOST_UNITS = 2**24
+# Kernels count positions in 32 bits.
+MOST_POSITIONS = 2**31 - 1
+# torch seeds its generators with 64 bits.
+_SEEDS = (-(2**63), 2**63 - 1)
+_MOST_LABELS = 2**20
+# The largest number of float32, the widest type that weights and scores are computed in.
+_LARGEST = (2 - 2**-23) * 2.0**127
+
+
+def check_count(value, least: int, most: int, reason: str) -> None:
+    """
+    Checks a whole number.
+
+    Raises:
+        `ValueError`: It is below `least`, or above `most` for the given reason; or it is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"Value must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"Value must be at least {least}, got {value}")
+    if value > most:
+        raise ValueError(f"Value must be at most {most:,}, got {shortened(value)}: {reason}")
+
+
+def check_number(value) -> None:
+    """Raises a `ValueError` for a value that is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"Value must be a number, got {value!r}")
+    # Not `math.isfinite`, which fails for whole numbers of hundreds of digits.
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"Value must be a finite number of float32, got {shortened(value)}")
+
+
+def check_library_fields(given: dict) -> None:
+    """
+    Checks fields that the library's config class converts without a check, or fills with as many names as they say.
+
+    Raises:
+        `ValueError`: `dtype` is no dtype of torch, `num_labels` is out of range, or `id2label` no dictionary.
+    """
+    for name in ("dtype", "torch_dtype"):
+        value = given.get(name)
+        known = isinstance(getattr(torch, value, None), torch.dtype) if isinstance(value, str) else True
+        if not known or not isinstance(value, str | torch.dtype | None):
+            raise ValueError(f"{name}={value!r} must be the name of a torch dtype, such as 'float32' or 'bfloat16'.")
+    if given.get("num_labels") is not None:
+        try:
+            check_count(given["num_labels"], 0, _MOST_LABELS, "the config holds a name for each label")
+        except ValueError as error:
+            raise ValueError(f"num_labels: {error}.") from None
+    if not isinstance(given.get("id2label"), dict | None):
+        raise ValueError(f"id2label={given['id2label']!r} must be a dictionary of ids and their names.")
+
+
+def shortened(value) -> str:
+    """A number in a message. Python does not print whole numbers of thousands of digits."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"{'-' if value < 0 else ''}2**{abs(value).bit_length() - 1} or more"
+    return str(value)
+
+
+RECURRENCES_REASON = "recurrences run one after the other, and each has its own keys and values"
+_LAYERS_REASON = "layers run one after the other"
+_UNITS_REASON = "no machine holds matrices of this size"
+
+
+def _count_field(least, most, reason):
+    def validate(value):
+        if value is not None:
+            check_count(value, least, most, reason)
+
+    return as_validated_field(validate)
+
+
+def _number_field(least=None, most=None, *, includes=True, below=None):
+    def validate(value):
+        if value is None:
+            return
+        check_number(value)
+        if least is not None and (value < least or (value == least and not includes)):
+            raise ValueError(f"Value must be {'at least' if includes else 'above'} {least}, got {value}")
+        if most is not None and value > most:
+            raise ValueError(f"Value must be at most {most}, got {value}")
+        if below is not None and value >= below:
+            raise ValueError(f"Value must be below {below}, got {value}")
+
+    return as_validated_field(validate)
+
+
+# Not the library's validators, which accept True and NaN. In transformers 5.17, `interval` ignores a bound of 0.
+recurrences_field = _count_field(1, MOST_RECURRENCES, RECURRENCES_REASON)
+layers_field = _count_field(0, MOST_LAYERS, _LAYERS_REASON)
+looped_layers_field = _count_field(1, MOST_LAYERS, _LAYERS_REASON)
+units_field = _count_field(1, MOST_UNITS, _UNITS_REASON)
+positions_field = _count_field(1, MOST_POSITIONS, "positions are counted in 32 bits")
+seed_field = _count_field(*_SEEDS, "torch's generators take seeds of 64 bits")
+number_field = _number_field()
+not_negative_field = _number_field(0)
+positive_field = _number_field(0, includes=False)
+share_field = _number_field(0, below=1)
+probability_field = _number_field(0, 1, includes=False)
+
+
+__all__ = [
+    "MOST_RECURRENCES",
+    "RECURRENCES_REASON",
+    "check_count",
+    "check_library_fields",
+    "check_number",
+    "layers_field",
+    "looped_layers_field",
+    "not_negative_field",
+    "number_field",
+    "positions_field",
+    "positive_field",
+    "probability_field",
+    "recurrences_field",
+    "seed_field",
+    "share_field",
+    "shortened",
+    "units_field",
+]
