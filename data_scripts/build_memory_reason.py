@@ -18,6 +18,7 @@ from memreason_hf.data.questions.memory_reason import (
     NAMES,
     build_memory_reason,
     check_output_folder,
+    may_be_same,
     save_memory_reason,
 )
 
@@ -56,7 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     """Builds the data set; returns the exit code. A wrong flag or input ends it with code 2 and one message."""
     with user_errors(PROG):
         (arguments,) = make_parser().parse_sections(argv)
-        check_output_folder(Path(arguments.output_dir), arguments.overwrite)
+        folder = Path(arguments.output_dir)
+        # The same command again changes nothing. Any other is refused before it reads its source.
+        same = may_be_same(folder, arguments.name, arguments.source)
+        check_output_folder(folder, overwrite=arguments.overwrite or same)
         data = build_memory_reason(arguments.name, arguments.source)
         save_memory_reason(data, arguments.output_dir, overwrite=arguments.overwrite)
         print(data.report.describe())

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # These names are hidden, so that neither patterns of transformers nor users mistake them for finished folders.
 _STAGED, _DOOMED = ".partial", ".deleted"
+# The suffix of a lock file (`locks`). It may list the files of a set that is being written (`file_sets`).
+LOCK_SUFFIX = ".lock"
 
 
 @contextmanager
@@ -109,7 +111,8 @@ def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None
     Checks that files can be written at `paths`. Call this before computing the contents of the files.
 
     Raises:
-        FileExistsError: one of them exists and `overwrite` is false; the message names them.
+        FileExistsError: one of them exists and `overwrite` is false; the message names them. What a killed process has
+            written of a set of files (`file_sets`) does not count.
         OSError: a path is a folder, a file is in the place of its folder, or its folder is read-only.
     """
     paths = list(dict.fromkeys(map(Path, paths)))
@@ -121,10 +124,20 @@ def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None
             raise NotADirectoryError(f"{path} cannot be written: {folder} is a file, not a folder.")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{path} cannot be written: the folder {folder} is read-only.")
-    existing = [str(path) for path in paths if os.path.lexists(path)]
+    existing = [str(path) for path in paths if os.path.lexists(path) and not _is_unfinished(path)]
     if existing and not overwrite:
         verb = "exists" if len(existing) == 1 else "exist"
         raise FileExistsError(f"{', '.join(existing)} already {verb}. Choose another path or pass --overwrite.")
+
+
+def _is_unfinished(path):
+    """Whether a file belongs to a set that a process has begun to write, and has not finished."""
+    for lock in path.parent.glob(f".*{LOCK_SUFFIX}"):
+        with suppress(OSError, ValueError, TypeError, KeyError, IndexError):
+            names = json.loads(lock.read_text(encoding="utf-8").splitlines()[0])["files"]
+            if os.path.abspath(path) in [os.path.abspath(lock.parent / name) for name in names]:
+                return True
+    return False
 
 
 @contextmanager
@@ -148,7 +161,7 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False, durable:
     folder = Path(folder)
     check_folder(folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _clear_killed_builds(folder)
+    clear_killed_builds(folder)
     staged = folder.with_name(f".{folder.name}.{_owner()}{_STAGED}")
     staged.mkdir()
     # Held while this process lives. Processes of another container cannot see its id, but they see the lock.
@@ -246,6 +259,18 @@ def clear_leftovers(parent: str | os.PathLike) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def clear_killed_builds(folder: Path) -> None:
+    """Removes what killed builds of `folder` left next to it."""
+    if not folder.parent.is_dir():
+        return
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)-[0-9a-f]+({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
+    for path in folder.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and not _is_running(int(match[1])) and not _is_locked(path):
+            logger.info("Removing %s, left over from a process that was killed.", path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def allow_reading(path: Path) -> None:
     """
     Gives a new file the permissions that the user's umask allows. Some writers, such as safetensors, create files that
@@ -304,16 +329,6 @@ def _replace_folder(staged, final):
         except FileExistsError:
             # Another process has renamed its own folder in between. The last one to finish replaces it.
             continue
-
-
-def _clear_killed_builds(folder):
-    """Removes what killed builds of `folder` left next to it."""
-    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)-[0-9a-f]+({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
-    for path in folder.parent.iterdir():
-        match = pattern.fullmatch(path.name)
-        if match and not _is_running(int(match[1])) and not _is_locked(path):
-            logger.info("Removing %s, left over from a process that was killed.", path)
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _clear_killed_files(folder, stem, suffix):

@@ -16,14 +16,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from memreason_hf.files import LOCK_SUFFIX
 
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = ".memreason.lock"
+LOCK_FILE = f".memreason{LOCK_SUFFIX}"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 # The locks of this process: the thread, how often it has taken the lock, and the handle of the file.
 _held: dict[str, list] = {}
@@ -36,11 +38,13 @@ class InUseError(OSError):
 def lock_file(path: str | os.PathLike, *, inside: bool) -> Path:
     """The lock file of `path`: in the folder `path` (`inside`), or next to `path`, which need not exist."""
     path = Path(path).absolute()
-    return path / LOCK_FILE if inside else path.with_name(f".{path.name}.lock")
+    return path / LOCK_FILE if inside else path.with_name(f".{path.name}{LOCK_SUFFIX}")
 
 
 @contextmanager
-def locked(path: str | os.PathLike, *, inside: bool = False, wait: float = 0.0) -> Iterator[None]:
+def locked(
+    path: str | os.PathLike, *, inside: bool = False, wait: float = 0.0, files: Iterable[str | os.PathLike] = ()
+) -> Iterator[None]:
     """
     Holds the lock of a folder or file while the block runs. The same thread may take it again within the block.
 
@@ -50,6 +54,7 @@ def locked(path: str | os.PathLike, *, inside: bool = False, wait: float = 0.0) 
         path: what is being written.
         inside: whether the lock file is inside `path`, a folder. Otherwise it is next to `path`, so that `path` can be
             replaced as a whole.
+        files: what the lock file names as being written, see `file_sets`. The first holder of the lock decides.
         wait: how many seconds to wait for another process. `float("inf")` waits as long as it runs.
 
     Raises:
@@ -62,7 +67,7 @@ def locked(path: str | os.PathLike, *, inside: bool = False, wait: float = 0.0) 
         if mine is not None and mine[0] == threading.get_ident():
             mine[1] += 1
         else:
-            handle = _acquire(file, path, wait)
+            handle = _acquire(file, path, wait, [os.path.relpath(name, file.parent) for name in files])
             _held[key] = [threading.get_ident(), 1, handle]
         try:
             yield
@@ -90,7 +95,7 @@ def _missing_folders(folder):
                 parent.rmdir()
 
 
-def _acquire(file, path, wait):
+def _acquire(file, path, wait, files):
     deadline, announced = time.monotonic() + wait, False
     while True:
         # A link in this place would let the holder's name be written into another file.
@@ -99,7 +104,7 @@ def _acquire(file, path, wait):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The last holder removes the file. A lock on a removed file excludes nobody.
             if _is_same_file(handle, file):
-                _write_holder(handle)
+                _write_holder(handle, files)
                 return handle
             os.close(handle)
             continue
@@ -136,20 +141,22 @@ def _is_same_file(handle, file):
     return os.path.samestat(os.fstat(handle), found)
 
 
-def _write_holder(handle):
+def _write_holder(handle, files):
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    text = (json.dumps({**holder, "files": files} if files else holder) + "\n").encode()
     # A full disk must not keep anybody from taking a lock: the name is only for messages.
     with suppress(OSError):
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, (json.dumps(holder) + "\n").encode(), 0)
+        # In this order a kill in between leaves a readable first line.
+        os.pwrite(handle, text, 0)
+        os.ftruncate(handle, len(text))
 
 
 def _read_holder(handle):
     try:
-        holder = json.loads(os.pread(handle, 4096, 0))
+        holder = json.loads(os.pread(handle, 65536, 0).splitlines()[0])
         who = f"process {int(holder['pid'])} on {holder['host']!s}, since {holder['since']!s}"
         return "another thread of this process" if _is_own(holder) else who
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         return "another process"
 
 

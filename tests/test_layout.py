@@ -22,7 +22,7 @@ FLOORS = (
     ("adapters",),
     ("data",),
     ("steps",),
-    ("files", "locks", "tables", "messages", "patches", "checks", "model_files"),
+    ("files", "file_sets", "locks", "tables", "messages", "patches", "checks", "model_files"),
     ("modeling_recurrent",),
 )
 # Inside `training` a further order holds.

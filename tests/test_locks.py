@@ -40,9 +40,9 @@ def holder(path, inside):
 def test_another_process_is_refused_by_the_name_of_the_holder(tmp_path, inside):
     path = tmp_path / "place"
     with holder(path, inside) as process:
-        with pytest.raises(InUseError, match=rf"place is in use by process {process.pid} on .*Wait until"):
-            with locked(path, inside=inside):
-                raise AssertionError("two holders")
+        message = rf"place is in use by process {process.pid} on .*Wait until"
+        with pytest.raises(InUseError, match=message), locked(path, inside=inside):
+            raise AssertionError("two holders")
         process.stdin.close()
         assert process.wait() == 0
     assert os.listdir(tmp_path) == []

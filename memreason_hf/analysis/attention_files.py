@@ -11,6 +11,7 @@ from memreason_hf.analysis.attention_maps import AttentionMap
 from memreason_hf.analysis.depth_figures import save_figure
 from memreason_hf.analysis.solution_tokens import SolutionTokens
 from memreason_hf.evaluation.results import write_results
+from memreason_hf.file_sets import writing_together
 from memreason_hf.files import check_places, whole_file
 
 
@@ -52,6 +53,12 @@ class AttentionFiles:
         Returns:
             The files, in the order in which they were written.
         """
+        paths = [path for entry in maps for path in self._figure_paths(entry)]
+        paths = [self.folder / f"{_STEM}.json", self.folder / f"{_STEM}_weights.npz", *paths]
+        with writing_together(paths, overwrite=self.overwrite):
+            return self._write(solution, maps, document, title)
+
+    def _write(self, solution, maps, document, title):
         written = []
         for entry in maps:
             line = title

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from memreason_hf.analysis import save_figure
 from memreason_hf.command_line.parser import Section
 from memreason_hf.evaluation import write_results
+from memreason_hf.file_sets import writing_together
 from memreason_hf.files import check_places
 
 
@@ -61,9 +62,10 @@ class ResultsFolder:
         if self.results_path is None:
             print("Nothing was written. --output_dir DIR keeps the results.")
             return
-        for name, figure in figures.items():
-            save_figure(figure, self.figure_paths[name], overwrite=self.overwrite)
-        write_results(self.results_path, results, overwrite=self.overwrite)
+        with writing_together(self._paths(), overwrite=self.overwrite):
+            for name, figure in figures.items():
+                save_figure(figure, self.figure_paths[name], overwrite=self.overwrite)
+            write_results(self.results_path, results, overwrite=self.overwrite)
         print(f"Wrote {', '.join(map(str, self._paths()))}.")
 
     def _paths(self):

@@ -6,6 +6,7 @@
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from memreason_hf.evaluation.solutions.generation import generate_solutions
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
 from memreason_hf.evaluation.solutions.judges import JUDGES
 from memreason_hf.files import check_places, write_json
+from memreason_hf.locks import locked
 from memreason_hf.steps.depth import read_depths
 from memreason_hf.steps.tokenization import read_scheme
 
@@ -132,11 +134,14 @@ def make_parser() -> CommandParser:
 def main(argv: list[str] | None = None) -> int:
     """Evaluates; returns the exit code. A wrong flag or input ends the program with code 2 and one message."""
     with user_errors(PROG):
-        return _evaluate(*make_parser().parse_sections(argv))
+        model, data, solving, depth, by_kind, output = make_parser().parse_sections(argv)
+        files = _output_files(output)
+        # Before anything is loaded: another process may be adding to the file.
+        with locked(files[0]) if files else nullcontext():
+            return _evaluate(model, data, solving, depth, by_kind, output, files)
 
 
-def _evaluate(model, data, solving, depth, by_kind, output):
-    files = _output_files(output)
+def _evaluate(model, data, solving, depth, by_kind, output, files):
     model.check()
     dataset = load_memory_reason(data.data, data.name)
     rows = data.rows(dataset)

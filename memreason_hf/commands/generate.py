@@ -24,6 +24,7 @@ from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.prompts import PromptArguments, read_prompts
 from memreason_hf.command_line.sampling_arguments import SamplingArguments, describe_sampling, sampling_settings
 from memreason_hf.evaluation import describe_environment, describe_model, write_results
+from memreason_hf.file_sets import writing_together
 from memreason_hf.files import check_places, whole_file
 
 
@@ -94,10 +95,14 @@ class GenerationOutput:
         Raises:
             ValueError, OSError: both files are the same, or one exists and `overwrite` is false.
         """
-        paths = [Path(path) for path in (self.html, self.json) if path is not None]
+        paths = self.paths()
         if len({path.resolve() for path in paths}) < len(paths):
             raise ValueError(f"html={self.html!r} and json={self.json!r} are the same file. Pass two different files.")
         check_places(paths, overwrite=self.overwrite)
+
+    def paths(self) -> list[Path]:
+        """The files that are written."""
+        return [Path(path) for path in (self.html, self.json) if path is not None]
 
 
 SECTIONS = [
@@ -145,18 +150,23 @@ def _generate(model, prompt_arguments, depth, cache, sampling, output):
     texts = _show(generator, prompts, rows, TerminalView.open(sys.stdout, output.depths), settings)
     seconds = time.perf_counter() - start
     _print_summary(texts, settings, seconds)
-    if output.html is not None:
-        page = render_page(texts, title=model.short_name, description=_describe(settings))
-        with whole_file(output.html, overwrite=output.overwrite) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-        print(f"Wrote {output.html}.", file=sys.stderr)
-    if output.json is not None:
-        described = describe_model(network, model.model)
-        del described["trained_hops"]
-        document = depths_document(texts, described, settings, seconds, describe_environment(device))
-        write_results(output.json, document, overwrite=output.overwrite)
-        print(f"Wrote {output.json}.", file=sys.stderr)
+    _write_files(output, texts, network, model, settings, seconds, device)
     return 0
+
+
+def _write_files(output, texts, network, model, settings, seconds, device):
+    with writing_together(output.paths(), overwrite=output.overwrite):
+        if output.html is not None:
+            page = render_page(texts, title=model.short_name, description=_describe(settings))
+            with whole_file(output.html, overwrite=output.overwrite) as temporary:
+                temporary.write_text(page, encoding="utf-8")
+            print(f"Wrote {output.html}.", file=sys.stderr)
+        if output.json is not None:
+            described = describe_model(network, model.model)
+            del described["trained_hops"]
+            document = depths_document(texts, described, settings, seconds, describe_environment(device))
+            write_results(output.json, document, overwrite=output.overwrite)
+            print(f"Wrote {output.json}.", file=sys.stderr)
 
 
 def _show(generator, prompts, rows, view, settings):

@@ -420,7 +420,9 @@ def test_interrupted(flags, monkeypatch, tmp_path, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(RecurrentDepthForCausalLM, "generate", interrupt)
-    assert main([*flags, "--prompt", "the", "--json", str(tmp_path / "depths.json")]) == 130
+    with pytest.raises(SystemExit) as stopped:
+        main([*flags, "--prompt", "the", "--json", str(tmp_path / "depths.json")])
+    assert stopped.value.code == 130
     assert "no file was written" in capsys.readouterr().err and not (tmp_path / "depths.json").exists()
 
 

@@ -49,7 +49,8 @@ from memreason_hf.data.chains.world import (
     sample_probes,
 )
 from memreason_hf.data.saved_folders import is_saved, load_saved
-from memreason_hf.files import whole_folder
+from memreason_hf.files import clear_killed_builds, whole_folder
+from memreason_hf.locks import locked
 
 
 __all__ = [
@@ -180,7 +181,8 @@ def save_multi_hop(data: MultiHopData, output_dir: str | Path, *, overwrite: boo
 
 def prepare_multi_hop(config: MultiHopConfig, output_dir: str | Path, *, overwrite: bool = False) -> dict:
     """
-    Builds and saves the data set, unless `output_dir` already holds exactly this one.
+    Builds and saves the data set, unless `output_dir` already holds exactly this one. If another process is building
+    it, waits for that.
 
     Returns:
         The manifest.
@@ -198,11 +200,20 @@ def prepare_multi_hop(config: MultiHopConfig, output_dir: str | Path, *, overwri
     check_type("config", config, MultiHopConfig, "a MultiHopConfig")
     check_path("output_dir", output_dir)
     folder = Path(output_dir)
-    manifest = None if overwrite else read_manifest(folder)
-    if manifest is not None and manifest.get("config") == asdict(config):
+    clear_killed_builds(folder)
+
+    def existing():
+        manifest = None if overwrite else read_manifest(folder)
+        return manifest if manifest is not None and manifest.get("config") == asdict(config) else None
+
+    if (manifest := existing()) is not None:
         return manifest
     check_output_folder(folder, overwrite)
-    return save_multi_hop(build_multi_hop(config), folder, overwrite=overwrite)
+    # Of several processes that need the data set one builds it, and the others wait for it.
+    with locked(folder, wait=float("inf")):
+        if (manifest := existing()) is not None:
+            return manifest
+        return save_multi_hop(build_multi_hop(config), folder, overwrite=overwrite)
 
 
 def convert_multi_hop(input_dir: str | Path, output_dir: str | Path, *, overwrite: bool = False) -> dict:

@@ -9,6 +9,7 @@ steps from their rationales.
     solution = reference_solution(dataset["train"][0])
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +28,8 @@ from memreason_hf.data.saved_folders import (
     load_saved,
     saved_splits,
 )
-from memreason_hf.files import whole_folder, write_json
+from memreason_hf.files import clear_killed_builds, read_json, whole_folder, write_json
+from memreason_hf.locks import locked
 from memreason_hf.steps import ANSWER_MARKER, Step, answer_step
 from memreason_hf.steps.scheme import as_step
 
@@ -155,7 +157,8 @@ def build_memory_reason(name: str, source: str | None = None, *, cache_dir: str 
 
 def save_memory_reason(data: MemoryReasonData, output_dir: str | Path, *, overwrite: bool = False) -> Path:
     """
-    Writes the Arrow form (`datasets.load_from_disk(output_dir)`) and the report, `report.json`.
+    Writes the Arrow form (`datasets.load_from_disk(output_dir)`) and the report, `report.json`, unless the folder
+    already holds exactly this data set. If another process is writing it, waits for that.
 
     Raises:
         FileExistsError: the folder holds anything foreign, or it holds a data set and `overwrite` is false.
@@ -163,11 +166,38 @@ def save_memory_reason(data: MemoryReasonData, output_dir: str | Path, *, overwr
     check_type("data", data, MemoryReasonData, "a MemoryReasonData (build_memory_reason)")
     check_path("output_dir", output_dir)
     folder = Path(output_dir)
-    check_output_folder(folder, overwrite)
-    with whole_folder(folder, overwrite=overwrite) as staged:
-        data.dataset.save_to_disk(staged)
-        write_json(staged / REPORT_FILE, asdict(data.report), ensure_ascii=False)
+    clear_killed_builds(folder)
+    with locked(folder, wait=float("inf")):
+        if not overwrite and _holds(folder, data):
+            return folder
+        check_output_folder(folder, overwrite)
+        with whole_folder(folder, overwrite=overwrite) as staged:
+            data.dataset.save_to_disk(staged)
+            write_json(staged / REPORT_FILE, asdict(data.report), ensure_ascii=False)
     return folder
+
+
+def _holds(folder, data):
+    """Whether a folder holds exactly this data set, as after the same command."""
+    if not is_saved(folder):
+        return False
+    try:
+        if read_json(folder / REPORT_FILE) != json.loads(json.dumps(asdict(data.report))):
+            return False
+        saved = load_saved(folder, contents=CONTENTS, columns=FEATURES, splits=data.dataset)
+    except (OSError, ValueError):
+        return False
+    same_splits = list(saved) == list(data.dataset)
+    return same_splits and all(saved[split].to_list() == data.dataset[split].to_list() for split in saved)
+
+
+def may_be_same(folder: Path, name: str, source: str | Path | None) -> bool:
+    """Whether a folder holds a data set of this name and source, so that building it again may change nothing."""
+    try:
+        report = read_json(folder / REPORT_FILE)
+        return report["name"] == name and (source is None or report["source"] == str(source))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def check_output_folder(folder: Path, overwrite: bool) -> None:

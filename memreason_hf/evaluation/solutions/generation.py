@@ -7,7 +7,9 @@ Generated solutions: greedy, in left-padded batches, written as JSON lines so th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from tqdm.auto import tqdm
@@ -18,6 +20,7 @@ from memreason_hf.data.questions.options import options_by_label
 from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.evaluation.solutions.answers import judge_answer
 from memreason_hf.evaluation.solutions.generation_files import FIELDS, OPTIONAL_FIELDS, GenerationFile
+from memreason_hf.locks import locked
 from memreason_hf.steps import KINDS, Step, StepScheme
 from memreason_hf.steps.attention import get_step_attention
 from memreason_hf.steps.depth import StepKinds, recurrences_by_kind
@@ -125,6 +128,7 @@ def generate_solutions(
         The solutions, in the order of the rows.
 
     Raises:
+        InUseError: another process is adding to the file.
         ValueError: there are no rows, the tokenizer has no scheme or is larger than the model, a prompt leaves no room
             in the model's context, the file has other contents, or demonstrations are combined with step attention.
 
@@ -155,21 +159,28 @@ def generate_solutions(
             "count as part of the last demonstration. Leave them out, or call set_step_attention(model, tokenizer, "
             "None)."
         )
-    scheme = read_scheme(tokenizer)
-    file = None
-    if path is not None:
-        file = GenerationFile(path, [row["question"] for row in rows], settings, overwrite=overwrite)
+    prompt = partial(_prompt, tokenizer, demonstrations)
+    solve = partial(continue_greedily, model, tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    judge = partial(_judged, tokenizer, read_scheme(tokenizer), match_option_text=match_option_text)
+    # Two processes would generate the same solutions, and write each line twice.
+    with nullcontext() if path is None else locked(path):
+        file = None
+        if path is not None:
+            file = GenerationFile(path, [row["question"] for row in rows], settings, overwrite=overwrite)
+        return _solve_missing(rows, file, prompt, partial(solve, **generate_kwargs), judge, progress)
+
+
+def _prompt(tokenizer, demonstrations, question):
+    return encode_prompt(tokenizer, question, demonstrations(question) if demonstrations else ())
+
+
+def _solve_missing(rows, file, prompt, solve, judge, progress):
+    """Solves the rows that a file does not hold yet, and adds them to it batch by batch."""
     known = {} if file is None else {generation.index: generation for generation in map(_from_line, file.read())}
-    prompts = {
-        index: encode_prompt(tokenizer, row["question"], demonstrations(row["question"]) if demonstrations else ())
-        for index, row in enumerate(rows)
-        if index not in known
-    }
+    prompts = {index: prompt(row["question"]) for index, row in enumerate(rows) if index not in known}
     with tqdm(total=len(rows), initial=len(known), desc="solutions", unit="text", disable=not progress) as bar:
-        for batch in continue_greedily(
-            model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, **generate_kwargs
-        ):
-            solved = [_judged(tokenizer, scheme, rows[new.index], new, match_option_text) for new in batch]
+        for batch in solve(prompts):
+            solved = [judge(rows[new.index], new) for new in batch]
             known.update((generation.index, generation) for generation in solved)
             if file is not None:
                 file.add(_to_line(generation) for generation in solved)

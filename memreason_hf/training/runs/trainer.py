@@ -195,8 +195,8 @@ class ResumableTrainer(Trainer):
         threads = entry.get("num_threads")
         if self.args.device.type == "cpu" and threads not in (None, torch.get_num_threads()):
             logger.warning(
-                f"{checkpoint} was written with {threads} threads, not {torch.get_num_threads()}. Sums are "
-                "added up in another order, so the weights will differ from those of an undisturbed run by rounding. "
+                f"{checkpoint} was written with num_threads={threads}, but now it is {torch.get_num_threads()}. Sums "
+                "are added up in another order, so the weights differ from those of an undisturbed run by rounding. "
                 f"Set OMP_NUM_THREADS={threads} to repeat it bit for bit."
             )
 
@@ -458,6 +458,8 @@ class _RunCallback(TrainerCallback):
         self.trainer._locate_best_checkpoint()
         # The state of a checkpoint holds the intervals of the run that wrote it.
         state.compute_steps(args, state.max_steps)
+        # A finished run has no epoch left, but is saved as it was.
+        state.num_train_epochs = max(state.num_train_epochs, 1)
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size == 1 and self.trainer.watch.requested:

@@ -14,6 +14,7 @@ from paths import QUESTIONS
 from memreason_hf.data.questions.demonstrations import Demonstrations
 from memreason_hf.data.questions.memory_reason import (
     FEATURES,
+    MemoryReasonData,
     build_memory_reason,
     load_memory_reason,
     reference_solution,
@@ -207,8 +208,13 @@ def test_saving_and_loading(folder, tmp_path):
         assert {k: v.to_dict() for k, v in dataset.items()} == {k: v.to_dict() for k, v in data.dataset.items()}
         assert dataset["train"].features == FEATURES
     assert json.loads((target / "report.json").read_text())["splits"]["train"]["num_empty_steps"] == 4
+    # The same command again changes nothing; another data set is refused.
+    before = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
+    save_memory_reason(data, target)
+    assert before == {path: path.stat().st_mtime_ns for path in target.rglob("*")}
+    other = MemoryReasonData(DatasetDict({k: v.select([0]) for k, v in data.dataset.items()}), data.report)
     with pytest.raises(FileExistsError, match="already holds another data set"):
-        save_memory_reason(data, target)
+        save_memory_reason(other, target)
     save_memory_reason(data, target, overwrite=True)
     assert len(load_memory_reason(target)["train"]) == 3
 

@@ -10,6 +10,8 @@ from processes import load_result, run_child, save_result
 from small_runs import assert_same_weights, small_trainer, weights
 from transformers import TrainerCallback
 
+from memreason_hf.command_line.training_runs import run_training
+
 
 # Stages change at the steps 5, 10 and 15; checkpoints are written at 4, 8, ...; training ends at step 18.
 ARGUMENTS = {
@@ -126,14 +128,14 @@ def resume_until_killed(folder, sabotage):
 
 
 class Interrupt(TrainerCallback):
-    """Sends SIGINT in the middle of the given steps."""
+    """Sends a signal in the middle of the given steps."""
 
-    def __init__(self, *steps):
-        self.steps = steps
+    def __init__(self, *steps, number=signal.SIGINT):
+        self.steps, self.number = steps, number
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if state.global_step in self.steps:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.number)
 
 
 def interrupted(folder, result, *steps):
@@ -148,8 +150,25 @@ def test_ctrl_c_finishes_the_step_saves_and_stops(tmp_path, undisturbed):
     assert run_child(interrupted, tmp_path, tmp_path / "stopped", 6) == 0
     was_interrupted, step, checkpoint = load_result(tmp_path / "stopped")
     assert was_interrupted
-    assert step in (7, 8)
+    assert step == 7
     assert checkpoint == str(tmp_path / f"checkpoint-{step}")
+    assert run_child(train_to_the_end, tmp_path, tmp_path / "result") == 0
+    assert_same_weights(load_result(tmp_path / "result")[0], undisturbed[0])
+
+
+def terminated(folder, result):
+    trainer = small_trainer(folder, **ARGUMENTS, callbacks=[Interrupt(6, number=signal.SIGTERM)])
+    before = signal.getsignal(signal.SIGTERM)
+    code = run_training(trainer, "memreason train")
+    assert signal.getsignal(signal.SIGTERM) is before
+    save_result(result, (code, trainer.interrupted_by, trainer.state.global_step))
+
+
+def test_sigterm_saves_and_ends_within_the_step(tmp_path, undisturbed):
+    assert run_child(terminated, tmp_path, tmp_path / "stopped") == 0
+    assert load_result(tmp_path / "stopped") == (143, signal.SIGTERM, 7)
+    assert (tmp_path / "checkpoint-7" / "manifest.json").is_file()
+    assert not (tmp_path / "config.json").exists()
     assert run_child(train_to_the_end, tmp_path, tmp_path / "result") == 0
     assert_same_weights(load_result(tmp_path / "result")[0], undisturbed[0])
 
@@ -165,4 +184,4 @@ def interrupted_twice(folder, result):
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert run_child(interrupted_twice, tmp_path, tmp_path / "stopped") == 0
-    assert load_result(tmp_path / "stopped") in (7, 8)
+    assert load_result(tmp_path / "stopped") == 7

@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_the_difference_is_named(tmp_
         output_folder.open_run(new, other, resume=str(old / "checkpoint-4"))
     assert not new.exists()
     (old / "run.json").unlink()
-    with pytest.raises(OutputFolderError, match="belongs to another run. Give"):
+    with pytest.raises(OutputFolderError, match=r"belongs to another run\. Give"):
         output_folder.open_run(new, other, resume=str(old / "checkpoint-4"))
     assert output_folder.open_run(new, RUN, resume=str(old / "checkpoint-4")) == old / "checkpoint-4"
 

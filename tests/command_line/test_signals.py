@@ -1,0 +1,94 @@
+"""Ctrl-C and SIGTERM end every command with one line and the exit code of shells, also while it is loading."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from paths import ROOT
+
+from memreason_hf.command_line.errors import user_errors
+from memreason_hf.command_line.signals import Terminated, signals_raise
+
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+# Python runs this at its start: the import of torch says so, and waits.
+SLOW_IMPORT = """
+import sys, time
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("loading", flush=True)
+            time.sleep(60)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("module", [["cli", "evaluate"], ["cli", "train"], ["commands.train"]], ids=" ".join)
+def test_while_it_is_loading(tmp_path, number, module):
+    (tmp_path / "sitecustomize.py").write_text(SLOW_IMPORT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", f"memreason_hf.{module[0]}", *module[1:], "somewhere"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes) as process:
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == CODES[number]
+    (line,) = errors.strip().splitlines()
+    assert f"stopped by {NAMES[number]}; it was still loading" in line
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_while_it_runs(capsys, number):
+    before = {number: signal.getsignal(number) for number in CODES}
+    cleaned = []
+    with pytest.raises(SystemExit) as stop, user_errors("memreason sweep", stopped="nothing was written"):
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        finally:
+            cleaned.append(True)
+    assert stop.value.code == CODES[number] and cleaned
+    assert capsys.readouterr().err == f"\nmemreason sweep: stopped by {NAMES[number]}; nothing was written.\n"
+    assert {number: signal.getsignal(number) for number in CODES} == before
+
+
+def test_handlers_of_a_program_that_calls_a_command_stay():
+    arrived = []
+    before = signal.signal(signal.SIGTERM, lambda *args: arrived.append(True))
+    try:
+        with signals_raise():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert arrived
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(Terminated), signals_raise():
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+
+def test_in_another_thread_nothing_is_installed():
+    ended = []
+
+    def run():
+        with user_errors("memreason sweep"):
+            ended.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert ended == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_other_ranks_say_nothing(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit), user_errors("memreason train"):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,205 @@
+"""
+Commands that are killed before an operation that changes a file, and what they then leave.
+
+A command runs in a child that counts the operations on files in the current folder (Python's audit events see them,
+whoever asks for them) and sends itself SIGKILL before the one with a given number.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+from processes import load_result, preload, run_child, save_result
+from small_finetunes import small_finetune
+from small_runs import small_trainer
+
+from memreason_hf.command_line.training_runs import run_training
+from memreason_hf.commands import evaluate, evaluate_steps
+from memreason_hf.data.chains.config import MultiHopConfig
+from memreason_hf.data.chains.multi_hop import prepare_multi_hop
+from memreason_hf.data.questions.memory_reason import build_memory_reason, save_memory_reason
+from memreason_hf.experiments.testbed import process
+
+
+preload("kill_points")
+# With these the first value is the path, except for renames, where either path counts.
+_CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.link", "os.symlink")
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+# Entries of JSON files that differ between two undisturbed runs: times, and what follows from them.
+VOLATILE = (
+    "created",
+    "seconds",
+    "runtime",
+    "per_second",
+    "samples_per",
+    "digest",
+    "sha256",
+    "since",
+    "gpu_memory",
+    "max_steps_",
+)
+
+
+def train(folder):
+    arguments = {"max_steps": 6, "save_steps": 2, "save_total_limit": 2, "save_strategy": "steps"}
+    run_training(
+        small_trainer(folder, curriculum={"threshold": 1e-9, "eval_steps": 2, "gate": "train"}, **arguments), "train"
+    )
+
+
+def finetune(folder):
+    run_training(small_finetune(folder, num_train_epochs=2, save_total_limit=2), "finetune")
+
+
+def build_chains(folder):
+    config = MultiHopConfig(
+        num_entities=6,
+        num_relations=3,
+        train_hops="2-3",
+        test_hops="2-3",
+        num_train_chains=20,
+        num_test_chains=8,
+        cap_to_available=True,
+    )
+    prepare_multi_hop(config, Path(folder) / "data" / "world")
+
+
+def build_questions(folder):
+    save_memory_reason(build_memory_reason("strategy_qa", "questions"), Path(folder) / "data" / "questions")
+
+
+def evaluate_chains(folder):
+    evaluate.main(
+        [
+            "model",
+            "--data",
+            "world",
+            "--output_dir",
+            folder,
+            "--batch_size",
+            "64",
+            "--no_progress",
+            "--max_recurrences",
+            "4",
+        ]
+    )
+
+
+def evaluate_solutions(folder):
+    evaluate_steps.main(
+        [
+            "solver",
+            "--data",
+            "questions",
+            "--name",
+            "strategy_qa",
+            "--max_new_tokens",
+            "4",
+            "--batch_size",
+            "2",
+            "--output_file",
+            f"{folder}/texts.jsonl",
+            "--no_progress",
+        ]
+    )
+
+
+def testbed_model(folder):
+    Path(folder, "steps_fixed").mkdir(parents=True, exist_ok=True)
+    task = json.loads(Path("task.json").read_text())
+    Path("task.now.json").write_text(json.dumps({**task, "folder": f"{folder}/steps_fixed"}))
+    process.main(["steps_fixed", "task.now.json"])
+
+
+COMMANDS: dict[str, Callable[[str], None]] = {
+    "train": train,
+    "finetune": finetune,
+    "build_chains": build_chains,
+    "build_questions": build_questions,
+    "evaluate_chains": evaluate_chains,
+    "evaluate_solutions": evaluate_solutions,
+    "testbed_model": testbed_model,
+}
+
+
+class KillPoint:
+    """Counts the operations that change something below `root`, and kills the process before number `number`."""
+
+    def __init__(self, root: Path, number: int | None):
+        self.root, self.number = str(root), number
+        self.operations: list[str] = []
+        self._pid = os.getpid()
+
+    def __call__(self, event, values):
+        if event != "open" and event not in _CHANGES:
+            return
+        if event == "open" and not (isinstance(values[2], int) and values[2] & _WRITING):
+            return
+        paths = [value for value in values[:2] if isinstance(value, str | os.PathLike)]
+        paths = paths if event == "os.rename" else paths[:1]
+        inside = [path for path in map(os.path.abspath, paths) if path.startswith(self.root + os.sep)]
+        if not inside or os.getpid() != self._pid:
+            return
+        self.operations.append(f"{event} {os.path.relpath(inside[-1], self.root)}")
+        if len(self.operations) == self.number:
+            os.kill(self._pid, signal.SIGKILL)
+
+
+def _command(name, world, number, result):
+    os.chdir(world)
+    matplotlib.use("agg")
+    # A killed process loses nothing that it has written.
+    os.fsync = lambda handle: None
+    point = KillPoint(Path(world, "out"), number)
+    sys.addaudithook(point)
+    try:
+        COMMANDS[name]("out")
+    finally:
+        operations = list(point.operations)
+    save_result(result, operations)
+
+
+def run_to_the_end(name: str, world: Path, result: Path) -> list[str]:
+    """Runs a command in `world`; returns its operations below `world/out`."""
+    code = run_child(_command, name, str(world), None, str(result))
+    assert code == 0, f"{name} ended with code {code}"
+    return load_result(result)
+
+
+def run_until(name: str, world: Path, number: int, result: Path) -> bool:
+    """Runs a command until its operation `number`; returns whether it was killed there."""
+    code = run_child(_command, name, str(world), number, str(result))
+    assert code in (0, -signal.SIGKILL), f"{name} ended with code {code}"
+    return code != 0
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """What a folder holds by path: a digest of every file; JSON without what differs between any two runs."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir():
+            found[name] = "folder"
+        elif path.suffix in (".json", ".jsonl"):
+            lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+            found[name] = sorted(json.dumps(_stable(json.loads(line)), sort_keys=True) for line in lines)
+        elif path.suffix in (".pdf", ".txt"):
+            found[name] = "written at another time"
+        else:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _stable(value):
+    if isinstance(value, dict):
+        return {
+            key: _stable(item)
+            for key, item in value.items()
+            if key != "size" and not any(part in key for part in VOLATILE)
+        }
+    return [_stable(item) for item in value] if isinstance(value, list) else value
