@@ -1,5 +1,6 @@
 """Checks of arguments, whose errors name the argument, its value and what it must be."""
 
+import dataclasses
 import math
 import numbers
 import os
@@ -174,3 +175,16 @@ def check_callable(name: str, value: object, wanted: str) -> None:
     """
     if not callable(value):
         raise TypeError(f"{name}={shortened(value)} must be {wanted}, got {type(value).__name__}.")
+
+
+def check_finite_fields(arguments: object) -> None:
+    """
+    Checks that no field of a dataclass is NaN or infinite.
+
+    Raises:
+        ValueError: a field is. The message names it.
+    """
+    for field in dataclasses.fields(arguments):
+        value = getattr(arguments, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name}={value} must be a finite number.")

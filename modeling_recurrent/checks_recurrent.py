@@ -199,6 +199,9 @@ def check_hooks(arguments: dict) -> None:
         given = arguments.get(name)
         if given is not None and (not isinstance(given, Collection) or isinstance(given, str | bytes)):
             raise TypeError(f"{name} must be a collection of recurrences, such as {{1, 2}}, got {given!r}.")
+        for recurrence in given or ():
+            if isinstance(recurrence, bool) or not isinstance(recurrence, int) or recurrence < 1:
+                raise ValueError(f"{name} must hold recurrences, counted from 1, got {recurrence!r}.")
     seed, state = arguments.get("state_seed"), arguments.get("initial_state")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | torch.Tensor)):
         raise TypeError(f"state_seed must be an int, got {seed!r}.")

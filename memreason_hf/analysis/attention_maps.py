@@ -142,16 +142,15 @@ def read_attention(model: PreTrainedModel, ids: Sequence[int], *, num_recurrence
         ValueError: the text is longer than the model's context or has ids outside its embedding, `num_recurrences` is
             given for a model without recurrences, or the model returns no attention weights.
     """
-    _check_ids(model, ids)
     check_type("model", model, PreTrainedModel, "a causal language model of transformers")
     check_sequence("ids", ids, "a list of token ids")
     if not len(ids):
         raise ValueError("ids=[] must hold at least one token.")
-    vocab_size = model.get_input_embeddings().weight.shape[0]
     for token_id in ids:
-        check_int("ids", int(token_id) if isinstance(token_id, torch.Tensor) else token_id, 0, vocab_size - 1)
+        check_int("ids", int(token_id) if isinstance(token_id, torch.Tensor) else token_id, least=0)
     if num_recurrences is not None:
         check_int("num_recurrences", num_recurrences, least=1)
+    _check_ids(model, ids)
     looped = model.config.model_type == RecurrentDepthConfig.model_type
     depth = {}
     if looped:

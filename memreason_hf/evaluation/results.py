@@ -23,7 +23,7 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from memreason_hf.checks import check_has, check_int, check_path, check_type
+from memreason_hf.checks import check_has, check_int, check_path, check_type, shortened
 from memreason_hf.files import read_json, whole_file
 
 
@@ -169,10 +169,11 @@ def validate_results(results: dict) -> None:
             be.
     """
     if not isinstance(results, dict):
-        raise ValueError(f"Results must be one JSON object, got a {type(results).__name__}.")
+        raise ValueError(f"results={shortened(results)} must be one JSON object, got {type(results).__name__}.")
     if results.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
-            f"schema_version={results.get('schema_version')!r}: this release of memreason-hf reads {SCHEMA_VERSION}."
+            f"schema_version={results.get('schema_version')!r} must be {SCHEMA_VERSION}, which this release of "
+            "memreason-hf reads."
         )
     kind = _registered(results.get("kind"))
     try:

@@ -226,11 +226,12 @@ def _files(rng, world):
         for value in some(rng, jsonable[name], 1)
     ]
     for values, names, value in [
-        ({"model_type": "nonsense"}, ("model_type",), "nonsense"),
+        ({"model_type": "nonsense"}, ("model_type", "Python code"), NO_VALUE),
         ({"model_type": "llama"}, ("model_type",), "llama"),
-        ({"model_type": 5}, ("model_type",), 5),
-        ({"model_type": None}, ("model_type",), None),
+        ({"model_type": 5}, ("model_type", "Python code"), NO_VALUE),
+        ({"model_type": None}, ("model_type", "Python code"), NO_VALUE),
         ({"model_type": ["recurrent_depth"]}, ("model_type",), NO_VALUE),
+        # Perhaps a field of a newer release.
         ({"num_recurences": 9}, ("num_recurences",), NO_VALUE),
         ({"dtype": "nonsense"}, ("dtype",), "nonsense"),
         ({"pad_token_id": 999}, ("pad_token_id",), 999),
@@ -248,7 +249,14 @@ def _value_in_file(right, values, names, value):
         return load_model_config(str(scratch / "model"))
 
     label = f"config.json with {values}"
-    return Case("load_model_config", label, read, names=names, value=value, is_wrong="architectures" not in values)
+    return Case(
+        "load_model_config",
+        label,
+        read,
+        names=names,
+        value=value,
+        is_wrong=not {"architectures", "num_recurences"} & set(values),
+    )
 
 
 def _is_json(value):

@@ -85,7 +85,6 @@ def _chains(rng):
         {"num_recurrences": [-1, 2]},
         {"predictions": "ab"},
         {"predictions": [None, None]},
-        {"groups": [None, "a"]},
         {"references": [1.5, math.nan]},
     ):
         columns = {"predictions": [1, 2], "references": [1, 3], "groups": [2, 3], "num_recurrences": [1, 2], **values}
@@ -146,7 +145,12 @@ def _results(rng, world):
             ("write_results", lambda v: write_results("r.json", v)),
         ):
             made.append(
-                case(entrance, show(value), lambda f=function, v=value: f(v), ["results", "kind", "schema_version"])
+                case(
+                    entrance,
+                    show(value),
+                    lambda f=function, v=value: f(v),
+                    ["results", "Results", "kind", "schema_version"],
+                )
             )
     made += one_argument("results_schema", results_schema, "kind", ["nonsense", "", 5, None])
     for path in ("nowhere.json", "", "\0", 5, None, str(world / "texts" / "a.txt"), str(world)):
@@ -180,7 +184,8 @@ def _solutions(world):
     tokenizer = byte_level()
     extend_tokenizer(tokenizer, StepScheme(1, 2))
     model = llama(len(tokenizer), max_position_embeddings=128)
-    row = {"question": "Is it?", "answer": "True", "options": [], "steps": []}
+    options = [{"label": label, "text": label} for label in ("True", "False")]
+    row = {"question": "Is it?", "answer": "True", "options": options, "steps": []}
     right = {"model": model, "tokenizer": tokenizer, "rows": [row], "max_new_tokens": 2}
     wrong = {
         "batch_size": wrong_ints(1),
@@ -189,9 +194,7 @@ def _solutions(world):
         "model": ["text", None, 5],
         "tokenizer": ["text", None, 5, byte_level()],
         "path": [5, "\0", str(world / "texts")],
-        "num_recurrences": [2, "x"],
         "demonstrations": [5, "text"],
-        "nonsense": [5],
     }
     rng = random.Random(0)
     made = field_cases(rng, "generate_solutions", lambda **v: generate_solutions(**{**right, **v}), wrong, 7)
@@ -205,6 +208,8 @@ def _solutions(world):
             item.is_wrong = "1000000" not in item.label
         if item.names == ("path",):
             item.names, item.value = ("path", "texts", "null"), NO_VALUE
+        if "tokenizer" in item.names:
+            item.value = NO_VALUE
     made += one_argument("find_judge", find_judge, "judge", ["nonsense", "", 5, None, "exct"])
     shares = {name: [*wrong_floats(0, 1)] for name in ("depart_below", "relate_from", "agree_from")}
     made += field_cases(rng, "TokenOverlapJudge", TokenOverlapJudge, shares, 6)
@@ -243,7 +248,7 @@ def _texts():
     wrong = {
         "documents": ["text", 5, None, [], [[]], [[1]], [["a"]], [[999]], [[-1, 2]], [1, 2], [[1.5, 2.5]]],
         "max_recurrences": [*wrong_ints(1, optional=True), 10**9],
-        "max_length": [*wrong_ints(2)],
+        "max_length": [*wrong_ints(1)],
         "batch_size": wrong_ints(1),
         "packed": wrong_bools(),
         "num_bytes": wrong_ints(1, optional=True),
@@ -267,15 +272,13 @@ def _figures(world):
     made = []
     for entrance, function in (("accuracy_figure", accuracy_figure), ("margin_figure", margin_figure)):
         made += one_argument(entrance, function, "sweep", ["text", None, 5, {}])
-    made += one_argument(
-        "perplexity_figure", perplexity_figure, "curves", ["text", None, 5, {}, {"a": 1}, {"a": {}}, [1]]
-    )
+    made += one_argument("perplexity_figure", perplexity_figure, "curves", ["text", None, 5, {"a": 1}, {"a": {}}, [1]])
     results = read_results(world / "results" / "perplexity.json")
 
     def drawn(value):
         return perplexity_figure({"a": {**results, "perplexity": value}})
 
-    made += one_argument("perplexity_figure", drawn, "perplexity", ["text", 5, [], None, ["a"]])
+    made += one_argument("perplexity_figure", drawn, "perplexity", ["text", 5, None, ["a"]])
 
     def saved(paths):
         return save_figure(perplexity_figure({"a": results}), paths)

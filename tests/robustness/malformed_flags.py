@@ -70,8 +70,28 @@ NOT_FINITE = ("nan", "inf", "-inf")
 WRONG_CHOICES = ("nonsense", "", "None", "5")
 WRONG_BOOLS = ("maybe", "2", "nope", "[]")
 # Whole numbers that may be 0 or negative, by command or by name.
-FROM_ZERO = ("seed", "index", "num_demonstrations", "layer", "head", "num_atomic_probes", "num_train_probes")
-ANY_NUMBER = ("seed", "max_steps", "index", "warmup_steps", "num_fewshot", "disorder")
+FROM_ZERO = (
+    "seed",
+    "state_seed",
+    "recurrence_seed",
+    "index",
+    "num_demonstrations",
+    "layer",
+    "head",
+    "num_atomic_probes",
+    "num_train_probes",
+)
+ANY_NUMBER = (
+    "seed",
+    "state_seed",
+    "recurrence_seed",
+    "eos_token_id",
+    "max_steps",
+    "index",
+    "warmup_steps",
+    "num_fewshot",
+    "disorder",
+)
 # Fields that this package or the library lets have any text.
 FREE_TEXT = (
     *("prompt", "output_dir", "run_name", "project", "out", "output_file", "html", "json", "text", "vocabulary"),
@@ -102,7 +122,7 @@ def _of_command(rng, name, module, right):
 
         # Where the flag is one of several ways to say the same, the message is about all of them.
         names = (*names, "lm-eval") if name == "lm-eval" else names
-        value = NO_VALUE if name == "lm-eval" or "text_file" in names or "text" in names else value
+        value = NO_VALUE if name == "lm-eval" or {"text_file", "text", "html", "num_relations"} & {*names} else value
         made.append(Case(f"memreason {name}", label, run, tuple(names), value, is_wrong, _fault_of_output))
 
     own = [entry for entry in flags if entry[1] not in _LIBRARY_FIELDS]
@@ -212,7 +232,7 @@ def _together(world):
         ("generate", ["--top_p", "1.5"], ["top_p"]),
         ("generate", ["--draft_recurrences", "2", "--halting_criterion", "kl"], ["draft_recurrences"]),
         ("generate", ["--html", "/nowhere/at/all.html"], ["/nowhere"]),
-        ("generate", ["--html", "."], ["html", ".:", "'.'"]),
+        ("generate", ["--html", "."], ["html", ". is a folder"]),
         ("generate", ["--base", "x"], ["base"]),
         ("generate", ["--device", "cuda:99"], ["device", "cuda"]),
         ("generate", ["--max_new_tokens", "100000"], ["max_new_tokens"]),
@@ -226,7 +246,7 @@ def _together(world):
         ("evaluate", ["--tokenizer", str(world / "base")], ["tokenizer", "vocab"]),
         ("sweep", ["--max_recurrences", "1000000000"], ["max_recurrences"]),
         ("sweep", ["--data", str(world / "questions")], ["data", "questions"]),
-        ("perplexity", ["--compare", str(world / "results" / "evaluation.json")], ["evaluation.json"]),
+        ("perplexity", ["--compare", str(world / "results" / "evaluation.json")], ["evaluation.json", "compare"]),
         ("perplexity", ["--compare", "nowhere.json"], ["nowhere.json"]),
         ("perplexity", ["--data", str(world / "texts")], ["texts"]),
         ("perplexity", ["--column", "body"], ["column"]),

@@ -21,17 +21,17 @@ CLASSES = (CLEAR, ACCEPTED, VAGUE, TRACEBACK, SILENT, HANG, CRASH)
 _INSTRUCTION = re.compile(
     r"\b(must|needs?|pass|choose|use|set|give|leave|remove|rename|write|did you mean|expected|should|one of|only|"
     r"at least|at most|takes?|required?|requires|repeat|rebuild|builds?|convert|train|save|download|add|replace|lower|"
-    r"increase|reduce|restore|delete|make|start|shorten|copy|read it|no such argument|unexpected keyword argument|"
+    r"increase|reduce|restore|delete|make|start|shorten|copy|read it|check|install|no such argument|"
+    r"unexpected keyword argument|"
     # What is wrong with a file says that the file has to be mended.
     r"no such (file|folder)|does not exist|damaged|incomplete|truncated|not (valid )?(json|yaml|utf-8)|is empty|"
     r"is a directory|not a directory|too many levels|cannot be (read|opened|loaded)|is missing|nested too deeply|"
-    # A relation that two named values break.
-    r"no file named|file name too long|holds? (no|neither|an?)|lacks|is not an?|matches no|check|more than|the most that|neither|"
-    r"is (above|below)|is for|lists all|there are|but (the|its|only) [\w ]+ (has|have|holds?|is|are|exist)|"
+    r"no file named|file name too long|holds? (no|neither|an?)|lacks|is not an?|matches no|neither|"
+    # A relation or a limit that a value breaks.
+    r"is (above|below|a file|already)|is for|more than|the most that|without|"
     # What there is in place of what was given.
-    r"(has|have) to be|which has|"
-    # A list of the right values.
-    r"(are|has|have|holds?|is) [\w'\"./-]+(, | and | or ))",
+    r"(has|have) to be|which has|which holds|lists all|there are|"
+    r"but (the|its|only) [\w ]+ (has|have|holds?|is|are|exist)|(are|has|have|holds?|is) [\w'\"./-]+(, | and | or ))",
     re.IGNORECASE,
 )
 # Of an entrance in Python. KeyError, IndexError, AttributeError, AssertionError and RecursionError are accidents.
@@ -111,7 +111,7 @@ def _forms(value):
     forms = [type(value).__name__]
     if isinstance(value, torch.Tensor):
         forms += [str(tuple(value.shape)), str(list(value.shape)), str(value.dtype), str(value.dtype).split(".")[-1]]
-        if value.numel():
+        if value.numel() and not value.is_complex():
             forms += [f"{value.flatten()[0].item():g}", f"{value.max().item():g}", f"{value.min().item():g}"]
     elif isinstance(value, bool):
         forms += [str(value)]
@@ -120,11 +120,9 @@ def _forms(value):
     elif isinstance(value, float):
         forms += [repr(value), f"{value:g}", f"{value:,}", *([f"{value:.0f}"] if math.isfinite(value) else [])]
     elif isinstance(value, str):
-        forms = [
-            repr(value[:20])[1:-1],
-            value[:20],
-            *(["''", '""', "empty", "blank", "not given"] if not value else []),
-        ]
+        # A message may also say that it is a text where something else is needed.
+        forms = [repr(value[:20])[1:-1], value[:20], "got str", "got a str", "not str"]
+        forms += ["''", '""', "empty", "blank", "not given"] if not value else []
     else:
         forms += [repr(value)[:20], str(value)[:20], _json(value)]
         items = value.items() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()

@@ -34,11 +34,10 @@ SETTINGS = {
     "grouped_accuracy": {"groups": ["ab", 5, [1], ["a", None], [["a"], ["b"]], ["a", 2.5], [math.nan, 1]]},
     "step_attribution": {
         "scheme": SCHEMES,
-        "options": OPTIONS,
         "judge": ["nonsense", 5, None, [], ""],
         "questions": ["text", 5, ["a", "b"], [5]],
     },
-    "step_distribution": {"scheme": SCHEMES, "options": OPTIONS, "questions": ["text", 5, ["a", "b"], [5]]},
+    "step_distribution": {"scheme": SCHEMES, "questions": ["text", 5, ["a", "b"], [5]]},
 }
 
 
@@ -98,6 +97,12 @@ def _of_metric(rng, name):
         for value in some(rng, wrong, 7):
             allowed = value is None and field not in ("bootstrap_samples", "confidence", "match_option_text")
             made.append(
-                of(f"{field}={show(value)}", {**good, field: value}, [field, field[:-1]], value, is_wrong=not allowed)
+                of(
+                    f"{field}={show(value)}",
+                    {**good, field: value},
+                    [field, field[:-1]],
+                    NO_VALUE if isinstance(value, list) else value,
+                    is_wrong=not allowed,
+                )
             )
     return made

@@ -101,7 +101,7 @@ def _sections(rng, name, module, content):
         changed = {key if key != section else typo: values for key, values in content.items()}
         made.append(_recipe_case(name, module, changed, f"{typo}: for {section}:", [typo]))
         without = {key: values for key, values in content.items() if key != section}
-        needed = section in ("data", "model") and name != "chains"
+        needed = section == "data" or (section == "model" and name == "finetune")
         names = [section, "path", "files", "output_dir", "architecture", "max_steps", "stages"]
         made.append(_recipe_case(name, module, without, f"no {section}", names, is_wrong=needed))
         # Training would run with the defaults of a large model.

@@ -198,9 +198,9 @@ def parse_hop_counts(hops: str | int | Iterable[int]) -> tuple[int, ...]:
         try:
             counts = [operator.index(hops)] if not isinstance(hops, Iterable) else [operator.index(h) for h in hops]
         except TypeError:
-            raise ValueError(f"{hops!r} must hold hop counts only.") from None
+            raise ValueError(f"hops={hops!r} must hold hop counts only.") from None
     if not counts:
-        raise ValueError(f"{hops!r} names no hop count. Write for example 2-8,12,16.")
+        raise ValueError(f"hops={hops!r} names no hop count. Write for example 2-8,12,16.")
     return tuple(sorted(set(counts)))
 
 
@@ -218,7 +218,7 @@ def format_hop_counts(counts: Iterable[int]) -> str:
 def _parse_range(part: str, whole: str) -> range:
     first, dash, last = part.partition("-")
     if not first.isdecimal() or (dash and not last.isdecimal()):
-        raise ValueError(f"{part!r} in {whole!r} is not a hop count or range. Write for example 2-8,12,16.")
+        raise ValueError(f"{part!r} in hops={whole!r} is not a hop count or range. Write for example 2-8,12,16.")
     if max(int(first), int(last or 0)) > MAX_HOPS:
         raise ValueError(f"{part!r} in {whole!r} must be at most {MAX_HOPS:,} hops.")
     if dash and int(last) < int(first):

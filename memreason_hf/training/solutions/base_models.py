@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrain
 import modeling_recurrent  # noqa: F401  (registers its model: a base can be one)
 from memreason_hf.adapters.saving import is_adapter_folder
 from memreason_hf.messages import first_few
-from memreason_hf.models.pretrained import check_source, read_model, torch_dtype
+from memreason_hf.models.pretrained import check_source, first_line, read_model, torch_dtype
 from memreason_hf.steps.masks import VARIANTS
 
 
@@ -82,7 +82,10 @@ def open_base(base: BaseModelArguments, mode: str) -> tuple[PreTrainedTokenizerB
             f"model.path={base.path!r} holds an adapter, not a whole model. Use its base, or merge the adapter."
         )
     check_source(base.path, "model.path")
-    tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
+    except OSError as error:
+        raise OSError(f"model.path={base.path!r}: its tokenizer cannot be read ({first_line(error)}).") from error
     arguments = {"dtype": torch_dtype(base.dtype or ("float32" if mode == "full" else "auto"))}
     if base.attn_implementation is not None:
         arguments["attn_implementation"] = base.attn_implementation
