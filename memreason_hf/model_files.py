@@ -45,6 +45,9 @@ def check_json_files(folder: Path) -> None:
             raise ValueError(
                 f"{path} must hold a mapping, but holds {type(content).__name__}. Restore it, or save the model again."
             )
+        kind = content.get("model_type")
+        if name == "config.json" and not isinstance(kind, str | None):
+            raise ValueError(f"{path}: model_type={kind!r} must be a text. Restore the file, or save the model again.")
         place = _not_finite(content)
         if place is not None:
             raise ValueError(f"{path}: {place} must be a finite number. Restore the file, or save the model again.")

@@ -23,6 +23,7 @@ from memreason_hf import files
 from memreason_hf.adapters.base import DESCRIPTION, check_config, check_rows, check_tokenizer, check_weights
 from memreason_hf.adapters.base_files import weight_files
 from memreason_hf.adapters.model import ADAPTER, ADAPTER_FILE, AdapterModel
+from memreason_hf.checks import check_choice
 from memreason_hf.steps.attention import STEP_ATTENTION_FILE, restore_step_attention
 from memreason_hf.steps.tokenization import extend_tokenizer, read_scheme
 
@@ -151,6 +152,8 @@ def load_adapter(
     >>> model, tokenizer = load_adapter("runs/lora", base="models/moved", dtype="bfloat16")
     ```
     """
+    if isinstance(dtype, str):
+        check_choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(f"folder={folder!r} must be the path of an adapter, got {type(folder).__name__}.")
     if base_check not in BASE_CHECKS:

@@ -188,7 +188,7 @@ def _select_hops(dataset, arguments):
     if missing:
         raise ValueError(
             f"hops={arguments.hops!r}: no row has {format_hop_counts(missing)} hops. The rows of split "
-            f"{arguments.split} and kind {arguments.kind} have {format_hop_counts(dataset['hops'])}."
+            f"{arguments.split} and kind {arguments.kind} have {format_hop_counts(dataset['hops'])}: use these."
         )
     return select_chains(dataset, hops=hops)
 

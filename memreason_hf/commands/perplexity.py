@@ -91,7 +91,12 @@ def main(argv: list[str] | None = None) -> int:
 def _read_other(path):
     if not Path(path).is_file():
         raise FileNotFoundError(f"compare={path!r}: no such file. Pass a perplexity.json of this command.")
-    return read_results(path)
+    results = read_results(path)
+    if results["kind"] != "perplexity":
+        raise ValueError(
+            f"compare={path!r} holds results of kind {results['kind']!r}, but must be of kind 'perplexity'."
+        )
+    return results
 
 
 def _evaluate(model, text, compare, output):

@@ -92,6 +92,8 @@ def read_model(
         ) from error
     except ValueError as error:
         raise reading_error(name, field, error) from error
+    except OSError as error:
+        raise OSError(f"{field}={name!r} cannot be read ({first_line(error)}).") from error
     return model, {kind: sorted(map(str, names)) for kind, names in info.items() if names}
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from memreason_hf.checks import check_choice
 from memreason_hf.model_files import check_json_files
-from memreason_hf.models.pretrained import check_source
+from memreason_hf.models.pretrained import check_source, first_line
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
@@ -97,7 +97,10 @@ def make_model(
 def _load_model(path, chosen, tokenizer):
     check_source(path, "model.path")
     check_json_files(Path(path))
-    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **chosen)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **chosen)
+    except OSError as error:
+        raise OSError(f"model.path={path!r} cannot be read ({first_line(error)}).") from error
     if not isinstance(model, RecurrentDepthForCausalLM):
         raise ValueError(
             f"model.path={path!r} holds a {type(model).__name__}, not a RecurrentDepthForCausalLM. Convert it with "

@@ -117,6 +117,7 @@ PAIRS = [
 ]
 # Of the pairs above, those that are merely unusual.
 HARMLESS = (
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.3}},
     *({"recurrence_lora_alpha": 2.0}, {"attention_output_bias": True, "attention_bias": False}),
     {"input_injection": "none", "injection_gate_init": 0.5},
     {"recurrence_loss": "last", "recurrence_loss_decay": 0.3},

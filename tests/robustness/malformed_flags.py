@@ -71,6 +71,8 @@ WRONG_CHOICES = ("nonsense", "", "None", "5")
 WRONG_BOOLS = ("maybe", "2", "nope", "[]")
 # Whole numbers that may be 0 or negative, by command or by name.
 FROM_ZERO = (
+    "num_prelude_layers",
+    "num_coda_layers",
     "seed",
     "state_seed",
     "recurrence_seed",
@@ -142,7 +144,7 @@ def _of_command(rng, name, module, right):
         add(
             "no arguments",
             [],
-            [*(place for place in parser.places), "output_dir", "recipe", "RECIPE", "name"],
+            [*parser.places, "input_dir", "output_dir", "recipe", "RECIPE", "name"],
             is_wrong=name not in ("testbed", "quickstart"),
         )
     if name in ("testbed", "quickstart"):
@@ -288,8 +290,9 @@ def _together(world):
         def run(scratch, module=module, arguments=(*arguments, *flags)):
             return command(module.main, *arguments)
 
-        is_free = flags in (["--column", "body"], ["--data", str(world / "texts")]) or (
-            flags[0] == "--compare" and False
-        )
+        # Of text files the column has no meaning, missing folders are made, a saved data set needs no name, and the
+        # text files of a folder are read.
+        is_free = flags[0] in ("--column", "--name", "--max_new_tokens") or "/nowhere/at/all.html" in flags
+        is_free = is_free or flags == ["--data", str(world / "texts")]
         made.append(Case(f"memreason {name}", " ".join(flags), run, tuple(names), NO_VALUE, not is_free))
     return made

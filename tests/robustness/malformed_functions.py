@@ -190,6 +190,7 @@ def _tokenizers(world):
     ):
         values = ["nonsense", 5, ["own"]] if name == "variant" else ["text", 5, {"memory": "a"}, {"nonsense": [1]}, {}]
         made += one_argument("set_step_attention", function, name, values, names=("token", "kind", "tokenizer"))
+    made[-1].value = NO_VALUE
     made.append(
         case(
             "set_step_attention",
@@ -319,6 +320,8 @@ def _chains(rng, world):
         [[], ["<e_0>"], ["<pad>", "<pad>"], "text", 5, None, [1, 2], ["<pad>", ""], ["<pad>", "a b"]],
         names=("<pad>", "token", "vocabulary"),
     )
+    for item in made[-9:]:
+        item.value = NO_VALUE
     made += one_argument("build_multi_hop", build_multi_hop, "config", ["text", 5, None, {}])
     made += one_argument("save_multi_hop", lambda v: save_multi_hop(v, "out"), "data", ["text", 5, None, {}])
     made += one_argument("prepare_multi_hop", lambda v: prepare_multi_hop(v, "out"), "config", ["text", 5, None])

@@ -76,8 +76,8 @@ def read_source(name: str, source: str) -> dict[str, list[SourceItem]]:
             items[split] = parse_items(content, f"{source.rstrip('/')}/{file_name}", split, name)
     if not items:
         raise FileNotFoundError(
-            f"source={source!r} holds neither {' nor '.join(names.values())}, so it is not the data set {name!r}. Give "
-            "the folder or URL with the study's JSON files."
+            f"source={source!r} holds neither {' nor '.join(names.values())}, so it is not the data set {name!r}. "
+            "Give the folder or URL with the study's JSON files."
         )
     return items
 
