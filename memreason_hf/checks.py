@@ -1,9 +1,12 @@
 """Checks of arguments, whose errors name the argument, its value and what it must be."""
 
 import dataclasses
+import enum
 import math
 import numbers
 import os
+import types
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 
 
@@ -188,3 +191,61 @@ def check_finite_fields(arguments: object) -> None:
         value = getattr(arguments, field.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{field.name}={value} must be a finite number.")
+
+
+def check_field_types(arguments: object, prefix: str = "") -> None:
+    """
+    Checks the fields of a dataclass against their types, where these are numbers, texts, choices, lists or mappings. A
+    whole number is also a number, an enum's value is the enum, and no number may be NaN.
+
+    Args:
+        prefix: what messages put before the name of a field.
+
+    Raises:
+        TypeError: a field is of another type.
+        ValueError: a field is NaN, or none of the values of its enum.
+    """
+    hints = typing.get_type_hints(type(arguments))
+    for field in dataclasses.fields(arguments):
+        _check_field(prefix + field.name, getattr(arguments, field.name), hints[field.name])
+
+
+def _check_field(name, value, hint):
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    arms = typing.get_args(hint) if union else (hint,)
+    plain = [typing.get_origin(arm) or arm for arm in arms]
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{name}={value} must be a number, or left out.")
+    for enumeration in plain:
+        if isinstance(enumeration, type) and issubclass(enumeration, enum.Enum):
+            if not isinstance(value, enumeration) and not (value is None and type(None) in plain):
+                check_choice(name, value, [item.value for item in enumeration])
+            return
+    if not all(arm in _PLAIN for arm in plain):
+        return
+    allowed = tuple(kind for arm in plain for kind in _PLAIN[arm])
+    is_wrong_bool = isinstance(value, bool) and bool not in plain
+    if is_wrong_bool or not isinstance(value, allowed):
+        wanted = " or ".join(dict.fromkeys(_NAMES[arm] for arm in plain))
+        raise TypeError(f"{name}={shortened(value)} must be {wanted}, got {type(value).__name__}.")
+
+
+# The types of fields that are checked, and the classes that are accepted for them.
+_PLAIN = {
+    int: (numbers.Integral,),
+    float: (numbers.Real,),
+    bool: (bool,),
+    str: (str, os.PathLike),
+    list: (list, tuple),
+    dict: (dict,),
+    type(None): (type(None),),
+}
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a text",
+    list: "a list",
+    dict: "a mapping",
+    type(None): "None",
+}

@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
+from memreason_hf.checks import check_field_types
 from memreason_hf.training.runs.fingerprint import counted_fields
 from memreason_hf.training.runs.trainer import ResumableCallback
 from memreason_hf.training.scheduled.arguments import one_of
@@ -90,6 +91,7 @@ class CurriculumArguments:
     final_steps: int = field(default=0, metadata={"help": "Training steps after the last stage has been passed."})
 
     def __post_init__(self):
+        check_field_types(self)
         one_of("curriculum.gate", self.gate, GATES)
         one_of("curriculum.optimizer", self.optimizer, OPTIMIZERS)
         if not 0 < self.threshold <= 1:
