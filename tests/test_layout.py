@@ -22,7 +22,9 @@ FLOORS = (
     ("adapters",),
     ("data",),
     ("steps",),
-    ("files", "file_sets", "locks", "tables", "messages", "patches", "checks", "model_files"),
+    ("file_sets", "model_files"),
+    ("locks",),
+    ("files", "tables", "messages", "patches", "checks"),
     ("modeling_recurrent",),
 )
 # Inside `training` a further order holds.

@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint(recipe, tmp_path, capsys):
         ({"training": {"hidden_size": 3}}, [], "Did you mean 'hidden_size' of section model?"),
         ({}, ["--lerning_rate", "3"], "Did you mean --learning_rate?"),
         ({"model": {"hidden_size": 15}}, [], "hidden_size=15"),
-        ({"model": {"num_recurrent_layers": 0}}, [], "num_recurrent_layers: Value must be a positive integer, got 0"),
+        ({"model": {"num_recurrent_layers": 0}}, [], "num_recurrent_layers: Value must be at least 1, got 0"),
         ({"model": {"recurrence_min": 5, "recurrence_max": 3}}, [], "recurrence_min=5 is above recurrence_max=3"),
         ({"model": {"halting_criterion": "kl_entorpy"}}, [], "halting_criterion='kl_entorpy' must be one of"),
         ({"model": {"vocab_size": 4}}, [], "model.vocab_size=4 is below the"),

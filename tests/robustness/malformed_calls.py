@@ -17,7 +17,7 @@ from malformed_cases import (
     wrong_floats,
     wrong_ints,
 )
-from recurrent_models import VOCAB, random_ids, tiny_model
+from recurrent_models import VOCAB, random_ids, tiny_config, tiny_model
 from transformers import DynamicCache
 
 from modeling_recurrent import (
@@ -294,8 +294,6 @@ def _heads(rng):
     """The models with other heads, whose labels are a matter of the library."""
     sizes = {"num_labels": 3, "hidden_size": 16, "num_attention_heads": 2}
     ids = random_ids(BATCH, LENGTH)
-    from recurrent_models import tiny_config
-
     made = []
     wrong = {
         RecurrentDepthForSequenceClassification: [
@@ -343,7 +341,7 @@ def _caches(model, ids):
         Case("RecurrentDepthCache", "no config", lambda s: RecurrentDepthCache(5), ("config",), 5),
         Case("RecurrentDepthCache", "a text for a config", lambda s: RecurrentDepthCache("text"), ("config",), "text"),
     ]
-    for name, value in (("crop", "two"), ("crop", 2.5), ("crop", 10**9), ("crop", -(10**9))):
+    for value in ("two", 2.5, 10**9, -(10**9)):
         made.append(
             Case(
                 "RecurrentDepthCache.crop",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from malformed_cases import NO_VALUE, Case, command, misspelt, show, some
 from malformed_world import WORLD_SIZES
+from transformers import TrainingArguments
 
 from data_scripts import build_memory_reason, build_multi_hop, convert_multi_hop
 from memreason_hf import cli
@@ -163,7 +164,7 @@ def _of_command(rng, name, module, right):
 # Of the library's training arguments; `training_values` tries their values.
 _LIBRARY_FIELDS = frozenset(
     name
-    for name in __import__("transformers").TrainingArguments.__dataclass_fields__
+    for name in TrainingArguments.__dataclass_fields__
     if name not in ("output_dir", "max_steps", "learning_rate", "per_device_train_batch_size")
 )
 

@@ -26,7 +26,18 @@ from pathlib import Path
 
 
 HERE = Path(__file__).parent
-AREAS = ("configs", "calls", "functions", "evaluations", "training_values", "files", "flags", "recipes", "metrics")
+AREAS = (
+    "configs",
+    "calls",
+    "functions",
+    "models",
+    "evaluations",
+    "training_values",
+    "files",
+    "flags",
+    "recipes",
+    "metrics",
+)
 # Seconds that one input may take, and that a process may be silent, on a machine that does other things too.
 TIMEOUT = 30
 SILENCE = 90

@@ -91,18 +91,15 @@ class GroupedAccuracy(evaluate.Metric):
         _check_labels("references", references)
         _check_list("groups", groups)
         _check_groups(groups)
-        counts = {
-            name: len(values)
-            for name, values in (("predictions", predictions), ("references", references), ("groups", groups))
-            if values is not None
-        }
-        if len(set(counts.values())) > 1 or len(counts) < 3:
-            missing = [name for name in ("predictions", "references", "groups") if name not in counts]
-            raise ValueError(
-                f"{missing[0]} is not given. Pass one entry for each row."
-                if missing
-                else f"predictions, references and groups must have one length, got {counts}."
-            )
+        for name, values in (("references", references), ("groups", groups)):
+            if predictions is not None and values is not None and len(predictions) != len(values):
+                raise ValueError(
+                    f"predictions ({len(predictions)}) and {name} ({len(values)}) must have one length. Pass one entry "
+                    "for each row."
+                )
+        for name, values in (("predictions", predictions), ("references", references)):
+            if values is None:
+                raise ValueError(f"{name} is not given. Pass one entry for each row.")
         super().add_batch(predictions=predictions, references=references, groups=groups)
 
     def _compute(self, predictions, references, groups, expected_groups=None):
