@@ -94,8 +94,8 @@ class GroupedAccuracy(evaluate.Metric):
         for name, values in (("references", references), ("groups", groups)):
             if predictions is not None and values is not None and len(predictions) != len(values):
                 raise ValueError(
-                    f"predictions ({len(predictions)}) and {name} ({len(values)}) must have one length. Pass one entry "
-                    "for each row."
+                    f"predictions ({len(predictions)}) and {name} ({len(values)}) must have one length. Pass one "
+                    "entry for each row."
                 )
         for name, values in (("predictions", predictions), ("references", references)):
             if values is None:
