@@ -101,7 +101,7 @@ def read_adapter_note(folder: Path | str) -> dict:
             f"{folder} holds an adapter without {ADAPTER_FILE}: another program wrote it. Load it with peft's "
             "AutoPeftModelForCausalLM."
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(
             f"{folder / ADAPTER_FILE} cannot be read: the adapter is damaged, or an earlier version of this package "
             "wrote it. Train it again."

@@ -128,7 +128,7 @@ def _of_command(rng, name, module, right):
         value = NO_VALUE if name == "lm-eval" or {"text_file", "text", "html", "num_relations"} & {*names} else value
         made.append(Case(f"memreason {name}", label, run, tuple(names), value, is_wrong, _fault_of_output))
 
-    own = [entry for entry in flags if entry[1] not in _LIBRARY_FIELDS]
+    own = [entry for entry in flags if entry[1] not in LIBRARY_FIELDS]
     for flag, field, hint in some(rng, own, MOST_FLAGS):
         for value, is_wrong in _wrong_values(rng, field, hint):
             if name in LONG and not is_wrong:
@@ -162,7 +162,7 @@ def _of_command(rng, name, module, right):
 
 
 # Of the library's training arguments; `training_values` tries their values.
-_LIBRARY_FIELDS = frozenset(
+LIBRARY_FIELDS = frozenset(
     name
     for name in TrainingArguments.__dataclass_fields__
     if name not in ("output_dir", "max_steps", "learning_rate", "per_device_train_batch_size")

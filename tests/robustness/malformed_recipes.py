@@ -6,6 +6,7 @@ import typing
 from pathlib import Path
 
 from malformed_cases import NO_VALUE, Case, command, misspelt, show, some
+from malformed_flags import LIBRARY_FIELDS
 from ruamel.yaml import YAML
 
 from memreason_hf.command_line.values import is_enum, union_arms
@@ -129,10 +130,21 @@ def _values(rng, name, module, content):
             continue
         for field, hint in some(rng, hints, 24):
             for value, is_wrong in _wrong_values(rng, field, hint):
+                # Beyond the type, the library's own fields are its own matter.
+                is_own = (
+                    field not in LIBRARY_FIELDS or not isinstance(value, int | float | str) or value in (True, False)
+                )
+                is_wrong = is_wrong and (is_own or _is_of_another_type(value, hint))
                 changed = {**content, section.recipe_key: {**content[section.recipe_key], field: value}}
                 label = f"{section.recipe_key}.{field}: {show(value)}"
                 made.append(_recipe_case(name, module, changed, label, [field], value, is_wrong))
     return made
+
+
+def _is_of_another_type(value, hint):
+    plain = union_arms(hint)
+    kinds = tuple(kind for kind in (int, float, bool, str) if kind in plain)
+    return not isinstance(value, (*kinds, int) if float in kinds else kinds)
 
 
 def _wrong_values(rng, field, hint):

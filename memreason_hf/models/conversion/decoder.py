@@ -122,7 +122,7 @@ def check_family(config: PreTrainedConfig) -> None:
     """
     name = config.model_type
     if isinstance(config, RecurrentDepthConfig):
-        raise ValueError("The source is a recurrent-depth model already. Load it as it is.")
+        raise ValueError("The source is a recurrent-depth model already. Load it as it is, or pass a plain decoder.")
     if name in FAMILIES:
         return
     reason = next((text for field, text in _REASONS.items() if getattr(config, field, None)), None)

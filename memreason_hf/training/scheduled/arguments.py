@@ -169,6 +169,7 @@ class ScheduledTrainingArguments(ResumableArguments):
     )
 
     def __post_init__(self):
+        check_number("recurrence_growth_start", self.recurrence_growth_start)
         if self.recurrence_loss_decay is not None:
             check_number("recurrence_loss_decay", self.recurrence_loss_decay)
         check_int("length_pool", self.length_pool, least=1, most=MOST_POOL)
