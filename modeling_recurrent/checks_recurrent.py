@@ -206,9 +206,8 @@ def check_hooks(arguments: dict) -> None:
             if isinstance(recurrence, bool) or not isinstance(recurrence, int) or recurrence < 1:
                 raise ValueError(f"{name} must hold recurrences, counted from 1, got {recurrence!r}.")
     if arguments.get("recurrences_to_show") is not None and arguments.get("on_recurrence") is None:
-        raise ValueError(
-            f"recurrences_to_show={arguments['recurrences_to_show']!r} needs on_recurrence, the function that is called."
-        )
+        shown = arguments["recurrences_to_show"]
+        raise ValueError(f"recurrences_to_show={shown!r} needs on_recurrence, the function that is called.")
     seed, state = arguments.get("state_seed"), arguments.get("initial_state")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | torch.Tensor)):
         raise TypeError(f"state_seed must be an int, got {seed!r}.")

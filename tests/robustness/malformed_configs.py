@@ -134,7 +134,9 @@ SMALL = {"vocab_size": 61, "hidden_size": 16, "num_attention_heads": 2, "num_rec
 
 
 def make_config(style="llama", **values):
-    preset = RecurrentDepthConfig.gpt2_style if style == "gpt2" else RecurrentDepthConfig.llama_style
+    # Only rotary positions read their parameters.
+    is_gpt2 = style == "gpt2" and "rope_parameters" not in values
+    preset = RecurrentDepthConfig.gpt2_style if is_gpt2 else RecurrentDepthConfig.llama_style
     return preset(**{**SMALL, **values})
 
 

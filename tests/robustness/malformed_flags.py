@@ -72,6 +72,8 @@ WRONG_CHOICES = ("nonsense", "", "None", "5")
 WRONG_BOOLS = ("maybe", "2", "nope", "[]")
 # Whole numbers that may be 0 or negative, by command or by name.
 FROM_ZERO = (
+    "pad_token_id",
+    "bos_token_id",
     "num_prelude_layers",
     "num_coda_layers",
     "seed",

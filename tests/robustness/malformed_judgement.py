@@ -116,7 +116,9 @@ def _forms(value):
     elif isinstance(value, bool):
         forms += [str(value)]
     elif isinstance(value, int):
-        forms += [f"{value:,}", str(value)] if abs(value) < 10**4000 else ["very large"]
+        forms += (
+            [f"{value:,}", str(value), f"2**{value.bit_length() - 1}"] if abs(value) < 10**4000 else ["very large"]
+        )
     elif isinstance(value, float):
         forms += [repr(value), f"{value:g}", f"{value:,}", *([f"{value:.0f}"] if math.isfinite(value) else [])]
     elif isinstance(value, str):
