@@ -125,6 +125,10 @@ class RecurrentDepthCacheLayer(CacheLayerMixin):
 
     def crop(self, tokens: int) -> None:
         """Keeps the first `tokens` tokens if positive, drops the last `-tokens` if negative; 0 changes nothing."""
+        if not isinstance(tokens, int | torch.Tensor):
+            raise TypeError(
+                f"crop: the length {tokens!r} must be a whole number of tokens, got {type(tokens).__name__}."
+            )
         tokens = int(tokens)  # transformers 5.17 passes a tensor, which `commit` would then change in place
         self.length = min(self.length, tokens) if tokens > 0 else max(self.length + tokens, 0)
 
@@ -179,6 +183,8 @@ class RecurrentDepthCache(Cache):
     """
 
     def __init__(self, config, cache_recurrences: str | None = None):
+        if not hasattr(config, "cache_recurrences"):
+            raise TypeError(f"config={config!r} must be a RecurrentDepthConfig, got {type(config).__name__}.")
         cache_recurrences = config.cache_recurrences if cache_recurrences is None else cache_recurrences
         if cache_recurrences not in ("all", "last"):
             raise ValueError(f"cache_recurrences={cache_recurrences!r} must be 'all' or 'last'.")

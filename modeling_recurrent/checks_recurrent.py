@@ -147,6 +147,9 @@ def check_labels(config, labels, shift_labels, input_ids, inputs_embeds, logits_
         return
     if isinstance(logits_to_keep, torch.Tensor):
         _check_integers("logits_to_keep", logits_to_keep)
+        length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        if logits_to_keep.device.type == "cpu" and ((logits_to_keep >= length) | (logits_to_keep < -length)).any():
+            raise ValueError(f"logits_to_keep holds {logits_to_keep.max()}, but must be below {length}, the tokens.")
     elif isinstance(logits_to_keep, bool) or not isinstance(logits_to_keep, int):
         raise TypeError(f"logits_to_keep must be an int or a tensor of indices, got {logits_to_keep!r}.")
     elif logits_to_keep < 0:
@@ -199,6 +202,12 @@ def check_hooks(arguments: dict) -> None:
         given = arguments.get(name)
         if given is not None and (not isinstance(given, Collection) or isinstance(given, str | bytes)):
             raise TypeError(f"{name} must be a collection of recurrences, such as {{1, 2}}, got {given!r}.")
+        for recurrence in given or ():
+            if isinstance(recurrence, bool) or not isinstance(recurrence, int) or recurrence < 1:
+                raise ValueError(f"{name} must hold recurrences, counted from 1, got {recurrence!r}.")
+    if arguments.get("recurrences_to_show") is not None and arguments.get("on_recurrence") is None:
+        shown = arguments["recurrences_to_show"]
+        raise ValueError(f"recurrences_to_show={shown!r} needs on_recurrence, the function that is called.")
     seed, state = arguments.get("state_seed"), arguments.get("initial_state")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | torch.Tensor)):
         raise TypeError(f"state_seed must be an int, got {seed!r}.")

@@ -12,6 +12,8 @@ from .families_recurrent import LOGIT_FIELDS, described_fields, layer_types, mak
 from .fields_recurrent import (
     activation_field,
     check_library_fields,
+    check_rope,
+    check_token_ids,
     layers_field,
     looped_layers_field,
     not_negative_field,
@@ -488,6 +490,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Checks that run at construction, at save and on `validate()`; one message for each broken rule."""
+        check_token_ids(self)
         if self.block_model_type is not None:
             self._validate_family()
             return
@@ -530,12 +533,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
                 f"rope_parameters holds parameters for the layer types {', '.join(nested)}, but all layers of a "
                 "recurrent-depth model share one set. Pass one dictionary that is not nested."
             )
-        factor = parameters.get("partial_rotary_factor")
-        if factor is not None and (not 0 < factor <= 1 or int(self.head_dim * factor) % 2):
-            raise ValueError(
-                f"rope_parameters['partial_rotary_factor']={factor} must be above 0, at most 1, and rotate an even "
-                f"number of the head_dim={self.head_dim} channels, got {int(self.head_dim * factor)}."
-            )
+        check_rope(parameters, self.head_dim)
 
     def validate_recurrence(self):
         """Checks of the fields that say how many recurrences run."""

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig
 from transformers.initialization import no_init_weights
@@ -146,15 +147,13 @@ def make_block_config(config) -> PreTrainedConfig:
             "from block_config."
         )
     layers = config.num_physical_layers
-    block = CONFIG_MAPPING[name](
-        **fields,
-        num_hidden_layers=layers,
-        vocab_size=config.vocab_size,
-        tie_word_embeddings=config.tie_word_embeddings,
-        pad_token_id=config.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    outer = {"num_hidden_layers": layers, "vocab_size": config.vocab_size, "pad_token_id": config.pad_token_id}
+    outer |= {"tie_word_embeddings": config.tie_word_embeddings, "bos_token_id": None, "eos_token_id": None}
+    try:
+        block = CONFIG_MAPPING[name](**fields, **outer)
+    except (ValueError, TypeError, ArithmeticError, StrictDataclassError) as error:
+        reason = error.__cause__ or error
+        raise ValueError(f"block_config must describe a {name} model: {' '.join(str(reason).split())}") from error
     block._attn_implementation = SLOT_ATTENTION
     for field in FAMILIES[name].refused:
         if getattr(block, field, None):

@@ -1,10 +1,12 @@
 """Fields of a config that hold a number of a certain range, and the upper bounds of these ranges."""
 
 import difflib
+import math
 
 import torch
 from huggingface_hub.dataclasses import as_validated_field
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
 # Recurrences and layers run one after the other. A forward pass of more would not end in useful time, and its cache
@@ -129,6 +131,51 @@ share_field = _number_field(0, below=1)
 probability_field = _number_field(0, 1, includes=False)
 
 
+def check_token_ids(config) -> None:
+    """
+    Checks that the ids of special tokens are in the vocabulary.
+
+    Args:
+        config (`RecurrentDepthConfig`): `pad_token_id`, `bos_token_id`, `eos_token_id` and `vocab_size` are read.
+
+    Raises:
+        `ValueError`: An id is negative, or not below `vocab_size`.
+    """
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        value = getattr(config, name)
+        for token_id in value if isinstance(value, list) else [value]:
+            if token_id is not None and not 0 <= token_id < config.vocab_size:
+                raise ValueError(
+                    f"{name}={value} must be None or at least 0 and below vocab_size={config.vocab_size}."
+                )
+
+
+def check_rope(parameters: dict, head_dim: int) -> None:
+    """
+    Checks the type and the base of rotary positions, and how much of a head they rotate.
+
+    Args:
+        parameters (`dict`): As `RecurrentDepthConfig.rope_parameters`.
+        head_dim (`int`): The channels of a head.
+
+    Raises:
+        `ValueError`: `rope_type` is not known to the library, or a number is out of range.
+    """
+    kind = parameters.get("rope_type", "default")
+    known = ("default", *(name for name in ROPE_INIT_FUNCTIONS if name != "default"))
+    if kind not in known:
+        raise ValueError(f"rope_parameters['rope_type']={kind!r} must be one of {', '.join(known)}.")
+    theta = parameters.get("rope_theta")
+    if theta is not None and (not isinstance(theta, int | float) or not 0 < theta < math.inf):
+        raise ValueError(f"rope_parameters['rope_theta']={theta!r} must be a number above 0.")
+    factor = parameters.get("partial_rotary_factor")
+    if factor is not None and (not 0 < factor <= 1 or int(head_dim * factor) % 2):
+        raise ValueError(
+            f"rope_parameters['partial_rotary_factor']={factor} must be above 0, at most 1, and rotate an even "
+            f"number of the head_dim={head_dim} channels, got {int(head_dim * factor)}."
+        )
+
+
 __all__ = [
     "MOST_RECURRENCES",
     "RECURRENCES_REASON",
@@ -136,6 +183,8 @@ __all__ = [
     "check_count",
     "check_library_fields",
     "check_number",
+    "check_rope",
+    "check_token_ids",
     "layers_field",
     "looped_layers_field",
     "not_negative_field",

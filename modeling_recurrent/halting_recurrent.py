@@ -356,7 +356,7 @@ def resolve_depth(
         return config.num_recurrences
 
     if count is None:
-        granularity = halting_granularity or config.halting_granularity
+        granularity = config.halting_granularity if halting_granularity is None else halting_granularity
         if granularity not in ("sequence", "token"):
             raise ValueError(f"halting_granularity={granularity!r} must be 'sequence' or 'token'.")
         count = torch.zeros(shape if granularity == "token" else shape[:1], dtype=torch.long, device=device)

@@ -90,6 +90,8 @@ class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, PreTrainedMo
     masked_rows = MASKED_ROWS
 
     def __init__(self, config: RecurrentDepthConfig, *args, **kwargs):
+        if not hasattr(config, "block_model_type"):
+            raise TypeError(f"config={config!r} must be a RecurrentDepthConfig, got {type(config).__name__}.")
         for name, supported in support_of(config).items():
             setattr(self, name, supported)
         # `from_pretrained(..., num_recurrences=0)` sets fields one by one, without the checks that compare fields.

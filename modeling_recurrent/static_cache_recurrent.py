@@ -85,6 +85,10 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
     ):
         super().__init__(config, cache_recurrences)
         slots = config.max_recurrences if num_recurrences is None else num_recurrences
+        sizes = {"max_batch_size": max_batch_size, "max_cache_len": max_cache_len, "num_recurrences": slots}
+        for name, value in sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
         shape = (max_batch_size, config.num_key_value_heads, config.head_dim)
         self.layers = [
             RecurrentDepthStaticCacheLayer(1 if layer.single else slots, max_cache_len, shape, dtype, device)

@@ -23,9 +23,9 @@ FLOORS = (
     ("data",),
     ("steps",),
     ("repositories",),
-    ("file_sets",),
+    ("file_sets", "model_files"),
     ("locks",),
-    ("files", "tables", "messages", "patches"),
+    ("files", "tables", "messages", "patches", "checks"),
     ("modeling_recurrent",),
 )
 # Inside `training` a further order holds.

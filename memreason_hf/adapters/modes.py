@@ -20,6 +20,7 @@ from memreason_hf.adapters.base_files import resolve_commit
 from memreason_hf.adapters.model import AdapterModel
 from memreason_hf.adapters.saving import is_adapter_folder, load_adapter, save_adapter
 from memreason_hf.adapters.targets import LORA_TARGETS, lora_targets
+from memreason_hf.checks import check_choice, check_int, check_number
 from memreason_hf.steps.tokenization import new_rows, read_scheme
 
 
@@ -33,6 +34,8 @@ __all__ = [
     "save_adapter",
 ]
 
+# A rank is at most the width of a layer, and no layer is wider.
+_MOST_RANK = 65_536
 ADAPTER_MODES = ("full", "lora", "tokens", "lora+tokens")
 
 
@@ -69,13 +72,13 @@ class AdapterArguments:
     )
 
     def __post_init__(self):
-        for name, known in (("mode", ADAPTER_MODES), ("lora_targets", LORA_TARGETS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}.")
-        if isinstance(self.lora_r, bool) or not isinstance(self.lora_r, int) or self.lora_r < 1:
-            raise ValueError(f"lora_r={self.lora_r!r} must be an integer of at least 1.")
+        check_choice("mode", self.mode, ADAPTER_MODES)
+        check_choice("lora_targets", self.lora_targets, LORA_TARGETS)
+        check_int("lora_r", self.lora_r, least=1, most=_MOST_RANK)
+        check_number("lora_alpha", self.lora_alpha)
         if not self.lora_alpha > 0:
             raise ValueError(f"lora_alpha={self.lora_alpha!r} must be above 0.")
+        check_number("lora_dropout", self.lora_dropout)
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout={self.lora_dropout!r} must be at least 0 and below 1.")
 

@@ -1,6 +1,7 @@
 """Adapters on disk: a folder with the adapter, the new rows, the tokenizer with its scheme, and a note on the base."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from memreason_hf.adapters.base_files import weight_files
 from memreason_hf.adapters.base_place import LOCAL_BASE_FILE, find_base
 from memreason_hf.adapters.folders import adapter_folder, is_adapter_folder, shown
 from memreason_hf.adapters.model import ADAPTER, ADAPTER_FILE, AdapterModel
+from memreason_hf.checks import check_choice
 from memreason_hf.messages import first_line
 from memreason_hf.repositories import check_downloads, hub_errors, remote_code_error
 from memreason_hf.steps.attention import STEP_ATTENTION_FILE, restore_step_attention
@@ -109,7 +111,7 @@ def read_adapter_note(folder: Path | str) -> dict:
             f"{shown(folder)} holds an adapter without {ADAPTER_FILE}: another program wrote it. Load it with peft's "
             "AutoPeftModelForCausalLM."
         ) from None
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ValueError(
             f"{folder / ADAPTER_FILE} cannot be read: the adapter is damaged, or an earlier version of this package "
             "wrote it. Train it again."
@@ -168,6 +170,10 @@ def load_adapter(
     >>> model, tokenizer = load_adapter("owner/adapter", revision="v1.0")
     ```
     """
+    if isinstance(dtype, str):
+        check_choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder={folder!r} must be the path of an adapter, got {type(folder).__name__}.")
     if base_check not in BASE_CHECKS:
         raise ValueError(f"base_check={base_check!r} must be one of {', '.join(BASE_CHECKS)}.")
     folder = adapter_folder(folder, revision) or Path(folder)

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from memreason_hf.analysis.solution_tokens import TOKEN_KINDS
+from memreason_hf.checks import check_has, check_int, check_sequence, check_type
 from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.evaluation.solutions.generation import context_length
 from modeling_recurrent import RecurrentDepthConfig
@@ -141,6 +142,14 @@ def read_attention(model: PreTrainedModel, ids: Sequence[int], *, num_recurrence
         ValueError: the text is longer than the model's context or has ids outside its embedding, `num_recurrences` is
             given for a model without recurrences, or the model returns no attention weights.
     """
+    check_type("model", model, PreTrainedModel, "a causal language model of transformers")
+    check_sequence("ids", ids, "a list of token ids")
+    if not len(ids):
+        raise ValueError("ids=[] must hold at least one token.")
+    for token_id in ids:
+        check_int("ids", int(token_id) if isinstance(token_id, torch.Tensor) else token_id, least=0)
+    if num_recurrences is not None:
+        check_int("num_recurrences", num_recurrences, least=1)
     _check_ids(model, ids)
     looped = model.config.model_type == RecurrentDepthConfig.model_type
     depth = {}
@@ -149,7 +158,9 @@ def read_attention(model: PreTrainedModel, ids: Sequence[int], *, num_recurrence
         if depth["num_recurrences"] < 1:
             raise ValueError(f"num_recurrences={num_recurrences} must be at least 1.")
     elif num_recurrences is not None:
-        raise ValueError(f"num_recurrences={num_recurrences}: a {model.config.model_type!r} model has no recurrences.")
+        raise ValueError(
+            f"num_recurrences={num_recurrences}: a {model.config.model_type!r} model has no recurrences. Leave it out."
+        )
     input_ids = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
     with evaluation_mode(model), eager_attention(model):
         output = model(input_ids=input_ids, use_cache=False, output_attentions=True, **depth)
@@ -223,8 +234,15 @@ def kind_shares(weights: np.ndarray, kinds: Sequence[str]) -> KindShares:
         >>> kind_shares(weights, ["question", "memory", "memory"]).shares.round(2).tolist()
         [[1.0, 0.0], [0.35, 0.65]]
     """
+    check_has("weights", weights, "shape", "an array")
+    if not np.isfinite(weights).all():
+        raise ValueError("weights hold NaN or infinite values: an attention must be finite.")
+    if len(kinds) == 0:
+        raise ValueError("kinds=[] must name the kind of each token.")
     if weights.shape[-2:] != (len(kinds), len(kinds)):
-        raise ValueError(f"weights has shape {weights.shape}, but kinds has {len(kinds)} entries.")
+        raise ValueError(
+            f"weights has shape {weights.shape}, but must have {(len(kinds),) * 2}, one for each of kinds."
+        )
     names = [name for name in dict.fromkeys([*TOKEN_KINDS, *kinds]) if name in set(kinds)]
     belongs = np.array([[kind == name for name in names] for kind in kinds], dtype=np.float64)
     counts = belongs.sum(0)

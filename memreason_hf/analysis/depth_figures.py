@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from pathlib import PurePath
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
+from memreason_hf.checks import check_path, check_sequence, check_type
 from memreason_hf.evaluation.chains.depth_sweep import DepthSweep
 from memreason_hf.evaluation.chains.halting_statistics import HaltingStatistics
 from memreason_hf.files import check_places, whole_file
@@ -53,6 +55,7 @@ def accuracy_figure(
     save_figure(accuracy_figure(sweep, trained_hops=8), ["depth_sweep.png"])
     ```
     """
+    check_type("sweep", sweep, DepthSweep, "a DepthSweep (sweep_depth)")
     figure, axes, image = _heat_map(sweep.accuracy, sweep.groups, _ACCURACY_MAP, (0.0, 1.0), title, group_label)
     colorbar = figure.colorbar(image, ax=axes, label="accuracy", pad=0.02, fraction=0.04, aspect=30)
     colorbar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1))
@@ -75,6 +78,7 @@ def margin_figure(
     A cross marks the mean first recurrence at which the correct answers of a group rank first. Arguments, result and
     errors are those of `accuracy_figure`.
     """
+    check_type("sweep", sweep, DepthSweep, "a DepthSweep (sweep_depth)")
     finite = np.abs(sweep.margins[np.isfinite(sweep.margins)])
     # A quantile, so that one group of large margins does not take the whole colour scale.
     limit = float(np.quantile(finite, 0.99)) if finite.size else 1.0
@@ -196,7 +200,15 @@ def save_figure(figure: Figure, paths: Iterable[str | os.PathLike], *, overwrite
     Raises:
         FileExistsError: one of them exists and `overwrite` is false; then none is written.
     """
+    check_sequence("paths", paths, "a list of paths")
     paths = list(paths)
+    if not paths:
+        raise ValueError("paths=[] must name at least one file.")
+    formats = figure.canvas.get_supported_filetypes()
+    for path in paths:
+        check_path("path", path)
+        if PurePath(path).suffix[1:].lower() not in formats:
+            raise ValueError(f"path={str(path)!r} must end in the format of the figure: {', '.join(sorted(formats))}.")
     check_places(paths, overwrite=overwrite)
     for path in paths:
         with whole_file(path, overwrite=overwrite) as temporary:

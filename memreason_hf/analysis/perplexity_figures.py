@@ -7,7 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from memreason_hf.evaluation.results import expect_kind
+from memreason_hf.checks import check_type
+from memreason_hf.evaluation.results import expect_kind, validate_results
 from memreason_hf.messages import visible
 
 
@@ -99,10 +100,15 @@ def _show_recurrences(axes, last):
 
 
 def _check_comparable(curves):
+    check_type("curves", curves, Mapping, "a mapping from labels to results")
     if not curves:
         raise ValueError("curves is empty: a figure needs the results of at least one model.")
     texts = {}
     for label, results in curves.items():
+        try:
+            validate_results(results)
+        except ValueError as error:
+            raise ValueError(f"curves[{label!r}]: {error}") from None
         expect_kind(results, "perplexity")
         texts[label] = tuple(results["data"][name] for name in ("num_documents", "num_tokens"))
     if len(set(texts.values())) > 1:

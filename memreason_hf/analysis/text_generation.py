@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memreason_hf.analysis.token_depth_terminal import DepthStreamer
 from memreason_hf.analysis.token_depths import GeneratedText, Piece, PieceReader
+from memreason_hf.checks import check_has, check_sequence, check_type
 from modeling_recurrent import RecurrentDepthConfig
 
 
@@ -20,6 +21,10 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -
     Raises:
         ValueError: a prompt has no tokens, or holds text that the vocabulary cannot express.
     """
+    check_has("tokenizer", tokenizer, "pad_token_id", "a tokenizer")
+    check_sequence("prompts", prompts, "a list of texts")
+    for prompt in prompts:
+        check_type("prompts", prompt, str, "a list of texts")
     rows = []
     for prompt in prompts:
         shown = repr(prompt if len(prompt) <= _MOST_LETTERS else prompt[: _MOST_LETTERS - 3] + "...")
@@ -73,6 +78,7 @@ class TextGenerator:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **arguments):
+        check_has("model", model, "generation_config", "a causal language model")
         self.model, self.tokenizer, self.arguments = model, tokenizer, arguments
         ends = model.generation_config.eos_token_id
         # A model that was trained without a generation config ends its texts as its tokenizer does.

@@ -119,7 +119,10 @@ def load_chain_inputs(
     distributed, rank, world_size, device = _processes(model)
     tokenizer = model.load_tokenizer(config)
     if tokenizer.pad_token_id is None:
-        raise ValueError("The tokenizer has no pad token, so rows of different lengths cannot share a batch.")
+        raise ValueError(
+            "The tokenizer has no pad token, so rows of different lengths cannot share a batch. Set "
+            "tokenizer.pad_token, and save the tokenizer again."
+        )
     dataset = encode_chains(load_rows(chains), tokenizer)
     network = model.load_model(device)
     header = ResultsHeader(
@@ -185,7 +188,7 @@ def _select_hops(dataset, arguments):
     if missing:
         raise ValueError(
             f"hops={arguments.hops!r}: no row has {format_hop_counts(missing)} hops. The rows of split "
-            f"{arguments.split} and kind {arguments.kind} have {format_hop_counts(dataset['hops'])}."
+            f"{arguments.split} and kind {arguments.kind} have {format_hop_counts(dataset['hops'])}: use these."
         )
     return select_chains(dataset, hops=hops)
 

@@ -156,7 +156,9 @@ def check_has_recurrences(config: PreTrainedConfig, model: str, given: dict) -> 
     """
     if given and not isinstance(config, RecurrentDepthConfig):
         name, value = next(iter(given.items()))
-        raise ValueError(f"{name}={value}: model={model!r} is a {config.model_type!r} model, without recurrences.")
+        raise ValueError(
+            f"{name}={value!r}: model={model!r} is a {config.model_type!r} model, without recurrences. Leave it out."
+        )
 
 
 def schedule_by_kind(

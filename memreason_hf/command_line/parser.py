@@ -4,6 +4,7 @@ import argparse
 import copy
 import dataclasses
 import enum
+import re
 import textwrap
 import typing
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from memreason_hf.recipes import find_recipe, load_recipe, recipe_names
 
 
 _UNSET = object()
+# How messages call the types of flags.
+_WANTED = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false"}
 _YAML_SUFFIXES = (".yaml", ".yml")
 # Lines of help are at most as long as those of the descriptions.
 _WIDTH = 119
@@ -176,6 +179,9 @@ class CommandParser(HfArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         """Raises an error of argparse, which would print the usage and exit."""
+        invalid = re.fullmatch(r"argument --(\w+)\S*: invalid (\w+) value: (.*)", message, re.DOTALL)
+        if invalid is not None and invalid[2] in _WANTED:
+            raise ValueError(f"{invalid[1]}={invalid[3]} must be {_WANTED[invalid[2]]}.")
         raise ValueError(f"{message.rstrip('.')}.")
 
     def format_help(self, shows_all: bool = True) -> str:

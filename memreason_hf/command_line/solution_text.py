@@ -59,7 +59,10 @@ def read_solution_text(arguments: SolutionTextArguments) -> SolutionText:
         raise ValueError(f"index={arguments.index} names a solution of --generations, which is not given.")
     if arguments.text is not None:
         return SolutionText(arguments.text, None, "the text")
-    path = Path(arguments.text_file or arguments.generations)
+    (name,) = given
+    path = Path(getattr(arguments, name))
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}={getattr(arguments, name)!r}: no such file. Pass a file of solutions.")
     try:
         if arguments.text_file is not None:
             return SolutionText(path.read_text(encoding="utf-8"), None, path.name)
@@ -82,7 +85,7 @@ def _read_solution(path, index):
     if index is None:
         raise ValueError(f"index is not given: {path} holds {indices}. Choose one with --index.")
     if index not in solutions:
-        raise ValueError(f"index={index} is not in {path}, which holds {indices}.")
+        raise ValueError(f"index={index} is not in {path}, which holds {indices}. Choose one of them.")
     text, question = solutions[index]
     if not isinstance(text, str) or not isinstance(question, str | None):
         raise ValueError(f"{path}: text and question of solution {index} must be texts.")

@@ -88,6 +88,17 @@ def main(argv: list[str] | None = None) -> int:
         return _evaluate(*make_parser().parse_sections(argv))
 
 
+def _read_other(path):
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"compare={path!r}: no such file. Pass a perplexity.json of this command.")
+    results = read_results(path)
+    if results["kind"] != "perplexity":
+        raise ValueError(
+            f"compare={path!r} holds results of kind {results['kind']!r}, but must be of kind 'perplexity'."
+        )
+    return results
+
+
 def _evaluate(model, text, compare, output):
     folder = ResultsFolder(output, "perplexity", ["perplexity"])
     model.check()
@@ -95,7 +106,7 @@ def _evaluate(model, text, compare, output):
         value = getattr(text, name)
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    others = {path: read_results(path) for path in compare.compare or ()}
+    others = {path: _read_other(path) for path in compare.compare or ()}
     texts = read_texts(text.data, text.column, "data")[: text.max_documents]
     config = model.load_config()
     documents = tokenize_documents(texts, model.load_tokenizer(config))

@@ -8,8 +8,10 @@
 import dataclasses
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from memreason_hf.analysis import accuracy_figure, margin_figure
+from memreason_hf.checks import check_int
 from memreason_hf.command_line.chain_inputs import CHAINS, all_processes, load_chain_inputs, print_time
 from memreason_hf.command_line.depth_arguments import DEPTH
 from memreason_hf.command_line.errors import user_errors
@@ -24,6 +26,7 @@ from memreason_hf.evaluation import (
     sweep_depth,
 )
 from memreason_hf.evaluation.chains.predictions import sorted_groups
+from memreason_hf.evaluation.mode import MOST_RECURRENCES
 
 
 PROG = "memreason sweep"
@@ -75,10 +78,11 @@ def _sweep(model, chains, depth, figure_arguments, output):
     chains.check()
     config = model.load_recurrent_config()
     max_recurrences = config.max_recurrences if depth.max_recurrences is None else depth.max_recurrences
-    if max_recurrences < 1:
-        raise ValueError(f"max_recurrences={max_recurrences} must be at least 1.")
+    check_int("max_recurrences", max_recurrences, least=1, most=MOST_RECURRENCES)
     halting_path, halting = figure_arguments.halting_results, None
     if halting_path is not None:
+        if not Path(halting_path).is_file():
+            raise FileNotFoundError(f"halting_results={halting_path!r}: no such file. Pass an evaluation.json.")
         halting = statistics_from_results(read_results(halting_path))
     inputs = load_chain_inputs(model, chains, config, output.trained_hops)
     unknown = sorted_groups(set(halting.by_group if halting else ()) - set(inputs.dataset[chains.group_column]))

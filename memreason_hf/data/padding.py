@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from memreason_hf.checks import check_row, check_sequence
 from memreason_hf.data.labels import IGNORED_LABEL
 
 
@@ -33,6 +34,10 @@ def pad_rows(rows: Sequence[Mapping], pad_token_id: int, *, side: str) -> dict[s
             [-100,    9]])
     ```
     """
+    check_sequence("rows", rows, "a list of rows")
+    for row in rows:
+        check_row("row", row, ("input_ids", "label_ids"))
+        check_sequence("input_ids", row["input_ids"], "a list of token ids")
     if len(rows) == 0:
         raise ValueError("A batch needs at least one row, but got none.")
     lengths = [len(row["input_ids"]) for row in rows]

@@ -6,6 +6,10 @@ from contextlib import contextmanager
 import torch
 
 
+# More recurrences than any evaluation could wait for; a larger number is a typing error.
+MOST_RECURRENCES = 100_000
+
+
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """

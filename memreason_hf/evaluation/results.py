@@ -24,7 +24,8 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from memreason_hf.files import parse_json, portable_path, whole_file
+from memreason_hf.checks import check_has, check_int, check_path, check_type, shortened
+from memreason_hf.files import portable_path, read_json, whole_file
 
 
 SCHEMA_VERSION = 1
@@ -169,10 +170,11 @@ def validate_results(results: dict) -> None:
             be.
     """
     if not isinstance(results, dict):
-        raise ValueError(f"Results must be one JSON object, got a {type(results).__name__}.")
+        raise ValueError(f"results={shortened(results)} must be one JSON object, got {type(results).__name__}.")
     if results.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
-            f"schema_version={results.get('schema_version')!r}: this release of memreason-hf reads {SCHEMA_VERSION}."
+            f"schema_version={results.get('schema_version')!r} must be {SCHEMA_VERSION}, which this release of "
+            "memreason-hf reads."
         )
     kind = _registered(results.get("kind"))
     try:
@@ -211,10 +213,11 @@ def read_results(path: str | os.PathLike) -> dict:
         FileNotFoundError: there is no such file.
         ValueError: the file is not JSON, or breaks the schema; names the file and the entry.
     """
+    check_path("path", path)
+    results = read_json(path)
     try:
-        results = parse_json(Path(path).read_text(encoding="utf-8"))
         validate_results(results)
-    except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except ValueError as error:
         raise ValueError(f"{path} is not a results file: {error}") from error
     return results
 
@@ -222,11 +225,12 @@ def read_results(path: str | os.PathLike) -> dict:
 def expect_kind(results: dict, kind: str) -> None:
     """Raises ValueError for a document of another kind."""
     if results["kind"] != kind:
-        raise ValueError(f"kind={results['kind']!r}: results of kind {kind!r} are needed here.")
+        raise ValueError(f"kind={results['kind']!r}: the results must be of kind {kind!r}.")
 
 
 def describe_model(model: torch.nn.Module, name_or_path: str, trained_hops: int | None = None) -> dict:
     """The entry `model` of a document about chains: a `ModelDescription`, and `trained_hops`."""
+    check_has("model", model, "config", "a model of transformers")
     return {
         "name_or_path": portable_path(name_or_path),
         "model_type": model.config.model_type,
@@ -240,6 +244,7 @@ def describe_data(
     path: str, split: str, num_rows: int, *, kind: str = "test", group_column: str = "hops"
 ) -> DataDescription:
     """The entry `data` of a document about chains."""
+    check_int("num_rows", num_rows, least=0)
     return {
         "path": portable_path(path),
         "split": split,
@@ -251,7 +256,11 @@ def describe_data(
 
 def describe_environment(device: torch.device | str, num_processes: int = 1) -> Environment:
     """The entry `environment` of a document."""
-    device = torch.device(device)
+    check_type("device", device, str | torch.device, "a device or its name")
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device={device!r} is not a device. Pass cpu, cuda or cuda:1.") from None
     libraries = ("torch", "transformers", "datasets", "evaluate", "accelerate", "numpy", "memreason-hf")
     return {
         "python": platform.python_version(),

@@ -5,6 +5,7 @@ What the metrics on solutions share: their base class with its keywords, and rea
 and ignores them; an unknown keyword is a TypeError all the same.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import datasets
 import evaluate
 
+from memreason_hf.checks import check_row, check_sequence, check_type
 from memreason_hf.data.questions.options import TRUE_FALSE, options_by_label
 from memreason_hf.evaluation.solutions.answers import end_of_question, extract_answer
 from memreason_hf.evaluation.solutions.judges import JUDGES, StepJudge
@@ -22,6 +24,8 @@ from memreason_hf.steps.marks import FAMILY_TOKEN
 _MOST_SAMPLES = 100_000
 _ANY_LETTER = {chr(code): "" for code in range(ord("A"), ord("Z") + 1)}
 
+# Half of a pair of UTF-16, which no UTF-8 text can hold.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CITATION = """\
 @article{jin2024disentangling,
   title = {Disentangling Memory and Reasoning Ability in Large Language Models},
@@ -102,6 +106,7 @@ class SolutionMetric(evaluate.Metric, ABC):
         """Adds texts and their references."""
         check_texts("predictions", predictions)
         check_texts("references", references)
+        check_lengths(predictions, references)
         super().add_batch(predictions=predictions, references=references)
 
     def _compute(
@@ -129,6 +134,7 @@ class SolutionMetric(evaluate.Metric, ABC):
                 raise ValueError(
                     f"questions has {len(questions)} entries, predictions has {len(predictions)}. Pass one for each."
                 )
+        check_options(options)
         inputs = SolutionInputs(
             predictions=list(predictions),
             references=list(references),
@@ -155,9 +161,31 @@ def check_texts(name: str, texts: Sequence[str] | None) -> None:
         raise ValueError(f"{name}={_shortened(texts)} must be a list of texts, got a {type(texts).__name__}.")
     if isinstance(texts, str):
         raise ValueError(f"{name}={_shortened(texts)} must be a list of texts, got one text. Write [{name}].")
+    if texts is not None:
+        check_sequence(name, texts, "a list of texts")
     for index, text in enumerate(texts if texts is not None else ()):
         if not isinstance(text, str):
             raise ValueError(f"{name}[{index}]={_shortened(text)} must be a text, got a {type(text).__name__}.")
+        if not text.isascii() and _SURROGATE.search(text):
+            raise ValueError(
+                f"{name}[{index}]={_shortened(text)} must be Unicode, but holds half of a surrogate pair."
+            )
+
+
+def check_lengths(predictions: Sequence, references: Sequence) -> None:
+    """
+    Checks that there is a reference for each prediction.
+
+    Raises:
+        ValueError: one of them is missing, or their numbers differ.
+    """
+    for name, values in (("predictions", predictions), ("references", references)):
+        if values is None:
+            raise ValueError(f"{name} is not given. Pass one entry for each row.")
+    if len(predictions) != len(references):
+        raise ValueError(
+            f"predictions has {len(predictions)} entries, but references has {len(references)}. Pass one for each row."
+        )
 
 
 def _check_keywords(options, match_option_text, bootstrap_samples, confidence, seed, judge):
@@ -190,9 +218,11 @@ def read_scheme_argument(scheme: StepScheme | Mapping | None) -> StepScheme:
         return StepScheme()
     # A module that was loaded from the Hub has a class of its own.
     values = scheme.to_dict() if hasattr(scheme, "to_dict") else scheme
-    if not isinstance(values, Mapping):
-        raise ValueError(f"scheme={_shortened(scheme)} must be a StepScheme or its dictionary.")
-    return StepScheme.from_dict(values)
+    check_type("scheme", values, Mapping, "a StepScheme or a mapping with its fields")
+    try:
+        return StepScheme.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"scheme: {error}") from None
 
 
 def read_solution(text: str, scheme: StepScheme, question: str | None) -> Solution:
@@ -252,6 +282,44 @@ def read_options(options: Sequence | Mapping | None, references: Sequence[str]) 
     if len(options) != len(references):
         raise ValueError(f"options has {len(options)} entries for {len(references)} references. Pass one for each.")
     return [_labels_to_texts(row) for row in options]
+
+
+def check_options(options: Sequence | Mapping | None) -> None:
+    """
+    Checks that `options` has one of the forms of `read_options`.
+
+    Raises:
+        ValueError, TypeError: it has another form.
+    """
+    if options is None:
+        return
+    if isinstance(options, Mapping):
+        _check_labels(options)
+        return
+    if not isinstance(options, str):
+        check_sequence(
+            "options", options, "a list of labels, a mapping of labels to texts, or one of them for each row"
+        )
+    for row in [] if isinstance(options, str) else options:
+        if not isinstance(row, str) and row is not None:
+            _check_labels(row)
+
+
+def _check_labels(options):
+    """Labels as texts, a mapping of them to texts, or the entries of the column `options`."""
+    wanted = "labels, or a mapping of labels to texts"
+    if isinstance(options, Mapping):
+        entries = [*options, *options.values()]
+    else:
+        check_sequence("options", options, wanted)
+        entries = []
+        for option in options:
+            is_column = isinstance(option, Mapping)
+            if is_column:
+                check_row("options", option, ("label", "text"))
+            entries += [option["label"], option["text"]] if is_column else [option]
+    for entry in entries:
+        check_type("options", entry, str, wanted)
 
 
 def reference_answer(reference: str, options: Mapping[str, str], question: str | None) -> str:

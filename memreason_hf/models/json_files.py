@@ -1,47 +1,31 @@
 """Checks of the JSON files of a saved model, before the library reads them without any."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import GenerationConfig
 
-from memreason_hf.files import read_json
+from memreason_hf.model_files import read_json_files
 from modeling_recurrent import RecurrentDepthConfig
 from modeling_recurrent.arguments_recurrent import refuse_misspelt
 
 
-# Files of a model that hold one JSON object each. The library reads a damaged generation_config.json as if it were
-# absent.
-_OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def check_json_files(folder: str | Path, field: str) -> None:
     """
-    Checks that the small JSON files of a local folder hold objects, and the entries that the library does not check.
+    Checks that the JSON files of a local folder hold objects, and the entries that the library does not check.
 
     Args:
         folder: of a model or adapter. A name on the Hub is not checked.
         field: what messages call `folder`, for example `"model"`.
 
     Raises:
+        OSError: a folder, or a link that leads nowhere, is in the place of a file.
         ValueError: a file is damaged; the message is one line and names the file and, where there is one, the key.
     """
-    tokenizer = Path(folder, "tokenizer.json")
-    if tokenizer.is_file():
-        # It may be large, and the tokenizer reads it anyway.
-        with open(tokenizer, "rb") as file:
-            if not file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-                raise ValueError(f"{field}={str(folder)!r}: tokenizer.json must hold a JSON object.")
     is_recurrent = False
-    for name in _OBJECTS:
-        path = Path(folder, name)
-        if not path.is_file():
-            continue
-        content = read_json(path)
-        if not isinstance(content, Mapping):
-            kind = "null" if content is None else f"a {type(content).__name__}"
-            raise ValueError(f"{field}={str(folder)!r}: {name} must hold a JSON object, but holds {kind}.")
+    for name, content in read_json_files(folder, field).items():
         wrong = _wrong_entry(name, content)
         if name == "config.json":
             is_recurrent = content.get("model_type") == RecurrentDepthConfig.model_type

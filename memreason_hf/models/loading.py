@@ -20,6 +20,7 @@ from transformers import (
 from memreason_hf.adapters.folders import adapter_folder
 from memreason_hf.adapters.model import AdapterModel
 from memreason_hf.adapters.saving import load_adapter, read_adapter_note, read_base_config
+from memreason_hf.checks import check_path, check_type
 from memreason_hf.data import load_multi_hop_tokenizer
 from memreason_hf.messages import describe_field_error, first_few, first_line
 from memreason_hf.models.json_files import check_json_files
@@ -49,12 +50,12 @@ def load_any_config(
         >>> load_any_config("runs/quickstart").model_type  # doctest: +SKIP
         'recurrent_depth'
     """
+    check_path("model", model)
     check_json_files(model, "model")
     adapter = adapter_folder(model, revision, "model")
     if adapter is not None:
         return _read_adapter_config(str(adapter), base, trust_remote_code)
-    if base is not None:
-        raise ValueError(f"base={base!r} is for adapters, but model={model!r} is not an adapter.")
+    _refuse_base(model, base)
     _check_model_folder(model)
     try:
         return _read_config(model, "model", trust_remote_code, revision)
@@ -102,8 +103,14 @@ def _read_adapter_config(folder, base, trust_remote_code):
     return config
 
 
+def _refuse_base(model, base):
+    if base is not None:
+        raise ValueError(f"base={base!r} is for adapters, but model={model!r} is not an adapter. Leave base out.")
+
+
 def _check_model_folder(model):
     folder = Path(model)
+    check_json_files(folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
         checkpoints = sorted(folder.glob("checkpoint-*/config.json"), key=lambda path: path.stat().st_mtime)
         hint = f" Did you mean {checkpoints[-1].parent}?" if checkpoints else ""
@@ -133,6 +140,7 @@ def load_tokenizer(
             model has embeddings.
     """
     name, field = (tokenizer, "tokenizer") if tokenizer else (model, "model")
+    check_path(field, name)
     revision = None if tokenizer else revision
     folder = Path(name) if tokenizer else adapter_folder(model, revision, "model") or Path(model)
     if folder.is_dir() and not (folder / "tokenizer.json").is_file():
@@ -195,11 +203,13 @@ def load_model(
         >>> model = load_model("runs/quickstart", "bfloat16")  # doctest: +SKIP
         >>> model = load_model("owner/model", revision="v1.0")  # doctest: +SKIP
     """
+    check_path("model", model)
     kwargs["trust_remote_code"] = trust_remote_code
     adapter = adapter_folder(model, revision, "model")
     if adapter is not None:
         adapted, _ = load_adapter(adapter, base=base, dtype=torch_dtype(dtype), **kwargs)
         return (adapted.merge_and_unload() if merge else adapted).eval()
+    _refuse_base(model, base)
     loaded, problems = read_model(model, "model", dtype=torch_dtype(dtype), revision=revision, **kwargs)
     if problems:
         shown = "; ".join(f"{kind}: {first_few(names, 3)}" for kind, names in problems.items())
@@ -215,6 +225,8 @@ def choose_device(device: str | None) -> torch.device:
     Raises:
         ValueError: torch does not know the device, or this machine does not have it.
     """
+    if device is not None:
+        check_type("device", device, str | torch.device, "the name of a device")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -13,11 +13,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from memreason_hf.checks import check_choice, check_int, check_sequence, check_type
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
 _SPECIAL = {"eos_token": "</s>", "pad_token": "<pad>"}
 _NUM_BYTES = 256
+# No layer, head or text of a new model is larger; a size beyond it is a typing error.
+_MOST = 10_000_000
 
 
 @dataclass
@@ -47,9 +50,10 @@ class NewModelArguments:
         least = {"vocab_size": _NUM_BYTES + len(_SPECIAL), "num_layers": 3 if self.architecture == "recurrent" else 1}
         for name in ("hidden_size", "num_attention_heads", "max_position_embeddings", "num_recurrences"):
             least[name] = 1
+        if self.architecture is not None:
+            check_choice("new_model.architecture", self.architecture, ("llama", "recurrent"))
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"new_model.{name}={getattr(self, name)} must be at least {bound}.")
+            check_int(f"new_model.{name}", getattr(self, name), least=bound, most=_MOST)
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"new_model.hidden_size={self.hidden_size} must be a multiple of twice "
@@ -64,6 +68,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     Args:
         vocab_size: the maximum number of tokens. 258 of them are the bytes, the end of text and padding.
     """
+    check_int("vocab_size", vocab_size, least=_NUM_BYTES + len(_SPECIAL))
+    check_sequence("texts", texts, "a list of texts")
+    texts = _checked_texts(texts)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -77,8 +84,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **_SPECIAL)
 
 
+def _checked_texts(texts):
+    for index, text in enumerate(texts):
+        check_type(f"texts[{index}]", text, str, "a text")
+        yield text
+
+
 def build_new_model(arguments: NewModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A model with random weights and an embedding row for each token of `tokenizer`."""
+    check_choice("new_model.architecture", arguments.architecture, ("llama", "recurrent"))
     common = {
         "vocab_size": len(tokenizer),
         "hidden_size": arguments.hidden_size,

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from memreason_hf.adapters.base_files import weight_files
+from memreason_hf.checks import check_choice
 from memreason_hf.messages import first_line
 from memreason_hf.models.json_files import check_json_files
 from memreason_hf.repositories import check_downloads, check_source, hub_errors, remote_code_error
@@ -22,7 +23,13 @@ _ODD_FILES = (ArithmeticError, AssertionError, AttributeError, ImportError, Look
 
 
 def torch_dtype(name: str) -> torch.dtype | str:
-    """The dtype that a flag names; `"auto"` is returned as it is."""
+    """
+    The dtype that a flag names; `"auto"` is returned as it is.
+
+    Raises:
+        ValueError: no dtype of weights has the name.
+    """
+    check_choice("dtype", name, ("auto", "float32", "bfloat16", "float16", "float64"))
     return name if name == "auto" else getattr(torch, name)
 
 

@@ -6,9 +6,10 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from memreason_hf.checks import check_choice
 from memreason_hf.messages import first_few
 from memreason_hf.models.configs_and_tokenizers import read_tokenizer
-from memreason_hf.models.pretrained import read_model
+from memreason_hf.models.pretrained import check_source, read_model
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
@@ -80,6 +81,8 @@ def make_model(
         StrictDataclassError: an impossible config.
     """
     chosen = {name: value for name, value in model.items() if name not in ("style", "path")}
+    style = model.get("style", style)
+    check_choice("model.style", style, STYLES)
     if model.get("path"):
         return _load_model(model["path"], chosen, tokenizer)
     if chosen.get("vocab_size", len(tokenizer)) < len(tokenizer):
@@ -89,10 +92,11 @@ def make_model(
         )
     # The embedding of padding stays zero. No token attends to padding.
     defaults = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **defaults}
-    return RecurrentDepthForCausalLM(STYLES[model.get("style", style)](**{**defaults, **chosen}))
+    return RecurrentDepthForCausalLM(STYLES[style](**{**defaults, **chosen}))
 
 
 def _load_model(path, chosen, tokenizer):
+    check_source(path, "model.path")
     model, problems = read_model(str(path), "model.path", **chosen)
     # A field that is changed may add weights, which are trained.
     if not chosen and (missing := problems.get("missing_keys")):

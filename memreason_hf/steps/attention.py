@@ -29,7 +29,7 @@ from memreason_hf.files import write_json
 from memreason_hf.patches import attach, attached, detach, override, remove_override
 from memreason_hf.steps.cached_ids import cache_in, read_past, record_ids
 from memreason_hf.steps.masks import IMPLEMENTATIONS, VARIANTS, ForwardSteps, StepTokens
-from memreason_hf.steps.tokenization import step_token_ids
+from memreason_hf.steps.tokenization import token_groups
 from modeling_recurrent import RecurrentDepthConfig
 
 
@@ -85,7 +85,7 @@ def set_step_attention(
             # An adapter must record this, too: its base may have been saved with an attention that it removed.
             setattr(model.config, STEP_ATTENTION_KEY, {**recorded, "variant": None})
         return
-    groups = step_token_ids(tokens) if isinstance(tokens, PreTrainedTokenizerBase) else tokens
+    groups = token_groups(tokens)
     step_tokens = StepTokens(groups)
     kernel = _check_model(model, step_tokens)
     _remove(model)

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from memreason_hf.checks import check_type
 from memreason_hf.steps.scheme import KINDS, PREFIX
-from memreason_hf.steps.tokenization import step_token_ids
+from memreason_hf.steps.tokenization import token_groups
 
 
 NO_KIND_YET = "none"
@@ -46,7 +47,7 @@ class StepKinds:
     """
 
     def __init__(self, tokens: PreTrainedTokenizerBase | Mapping[str, Sequence[int]]):
-        groups = step_token_ids(tokens) if isinstance(tokens, PreTrainedTokenizerBase) else tokens
+        groups = token_groups(tokens)
         self.names = [NO_KIND_YET, *(kind for kind in KINDS if groups.get(kind))]
         if len(self.names) == 1:
             raise ValueError("The scheme has no tokens for kinds of steps, so the ids do not show them.")
@@ -91,6 +92,7 @@ class DepthByKind:
         depths: Mapping[str, int],
         otherwise: int,
     ):
+        check_type("depths", depths, Mapping, "a mapping from kinds to numbers of recurrences")
         self.kinds = StepKinds(tokens)
         for name, depth in {**depths, "otherwise": otherwise}.items():
             if name not in (*self.kinds.names[1:], "otherwise"):

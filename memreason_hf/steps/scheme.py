@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 
+from memreason_hf.checks import check_row, check_sequence, check_type, shortened
 from memreason_hf.steps.marks import FAMILY_TOKEN, Piece, find_groups, find_lines
 
 
@@ -23,6 +24,8 @@ KINDS = ("memory", "reason", "answer", NO_KIND)
 ANSWER_MARKER = "The answer is:"
 QUESTION_MARKER = "Question: "
 
+# The most tokens of a group. Published schemes have at most 10.
+MOST_TOKENS = 1000
 MARKS = ("tokens", "words", "none")
 LAYOUTS = ("steps", "front", "plan_first", "plan_only")
 
@@ -50,6 +53,19 @@ class Step:
             raise ValueError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}.")
         if not isinstance(self.text, str):
             raise TypeError(f"text={self.text!r} must be a string.")
+
+
+def as_step(step: Step | Mapping) -> Step:
+    """
+    A step, or a mapping with `kind` and `text`, as a step.
+
+    Raises:
+        ValueError, TypeError: `step` is neither, or lacks one of the two.
+    """
+    if isinstance(step, Step):
+        return step
+    check_row("step", step, ("kind", "text"))
+    return Step(**step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +109,6 @@ def answer_step(answer: str) -> Step:
 
 
 # The published texts have 2 to 6 of a kind.
-_MOST_TOKENS = 1000
 
 
 @dataclass(frozen=True)
@@ -147,10 +162,10 @@ class StepScheme:
                 raise TypeError(f"{name}={value!r} must be a whole number.")
             if value < 0:
                 raise ValueError(f"{name}={value} must not be negative.")
-            if value > _MOST_TOKENS:
+            if value > MOST_TOKENS:
                 raise ValueError(
-                    f"{name}={value} must be at most {_MOST_TOKENS:,}: each has a row in the embedding, and all stand "
-                    "before every step."
+                    f"{name}={shortened(value)} must be at most {MOST_TOKENS:,}: every step begins with so many "
+                    "tokens, and each of them is a row of the embedding."
                 )
         for name, values in (("marks", MARKS), ("layout", LAYOUTS)):
             if getattr(self, name) not in values:
@@ -202,6 +217,7 @@ class StepScheme:
 
     def question_text(self, question: str) -> str:
         """The question before a solution: `Question: …` and a newline."""
+        check_type("question", question, str, "a text")
         return f"{QUESTION_MARKER}{question.removeprefix(QUESTION_MARKER)}\n"
 
     def prompt(self, question: str) -> str:
@@ -215,7 +231,8 @@ class StepScheme:
         The kinds are lost where the scheme has none, the texts where only a plan is written, and the order where the
         scheme is ordered.
         """
-        steps = [step if isinstance(step, Step) else Step(**step) for step in steps]
+        check_sequence("steps", steps, "a list of steps")
+        steps = [as_step(step) for step in steps]
         if self.ordered:
             ranks = {"memory": 0, "answer": 2}
             steps.sort(key=lambda step: ranks.get(step.kind, 1))
@@ -234,7 +251,8 @@ class StepScheme:
             ValueError: a text that could not be parsed: it contains a newline or a token of the scheme, starts with a
                 token of another scheme, or is empty where an empty step would not show.
         """
-        steps = [step if isinstance(step, Step) else Step(**step) for step in steps]
+        check_sequence("steps", steps, "a list of steps")
+        steps = [as_step(step) for step in steps]
         arranged = self.arrange(steps)
         for step in steps:
             self._check(step)
@@ -258,6 +276,7 @@ class StepScheme:
         start of a line or, in a text without newlines, after white space. Every other line that is not blank is a step
         without a kind. The text should begin after the question.
         """
+        check_type("text", text, str, "a text")
         spans, stop = self.locate(text)
         return Solution(
             [Step(span.kind, text[span.text_start : span.end]) for span in spans if not span.is_plan],
@@ -273,6 +292,7 @@ class StepScheme:
             The places in their order, and the end of the last step: before the end of the text if the text ends inside
             the tokens of a step.
         """
+        check_type("text", text, str, "a text")
         stop = len(text)
         if self.marks == "none":
             pieces = [Piece(None, start, start, start, end) for start, end in find_lines(text)]
@@ -344,10 +364,13 @@ class StepScheme:
         Raises:
             ValueError: an unknown field.
         """
+        check_type("values", values, Mapping, "a mapping with the fields of a scheme")
         names = [item.name for item in fields(cls)]
         unknown = [name for name in values if name not in names]
         if unknown:
-            raise ValueError(f"A StepScheme has no field {', '.join(map(str, unknown))}. Fields: {', '.join(names)}.")
+            raise ValueError(
+                f"A StepScheme has no field {', '.join(map(str, unknown))}. Its fields are {', '.join(names)}."
+            )
         return cls(**values)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memreason_hf.checks import check_choice, check_has, check_sequence, check_type
 from memreason_hf.patches import name_tokens
 from memreason_hf.steps.marks import split_at
 from memreason_hf.steps.scheme import KINDS, PREFIX, Step, StepScheme
@@ -60,6 +61,10 @@ def extend_tokenizer(
     '<memory>'
     ```
     """
+    check_has("tokenizer", tokenizer, "convert_tokens_to_ids", "a tokenizer")
+    check_type("scheme", scheme, StepScheme, "a StepScheme")
+    if model is not None:
+        check_has("model", model, "get_input_embeddings", "a model")
     tokens = list(scheme.tokens)
     if tokens:
         groups = {PREFIX: scheme.prefix_tokens} | {kind: scheme.kind_tokens(kind) for kind in KINDS}
@@ -81,6 +86,7 @@ def read_scheme(tokenizer: PreTrainedTokenizerBase) -> StepScheme:
     Raises:
         ValueError: the tokenizer was not extended, or lacks tokens of its scheme.
     """
+    check_has("tokenizer", tokenizer, "init_kwargs", "a tokenizer")
     values = tokenizer.init_kwargs.get(SCHEME_KEY)
     if values is None:
         raise ValueError(
@@ -139,6 +145,22 @@ def step_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     return {name: tokenizer.convert_tokens_to_ids(list(tokens)) for name, tokens in groups.items()}
 
 
+def token_groups(tokens: PreTrainedTokenizerBase | Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    """
+    The ids of every group of step tokens, from an extended tokenizer or as they are.
+
+    Raises:
+        ValueError, TypeError: `tokens` is neither, or names a group that no scheme has.
+    """
+    if isinstance(tokens, PreTrainedTokenizerBase):
+        return step_token_ids(tokens)
+    check_type("tokens", tokens, Mapping, "an extended tokenizer, or a mapping from groups to token ids")
+    for name, ids in tokens.items():
+        check_choice("the name of a group of tokens", name, (PREFIX, *KINDS))
+        check_sequence(f"tokens[{name!r}]", ids, "a list of token ids")
+    return tokens
+
+
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """
     The ids of a text without special tokens: `</s>` or `<memory_0>` in a user's question is encoded as characters.
@@ -169,6 +191,7 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         ValueError: the tokenizer has neither.
     """
+    check_has("tokenizer", tokenizer, "pad_token_id", "a tokenizer")
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return token_id
@@ -205,7 +228,11 @@ def encode_prompt(
     """
     scheme = read_scheme(tokenizer)
     ids = begin_ids(tokenizer)
-    for shown, steps in demonstrations:
+    check_sequence("demonstrations", demonstrations, "a list of pairs of a question and its steps")
+    for pair in demonstrations:
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise TypeError(f"demonstrations hold {pair!r}, but each must be a pair of a question and its steps.")
+        shown, steps = pair
         ids += encode_plain(tokenizer, scheme.question_text(shown)) + encode_solution(tokenizer, steps)
         ids += encode_plain(tokenizer, "\n")
     ids += encode_plain(tokenizer, scheme.question_text(question))

@@ -393,8 +393,8 @@ def test_a_recurrent_base_keeps_its_arguments(mode):
     [
         ({"mode": "prefix"}, "mode='prefix' must be one of full, lora, tokens, lora+tokens"),
         ({"lora_targets": "head"}, "lora_targets='head' must be one of mlp, attention, all"),
-        ({"lora_r": 0}, "lora_r=0 must be an integer of at least 1"),
-        ({"lora_r": True}, "lora_r=True must be an integer"),
+        ({"lora_r": 0}, "lora_r=0 must be at least 1"),
+        ({"lora_r": True}, "lora_r=True must be a whole number"),
         ({"lora_alpha": 0}, "lora_alpha=0 must be above 0"),
         ({"lora_dropout": 1.0}, "lora_dropout=1.0 must be at least 0 and below 1"),
     ],

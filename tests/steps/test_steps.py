@@ -303,7 +303,7 @@ def test_a_scheme_goes_through_json_values(scheme):
 
 
 def test_unknown_fields_are_refused():
-    with pytest.raises(ValueError, match=r"no field num_tokens\. Fields: num_prefix_tokens"):
+    with pytest.raises(ValueError, match=r"no field num_tokens\. Its fields are num_prefix_tokens"):
         StepScheme.from_dict({"num_tokens": 4})
 
 

@@ -42,6 +42,8 @@ class ChainCollator:
             raise ValueError(f"supervision={supervision!r} must be one of {', '.join(SUPERVISIONS)}.")
         if isinstance(pad_token_id, bool) or not isinstance(pad_token_id, int):
             raise TypeError(f"pad_token_id={pad_token_id!r} must be an integer. Pass tokenizer.pad_token_id.")
+        if pad_token_id < 0:
+            raise ValueError(f"pad_token_id={pad_token_id} must not be negative. Pass tokenizer.pad_token_id.")
         self.pad_token_id = pad_token_id
         self.supervision = supervision
 

@@ -5,6 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
+# A data set is built in memory. The study's has 10,000 facts and a million chains.
+MOST_FACTS = 10**8
+MOST_CHAINS = 10**9
 MAX_HOPS = 1_000  # a mistyped range is refused before it fills the memory
 TEST_SHARE_WHEN_CAPPED = 5  # one chain in five is a test chain if the world has fewer than requested
 
@@ -93,7 +96,18 @@ class MultiHopConfig:
             raise ValueError(
                 f"test_hops={self.test_hops} holds 1, the atomic facts, so num_atomic_probes=0 must be at least 1."
             )
-        self.plan_chains()
+        facts = self.num_entities * self.num_relations
+        if facts > MOST_FACTS:
+            raise ValueError(
+                f"num_entities={self.num_entities:,} and num_relations={self.num_relations:,} make {facts:,} atomic "
+                f"facts, which are all in training. Use at most {MOST_FACTS:,}."
+            )
+        chains = sum(num_train + num_test for num_train, num_test in self.plan_chains().values())
+        if chains > MOST_CHAINS:
+            raise ValueError(
+                f"num_train_chains={self.num_train_chains:,} and num_test_chains={self.num_test_chains:,} make "
+                f"{chains:,} chains over all hop counts. Use at most {MOST_CHAINS:,}."
+            )
 
     @property
     def train_hop_counts(self) -> tuple[int, ...]:
@@ -184,9 +198,9 @@ def parse_hop_counts(hops: str | int | Iterable[int]) -> tuple[int, ...]:
         try:
             counts = [operator.index(hops)] if not isinstance(hops, Iterable) else [operator.index(h) for h in hops]
         except TypeError:
-            raise ValueError(f"{hops!r} must hold hop counts only.") from None
+            raise ValueError(f"hops={hops!r} must hold hop counts only.") from None
     if not counts:
-        raise ValueError(f"{hops!r} names no hop count. Write for example 2-8,12,16.")
+        raise ValueError(f"hops={hops!r} names no hop count. Write for example 2-8,12,16.")
     return tuple(sorted(set(counts)))
 
 
@@ -204,7 +218,7 @@ def format_hop_counts(counts: Iterable[int]) -> str:
 def _parse_range(part: str, whole: str) -> range:
     first, dash, last = part.partition("-")
     if not first.isdecimal() or (dash and not last.isdecimal()):
-        raise ValueError(f"{part!r} in {whole!r} is not a hop count or range. Write for example 2-8,12,16.")
+        raise ValueError(f"{part!r} in hops={whole!r} is not a hop count or range. Write for example 2-8,12,16.")
     if max(int(first), int(last or 0)) > MAX_HOPS:
         raise ValueError(f"{part!r} in {whole!r} must be at most {MAX_HOPS:,} hops.")
     if dash and int(last) < int(first):
@@ -221,7 +235,9 @@ def _checked_hop_counts(config: MultiHopConfig, name: str, smallest: int) -> tup
         raise ValueError(f"{name} holds {counts[-1]}, which must be at most {MAX_HOPS:,} hops.")
     if counts[0] < smallest:
         why = " (the atomic facts, of 1 hop, are always in training)" if smallest == 2 else ""
-        raise ValueError(f"{name} holds {counts[0]}, which must be at least {smallest}{why}.")
+        raise ValueError(
+            f"{name}={getattr(config, name)!r} holds {counts[0]}, which must be at least {smallest}{why}."
+        )
     return counts
 
 

@@ -7,6 +7,7 @@ from datasets.fingerprint import Hasher
 from datasets.table import InMemoryTable
 from transformers import PreTrainedTokenizerBase
 
+from memreason_hf.checks import check_has, check_int, check_type
 from memreason_hf.data.chains.tables import UnknownTokens, look_up, split_tokens
 from memreason_hf.data.labels import IGNORED_LABEL
 from memreason_hf.messages import first_few
@@ -50,6 +51,9 @@ def encode_chains(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, batch
     train = encode_chains(load_multi_hop("data/small_world")["train"], load_multi_hop_tokenizer("data/small_world"))
     ```
     """
+    check_type("dataset", dataset, Dataset, "a split of a multi-hop data set (load_multi_hop)")
+    check_has("tokenizer", tokenizer, "get_vocab", "a tokenizer")
+    check_int("batch_size", batch_size, least=1)
     missing = [name for name in _COLUMNS if name not in dataset.column_names]
     if missing:
         raise ValueError(
@@ -57,7 +61,7 @@ def encode_chains(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, batch
             "Pass a split of a multi-hop data set (load_multi_hop)."
         )
     if not len(dataset):
-        raise ValueError("The data set is empty: there is nothing to encode.")
+        raise ValueError("The data set has no rows: there is nothing to encode.")
     ids = tokenizer.get_vocab()
     words = pa.array(list(ids), pa.string())
     word_ids = np.fromiter(ids.values(), dtype=np.int64, count=len(ids))

@@ -77,7 +77,10 @@ def read_json_folder(folder: str | Path) -> tuple[list[str], dict[str, pa.Table]
     folder = Path(folder)
     missing = [name for name in JSON_FILES if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"{folder} is not a complete multi-hop data set: it lacks {first_few(missing)}.")
+        raise FileNotFoundError(
+            f"{folder} is not a complete multi-hop data set: it lacks {first_few(missing)}. Pass its folder "
+            "(input_dir)."
+        )
     vocabulary = read_vocabulary(folder)
     words = pa.array(vocabulary)
     tables, facts = {}, None

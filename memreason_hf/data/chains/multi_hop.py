@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, NamedSplit
 from datasets.table import InMemoryTable
 
+from memreason_hf.checks import check_int, check_path, check_sequence, check_type
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.encoding import encode_chains
 from memreason_hf.data.chains.folder import CONTENTS, check_output_folder, read_manifest, write_manifest
@@ -105,6 +106,7 @@ def build_multi_hop(config: MultiHopConfig) -> MultiHopData:
         >>> data.dataset["train"].num_rows, data.dataset["train"][0]["type"]
         (21, 'atomic')
     """
+    check_type("config", config, MultiHopConfig, "a MultiHopConfig")
     world = build_world(config)
     facts = atomic_chains(world)
     vocabulary = build_vocabulary(config.num_entities, config.num_relations)
@@ -148,6 +150,7 @@ def read_multi_hop_json(path: str | Path) -> MultiHopData:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged or contradicts itself; names the file and the item.
     """
+    check_path("path", path)
     vocabulary, tables = read_json_folder(path)
     return MultiHopData(vocabulary, chain_datasets(tables))
 
@@ -163,6 +166,8 @@ def save_multi_hop(data: MultiHopData, output_dir: str | Path, *, overwrite: boo
     Raises:
         FileExistsError: the folder holds anything foreign, or it holds a data set and `overwrite` is false.
     """
+    check_type("data", data, MultiHopData, "a MultiHopData (build_multi_hop)")
+    check_path("output_dir", output_dir)
     check_output_folder(Path(output_dir), overwrite)
     with whole_folder(output_dir, overwrite=overwrite, durable=False) as folder:
         for split, name in SPLIT_FILES.items():
@@ -193,6 +198,8 @@ def prepare_multi_hop(config: MultiHopConfig, output_dir: str | Path, *, overwri
     dataset = load_multi_hop("data/small_world")
     ```
     """
+    check_type("config", config, MultiHopConfig, "a MultiHopConfig")
+    check_path("output_dir", output_dir)
     folder = Path(output_dir)
     clear_killed_builds(folder)
 
@@ -218,6 +225,8 @@ def convert_multi_hop(input_dir: str | Path, output_dir: str | Path, *, overwrit
     Returns:
         The manifest.
     """
+    check_path("input_dir", input_dir)
+    check_path("output_dir", output_dir)
     check_output_folder(Path(output_dir), overwrite)
     return save_multi_hop(read_multi_hop_json(input_dir), output_dir, overwrite=overwrite)
 
@@ -231,6 +240,7 @@ def load_multi_hop(path: str | Path) -> DatasetDict:
         FileNotFoundError: the folder holds no data set.
         ValueError: the data set is damaged, or is not a multi-hop data set.
     """
+    check_path("path", path)
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}. data_scripts/build_multi_hop.py builds a data set.")
@@ -253,9 +263,15 @@ def select_chains(dataset: Dataset, *, kind: str | None = None, hops: Iterable[i
     Raises:
         ValueError: the kind is unknown, or no row is left.
     """
+    check_type("dataset", dataset, Dataset, "a split of a multi-hop data set (load_multi_hop)")
     patterns = {"test": r"hop_test$", "train": r"hop_train$", "atomic": r"^atomic"}
-    if kind is not None and kind not in patterns:
+    if kind is not None and (not isinstance(kind, str) or kind not in patterns):
         raise ValueError(f"kind={kind!r} must be one of {', '.join(patterns)}, or None for all.")
+    if hops is not None:
+        check_sequence("hops", hops, "a list of hop counts")
+        hops = list(hops)
+        for count in hops:
+            check_int("hops", count, least=1)
     columns = dataset.select_columns(["type", "hops"]).with_format("arrow")[:]
     keep = np.ones(len(dataset), dtype=bool)
     if kind is not None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from memreason_hf.checks import check_path, check_sequence
 from memreason_hf.files import read_json
 from memreason_hf.messages import first_few
+from memreason_hf.model_files import read_json_files
 
 
 PAD_TOKEN = "<pad>"
@@ -84,15 +86,15 @@ def check_vocabulary(vocabulary: Sequence[str]) -> Sequence[str]:
     malformed = [t for t in vocabulary if not isinstance(t, str) or not _TOKEN_PATTERN.fullmatch(t)]
     if malformed:
         raise ValueError(
-            f"{first_few(malformed)} cannot be in the vocabulary: a token must be `<...>` with printable ASCII "
-            "characters, but without blanks, quotes and backslashes."
+            f"{first_few([*map(repr, malformed)])} cannot be in the vocabulary: a token must be `<...>` with "
+            "printable ASCII characters, but without blanks, quotes and backslashes."
         )
     if len(set(vocabulary)) < len(vocabulary):
         repeated = [token for token, count in Counter(vocabulary).items() if count > 1]
-        raise ValueError(f"The vocabulary holds {first_few(repeated)} more than once.")
+        raise ValueError(f"The vocabulary holds {first_few(repeated)} more than once. Remove the copies.")
     missing = [token for token in (PAD_TOKEN, END_OF_ANSWER) if token not in vocabulary]
     if missing:
-        raise ValueError(f"The vocabulary lacks {first_few(missing)}.")
+        raise ValueError(f"The vocabulary lacks {first_few(missing)}. Add {'it' if len(missing) == 1 else 'them'}.")
     return vocabulary
 
 
@@ -110,6 +112,7 @@ def build_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
         >>> tokenizer("<e_2><r_0>")["input_ids"]
         [3, 4]
     """
+    check_sequence("vocabulary", vocabulary, "a list of tokens")
     ids = {token: index for index, token in enumerate(check_vocabulary(vocabulary))}
     tokenizer = Tokenizer(models.WordLevel(ids))
     # "isolated" keeps text between tokens as words, which then raise an error; "removed" would hide it.
@@ -137,6 +140,7 @@ def load_multi_hop_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         FileNotFoundError: the folder has neither file.
         ValueError: the two files differ.
     """
+    check_path("path", path)
     folder = Path(path)
     has_tokenizer, has_vocabulary = (Path(folder, name).is_file() for name in (TOKENIZER_FILE, VOCABULARY_FILE))
     if not has_tokenizer and not has_vocabulary:
@@ -145,7 +149,11 @@ def load_multi_hop_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         )
     if not has_tokenizer:
         return build_tokenizer(read_vocabulary(folder))
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    read_json_files(folder, "tokenizer")
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # a damaged tokenizer.json raises a bare Exception
+        raise ValueError(f"{folder / TOKENIZER_FILE} cannot be read: {error}. Build the data set again.") from error
     if has_vocabulary:
         expected = {token: index for index, token in enumerate(read_vocabulary(folder))}
         known = tokenizer.get_vocab()

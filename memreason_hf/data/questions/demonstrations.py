@@ -4,6 +4,7 @@ import random
 
 from datasets import Dataset
 
+from memreason_hf.checks import check_int, check_row, check_sequence, check_type
 from memreason_hf.data.questions.memory_reason import reference_solution
 from memreason_hf.steps import Step
 
@@ -30,6 +31,12 @@ class Demonstrations:
 
     def __init__(self, dataset: Dataset, num_demonstrations: int, *, seed: int = 0):
         # Each question once. Otherwise a repeated question could be drawn twice, or leave one demonstration too few.
+        check_sequence("dataset", dataset, "a split of annotated questions")
+        check_int("num_demonstrations", num_demonstrations)
+        check_int("seed", seed)
+        for row in dataset:
+            check_row("row", row, ("question", "steps", "answer"))
+            break
         rows = {row["question"]: row for row in dataset if row["steps"]} if num_demonstrations else {}
         if num_demonstrations < 0 or num_demonstrations > max(len(rows) - 1, 0):
             raise ValueError(
@@ -42,6 +49,7 @@ class Demonstrations:
 
     def __call__(self, question: str) -> list[tuple[str, list[Step]]]:
         """Pairs of a question and its solution, the answer last; none of them is `question`."""
+        check_type("question", question, str, "a text")
         if not self.num_demonstrations:
             return []
         generator = random.Random(f"{self.seed}:{question}")

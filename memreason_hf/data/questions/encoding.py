@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from memreason_hf.checks import check_int, check_row, check_sequence
 from memreason_hf.data.labels import IGNORED_LABEL
 from memreason_hf.data.padding import pad_rows
 from memreason_hf.data.questions.memory_reason import reference_solution
@@ -80,6 +81,9 @@ def encode_solutions(
     print(report.describe())
     ```
     """
+    check_sequence("items", items, "a list of questions with solutions")
+    if max_length is not None:
+        check_int("max_length", max_length, least=1)
     if too_long not in TOO_LONG:
         raise ValueError(f"too_long={too_long!r} must be one of {', '.join(TOO_LONG)}.")
     scheme = read_scheme(tokenizer)
@@ -92,11 +96,12 @@ def encode_solutions(
     lengths = []
     for index, item in enumerate(items):
         report.num_items += 1
-        solved = demonstrations(item["question"]) if demonstrations else ()
+        check_row(f"item {index}", item, ("question", "steps", "answer"))
         try:
+            solved = demonstrations(item["question"]) if demonstrations else ()
             prompt = encode_prompt(tokenizer, item["question"], solved)
             solution = encode_solution(tokenizer, reference_solution(item))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"Training item {index}: {error}") from error
         # The prefix tokens at the end of the prompt belong to the solution.
         written = [*solution[len(prefix) :], end]

@@ -76,8 +76,8 @@ def read_source(name: str, source: str) -> dict[str, list[SourceItem]]:
             items[split] = parse_items(content, f"{source.rstrip('/')}/{file_name}", split, name)
     if not items:
         raise FileNotFoundError(
-            f"{source} holds neither {' nor '.join(names.values())}, so it is not the data set {name!r}. Give the "
-            "folder or URL with the study's JSON files."
+            f"source={source!r} holds neither {' nor '.join(names.values())}, so it is not the data set {name!r}. "
+            "Give the folder or URL with the study's JSON files."
         )
     return items
 
@@ -165,7 +165,7 @@ def _add_step(item, step):
     labels = [label for label in match.groups() if label is not None]
     unknown = [label for label in labels if label not in KIND_LABELS]
     if unknown:
-        raise ValueError(f"the step {step[:60]!r} has the unknown label [{unknown[0]}]. Labels are {_labels()}.")
+        raise ValueError(f"the step {step[:60]!r} has the unknown label [{unknown[0]}]. The labels are {_labels()}.")
     kinds = {KIND_LABELS[label] for label in labels}
     text = one_line(step[match.end() :])
     if not text:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, List, NamedSplit, Value, load_dataset, load_from_disk
 
+from memreason_hf.checks import check_path, check_row, check_sequence, check_type
 from memreason_hf.data.questions.json_files import AUTHORS_URL, FILE_NAMES, SourceItem, read_source
 from memreason_hf.data.questions.options import options_column
 from memreason_hf.data.questions.rationales import aqua_rat_item, gsm8k_item, rationale_items
@@ -30,6 +31,7 @@ from memreason_hf.data.saved_folders import (
 from memreason_hf.files import clear_killed_builds, portable_path, read_json, whole_folder, write_json
 from memreason_hf.locks import locked
 from memreason_hf.steps import ANSWER_MARKER, Step, answer_step
+from memreason_hf.steps.scheme import as_step
 
 
 FEATURES = Features(
@@ -136,6 +138,8 @@ def build_memory_reason(name: str, source: str | None = None, *, cache_dir: str 
         FileNotFoundError: the source has none of the files.
         OSError: the source cannot be fetched.
     """
+    if source is not None:
+        check_path("source", source)
     if name not in NAMES:
         raise ValueError(f"name={name!r} must be one of {', '.join(NAMES)}.")
     if name in FILE_NAMES:
@@ -159,6 +163,8 @@ def save_memory_reason(data: MemoryReasonData, output_dir: str | Path, *, overwr
     Raises:
         FileExistsError: the folder holds anything foreign, or it holds a data set and `overwrite` is false.
     """
+    check_type("data", data, MemoryReasonData, "a MemoryReasonData (build_memory_reason)")
+    check_path("output_dir", output_dir)
     folder = Path(output_dir)
     clear_killed_builds(folder)
     with locked(folder, wait=float("inf")):
@@ -224,6 +230,7 @@ def load_memory_reason(source: str | Path, name: str | None = None) -> DatasetDi
         FileNotFoundError: the folder holds no saved data set, and `name` is not given.
         ValueError: the data set is damaged, or does not hold annotated questions.
     """
+    check_path("source", source)
     if not is_saved(source):
         if name is None:
             raise FileNotFoundError(
@@ -235,8 +242,15 @@ def load_memory_reason(source: str | Path, name: str | None = None) -> DatasetDi
 
 
 def reference_solution(row: Mapping) -> list[Step]:
-    """The steps of a row, and its answer as the last step."""
-    return [*(Step(**step) for step in row["steps"]), answer_step(row["answer"])]
+    """
+    The steps of a row, and its answer as the last step.
+
+    Raises:
+        ValueError, TypeError: the row or one of its steps lacks a column.
+    """
+    check_row("row", row, ("steps", "answer"))
+    check_sequence("steps", row["steps"], "a list of steps")
+    return [*map(as_step, row["steps"]), answer_step(row["answer"])]
 
 
 def _load_rows(source, config, cache_dir):

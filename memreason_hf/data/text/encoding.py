@@ -7,7 +7,8 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from memreason_hf.data.text.packing import DocumentTooLongError, TextCounts, pack_documents
+from memreason_hf.checks import check_has, check_type
+from memreason_hf.data.text.packing import DocumentTooLongError, TextCounts, check_packing, pack_documents
 
 
 # Documents that are packed together. Rows of one block are full; only the last row of a block may be short.
@@ -69,6 +70,10 @@ def encode_texts(
     Raises:
         ValueError: a document is too long and `too_long` is `"error"`, or no document has two tokens.
     """
+    check_type("texts", texts, Dataset, "a data set with the column text")
+    check_has("tokenizer", tokenizer, "eos_token", "a tokenizer")
+    check_packing(sequence_length, too_long)
+    _check_column(texts)
     num_proc = num_proc or min(os.cpu_count() or 1, _MOST_PROCESSES)
     # Starting processes takes longer than tokenising some thousand texts.
     num_proc = max(min(num_proc, len(texts) // 2000), 1)
@@ -103,6 +108,13 @@ def encode_texts(
     )
     counts.rows = len(rows)
     return rows, counts
+
+
+def _check_column(texts):
+    feature = texts.features.get("text")
+    if feature is None or getattr(feature, "dtype", None) not in ("string", "large_string", "null"):
+        found = ", ".join(f"{name} ({getattr(kind, 'dtype', kind)})" for name, kind in texts.features.items())
+        raise ValueError(f"texts must have a column text of texts; the columns are {found or 'none'}.")
 
 
 def _tokenize(batch, tokenizer):

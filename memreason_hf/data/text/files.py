@@ -2,9 +2,11 @@
 
 import codecs
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from memreason_hf.checks import check_path, check_sequence
 from memreason_hf.messages import first_few
 
 
@@ -19,6 +21,8 @@ BUILDERS = {
     ".parquet": "parquet",
 }
 _CHUNK = 16 << 20
+# Letters that are read to see how a JSON file begins.
+_BEGIN = 4096
 
 
 def find_files(patterns: str | Sequence[str], field: str = "data.files") -> list[Path]:
@@ -34,7 +38,12 @@ def find_files(patterns: str | Sequence[str], field: str = "data.files") -> list
         ValueError: one that matches nothing, or an unknown suffix.
     """
     files = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    patterns = [patterns] if isinstance(patterns, str | os.PathLike) else patterns
+    check_sequence(field, patterns, "paths or patterns")
+    if not patterns:
+        raise ValueError(f"{field}=[] must name at least one file.")
+    for pattern in patterns:
+        check_path(field, pattern)
         path = Path(pattern).expanduser()
         if path.is_dir():
             found = sorted(item for item in path.rglob("*") if item.is_file() and item.suffix.lower() in BUILDERS)
@@ -86,8 +95,24 @@ def check_files(files: Sequence[Path], field: str = "data.files") -> None:
             f"{field}: {first_few(empty, 3)} {'is' if len(empty) == 1 else 'are'} empty. Leave out empty files."
         )
     for path in files:
-        if BUILDERS[path.suffix.lower()] != "parquet":
+        builder = BUILDERS[path.suffix.lower()]
+        if builder != "parquet":
             _check_utf8(path, field)
+        if builder == "json":
+            _check_json_rows(path, field)
+
+
+def _check_json_rows(path, field):
+    """The first row of JSON lines, or of a JSON list, must be a mapping: Arrow ends the process where it is null."""
+    with open(path, encoding="utf-8-sig") as file:
+        begin = file.read(_BEGIN).lstrip()
+    if begin.startswith("["):
+        begin = begin[1:].lstrip()
+    if not begin.startswith("{"):
+        raise ValueError(
+            f"{field}: {path} begins with {begin[:20]!r}, but must hold JSON lines such as "
+            '{"text": "..."}, or a list of them.'
+        )
 
 
 def _check_utf8(path, field):

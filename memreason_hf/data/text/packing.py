@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from memreason_hf.checks import check_choice, check_int, check_sequence, shortened
+
 
 TOO_LONG = ("split", "truncate", "error")
 
@@ -61,6 +63,17 @@ class TextCounts:
         return text
 
 
+def check_packing(sequence_length: int, too_long: str) -> None:
+    """
+    Checks how documents are to be packed.
+
+    Raises:
+        ValueError, TypeError: `sequence_length` is not a whole number of at least 1, or `too_long` is unknown.
+    """
+    check_int("sequence_length", sequence_length, least=1)
+    check_choice("too_long", too_long, TOO_LONG)
+
+
 def pack_documents(
     documents: Iterable[Sequence[int]], sequence_length: int, too_long: str = "split"
 ) -> tuple[list[dict[str, np.ndarray]], TextCounts]:
@@ -88,10 +101,15 @@ def pack_documents(
     [([4, 5, 6, 1, 2], [3, 2], [7, 3])]
     ```
     """
+    check_packing(sequence_length, too_long)
+    check_sequence("documents", documents, "lists of token ids")
     counts = TextCounts()
     pieces: list[tuple[np.ndarray, int]] = []
     for index, document in enumerate(documents):
-        ids = np.asarray(document, dtype=np.int32)
+        ids = np.asarray(document)
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+            raise TypeError(f"document {index:,} must be a list of token ids, got {shortened(document)}.")
+        ids = ids.astype(np.int32, copy=False)
         if len(ids) < 2:
             counts.skipped += 1
             continue

@@ -8,8 +8,15 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from memreason_hf.evaluation.chains.predictions import answer_batches, gather_parts, group_names, sorted_groups
-from memreason_hf.evaluation.mode import evaluation_mode
+from memreason_hf.checks import check_int
+from memreason_hf.evaluation.chains.predictions import (
+    answer_batches,
+    check_evaluation,
+    gather_parts,
+    group_names,
+    sorted_groups,
+)
+from memreason_hf.evaluation.mode import MOST_RECURRENCES, evaluation_mode
 
 
 @dataclass(eq=False)
@@ -102,8 +109,8 @@ def sweep_depth(
     accuracy_figure(sweep, trained_hops=8).savefig("depth_sweep.png")
     ```
     """
-    if max_recurrences < 1:
-        raise ValueError(f"max_recurrences={max_recurrences} must be at least 1.")
+    check_evaluation(model, dataset, collator, batch_size)
+    check_int("max_recurrences", max_recurrences, least=1, most=MOST_RECURRENCES)
     started = time.perf_counter()
     row_groups = group_names(dataset, group_column)
     groups = sorted_groups(row_groups)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memreason_hf.checks import check_int, check_sequence, check_type
 from memreason_hf.evaluation.chains.predictions import AnswerPredictions, sorted_groups
 
 
@@ -56,12 +57,17 @@ def halting_statistics(predictions: AnswerPredictions) -> HaltingStatistics:
         >>> statistics.by_group[2].mean, statistics.by_group[12].accuracy
         (4.0, 0.0)
     """
+    check_type("predictions", predictions, AnswerPredictions, "an AnswerPredictions (predict_answers)")
     columns = ("predictions", "references", "groups", "num_recurrences")
     lengths = {name: len(getattr(predictions, name)) for name in columns}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"The columns of the predictions differ in length: {lengths}.")
+        raise ValueError(f"The columns of the predictions must have one length, got {lengths}.")
     if lengths["predictions"] == 0:
         raise ValueError("There are no predictions: statistics need at least one row.")
+    for name in ("predictions", "references", "num_recurrences"):
+        check_sequence(name, getattr(predictions, name), "a list of whole numbers")
+        for value in getattr(predictions, name):
+            check_int(name, value, least=1 if name == "num_recurrences" else None)
     correct = np.asarray(predictions.predictions) == np.asarray(predictions.references)
     recurrences = np.asarray(predictions.num_recurrences)
 

@@ -11,6 +11,7 @@ import torch.distributed
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from memreason_hf.checks import check_callable, check_columns, check_int, check_type
 from memreason_hf.evaluation.mode import evaluation_mode
 
 
@@ -80,6 +81,7 @@ def predict_answers(
     answers.accuracy, halting_statistics(answers).by_group[8].mean
     ```
     """
+    check_evaluation(model, dataset, collator, batch_size)
     started = time.perf_counter()
     groups = group_names(dataset, group_column)
     predicted = np.zeros((len(dataset), 3), dtype=np.int64)
@@ -110,6 +112,20 @@ def predict_answers(
         seconds = max(seconds, other_seconds)
     predictions, references, num_recurrences = predicted.T.tolist()
     return AnswerPredictions(predictions, references, groups, num_recurrences, seconds)
+
+
+def check_evaluation(model: torch.nn.Module, dataset: Dataset, collator: Callable, batch_size: int) -> None:
+    """
+    Checks what an evaluation on chains is called with.
+
+    Raises:
+        ValueError, TypeError: an argument is of another type, there are no rows, or `batch_size` is below 1.
+    """
+    check_type("model", model, torch.nn.Module, "a model")
+    check_type("dataset", dataset, Dataset, "encoded rows (encode_chains)")
+    check_callable("collator", collator, "a collator such as ChainCollator")
+    check_int("batch_size", batch_size, least=1)
+    check_columns("dataset", dataset.column_names, ("input_ids", "label_ids"))
 
 
 def answer_batches(

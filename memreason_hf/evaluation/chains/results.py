@@ -5,6 +5,7 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
+from memreason_hf.checks import check_type
 from memreason_hf.evaluation.chains.depth_sweep import DepthSweep
 from memreason_hf.evaluation.chains.halting_statistics import HaltingStatistics, RecurrenceStatistics
 from memreason_hf.evaluation.results import (
@@ -15,6 +16,7 @@ from memreason_hf.evaluation.results import (
     expect_kind,
     new_document,
     register_kind,
+    validate_results,
 )
 
 
@@ -181,6 +183,7 @@ def evaluation_results(
     Raises:
         ValueError: the baseline has other groups or counts, or an entry does not fit the schema.
     """
+    check_type("statistics", statistics, HaltingStatistics, "a HaltingStatistics (halting_statistics)")
     fixed = dict.fromkeys(statistics.by_group)
     overall_fixed = None
     if baseline is not None:
@@ -249,6 +252,8 @@ def _document(kind, header, settings, overall, groups, seconds):
 
 def statistics_from_results(results: dict) -> HaltingStatistics:
     """The `HaltingStatistics` of a document of kind `"evaluation"`."""
+    validate_results(results)
+    expect_kind(results, "evaluation")
     expect_kind(results, "evaluation")
 
     def statistics(entry):

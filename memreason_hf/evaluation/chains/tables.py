@@ -2,6 +2,7 @@
 
 import math
 
+from memreason_hf.evaluation.results import validate_results
 from memreason_hf.tables import format_table
 
 
@@ -13,6 +14,11 @@ def results_table(results: dict) -> str:
     the correct answer ranks first, the share of rows in which it ever does, and the accuracy after some recurrences:
     powers of two and the last one.
     """
+    validate_results(results)
+    if results["kind"] not in ("evaluation", "depth_sweep"):
+        raise ValueError(
+            f"kind={results['kind']!r} must be evaluation or depth_sweep: other results have other tables."
+        )
     return _evaluation_table(results) if results["kind"] == "evaluation" else _sweep_table(results)
 
 

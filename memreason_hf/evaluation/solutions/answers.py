@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from os import PathLike
 
+from memreason_hf.checks import check_type
 from memreason_hf.data.questions.options import TRUE_FALSE
 from memreason_hf.files import read_json
 from memreason_hf.steps import QUESTION_MARKER
@@ -95,6 +96,8 @@ def extract_answer(
         >>> extract_answer("The answer is: $1,200", {}).value
         '1200'
     """
+    check_type("text", text, str, "a text")
+    check_type("options", options, Mapping, "a mapping from labels to texts")
     position = 0 if question is None else end_of_question(text, question) or 0
     markers = list(_MARKER.finditer(text, position))
     if not markers:
@@ -147,6 +150,8 @@ def judge_answer(
         >>> judge_answer("The answer is: 1,200.0", "1200", {}).is_correct
         True
     """
+    check_type("text", text, str, "a text")
+    check_type("options", options, Mapping, "a mapping from labels to texts")
     if options and reference not in options:
         raise ValueError(f"reference={reference!r} must be one of the options {', '.join(options)}.")
     expected = _number(reference)[0] if not options else reference

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memreason_hf.checks import check_sequence, check_type
 from memreason_hf.evaluation.solutions.judges import AGREES, DEPARTS, UNDECIDED, VERDICTS, StepJudge
 from memreason_hf.steps import ANSWER_MARKER, Step
 
@@ -53,6 +54,10 @@ def attribute(
         >>> attribute(solution, references, ExactJudge())
         Attribution(outcome='reason', step=1, num_undecided=0)
     """
+    for name, steps in (("solution", solution), ("references", references)):
+        check_sequence(name, steps, "a list of steps")
+        for step in steps:
+            check_type(name, step, Step, "a list of steps")
     known = [step for step in references if step.kind != "answer"]
     answers = [step for step in references if step.kind == "answer"]
     if not known:

@@ -15,6 +15,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memreason_hf.checks import check_callable, check_has, check_int, check_path, check_row, check_sequence, check_type
 from memreason_hf.data.questions.options import options_by_label
 from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.evaluation.solutions.answers import judge_answer
@@ -139,7 +140,15 @@ def generate_solutions(
     accuracy = sum(solution.is_correct for solution in solutions) / len(solutions)
     ```
     """
+    check_sequence("rows", rows, "a list of rows")
     rows = list(rows)
+    for index, row in enumerate(rows):
+        check_row(f"rows[{index}]", row, ("question", "answer", "options"))
+        check_type(f"rows[{index}]['question']", row["question"], str, "a text")
+    if demonstrations is not None:
+        check_callable("demonstrations", demonstrations, "a function such as Demonstrations(train, 4)")
+    if path is not None:
+        check_path("path", path)
     if not rows:
         raise ValueError("There are no rows to generate solutions for. Check the split and the filters.")
     # Checked before a file is touched.
@@ -281,8 +290,9 @@ def check_prompts(model: PreTrainedModel, prompts: Mapping[int, Sequence[int]]) 
 
 def _check(model, tokenizer, batch_size, max_new_tokens):
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
+        check_int(name, value, least=1)
+    check_has("model", model, "get_input_embeddings", "a causal language model")
+    check_has("tokenizer", tokenizer, "get_vocab", "a tokenizer")
     num_rows = model.get_input_embeddings().weight.shape[0]
     largest = max(tokenizer.get_vocab().values())
     if largest >= num_rows:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from memreason_hf.checks import shortened
 from memreason_hf.files import parse_json, read_json, write_json
 
 
@@ -68,9 +69,8 @@ class GenerationFile:
         """
         if self._starts_again or not self.path.is_file():
             return []
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
+        whole, unfinished = _split_unfinished(self.path)
+        if unfinished:
             # Removed at once, because the next line would be appended to it.
             with open(self.path, "r+b") as file:
                 file.truncate(len(whole))
@@ -109,7 +109,11 @@ class GenerationFile:
         return values
 
     def _check_settings(self):
-        if self._starts_again or self.settings is None or not self.settings_path.is_file() or not self.path.is_file():
+        if self._starts_again or self.settings is None or not self.path.is_file():
+            return
+        if not self.settings_path.is_file():
+            if os.path.lexists(self.settings_path):
+                raise OSError(f"{self.settings_path} must be a file. Remove it, and {self.path}.")
             return
         try:
             before = read_json(self.settings_path)
@@ -135,9 +139,25 @@ def read_generations(path: str | os.PathLike) -> dict[int, dict]:
     Raises:
         ValueError: a line is damaged; names the line.
     """
-    whole = Path(path).read_bytes().split(b"\n")[:-1]
+    whole, _ = _split_unfinished(path)
+    whole = whole.split(b"\n")
     lines = (_parse_line(line, path, number) for number, line in enumerate(whole, start=1) if line.strip())
     return {values["index"]: values for values in lines}
+
+
+def _split_unfinished(path):
+    """The whole lines of a file, and the line that a killed run began to write at its end."""
+    content = Path(path).read_bytes()
+    end = content.rfind(b"\n") + 1
+    whole, unfinished = content[:end], content[end:]
+    # Anything but the beginning of a line of ours belongs to somebody else.
+    start = b'{"index":'
+    if unfinished and not unfinished.startswith(start[: len(unfinished)]):
+        raise ValueError(
+            f"{path} must hold JSON lines of generated solutions, but ends with {shortened(unfinished[:20])}. Choose "
+            "another file."
+        )
+    return whole, unfinished
 
 
 def _parse_line(line, path, number):

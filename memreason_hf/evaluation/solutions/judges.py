@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memreason_hf.checks import check_number
 from memreason_hf.data.questions.text import last_visible
 from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.steps import Step
@@ -113,6 +114,8 @@ class TokenOverlapJudge:
 
     def __post_init__(self):
         values = (self.depart_below, self.relate_from, self.agree_from)
+        for name, value in zip(("depart_below", "relate_from", "agree_from"), values, strict=True):
+            check_number(name, value, least=0, most=1)
         if not 0 <= values[0] <= values[1] <= values[2] <= 1:
             raise ValueError(
                 f"depart_below={values[0]}, relate_from={values[1]} and agree_from={values[2]} must be between 0 and "
@@ -212,7 +215,7 @@ def find_judge(judge: str | StepJudge) -> StepJudge:
     """
     if callable(judge):
         return judge
-    if judge not in JUDGES:
+    if not isinstance(judge, str) or judge not in JUDGES:
         raise ValueError(f"judge={judge!r} must be one of {', '.join(JUDGES)}, or a callable.")
     return JUDGES[judge]()
 

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from memreason_hf.checks import check_int, check_sequence, check_type, shortened
 from memreason_hf.data.labels import IGNORED_LABEL
 from memreason_hf.evaluation.chains.predictions import gather_parts
-from memreason_hf.evaluation.mode import evaluation_mode
+from memreason_hf.evaluation.mode import MOST_RECURRENCES, evaluation_mode
 from modeling_recurrent import RecurrentDepthConfig
 
 
@@ -114,10 +115,15 @@ def perplexity_by_recurrence(
     ```
     """
     started = time.perf_counter()
+    check_type("model", model, torch.nn.Module, "a model")
+    if max_recurrences is not None:
+        check_int("max_recurrences", max_recurrences, least=1, most=MOST_RECURRENCES)
     max_recurrences = _depth_of(model.config, max_recurrences)
     for name, value in (("max_length", max_length), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
+        check_int(name, value, least=1)
+    check_type("packed", packed, bool, "True or False")
+    if num_bytes is not None:
+        check_int("num_bytes", num_bytes, least=1)
     pieces, num_documents = _cut(documents, row_length(model.config, max_length), model.config)
     rows = _pack(pieces, row_length(model.config, max_length)) if packed else [[piece] for piece in pieces]
     # The longest rows first: if memory does not suffice, the first batch shows it.
@@ -166,10 +172,16 @@ def _cut(documents, length, config):
     """Pieces of `length` + 1 tokens at most: a piece begins with the last token of the one before it."""
     pieces, num_documents = [], 0
     vocab_size = config.get_text_config().vocab_size
-    for document in documents:
-        ids = np.asarray(document, dtype=np.int64)
+    check_sequence("documents", documents, "lists of token ids")
+    for index, document in enumerate(documents):
+        ids = np.asarray(document)
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+            raise TypeError(f"documents[{index}] must be a list of token ids, got {shortened(document)}.")
+        ids = ids.astype(np.int64, copy=False)
         if len(ids) < 2:
             continue
+        if ids.min() < 0:
+            raise ValueError(f"documents[{index}] has the token id {ids.min()}, but must not have negative ids.")
         if ids.max() >= vocab_size:
             raise ValueError(
                 f"The documents have the token id {ids.max()}, but the model's vocab_size is {vocab_size}: encode "

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from memreason_hf.analysis.depth_figures import save_figure
+from memreason_hf.checks import check_finite_fields
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
 from memreason_hf.experiments.children import run_children, start_child
 from memreason_hf.experiments.folders import check_removable, claim_folder, read_finished
@@ -61,6 +62,7 @@ class RetrofitArguments:
     restart: bool = field(default=False, metadata={"help": "Remove the experiment in output_dir and start again."})
 
     def __post_init__(self):
+        check_finite_fields(self)
         try:
             valid = len(set(self.seed_numbers)) == len(self.seed_numbers) > 0 and min(self.seed_numbers) >= 0
         except ValueError:

@@ -15,6 +15,7 @@ from pathlib import Path
 from datasets import disable_progress_bars
 
 from memreason_hf.analysis.depth_figures import save_figure
+from memreason_hf.checks import check_finite_fields
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
@@ -85,6 +86,7 @@ class TestbedArguments:
     restart: bool = field(default=False, metadata={"help": "Remove the test bed in output_dir and start again."})
 
     def __post_init__(self):
+        check_finite_fields(self)
         unknown = [name for name in self.model_names if name not in MODELS]
         if unknown or not self.model_names:
             raise ValueError(f"models={self.models!r} must name some of {', '.join(MODELS)}.")

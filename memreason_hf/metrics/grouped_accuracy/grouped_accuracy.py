@@ -1,11 +1,10 @@
 """Accuracy, overall and by group: how many of the predictions of each group equal their references."""
 
-from collections.abc import Iterable
-
 import datasets
 import evaluate
 import numpy as np
 
+from memreason_hf.checks import check_sequence
 from memreason_hf.evaluation.chains.predictions import sorted_groups
 
 
@@ -91,7 +90,17 @@ class GroupedAccuracy(evaluate.Metric):
         """Adds rows."""
         _check_labels("predictions", predictions)
         _check_labels("references", references)
-        _check_groups("groups", groups)
+        _check_list("groups", groups)
+        _check_groups(groups)
+        for name, values in (("references", references), ("groups", groups)):
+            if predictions is not None and values is not None and len(predictions) != len(values):
+                raise ValueError(
+                    f"predictions ({len(predictions)}) and {name} ({len(values)}) must have one length. Pass one "
+                    "entry for each row."
+                )
+        for name, values in (("predictions", predictions), ("references", references)):
+            if values is None:
+                raise ValueError(f"{name} is not given. Pass one entry for each row.")
         super().add_batch(predictions=predictions, references=references, groups=groups)
 
     def _compute(self, predictions, references, groups, expected_groups=None):
@@ -120,15 +129,14 @@ class GroupedAccuracy(evaluate.Metric):
 def _check_list(name, values):
     if isinstance(values, str):
         raise ValueError(f"{name}={values!r} must be a list, got one text. Write {[values]}.")
-    if not isinstance(values, Iterable | None):
-        raise ValueError(f"{name}={values!r} must be a list, got a {type(values).__name__}.")
+    if values is not None:
+        check_sequence(name, values, "a list")
 
 
-def _check_groups(name, groups):
-    _check_list(name, groups)
+def _check_groups(groups):
     for index, group in enumerate(groups if groups is not None else ()):
-        if not isinstance(group, str | int | np.integer):
-            raise ValueError(f"{name}[{index}]={group!r} must be the name of a group, or a whole number.")
+        if not isinstance(group, str | int | np.integer) or isinstance(group, bool):
+            raise ValueError(f"groups[{index}]={group!r} must be the name of a group, a text or a whole number.")
 
 
 def _check_labels(name, labels):

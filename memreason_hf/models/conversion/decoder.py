@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from memreason_hf.checks import check_int, check_type
 from memreason_hf.models.conversion.layers import LayerPlan, config_with_layers, plan_layers
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from modeling_recurrent.families_recurrent import FAMILIES, make_block_config, strip_block_config
@@ -14,6 +15,13 @@ from modeling_recurrent.families_recurrent import FAMILIES, make_block_config, s
 
 # What a converted model does where a call or the config does not say otherwise: one recurrence is the source, and the
 # gates that lead back into the loop start closed, so that deeper ones start from there.
+# A decoder of so many layers is none that anything could load.
+MOST_RECURRENCES = 10_000
+# What `convert_config` takes from the source and its layers.
+_FROM_SOURCE = (
+    *("block_model_type", "block_config", "num_prelude_layers", "num_recurrent_layers", "num_coda_layers"),
+    *("vocab_size", "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache"),
+)
 CONVERSION_DEFAULTS = {"num_recurrences": 1, "input_injection": "gate", "injection_gate_init": 0.0}
 
 _REASONS = {
@@ -74,6 +82,8 @@ def convert_decoder(
     0.0
     ```
     """
+    check_type("model", model, PreTrainedModel, "a causal language model of transformers")
+    check_type("share_weights", share_weights, bool, "True or False")
     check_family(model.config)
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
         raise ValueError(
@@ -112,7 +122,7 @@ def check_family(config: PreTrainedConfig) -> None:
     """
     name = config.model_type
     if isinstance(config, RecurrentDepthConfig):
-        raise ValueError("The source is a recurrent-depth model already. Load it as it is.")
+        raise ValueError("The source is a recurrent-depth model already. Load it as it is, or pass a plain decoder.")
     if name in FAMILIES:
         return
     reason = next((text for field, text in _REASONS.items() if getattr(config, field, None)), None)
@@ -133,6 +143,12 @@ def convert_config(source: PreTrainedConfig, plan: LayerPlan, **fields) -> Recur
         fields: Fields of `RecurrentDepthConfig`, before `CONVERSION_DEFAULTS`.
     """
     check_family(source)
+    follows = [name for name in fields if name in _FROM_SOURCE]
+    if follows:
+        raise ValueError(
+            f"{follows[0]}={fields[follows[0]]!r} cannot be chosen: it follows from the source and its layers. "
+            "Leave it out."
+        )
     block = config_with_layers(source, plan.kept)
     given = {**CONVERSION_DEFAULTS, **fields}
     if "input_injection" in fields and fields["input_injection"] != "gate":
@@ -238,6 +254,8 @@ def unroll_decoder(model: RecurrentDepthForCausalLM, num_recurrences: int) -> Pr
         ValueError: `model` has our own blocks, or something between its recurrences that a plain decoder cannot
             express.
     """
+    check_type("model", model, RecurrentDepthForCausalLM, "a RecurrentDepthForCausalLM")
+    check_int("num_recurrences", num_recurrences, least=1, most=MOST_RECURRENCES)
     config = model.config
     check_unrollable(model, num_recurrences)
     block = make_block_config(config)
@@ -293,8 +311,8 @@ def check_unrollable_config(config: RecurrentDepthConfig, num_recurrences: int) 
         raise ValueError(f"num_recurrences={num_recurrences} must be at least 1.")
     if config.block_model_type is None:
         raise ValueError(
-            "The model has our own blocks, whose fused weights are not those of a family. Only models that were "
-            "converted from a decoder can be written out."
+            "block_model_type=None: the model has our own blocks, whose fused weights are not those of a family. Only "
+            "models that were converted from a decoder can be written out."
         )
     reason = None
     if config.state_init != "embedding":

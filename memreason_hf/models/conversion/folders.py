@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from memreason_hf.adapters.base_files import resolve_commit
+from memreason_hf.checks import check_path
 from memreason_hf.files import check_folder, portable_path, whole_folder
 from memreason_hf.models.conversion.decoder import (
     check_unrollable,
@@ -35,7 +36,7 @@ from memreason_hf.models.conversion.readers import Reader
 from memreason_hf.models.conversion.record import write_record
 from memreason_hf.models.conversion.source import Source, has_tokenizer, num_parameters, quiet_loading
 from memreason_hf.models.loading import load_model, load_model_config, load_tokenizer
-from memreason_hf.models.pretrained import first_line, read_model
+from memreason_hf.models.pretrained import check_source, first_line, read_model
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
@@ -342,7 +343,12 @@ def unroll_folder(
         True
     """
     check_places_apart(source, out, overwrite=overwrite)
-    config = load_model_config(source)
+    check_path("source", source)
+    check_source(source, "source")
+    try:
+        config = load_model_config(source)
+    except OSError as error:
+        raise OSError(f"source={source!r}: {error}") from error
     check_unrollable_config(config, num_recurrences)
     tokenizer = load_tokenizer(source, None, config) if has_tokenizer(source) else None
     report(f"Reading {source} …")

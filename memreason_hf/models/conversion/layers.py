@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
+from memreason_hf.checks import check_int, check_sequence
+
 
 @dataclass(frozen=True)
 class LayerPlan:
@@ -97,7 +99,8 @@ def _place(chosen, num_layers):
         coda = tuple(range(num_layers - coda, num_layers))
     loop = chosen["loop"]
     if loop is None:
-        raise ValueError("loop is not given: say which layers are looped, for example --loop 8-13.")
+        given = ", ".join(f"{name}={value!r}" for name, value in chosen.items() if value is not None)
+        raise ValueError(f"{given} is given without loop: say which layers are looped, for example --loop 8-13.")
     if isinstance(loop, int):
         end = coda[0] if coda else num_layers
         loop = tuple(range(end - loop, end))
@@ -118,7 +121,11 @@ def _parse(name, value, num_layers):
             raise ValueError(f"{name}={value} must not be negative.")
         return value
     if not isinstance(value, str):
-        return tuple(value)
+        check_sequence(name, value, "a number of layers, a range such as 4-9, or a list of indices")
+        value = tuple(value)
+        for index in value:
+            check_int(name, index, least=0, most=num_layers - 1)
+        return value
     text = value.replace(" ", "")
     if text.isdecimal():
         return int(text)
@@ -129,7 +136,7 @@ def _parse(name, value, num_layers):
             raise ValueError(f"{name}={value!r} must be a number of layers or a range such as 4-9, counted from 0.")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise ValueError(f"{name}={value!r}: the range {piece} ends before it begins.")
+            raise ValueError(f"{name}={value!r}: the range {piece} ends before it begins. Write {last}-{first}.")
         if last >= num_layers:
             raise ValueError(
                 f"{name}={value} names layer {max(first, num_layers)}, but the source has the layers "

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from memreason_hf.checks import check_path
 from memreason_hf.files import read_json
 from memreason_hf.models.pretrained import first_line
 from memreason_hf.models.published import huginn, ouro
@@ -104,6 +105,7 @@ def convert_published(
         >>> ids = tokenizer("The capital of France is", return_tensors="pt")  # doctest: +SKIP
         >>> model.generate(**ids, halting_criterion="exit_gate", exit_gate_threshold=0.8)  # doctest: +SKIP
     """
+    check_path("source", source)
     loop = read_published(source, **study_fields)
     tensors = {}
     for name, tensor in loop.tensors:

@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
+from memreason_hf.checks import check_field_types, check_int
 from memreason_hf.training.runs.fingerprint import counted_fields
 from memreason_hf.training.runs.trainer import ResumableCallback
 from memreason_hf.training.scheduled.arguments import one_of
@@ -90,6 +91,12 @@ class CurriculumArguments:
     final_steps: int = field(default=0, metadata={"help": "Training steps after the last stage has been passed."})
 
     def __post_init__(self):
+        check_field_types(self)
+        check_int("first_stage", self.first_stage, least=1)
+        for stage in self.stages or ():
+            check_int("stages", stage, least=1)
+        if self.last_stage is not None and self.last_stage < self.first_stage:
+            raise ValueError(f"last_stage={self.last_stage} must not be below first_stage={self.first_stage}.")
         one_of("curriculum.gate", self.gate, GATES)
         one_of("curriculum.optimizer", self.optimizer, OPTIMIZERS)
         if not 0 < self.threshold <= 1:

@@ -6,6 +6,7 @@ from typing import ClassVar
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from memreason_hf.checks import check_field_types
 from memreason_hf.training.runs.ranges import check_training_ranges
 
 
@@ -56,6 +57,7 @@ class ResumableArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        check_field_types(self)
         super().__post_init__()
         check_training_ranges(self)
         if self.expected_world_size is not None and self.expected_world_size < 1:

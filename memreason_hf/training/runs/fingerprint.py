@@ -6,6 +6,7 @@ subclass of the arguments therefore counts until it is listed. A run that wrongl
 a message; a run that wrongly counts as the same one would be resumed silently with other weights.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -188,6 +189,8 @@ def plain_value(value, name: str):
     """
     if isinstance(value, Enum):
         return plain_value(value.value, name)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value} must be a finite number.")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path | torch.dtype):

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from transformers.utils import logging
 
 from memreason_hf import files
+from memreason_hf.checks import check_type
 from memreason_hf.locks import locked
 from memreason_hf.training.runs import checkpoints, output_folder
 from memreason_hf.training.runs.errors import CheckpointError, NonFiniteLossError
@@ -144,6 +146,8 @@ class ResumableTrainer(PublishingTrainer):
             NonFiniteLossError: the loss or the gradient is NaN or infinite.
             SaveError: a checkpoint could not be written.
         """
+        kinds = str | os.PathLike | bool | None
+        check_type("resume_from_checkpoint", resume_from_checkpoint, kinds, "a folder, True or None")
         if trial is not None:
             raise ValueError("trial is not supported: start one run for each setting of a search.")
         self.check_before_claim()

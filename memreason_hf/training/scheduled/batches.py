@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from memreason_hf.checks import check_has
+
 
 # The key of a `RowInfo` in a micro-batch.
 # The numbers of a pool of this size take 1 GB.
@@ -60,6 +62,7 @@ class TokenRows:
     """
 
     def __init__(self, dataset, group_column: str | None = "hops"):
+        check_has("train_dataset", dataset, "with_format", "rows as a datasets.Dataset")
         if len(dataset) == 0:
             raise ValueError("The training dataset is empty.")
         table = dataset.with_format("arrow")[:]

@@ -60,6 +60,8 @@ class ScheduledTrainer(ResumableTrainer):
         origin: Mapping | None = None,
         **kwargs,
     ):
+        if isinstance(model, str):
+            raise TypeError(f"model={model!r} must be a model, not its name. Load it first (AutoModelForCausalLM).")
         if not isinstance(args, self.arguments_class):
             raise ValueError(f"args must be {self.arguments_class.__name__}, got {type(args).__name__}.")
         if kwargs.get("data_collator") is None:

@@ -89,7 +89,11 @@ def open_questions(questions: QuestionArguments, seed: int) -> tuple[Dataset, Da
     dataset = _load_questions(questions)
     for split in (TRAINING_SPLIT, questions.eval_split):
         if split not in dataset:
-            raise ValueError(f"The data have no split {split!r}. Splits: {', '.join(dataset)}.")
+            raise ValueError(
+                f"eval_split={split!r}: the data have no such split. Choose one of {', '.join(dataset)}."
+                if split == questions.eval_split
+                else f"The data have no split {split!r}, only {', '.join(dataset)}."
+            )
     train = dataset[TRAINING_SPLIT]
     if questions.num_train_items is not None:
         train = train.select(range(min(questions.num_train_items, len(train))))

@@ -16,6 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from memreason_hf.adapters.targets import LORA_TARGETS, lora_targets
+from memreason_hf.checks import check_field_types, check_number
 from modeling_recurrent import RecurrentDepthForCausalLM
 
 
@@ -47,6 +48,8 @@ class PartArguments:
     )
 
     def __post_init__(self):
+        check_field_types(self)
+        check_number("lora_alpha", self.lora_alpha)
         for name, known in (("train", TRAINED_PARTS), ("lora_targets", LORA_TARGETS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"model.{name}={getattr(self, name)!r} must be one of {', '.join(known)}.")
