@@ -110,7 +110,6 @@ def _refuse_base(model, base):
 
 def _check_model_folder(model):
     folder = Path(model)
-    check_json_files(folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
         checkpoints = sorted(folder.glob("checkpoint-*/config.json"), key=lambda path: path.stat().st_mtime)
         hint = f" Did you mean {checkpoints[-1].parent}?" if checkpoints else ""

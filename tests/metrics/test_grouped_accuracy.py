@@ -102,7 +102,7 @@ def test_bad_input_is_refused_and_leaves_nothing_behind(metric, columns, message
         ({"predictions": [1.5]}, r"predictions\[0\]=1.5 must be a whole number"),
         ({"predictions": [None], "references": [None]}, r"predictions\[0\]=None must be a whole number"),
         ({"predictions": [10**30]}, r"predictions\[0\]=1000\d+ must be a whole number"),
-        ({"predictions": 1}, "predictions=1 must be a list, got a int"),
+        ({"predictions": 1}, "predictions=1 must be a list, got int"),
         ({"groups": [None]}, r"groups\[0\]=None must be the name of a group"),
         ({"groups": [1.5]}, r"groups\[0\]=1.5 must be the name of a group"),
     ],
@@ -111,5 +111,5 @@ def test_columns_that_evaluate_would_change_or_misread(columns, message):
     metric = evaluate.load(metric_path("grouped_accuracy"), keep_in_memory=True)
     sound = {"predictions": [1], "references": [1], "groups": ["2"]}
     assert metric.compute(**sound)["accuracy"] == 1
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         metric.compute(**{**sound, **columns})

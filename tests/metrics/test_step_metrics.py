@@ -310,5 +310,5 @@ def test_keywords_of_the_wrong_kind_are_refused_by_every_metric(name, keywords, 
     metric = evaluate.load(metric_path(name), keep_in_memory=True)
     sound = {"predictions": ["<answer> The answer is: A"], "references": ["The answer is: A"]}
     metric.compute(**sound)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         metric.compute(**{**sound, **keywords})

@@ -83,7 +83,7 @@ class GroupedAccuracy(evaluate.Metric):
         """Adds one row; `groups` is the name of its group."""
         _check_labels("prediction", [prediction])
         _check_labels("reference", [reference])
-        _check_groups("groups", [groups])
+        _check_groups([groups])
         super().add(prediction=prediction, reference=reference, groups=groups)
 
     def add_batch(self, *, predictions=None, references=None, groups=None):
