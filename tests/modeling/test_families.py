@@ -187,9 +187,10 @@ def test_dropout_is_that_of_the_source(name):
         evaluated = logits(source, 0)
         source.train()
         model.train()
-        assert torch.equal(logits(model, 0), logits(source, 0))
+        # To rounding: in training short rows take another kernel of the attention. Other draws differ by far more.
+        torch.testing.assert_close(logits(model, 0), logits(source, 0), rtol=1e-5, atol=1e-5)
         if fields:
-            assert not torch.equal(logits(model, 0), logits(model, 1))
+            assert not torch.allclose(logits(model, 0), logits(model, 1), rtol=1e-2, atol=1e-2)
         assert torch.equal(logits(model.eval(), 0), evaluated)
 
 

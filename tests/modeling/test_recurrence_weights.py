@@ -79,7 +79,8 @@ def test_a_copy_has_updates_of_its_own(tmp_path):
         assert not torch.equal(model(ids, num_recurrences=4).logits, expected)
     twin.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(loaded(ids, num_recurrences=4).logits, expected)
+    with torch.no_grad():  # with gradients, some kernels round in another way
+        assert torch.equal(loaded(ids, num_recurrences=4).logits, expected)
 
 
 @pytest.mark.parametrize("style", STYLES)
