@@ -14,7 +14,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["modeling_recurrent*", "memreason_hf*"]),
-    package_data={"memreason_hf": ["recipes/*.yaml", "recipes/accelerate/*.yaml", "metrics/*/*"]},
+    package_data={
+        "memreason_hf": ["recipes/*.yaml", "recipes/accelerate/*.yaml", "metrics/*/*", "hub/cards/templates/*.md"]
+    },
     install_requires=[
         "torch>=2.6",
         # Capped where private members are used (tests/test_private_hooks.py): these releases were tried.
@@ -25,6 +27,7 @@ setup(
         "peft>=0.21,<0.22",
         "safetensors>=0.6",
         "huggingface-hub>=1.0",
+        "jinja2>=3.1",
         "matplotlib>=3.8",
         "numpy>=1.26",
         "pydantic>=2.10",
@@ -35,8 +38,18 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8.0", "pytest-randomly>=3.15", "pytest-xdist>=3.6", "ruff>=0.14"],
+        # The page of `memreason demo`.
+        "demo": ["gradio>=6.31,<7"],
         # What tests/integration tries where it is installed.
-        "integrations": ["lm-eval>=0.4.13", "bitsandbytes>=0.50", "trl>=1.16", "fastapi", "uvicorn", "openai"],
+        "integrations": [
+            "lm-eval>=0.4.13",
+            "bitsandbytes>=0.50",
+            "trl>=1.16",
+            "playwright",
+            "fastapi",
+            "uvicorn",
+            "openai",
+        ],
     },
     entry_points={"console_scripts": ["memreason = memreason_hf.cli:main"]},
 )

@@ -22,9 +22,11 @@ VERBS = {
     "perplexity": "Read loss and perplexity on text after every recurrence, in one pass.",
     "lm-eval": "Score a model on lm-eval's tasks after several numbers of recurrences, in one table.",
     "generate": "Continue prompts, and show how many recurrences each token took.",
+    "demo": "Open a page for a model: its answers, the depth of every token, and what it says at other depths.",
     "evaluate-steps": "Let a model solve annotated questions in memory and reason steps, and judge the solutions.",
     "attention": "Show where a model looks while it writes a solution: maps over its steps, shares by kind.",
     "testbed": "Train four small models on one world whose truth is known, to see where errors come from.",
+    "publish": "Send a model, an adapter, a data set, a metric or a page to the Hub.",
     "reproduce": "Run an experiment whose numbers the README gives, from its data to its tables.",
 }
 

@@ -21,9 +21,10 @@ import secrets
 import shutil
 import socket
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def parse_json(content: str | bytes) -> object:
     try:
         return json.loads(content)
     except RecursionError:
-        raise ValueError("nested too deeply to be read.") from None
+        raise ValueError("its values are nested too deeply to be read.") from None
 
 
 def read_json(path: str | os.PathLike) -> object:
@@ -161,14 +162,7 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False, durable:
     folder = Path(folder)
     check_folder(folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    clear_killed_builds(folder)
-    staged = folder.with_name(f".{folder.name}.{_owner()}{_STAGED}")
-    staged.mkdir()
-    # Held while this process lives. Processes of another container cannot see its id, but they see the lock.
-    lock = os.open(staged, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # not every file system has locks
-            fcntl.flock(lock, fcntl.LOCK_SH)
+    with _new_staging_folder(folder) as staged:
         yield staged
         check_folder(folder, overwrite=overwrite)
         _allow_reading_tree(staged)
@@ -178,6 +172,30 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False, durable:
             _replace_folder(staged, folder)
         else:
             _rename_folder(staged, folder)
+
+
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """
+    Gives an empty folder among the temporary files of the system, for this user alone, which is removed when the
+    block ends. Those of killed processes with the same name are removed, too.
+    """
+    with _new_staging_folder(Path(tempfile.gettempdir(), name)) as staged:
+        staged.chmod(0o700)
+        yield staged
+
+
+@contextmanager
+def _new_staging_folder(folder):
+    clear_killed_builds(folder)
+    staged = folder.with_name(f".{folder.name}.{_owner()}{_STAGED}")
+    staged.mkdir()
+    # Held while this process lives. Processes of another container cannot see its id, but they see the lock.
+    lock = os.open(staged, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield staged
     finally:
         os.close(lock)
         shutil.rmtree(staged, ignore_errors=True)
@@ -207,6 +225,54 @@ def check_folder(folder: str | os.PathLike, *, overwrite: bool) -> None:
 def staging_folder(final: Path) -> Path:
     """The folder in which all processes of a run write the files of `final`."""
     return final.with_name(f".{final.name}{_STAGED}")
+
+
+def portable_path(path: str | os.PathLike) -> str:
+    """
+    A path as files may hold it that leave this machine: without the folders above the one that a user works in.
+
+    Args:
+        path: a path, or a name on the Hub.
+
+    Returns:
+        A relative path and a name as they are; an absolute path relative to the current folder if it lies in it, and
+        otherwise its last part.
+
+    Example:
+
+        >>> portable_path("runs/a"), portable_path("/somewhere/else/a"), portable_path(Path.cwd() / "runs" / "a")
+        ('runs/a', 'a', 'runs/a')
+    """
+    path = os.fspath(path)
+    # Paths of the other system come from files that were written there.
+    whole = next((kind(path) for kind in (PurePosixPath, PureWindowsPath) if kind(path).is_absolute()), None)
+    if whole is None:
+        return path
+    if Path(path).is_absolute() and Path(path) != Path.cwd() and Path(path).is_relative_to(Path.cwd()):
+        return Path(path).relative_to(Path.cwd()).as_posix()
+    return whole.name or "."
+
+
+def final_name(folder: Path) -> str:
+    """
+    The name of a folder; of a staging folder, that of the folder which will hold its files.
+
+    Example:
+
+        >>> [final_name(Path(f"runs/{name}")) for name in ("a", ".a.17-0f3e.partial", "a/.model.partial")]
+        ['a', 'a', 'a']
+    """
+    return final_folder(folder).name
+
+
+def final_folder(folder: Path) -> Path:
+    """A folder; of a staging folder, the one which will hold its files. Always absolute."""
+    folder = folder.absolute()
+    match = re.fullmatch(rf"\.(.+?)(\.\d+-[0-9a-f]+)?{re.escape(_STAGED)}", folder.name)
+    if match is None:
+        return folder
+    # The others are renamed, but files staged under a name like `model` are moved into the folder around them.
+    return folder.with_name(match[1]) if match[2] or match[1].startswith("checkpoint-") else folder.parent
 
 
 def commit_folder(staged: Path, final: Path) -> None:
@@ -241,6 +307,20 @@ def move_files(staged: Path, folder: Path, *, last: Iterable[str] = ()) -> list[
     shutil.rmtree(staged)
     sync(folder)
     return names
+
+
+def link_files(folder: Path, target: Path, names: Iterable[str]) -> None:
+    """
+    Puts files of one folder into another under the same names, as hard links, or as copies across file systems.
+
+    A link keeps its content if the other name is deleted or replaced. Files that are written in place would change.
+    """
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(folder / name, target / name)
+        except OSError:
+            shutil.copy2(folder / name, target / name)
 
 
 def remove_folder(folder: Path) -> None:

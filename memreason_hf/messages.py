@@ -1,6 +1,9 @@
 """Parts of error messages."""
 
+import re
 from collections.abc import Sequence
+
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 
 
 def first_few(items: Sequence, limit: int = 5) -> str:
@@ -45,3 +48,18 @@ def visible(text: str) -> str:
         '␛[2J, [U+202E]gnp.exe'
     """
     return text.translate(_PICTURES)
+
+
+def describe_field_error(error: StrictDataclassError) -> str:
+    """The message of the validation error of a config: that of the broken rule, and the field."""
+    if isinstance(error, StrictDataclassFieldValidationError):
+        # The cause alone does not name the field.
+        (field,) = re.findall(r"field '(\w+)'", str(error))[:1]
+        return f"{field}: {error.__cause__}."
+    return str(error if error.__cause__ is None else error.__cause__)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without its final stop; the type of an error without a message."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().removesuffix(".") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Checks of the JSON files of a model's or tokenizer's folder, which the library would fail at or pass over."""
+"""Reading the JSON files of a model's or tokenizer's folder, which the library would fail at or pass over."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from memreason_hf.files import read_json
 
 
-# The library reads these as mappings, and takes defaults where some of them cannot be read.
+# The library reads these as mappings, and takes defaults where it cannot read some of them.
 _MAPPINGS = (
     "config.json",
     "generation_config.json",
@@ -15,52 +15,62 @@ _MAPPINGS = (
     "adapter_config.json",
     "tokenizer.json",
 )
-# Files of many megabytes are left to the library.
+# Of larger files only the beginning is looked at: the library reads them anyway.
 _MOST_BYTES = 4 << 20
+# No field has room for more.
+_MOST = 10**40
 
 
-def check_json_files(folder: Path) -> None:
+def read_json_files(folder: str | Path, field: str) -> dict[str, dict]:
     """
-    Checks the JSON files of a model, tokenizer or adapter that exist in a folder. A name on the Hub passes.
+    Reads the JSON files of a model, tokenizer or adapter that exist in a folder. A name on the Hub has none.
 
-    The library goes on with defaults where `generation_config.json` or `tokenizer_config.json` is damaged.
+    Args:
+        folder: of the model, tokenizer or adapter.
+        field: what messages call `folder`, for example `"model"`.
+
+    Returns:
+        The content of each file by its name; those of more than 4 MiB are left out.
 
     Raises:
-        OSError: a file is a folder or a link that leads nowhere.
+        OSError: a folder, or a link that leads nowhere, is in the place of a file.
         ValueError: a file is not JSON, is not a mapping, or holds a number that is not finite.
     """
-    if not folder.is_dir():
-        return
+    contents = {}
     for name in _MAPPINGS:
-        path = folder / name
+        path = Path(folder, name)
         if not path.is_file():
             if path.is_dir() or path.is_symlink():
                 what = "a folder" if path.is_dir() else "a link that leads nowhere"
-                raise OSError(f"{path} is {what}, but must be a file. Restore it, or save the model again.")
+                raise OSError(f"{_at(folder, field, name)} is {what}, but must be a file. Save it again.")
             continue
         if path.stat().st_size > _MOST_BYTES:
+            with open(path, "rb") as file:
+                if not file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+                    raise ValueError(f"{_at(folder, field, name)} must hold a JSON object.")
             continue
         content = read_json(path)
         if not isinstance(content, dict):
-            raise ValueError(
-                f"{path} must hold a mapping, but holds {type(content).__name__}. Restore it, or save the model again."
-            )
-        kind = content.get("model_type")
-        if name == "config.json" and not isinstance(kind, str | None):
-            raise ValueError(f"{path}: model_type={kind!r} must be a text. Restore the file, or save the model again.")
-        place = _not_finite(content)
-        if place is not None:
-            raise ValueError(f"{path}: {place} must be a finite number. Restore the file, or save the model again.")
+            kind = "null" if content is None else f"a {type(content).__name__}"
+            raise ValueError(f"{_at(folder, field, name)} must hold a JSON object, but holds {kind}.")
+        if (wrong := _not_finite(content)) is not None:
+            raise ValueError(f"{_at(folder, field, name)}: {wrong}.")
+        contents[name] = content
+    return contents
+
+
+def _at(folder, field, name):
+    return f"{field}={str(folder)!r}: {name}"
 
 
 def _not_finite(content, place=""):
-    """The place and value of a number that is not finite, or so large that no field can have it."""
+    """What is wrong with a number that is not finite, or too large for any field."""
     if isinstance(content, dict | list):
         items = content.items() if isinstance(content, dict) else enumerate(content)
         found = (_not_finite(value, f"{place}.{key}" if place else str(key)) for key, value in items)
         return next((entry for entry in found if entry is not None), None)
     if isinstance(content, float) and not math.isfinite(content):
-        return f"{place}={content}"
-    if isinstance(content, int) and abs(content) > 10**40:
-        return f"{place}=(a very large number)"
+        return f"{place}={content} must be a finite number"
+    if isinstance(content, int) and abs(content) > _MOST:
+        return f"{place} must be a number of an ordinary size"
     return None

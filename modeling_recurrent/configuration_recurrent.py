@@ -4,13 +4,13 @@ import difflib
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 
 from .families_recurrent import LOGIT_FIELDS, described_fields, layer_types, make_block_config, strip_block_config
 from .fields_recurrent import (
+    activation_field,
     check_library_fields,
     check_rope,
     check_token_ids,
@@ -27,6 +27,7 @@ from .fields_recurrent import (
     units_field,
 )
 from .halting_recurrent import HALTING_CRITERIA
+from .versions_recurrent import VERSION_KEY, add_version, remember_version, take_version
 
 
 logger = logging.get_logger(__name__)
@@ -46,6 +47,7 @@ _LIBRARY_KEYS = {
     "rope_theta",
     "tie_last_hidden_states",
     "torch_dtype",
+    VERSION_KEY,
 }
 
 # Fields that only our own blocks read.
@@ -222,7 +224,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
     num_attention_heads: int = units_field(default=12)
     num_key_value_heads: int | None = units_field(default=None)
     head_dim: int | None = units_field(default=None)
-    hidden_act: str = "silu"
+    hidden_act: str = activation_field(default="silu")
     gated_mlp: bool = True
     norm_type: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     norm_eps: float = positive_field(default=1e-6)
@@ -304,6 +306,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         if self.attention_output_bias is None and self.block_model_type is None:
             self.attention_output_bias = self.attention_bias
         self.base_model_tp_plan = self._tensor_parallel_plan()
+        kwargs.pop(VERSION_KEY, None)
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
         if self.block_model_type is not None:
             # The library fills in a default. Those of the layers are in block_config.
@@ -354,7 +357,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         if self.block_model_type is not None:
             # Their defaults would say something else than block_config does.
             values = {name: value for name, value in values.items() if name not in _OWN_BLOCK_FIELDS}
-        return values
+        return add_version(values)
 
     @classmethod
     def register_key(cls, key: str) -> None:
@@ -388,6 +391,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
                 f"The checkpoint holds a model of type {model_type!r}, which cannot be loaded as a "
                 f"{cls.model_type!r} model. Load it with AutoModelForCausalLM."
             )
+        config_dict, version = take_version(config_dict)
         # A later release may write keys that this one does not know, so unknown keys are kept in a file. In a call
         # they are an error.
         unknown = {key: value for key, value in config_dict.items() if cls._is_unknown(key)}
@@ -401,6 +405,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         config = result[0] if isinstance(result, tuple) else result
         for key, value in unknown.items():
             setattr(config, key, value)
+        remember_version(config, version)
         return result
 
     @property
@@ -486,10 +491,6 @@ class RecurrentDepthConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Checks that run at construction, at save and on `validate()`; one message for each broken rule."""
         check_token_ids(self)
-        if self.hidden_act not in ACT2FN:
-            close = difflib.get_close_matches(self.hidden_act, ACT2FN, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"hidden_act={self.hidden_act!r} must be one of {', '.join(ACT2FN)}.{hint}")
         if self.block_model_type is not None:
             self._validate_family()
             return

@@ -1,9 +1,11 @@
 """Fields of a config that hold a number of a certain range, and the upper bounds of these ranges."""
 
+import difflib
 import math
 
 import torch
 from huggingface_hub.dataclasses import as_validated_field
+from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
@@ -51,7 +53,8 @@ def check_library_fields(given: dict) -> None:
     Checks fields that the library's config class converts without a check, or fills with as many names as they say.
 
     Raises:
-        `ValueError`: `dtype` is no dtype of torch, `num_labels` is out of range, or `id2label` no dictionary.
+        `ValueError`: `dtype` is no dtype of torch, `num_labels` is out of range, or `id2label` or
+            `quantization_config` no dictionary.
     """
     for name in ("dtype", "torch_dtype"):
         value = given.get(name)
@@ -63,6 +66,9 @@ def check_library_fields(given: dict) -> None:
             check_count(given["num_labels"], 0, _MOST_LABELS, "the config holds a name for each label")
         except ValueError as error:
             raise ValueError(f"num_labels: {error}.") from None
+    quantization = given.get("quantization_config")
+    if quantization is not None and not isinstance(quantization, dict) and not hasattr(quantization, "to_dict"):
+        raise ValueError(f"quantization_config={quantization!r} must be a dictionary.")
     if not isinstance(given.get("id2label"), dict | None):
         raise ValueError(f"id2label={given['id2label']!r} must be a dictionary of ids and their names.")
 
@@ -77,6 +83,15 @@ def shortened(value) -> str:
 RECURRENCES_REASON = "recurrences run one after the other, and each has its own keys and values"
 _LAYERS_REASON = "layers run one after the other"
 _UNITS_REASON = "no machine holds matrices of this size"
+
+
+@as_validated_field
+def activation_field(value):
+    """The name of an activation function of the library."""
+    if isinstance(value, str) and value not in ACT2FN:
+        close = difflib.get_close_matches(value, ACT2FN, n=1)
+        hint = f". Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"Value must be one of {', '.join(ACT2FN)}, got {value!r}{hint}")
 
 
 def _count_field(least, most, reason):
@@ -164,6 +179,7 @@ def check_rope(parameters: dict, head_dim: int) -> None:
 __all__ = [
     "MOST_RECURRENCES",
     "RECURRENCES_REASON",
+    "activation_field",
     "check_count",
     "check_library_fields",
     "check_number",

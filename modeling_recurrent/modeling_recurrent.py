@@ -19,6 +19,7 @@ from transformers.utils import can_return_tuple
 from .arguments_recurrent import RecurrentDepthKwargs, take_depth
 from .blocks_recurrent import NORMS, RecurrentDepthBlock, attention_interface
 from .cache_recurrent import RecurrentDepthCache, Slots, check_cache_type
+from .card_recurrent import CardMixin
 from .checks_recurrent import (
     check_hooks,
     check_inputs,
@@ -48,6 +49,7 @@ from .positions_recurrent import RecurrentDepthRotaryEmbedding, sinusoidal_posit
 from .recurrence_lora_recurrent import RecurrenceLora, RecurrenceLoraPair
 from .rows_recurrent import MASKED_ROWS, ActiveRows
 from .sampling_recurrent import TrainingDraws
+from .versions_recurrent import ReadsOldCheckpoints
 
 
 @dataclass
@@ -74,7 +76,7 @@ class RecurrentDepthCausalLMOutput(CausalLMOutputWithPast):
     num_recurrences: torch.LongTensor | None = None
 
 
-class RecurrentDepthPreTrainedModel(PreTrainedModel):
+class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, PreTrainedModel):
     config: RecurrentDepthConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True

@@ -10,7 +10,9 @@ from memreason_hf.files import (
     check_places,
     clear_leftovers,
     move_files,
+    parse_json,
     read_json,
+    scratch_folder,
     whole_file,
     whole_folder,
     write_json,
@@ -269,6 +271,18 @@ def test_the_next_build_leaves_a_living_one_alone(tmp_path, start_builder, is_se
     assert list(tmp_path.rglob("*")) == [folder, folder / "mine"]
 
 
+def test_a_scratch_folder_is_for_this_user_and_gone_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    killed, other = (tmp_path / f".{name}.{gone_pid()}-0a1b2c3d.partial" for name in ("work", "another"))
+    for folder in (killed, other):
+        folder.mkdir()
+    with pytest.raises(KeyError), scratch_folder("work") as first, scratch_folder("work") as second:
+        assert first != second and first.stat().st_mode & 0o777 == 0o700 and not killed.exists()
+        (first / "a").write_text("1")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == [other]
+
+
 def test_leftovers_of_killed_processes_are_cleared_and_nothing_else(tmp_path):
     for name in (".checkpoint-5.partial", ".data.17.partial", ".old.deleted", ".git", "data.partial"):
         (tmp_path / name).mkdir()
@@ -307,3 +321,13 @@ def test_a_damaged_json_file_is_named(tmp_path):
             read_json(path)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "b.json")
+
+
+def test_json_that_is_nested_too_deeply_is_a_value_error(tmp_path):
+    for content in ("[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000):
+        with pytest.raises(ValueError, match=r"nested too deeply to be read\.$"):
+            parse_json(content)
+        (tmp_path / "deep.json").write_text(content)
+        with pytest.raises(ValueError, match=r"deep\.json is not a JSON file .*nested too deeply"):
+            read_json(tmp_path / "deep.json")
+    assert parse_json(b"[1, [2]]") == [1, [2]]

@@ -22,6 +22,7 @@ FLOORS = (
     ("adapters",),
     ("data",),
     ("steps",),
+    ("repositories",),
     ("file_sets", "model_files"),
     ("locks",),
     ("files", "tables", "messages", "patches", "checks"),

@@ -14,6 +14,7 @@ import pytest
 from paths import ROOT
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, Trainer
+from transformers.utils import PushToHubMixin
 
 
 # By owner: for a method, the parameters that it is called or overridden with; None for an attribute.
@@ -31,9 +32,11 @@ HOOKS = {
         "_save_scaler": ("output_dir",),
         "_save_rng_state": ("output_dir",),
         "_push_from_checkpoint": ("checkpoint_folder",),
+        "_finish_current_push": (),
         "_evaluate": ("trial", "ignore_keys_for_eval"),
         "_determine_best_metric": ("metrics", "trial"),
     },
+    PushToHubMixin: {"_upload_modified_files": ("working_dir", "repo_id", "files_timestamps")},
     BaseTunerLayer: {"_get_embed_scale": ()},
     GenerationMixin: {"_validate_generation_mode": ("generation_mode", "generation_config")},
     PreTrainedModel: {"_is_stateful": None},
@@ -44,6 +47,7 @@ KEYWORDS = {(Trainer.save_model, "_internal_call")}
 FOLDERS = ("training", "adapters", "steps")
 FILES = [
     ROOT / "memreason_hf" / "patches.py",
+    ROOT / "modeling_recurrent" / "card_recurrent.py",
     *(path for folder in FOLDERS for path in sorted((ROOT / "memreason_hf" / folder).rglob("*.py"))),
 ]
 
@@ -92,8 +96,8 @@ def test_private_parameters_exist():
 
 
 def is_private(name):
-    # Python itself gives every abstract class an `_abc_impl`.
-    return name.startswith("_") and not name.endswith("__") and name not in ("_", "_abc_impl")
+    # Python itself gives every abstract class an `_abc_impl`; `_replace` is a public method of named tuples.
+    return name.startswith("_") and not name.endswith("__") and name not in ("_", "_abc_impl", "_replace")
 
 
 def is_own(cls):

@@ -13,11 +13,16 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+import memreason_hf
 from memreason_hf.adapters.base_files import add_sha256, weight_files
+from memreason_hf.adapters.base_place import write_base_place
+from memreason_hf.adapters.folders import adapter_folder
 from memreason_hf.adapters.rows import TrainedRowsLayer
 from memreason_hf.files import write_json
 from memreason_hf.patches import keep_unpacked, swap_class
 from memreason_hf.steps.attention import save_step_attention
+from modeling_recurrent.card_recurrent import CardMixin
+from modeling_recurrent.versions_recurrent import VERSION, VERSION_KEY
 
 
 logger = logging.getLogger(__name__)
@@ -30,13 +35,14 @@ ADAPTER = "default"
 _UNCOUNTED_SETTINGS = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
 
 
-class AdapterModel(PeftModelForCausalLM):
+class AdapterModel(CardMixin, PeftModelForCausalLM):
     """
-    PEFT's model for causal language models, with three differences, so that any Trainer saves and resumes it.
+    PEFT's model for causal language models, with four differences, so that any Trainer saves and resumes it.
 
     - `save_pretrained` never stores the embedding matrices but only the new rows, and records the base.
     - In the mode `lora` the new rows are stored but stay frozen, also after loading and resuming.
     - Weights of another adapter are refused with their names. PEFT alone raises a KeyError or loads some of them.
+    - Its card says what is known. That of PEFT has blanks, and names the folder of the base on this machine.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The base, extended for the tokenizer.
@@ -59,7 +65,8 @@ class AdapterModel(PeftModelForCausalLM):
 
     def save_pretrained(self, save_directory, safe_serialization=True, **kwargs):
         """
-        Saves the adapter as PEFT does, with `memreason_adapter.json` and the attention between steps.
+        Saves the adapter as PEFT does, with `memreason_adapter.json`, the attention between steps, and the place of
+        the base (`local_base.json`).
 
         The tokenizer is not saved: see `save_adapter`. A Trainer saves it, too.
         """
@@ -68,9 +75,20 @@ class AdapterModel(PeftModelForCausalLM):
         super().save_pretrained(save_directory, safe_serialization=safe_serialization, **kwargs)
         if kwargs.get("is_main_process", True):
             self._hash_base()
-            note = {"mode": self.adapter_mode, "base": self.adapter_base}
+            note = {VERSION_KEY: VERSION, "mode": self.adapter_mode, "base": self.adapter_base}
             write_json(Path(save_directory) / ADAPTER_FILE, note)
             save_step_attention(self, save_directory)
+            write_base_place(save_directory, self.get_base_model().name_or_path)
+            memreason_hf.write_card(save_directory)
+
+    def make_card(self, folder, repo_id):
+        return memreason_hf.make_card(folder, repo_id)
+
+    def create_or_update_model_card(self, output_dir: str):
+        """Writes the card of the adapter that is saved in a folder, unless it has one that a person wrote."""
+        # PEFT calls this in the middle of saving, when there is not yet anything to describe.
+        if (Path(output_dir) / ADAPTER_FILE).is_file():
+            memreason_hf.write_card(output_dir)
 
     def _hash_base(self):
         """Adds whole hashes of the base's files to its description, at the first save."""
@@ -92,7 +110,8 @@ class AdapterModel(PeftModelForCausalLM):
         Raises:
             ValueError: the folder holds the weights of another adapter.
         """
-        if adapter_name == ADAPTER and Path(model_id).is_dir():
+        if adapter_name == ADAPTER:
+            model_id = adapter_folder(model_id, kwargs.pop("revision", None)) or model_id
             check_stored_weights(self, model_id)
             kwargs.setdefault("torch_device", str(self.device))
         result = super().load_adapter(model_id, adapter_name, **kwargs)

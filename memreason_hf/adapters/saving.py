@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -22,18 +23,19 @@ import modeling_recurrent  # noqa: F401  (registers its model: a base can be one
 from memreason_hf import files
 from memreason_hf.adapters.base import DESCRIPTION, check_config, check_rows, check_tokenizer, check_weights
 from memreason_hf.adapters.base_files import weight_files
+from memreason_hf.adapters.base_place import LOCAL_BASE_FILE, find_base
+from memreason_hf.adapters.folders import adapter_folder, is_adapter_folder, shown
 from memreason_hf.adapters.model import ADAPTER, ADAPTER_FILE, AdapterModel
 from memreason_hf.checks import check_choice
+from memreason_hf.messages import first_line
+from memreason_hf.repositories import check_downloads, hub_errors, remote_code_error
 from memreason_hf.steps.attention import STEP_ATTENTION_FILE, restore_step_attention
 from memreason_hf.steps.tokenization import extend_tokenizer, read_scheme
+from modeling_recurrent.card_recurrent import keep_card
+from modeling_recurrent.versions_recurrent import VERSION_KEY, warn_if_newer
 
 
 BASE_CHECKS = ("blocks", "sha256", "none")
-
-
-def is_adapter_folder(folder: Path | str) -> bool:
-    """Whether a folder holds an adapter, of this package or of PEFT alone."""
-    return (Path(folder) / CONFIG_NAME).is_file()
 
 
 def save_adapter(
@@ -65,21 +67,28 @@ def save_adapter(
         raise FileExistsError(f"{folder} holds {kinds[0]}, so {kinds[1]} cannot be saved there. Use another folder.")
     if not folder.exists():
         with files.whole_folder(folder) as staged:
-            model.save_pretrained(staged)
-            tokenizer.save_pretrained(staged)
+            _save(model, tokenizer, staged)
         return
     staged = files.staging_folder(folder / "adapter")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     try:
-        model.save_pretrained(staged)
-        tokenizer.save_pretrained(staged)
+        _save(model, tokenizer, staged)
+        keep_card(folder, staged)
         if not (staged / STEP_ATTENTION_FILE).exists():
             # It belongs to an adapter that was saved there before.
             (folder / STEP_ATTENTION_FILE).unlink(missing_ok=True)
+        if not (staged / LOCAL_BASE_FILE).exists():
+            (folder / LOCAL_BASE_FILE).unlink(missing_ok=True)
         files.move_files(staged, folder, last=(MODEL_CONFIG_NAME, CONFIG_NAME))
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _save(model, tokenizer, staged):
+    # The tokenizer first: the card of an adapter describes its steps.
+    tokenizer.save_pretrained(staged)
+    model.save_pretrained(staged)
 
 
 def read_adapter_note(folder: Path | str) -> dict:
@@ -92,16 +101,17 @@ def read_adapter_note(folder: Path | str) -> dict:
     """
     folder = Path(folder)
     if not is_adapter_folder(folder):
-        raise FileNotFoundError(f"{folder} holds no {CONFIG_NAME}, so it is not an adapter.")
+        raise FileNotFoundError(f"{shown(folder)} holds no {CONFIG_NAME}, so it is not an adapter.")
     try:
         note = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+        warn_if_newer(note.get(VERSION_KEY), ADAPTER_FILE)
         return {"mode": note["mode"], "base": {name: note["base"][name] for name in DESCRIPTION}}
     except FileNotFoundError:
         raise ValueError(
-            f"{folder} holds an adapter without {ADAPTER_FILE}: another program wrote it. Load it with peft's "
+            f"{shown(folder)} holds an adapter without {ADAPTER_FILE}: another program wrote it. Load it with peft's "
             "AutoPeftModelForCausalLM."
         ) from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ValueError(
             f"{folder / ADAPTER_FILE} cannot be read: the adapter is damaged, or an earlier version of this package "
             "wrote it. Train it again."
@@ -111,10 +121,13 @@ def read_adapter_note(folder: Path | str) -> dict:
 def load_adapter(
     folder: Path | str,
     *,
+    revision: str | None = None,
     base: str | Path | PreTrainedModel | None = None,
+    base_revision: str | None = None,
     dtype: str | torch.dtype | None = None,
     is_trainable: bool = False,
     base_check: str = "blocks",
+    trust_remote_code: bool = False,
     **kwargs,
 ) -> tuple[AdapterModel, PreTrainedTokenizerBase]:
     """
@@ -122,10 +135,12 @@ def load_adapter(
     adapter was trained with is set, too.
 
     Args:
-        folder (`Path` or `str`): What `save_adapter` or a Trainer wrote.
+        folder (`Path` or `str`): What `save_adapter` or a Trainer wrote, or the name of an adapter on the Hub.
+        revision (`str`, *optional*): The branch, tag or commit of an adapter on the Hub.
         base (`str`, `Path` or [`~transformers.PreTrainedModel`], *optional*):
             The folder of the base, its name on the Hub, or the loaded base, extended or not, which is wrapped in
             place. Default: the base that the adapter names, on the Hub at the commit that it was trained on.
+        base_revision (`str`, *optional*): The branch, tag or commit of a base on the Hub, if it is not that commit.
         dtype (`str` or `torch.dtype`, *optional*):
             The dtype of a base that is loaded here. Default, and `"auto"`: the dtype that the adapter was trained on,
             whatever the base was saved in.
@@ -135,6 +150,8 @@ def load_adapter(
             milliseconds. `"sha256"`: by its whole files (1.2 s per GB). `"none"`: not at all, for a base that was
             saved again in another dtype or in other shards. The weights of a model that was never saved cannot be
             recognised, and neither can changes of a loaded base in memory.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run Python code that comes with the tokenizer or the base.
         kwargs: Passed to the base's `from_pretrained`, for example `quantization_config` and `device_map`.
 
     Returns:
@@ -150,6 +167,7 @@ def load_adapter(
     ```python
     >>> model, tokenizer = load_adapter("runs/lora")
     >>> model, tokenizer = load_adapter("runs/lora", base="models/moved", dtype="bfloat16")
+    >>> model, tokenizer = load_adapter("owner/adapter", revision="v1.0")
     ```
     """
     if isinstance(dtype, str):
@@ -158,21 +176,22 @@ def load_adapter(
         raise TypeError(f"folder={folder!r} must be the path of an adapter, got {type(folder).__name__}.")
     if base_check not in BASE_CHECKS:
         raise ValueError(f"base_check={base_check!r} must be one of {', '.join(BASE_CHECKS)}.")
-    folder = Path(folder)
+    folder = adapter_folder(folder, revision) or Path(folder)
     note = read_adapter_note(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     scheme = read_scheme(tokenizer)
     check_tokenizer(tokenizer, note["base"])
     config = PeftConfig.from_pretrained(folder)
     if isinstance(base, PreTrainedModel):
-        if kwargs or dtype is not None:
-            given = ", ".join([*kwargs, *(["dtype"] if dtype is not None else [])])
-            raise ValueError(f"{given}: only used if the base is loaded here, but base is a loaded model.")
+        loading = {**kwargs, **{"dtype": dtype, "base_revision": base_revision}}
+        if given := [name for name, value in loading.items() if value is not None]:
+            raise ValueError(f"{', '.join(given)}: only used if the base is loaded here, but base is a loaded model.")
         check_config(base.config, note["base"])
         check_weights(base.config, weight_files(base.name_or_path), note["base"], base_check)
         model = base
     else:
-        model = _load_base(folder, base, config, dtype, note["base"], base_check, kwargs)
+        kwargs |= {"dtype": dtype, "trust_remote_code": trust_remote_code}
+        model = _load_base(folder, base, base_revision, note["base"], base_check, kwargs)
     extend_tokenizer(tokenizer, scheme, model)
     check_rows(model, note["base"])
     config.inference_mode = not is_trainable
@@ -182,47 +201,81 @@ def load_adapter(
     return model.train(is_trainable), tokenizer
 
 
-def _load_base(folder, base, config, dtype, description, base_check, kwargs):
-    name = str(base or config.base_model_name_or_path)
-    if base is None and config.revision is not None:
-        kwargs = {"revision": config.revision, **kwargs}
+def base_of(folder: Path | str, base: str | Path | None = None, revision: str | None = None) -> tuple[str, str | None]:
+    """
+    Where the base of an adapter is.
+
+    Args:
+        folder (`Path` or `str`): The adapter.
+        base (`str` or `Path`, *optional*): The base. Default: the one that the adapter names.
+        revision (`str`, *optional*): Its revision on the Hub. Default: the commit that the adapter names.
+
+    Returns:
+        A folder or a name on the Hub, and the revision there.
+
+    Raises:
+        ValueError: the adapter names no base.
+    """
+    adapter = PeftConfig.from_pretrained(folder)
+    name = str(base or find_base(folder, adapter.base_model_name_or_path))
+    if not name:
+        raise ValueError(
+            f"The adapter {shown(folder)} names no base model: it was trained on a model that was never saved. Save "
+            "that model and pass its folder (base=)."
+        )
+    return name, revision or (adapter.revision if base is None else None)
+
+
+def _load_base(folder, base, revision, description, base_check, kwargs):
+    name, revision = base_of(folder, base, revision)
     # Another base is recognised before its weights are read, unless it still has to be downloaded.
-    base_config = read_base_config(folder, base)
+    base_config = read_base_config(folder, base, revision, trust_remote_code=kwargs["trust_remote_code"])
     check_config(base_config, description)
-    files = weight_files(name, kwargs.get("revision"))
+    files = weight_files(name, revision)
     check_weights(base_config, files, description, base_check)
-    dtype = description.get("dtype", "auto") if dtype in (None, "auto") else dtype
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **kwargs)
-    if not files:
-        files = weight_files(name, kwargs.get("revision"))
-        check_weights(model.config, files, description, base_check)
+    if kwargs["dtype"] in (None, "auto"):
+        kwargs["dtype"] = description.get("dtype", "auto")
+    begun = time.time()
+    try:
+        with hub_errors(name, "base", revision):
+            model = AutoModelForCausalLM.from_pretrained(name, revision=revision, **kwargs)
+    finally:
+        downloaded = weight_files(name, revision)
+        check_downloads(downloaded.values(), begun, f"base={name!r}")
+    if downloaded != files:
+        # They were not in the cache, or a branch has moved on since they were.
+        check_weights(model.config, downloaded, description, base_check)
     return model
 
 
-def read_base_config(folder: Path | str, base: str | Path | None = None) -> PreTrainedConfig:
+def read_base_config(
+    folder: Path | str,
+    base: str | Path | None = None,
+    base_revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> PreTrainedConfig:
     """
     The config of an adapter's base, as it was before its tokenizer was extended.
 
     Args:
         folder (`Path` or `str`): The adapter.
         base (`str` or `Path`, *optional*): The base. Default: the one that the adapter names.
+        base_revision (`str`, *optional*): Its revision on the Hub. Default: the commit that the adapter names.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run Python code that comes with it.
 
     Raises:
         OSError: the base cannot be read.
-        ValueError: the adapter names no base.
+        ValueError: the adapter names no base, or the base needs remote code.
     """
-    adapter = PeftConfig.from_pretrained(folder)
-    name = str(base or adapter.base_model_name_or_path or "")
-    if not name:
-        raise ValueError(
-            f"The adapter {folder} names no base model: it was trained on a model that was never saved. Save that "
-            "model and pass its folder (base=)."
-        )
-    revision = {} if base is not None or adapter.revision is None else {"revision": adapter.revision}
+    name, revision = base_of(folder, base, base_revision)
     try:
-        return AutoConfig.from_pretrained(name, **revision)
+        with hub_errors(name, "base", revision):
+            return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise remote_code_error(name, "base") from error
         raise OSError(
-            f"The base model {name!r} of the adapter {folder} cannot be read ({str(error).splitlines()[0]}). "
+            f"The base model {name!r} of the adapter {shown(folder)} cannot be read ({first_line(error)}). "
             "Pass its folder (base=)."
         ) from error

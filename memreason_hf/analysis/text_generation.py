@@ -1,14 +1,14 @@
-"""Texts that a recurrent-depth model writes, with the recurrences that each of their tokens took."""
+"""Texts that a model writes, with the recurrences that each of their tokens took."""
 
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memreason_hf.analysis.token_depth_terminal import DepthStreamer
 from memreason_hf.analysis.token_depths import GeneratedText, Piece, PieceReader
 from memreason_hf.checks import check_has, check_sequence, check_type
-from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
+from modeling_recurrent import RecurrentDepthConfig
 
 
 _MOST_LETTERS = 60
@@ -53,12 +53,21 @@ def check_positions(config: RecurrentDepthConfig, rows: Sequence[Sequence[int]],
         )
 
 
+class _OneRecurrence(DepthStreamer):
+    """The streamer for a decoder that reports no depths."""
+
+    def put(self, value):
+        if not self._prompt_is_next:
+            self.put_recurrences(torch.ones_like(value))
+        super().put(value)
+
+
 class TextGenerator:
     """
     Continues prompts and reads the depth of every token.
 
     Args:
-        model: the model.
+        model: the model. In a decoder without recurrences, every token counts as one: the layers run once.
         tokenizer: its tokenizer.
         arguments: for `generate`.
 
@@ -68,8 +77,8 @@ class TextGenerator:
         >>> text.text, text.depths  # doctest: +SKIP
     """
 
-    def __init__(self, model: RecurrentDepthForCausalLM, tokenizer: PreTrainedTokenizerBase, **arguments):
-        check_has("model", model, "generation_config", "a RecurrentDepthForCausalLM")
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **arguments):
+        check_has("model", model, "generation_config", "a causal language model")
         self.model, self.tokenizer, self.arguments = model, tokenizer, arguments
         ends = model.generation_config.eos_token_id
         # A model that was trained without a generation config ends its texts as its tokenizer does.
@@ -110,14 +119,18 @@ class TextGenerator:
             **self.arguments,
         )
         new = output.sequences[:, width:].tolist()
-        depths, prompt_depths = output.num_recurrences.tolist(), output.prompt_recurrences.tolist()
+        if isinstance(self.model.config, RecurrentDepthConfig):
+            depths, prompt_depths = output.num_recurrences.tolist(), output.prompt_recurrences.tolist()
+        else:
+            depths, prompt_depths = ([[1] * len(row) for row in some] for some in (new, ids.tolist()))
         return [self._text(*row, width) for row in zip(prompts, rows, prompt_depths, new, depths)]
 
     def stream(self, prompt: str, row: Sequence[int], write: Callable[[Piece], None]) -> GeneratedText:
         """Continues one prompt and calls `write` with every piece of the text as soon as it is complete."""
         reader = PieceReader(self.tokenizer, self.hidden_ids)
         reader.read(row, [1] * len(row))
-        (text,) = self.generate([prompt], [row], DepthStreamer(reader.add, write))
+        streamer = DepthStreamer if isinstance(self.model.config, RecurrentDepthConfig) else _OneRecurrence
+        (text,) = self.generate([prompt], [row], streamer(reader.add, write))
         for piece in reader.finish():
             write(piece)
         return text

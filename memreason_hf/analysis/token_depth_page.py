@@ -142,14 +142,31 @@ def _recurrences(token):
     return f"{token.num_recurrences} recurrence{'s' if token.num_recurrences != 1 else ''}"
 
 
+def depth_rules(depths: Iterable[int], scale: DepthScale, *, dark: bool = False, within: str = "") -> str:
+    """
+    CSS rules that give the classes `d1`, `d2`, ... the colours of their depths.
+
+    Args:
+        depths: the depths that need a rule.
+        dark: for dark pages.
+        within: a selector that comes before each class.
+
+    Example:
+        >>> print(depth_rules([2], DepthScale(1, 4), within=".page "), end="")
+        .page .d2 { background: #55bec1; color: #000000; }
+    """
+    name, low, high = _DARK if dark else _LIGHT
+    rules = []
+    for depth in sorted(depths):
+        background = map_color(name, low + (high - low) * scale.position(depth))
+        colours = f"background: {_hex(background)}; color: {_hex(text_color(background))};"
+        rules.append(f"{within}.d{depth} {{ {colours} }}\n")
+    return "".join(rules)
+
+
 def _depth_colors(depths, scale):
-    light, dark = ("".join(_rule(depth, scale, *colors) for depth in sorted(depths)) for colors in (_LIGHT, _DARK))
+    light, dark = (depth_rules(depths, scale, dark=dark) for dark in (False, True))
     return f"{light}@media (prefers-color-scheme: dark) {{\n{dark}}}\n"
-
-
-def _rule(depth, scale, name, low, high):
-    background = map_color(name, low + (high - low) * scale.position(depth))
-    return f".d{depth} {{ background: {_hex(background)}; color: {_hex(text_color(background))}; }}\n"
 
 
 def _hex(color):

@@ -4,16 +4,14 @@ closed pipe does not stop the command.
 """
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
-import torch
-from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
+from huggingface_hub.errors import StrictDataclassError
 
 from memreason_hf.command_line.signals import exit_code, say_stopped, signal_of, signals_raise
-from memreason_hf.messages import visible
+from memreason_hf.messages import describe_field_error, visible
 
 
 # Set to 1 to see the traceback of an expected error.
@@ -27,12 +25,8 @@ USER_ERRORS = (ValueError, OSError, RecursionError, StrictDataclassError)
 
 def describe(error: BaseException) -> str:
     """The message of an error. For the validation error of a config, that is the message of the broken rule."""
-    if isinstance(error, StrictDataclassFieldValidationError):
-        # The cause alone does not name the field.
-        (field,) = re.findall(r"field '(\w+)'", str(error))[:1]
-        return f"{field}: {error.__cause__}."
-    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
-        return str(error.__cause__)
+    if isinstance(error, StrictDataclassError):
+        return describe_field_error(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}."
     if is_out_of_memory(error):
@@ -45,7 +39,11 @@ def describe(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory, on a CPU or a GPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError):
+        return True
+    # torch is not imported for this: building a data set does without it.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 

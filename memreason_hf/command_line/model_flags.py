@@ -31,8 +31,13 @@ class ModelFlags:
         >>> tokenizer, model = flags.load_tokenizer(config), flags.load_model()  # doctest: +SKIP
     """
 
-    model: str = field(
-        metadata={"help": "Folder of a saved model or adapter, or the name of a model on the Hub (owner/name)."}
+    model: str = field(metadata={"help": "Folder of a saved model or adapter, or its name on the Hub (owner/name)."})
+    revision: str | None = field(
+        default=None,
+        metadata={
+            "help": "Branch, tag or commit of a model or adapter on the Hub and of the tokenizer saved with it. "
+            "Default: main. The base of an adapter is read at the commit that the adapter names."
+        },
     )
     tokenizer: str | None = field(
         default=None,
@@ -67,6 +72,10 @@ class ModelFlags:
         """The last two parts of the model's path or name, for titles."""
         return visible("/".join(Path(self.model).parts[-2:]))
 
+    @property
+    def _access(self):
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
     def check(self) -> None:
         """
         Refuses impossible values before anything is loaded.
@@ -79,15 +88,15 @@ class ModelFlags:
 
     def load_config(self) -> PreTrainedConfig:
         """See `load_any_config`."""
-        return load_any_config(self.model, self.base, trust_remote_code=self.trust_remote_code)
+        return load_any_config(self.model, self.base, **self._access)
 
     def load_recurrent_config(self) -> RecurrentDepthConfig:
         """See `load_model_config`."""
-        return load_model_config(self.model, self.base, trust_remote_code=self.trust_remote_code)
+        return load_model_config(self.model, self.base, **self._access)
 
     def load_tokenizer(self, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
         """See `load_tokenizer`."""
-        return load_tokenizer(self.model, self.tokenizer, config, trust_remote_code=self.trust_remote_code)
+        return load_tokenizer(self.model, self.tokenizer, config, **self._access)
 
     def load_model(self, device: torch.device | None = None, **kwargs) -> PreTrainedModel:
         """
@@ -97,7 +106,7 @@ class ModelFlags:
             device: in place of the flag's.
         """
         chosen = self.choose_device() if device is None else device
-        loaded = load_model(self.model, self.dtype, base=self.base, trust_remote_code=self.trust_remote_code, **kwargs)
+        loaded = load_model(self.model, self.dtype, base=self.base, **self._access, **kwargs)
         return loaded.to(chosen)
 
     def choose_device(self) -> torch.device:

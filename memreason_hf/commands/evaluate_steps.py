@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memreason_hf.adapters.base_files import block_digests, weight_files
+from memreason_hf.adapters.folders import adapter_folder
 from memreason_hf.adapters.model import rows_in_place
-from memreason_hf.adapters.saving import is_adapter_folder
 from memreason_hf.analysis.solution_report import measure_solutions, solution_report
 from memreason_hf.command_line.depth_arguments import (
     DEPTH,
@@ -209,7 +209,7 @@ def _demonstrations(dataset, solving):
 
 def _load(model, depth, by_kind):
     """The model on its device, its tokenizer, and the arguments of depth for `generate`."""
-    if is_adapter_folder(model.model) and model.tokenizer is not None:
+    if model.tokenizer is not None and adapter_folder(model.model, model.revision, "model") is not None:
         raise ValueError(
             f"tokenizer={model.tokenizer!r}: model={model.model!r} is an adapter, which is saved with its tokenizer. "
             "Leave --tokenizer out."
@@ -235,18 +235,25 @@ def _settings(model, data, solving, scheme, depth):
     if "depth_by_kind" in given:
         given["depth_by_kind"] = read_depths(given["depth_by_kind"])
     values = {
-        **{name: getattr(model, name) for name in ("model", "tokenizer", "dtype")},
-        **{name: getattr(data, name) for name in ("data", "name", "split")},
+        **{name: _place_name(getattr(model, name)) for name in ("model", "tokenizer")},
+        "dtype": model.dtype,
+        "data": _place_name(data.data),
+        **{name: getattr(data, name) for name in ("name", "split")},
         **{name: getattr(solving, name) for name in ("max_new_tokens", "num_demonstrations", "match_option_text")},
     }
     if solving.num_demonstrations:
         values["seed"] = solving.seed
     if model.base is not None:
-        values["base"] = model.base
+        values["base"] = _place_name(model.base)
     # The folder may hold other weights than before, of a run that was started again or resumed.
     files = weight_files(model.model) or {path.name: path for path in Path(model.model).glob("adapter_model.*")}
     weights = {name: digest["blocks"] for name, digest in block_digests(files).items()}
     return {**values, "weights": weights, "scheme": scheme.to_dict(), **given}
+
+
+def _place_name(place):
+    """The name of a folder without those above it, which change with the current folder and say who works there."""
+    return place if place is None or not Path(place).exists() else Path(place).resolve().name
 
 
 if __name__ == "__main__":

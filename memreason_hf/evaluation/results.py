@@ -2,8 +2,9 @@
 Results files: JSON documents of several kinds, each checked against its schema when it is written and read.
 
 A document is one JSON object, UTF-8. Numbers that do not exist (NaN) are `null`. Accuracies are in 0..1, times in
-seconds. Every kind of document has a schema, a `TypedDict` in the module that makes such documents and registers it
-(`register_kind`). The same schema as JSON schema, with a description of every entry:
+seconds. It holds no absolute paths, so that it can be published. Every kind of document has a schema, a `TypedDict` in
+the module that makes such documents and registers it (`register_kind`). The same schema as JSON schema, with a
+description of every entry:
 
     results_schema("evaluation")
 """
@@ -24,7 +25,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict
 
 from memreason_hf.checks import check_has, check_int, check_path, check_type, shortened
-from memreason_hf.files import read_json, whole_file
+from memreason_hf.files import portable_path, read_json, whole_file
 
 
 SCHEMA_VERSION = 1
@@ -38,7 +39,7 @@ class ModelDescription(TypedDict):
     """What was evaluated."""
 
     name_or_path: str
-    """Folder, or name on the Hub."""
+    """Folder, or name on the Hub; see `portable_path`."""
     model_type: str
     num_parameters: int
     """Tied weights count once."""
@@ -49,7 +50,7 @@ class DataDescription(TypedDict):
     """The rows that were evaluated."""
 
     path: str
-    """Folder of the data set."""
+    """Folder of the data set; see `portable_path`."""
     split: str
     kind: str
     """Which rows of the split: `test`, `train`, `atomic` or `all`."""
@@ -231,7 +232,7 @@ def describe_model(model: torch.nn.Module, name_or_path: str, trained_hops: int 
     """The entry `model` of a document about chains: a `ModelDescription`, and `trained_hops`."""
     check_has("model", model, "config", "a model of transformers")
     return {
-        "name_or_path": str(name_or_path),
+        "name_or_path": portable_path(name_or_path),
         "model_type": model.config.model_type,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
@@ -244,7 +245,13 @@ def describe_data(
 ) -> DataDescription:
     """The entry `data` of a document about chains."""
     check_int("num_rows", num_rows, least=0)
-    return {"path": str(path), "split": split, "kind": kind, "group_column": group_column, "num_rows": num_rows}
+    return {
+        "path": portable_path(path),
+        "split": split,
+        "kind": kind,
+        "group_column": group_column,
+        "num_rows": num_rows,
+    }
 
 
 def describe_environment(device: torch.device | str, num_processes: int = 1) -> Environment:

@@ -7,26 +7,25 @@ and ignores them; an unknown keyword is a TypeError all the same.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import datasets
 import evaluate
 
-from memreason_hf.checks import check_int, check_number, check_row, check_sequence, check_type
+from memreason_hf.checks import check_row, check_sequence, check_type
 from memreason_hf.data.questions.options import TRUE_FALSE, options_by_label
 from memreason_hf.evaluation.solutions.answers import end_of_question, extract_answer
-from memreason_hf.evaluation.solutions.judges import StepJudge
+from memreason_hf.evaluation.solutions.judges import JUDGES, StepJudge
 from memreason_hf.steps import ANSWER_MARKER, NO_KIND, QUESTION_MARKER, Solution, Step, StepScheme, answer_step
 from memreason_hf.steps.marks import FAMILY_TOKEN
 
 
+_MOST_SAMPLES = 100_000
 _ANY_LETTER = {chr(code): "" for code in range(ord("A"), ord("Z") + 1)}
 
 # Half of a pair of UTF-16, which no UTF-8 text can hold.
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# More resampled data sets change no digit of an interval that anybody reads.
-MOST_SAMPLES = 1_000_000
 _CITATION = """\
 @article{jin2024disentangling,
   title = {Disentangling Memory and Reasoning Ability in Large Language Models},
@@ -128,16 +127,13 @@ class SolutionMetric(evaluate.Metric, ABC):
                 "predictions and references are empty: there is nothing to measure. Check the split and the filters "
                 "that chose the rows."
             )
+        _check_keywords(options, match_option_text, bootstrap_samples, confidence, seed, judge)
         if questions is not None:
             check_texts("questions", questions)
             if len(questions) != len(predictions):
                 raise ValueError(
                     f"questions has {len(questions)} entries, predictions has {len(predictions)}. Pass one for each."
                 )
-        check_type("match_option_text", match_option_text, bool, "True or False")
-        check_int("bootstrap_samples", bootstrap_samples, least=0, most=MOST_SAMPLES)
-        check_number("confidence", confidence)
-        check_int("seed", seed, least=0)
         check_options(options)
         inputs = SolutionInputs(
             predictions=list(predictions),
@@ -161,6 +157,8 @@ def check_texts(name: str, texts: Sequence[str] | None) -> None:
     Raises:
         ValueError: the argument is one text, or an entry is not a text.
     """
+    if not isinstance(texts, Iterable | None):
+        raise ValueError(f"{name}={_shortened(texts)} must be a list of texts, got a {type(texts).__name__}.")
     if isinstance(texts, str):
         raise ValueError(f"{name}={_shortened(texts)} must be a list of texts, got one text. Write [{name}].")
     if texts is not None:
@@ -190,15 +188,39 @@ def check_lengths(predictions: Sequence, references: Sequence) -> None:
         )
 
 
+def _check_keywords(options, match_option_text, bootstrap_samples, confidence, seed, judge):
+    """Checks types and ranges, also of keywords that a metric ignores: another one of a combination reads them."""
+    if not isinstance(match_option_text, bool):
+        raise ValueError(f"match_option_text={_shortened(match_option_text)} must be True or False.")
+    for name, value, most in (("bootstrap_samples", bootstrap_samples, _MOST_SAMPLES), ("seed", seed, None)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{name}={_shortened(value)} must be a whole number.")
+        if value < 0:
+            raise ValueError(f"{name}={_shortened(value)} must be at least 0.")
+        if most is not None and value > most:
+            raise ValueError(
+                f"{name}={_shortened(value)} must be at most {most:,}: more do not change the interval, but all are "
+                "kept in memory."
+            )
+    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
+        raise ValueError(f"confidence={_shortened(confidence)} must be between 0 and 1.")
+    if isinstance(options, str):
+        raise ValueError(f"options={options!r} must be a list of labels, got one text. Write {[options]}.")
+    if not isinstance(options, Sequence | Mapping | None):
+        raise ValueError(f"options={_shortened(options)} must be a list, a mapping of labels to texts, or None.")
+    if not callable(judge) and judge not in JUDGES:
+        raise ValueError(f"judge={_shortened(judge)} must be one of {', '.join(JUDGES)}, or a callable.")
+
+
 def read_scheme_argument(scheme: StepScheme | Mapping | None) -> StepScheme:
     """The scheme by which texts are read. The default reads the tokens of every scheme with tokens."""
     if scheme is None:
         return StepScheme()
-    if isinstance(scheme, StepScheme):
-        return scheme
-    check_type("scheme", scheme, Mapping, "a StepScheme or a mapping with its fields")
+    # A module that was loaded from the Hub has a class of its own.
+    values = scheme.to_dict() if hasattr(scheme, "to_dict") else scheme
+    check_type("scheme", values, Mapping, "a StepScheme or a mapping with its fields")
     try:
-        return StepScheme.from_dict(scheme)
+        return StepScheme.from_dict(values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"scheme: {error}") from None
 
@@ -255,8 +277,6 @@ def read_options(options: Sequence | Mapping | None, references: Sequence[str]) 
     """
     if options is None:
         return [_options_like(reference) for reference in references]
-    if isinstance(options, str):
-        raise ValueError(f"options={options!r} must be a list of labels, got one text. Write {[options]}.")
     if isinstance(options, Mapping) or all(isinstance(option, str) for option in options):
         return [_labels_to_texts(options)] * len(references)
     if len(options) != len(references):
@@ -335,10 +355,15 @@ def _labels_to_texts(options):
         return dict(options)
     if isinstance(options, str):
         raise ValueError(f"options holds {options!r}: give a list of labels for each row.")
+    if not isinstance(options, Sequence):
+        raise ValueError(f"options holds {_shortened(options)}: give a list of labels for each row.")
     options = list(options)
     return options_by_label(options) if options and isinstance(options[0], Mapping) else dict.fromkeys(options, "")
 
 
 def _shortened(value):
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except ValueError:  # Python does not print ints of thousands of digits
+        return "(a very large number)"
     return shown if len(shown) <= 80 else f"{shown[:80]}…"

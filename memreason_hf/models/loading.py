@@ -5,11 +5,10 @@ Python code that comes with a model or tokenizer runs only with `trust_remote_co
 ask on standard input, from which commands read prompts.
 """
 
-from contextlib import suppress
 from pathlib import Path
 
 import torch
-from peft import PeftConfig
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -18,30 +17,30 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from memreason_hf.adapters.folders import adapter_folder
 from memreason_hf.adapters.model import AdapterModel
-from memreason_hf.adapters.saving import (
-    is_adapter_folder,
-    load_adapter,
-    read_adapter_note,
-    read_base_config,
-)
+from memreason_hf.adapters.saving import load_adapter, read_adapter_note, read_base_config
 from memreason_hf.checks import check_path, check_type
 from memreason_hf.data import load_multi_hop_tokenizer
-from memreason_hf.messages import first_few
-from memreason_hf.model_files import check_json_files
-from memreason_hf.models.pretrained import check_source, first_line, read_model, reading_error, torch_dtype
+from memreason_hf.messages import describe_field_error, first_few, first_line
+from memreason_hf.models.json_files import check_json_files
+from memreason_hf.models.pretrained import read_model, reading_error, torch_dtype
+from memreason_hf.repositories import check_source, hub_errors
 from memreason_hf.steps.attention import restore_step_attention
 from modeling_recurrent import RecurrentDepthConfig
 
 
-def load_any_config(model: str, base: str | None = None, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+def load_any_config(
+    model: str, base: str | None = None, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedConfig:
     """
-    The config of a model of any kind. No weights are read.
+    The config of a model of any kind. No weights of a model are read; an adapter on the Hub is downloaded.
 
     Args:
-        model: a folder or a name on the Hub. For the folder of an adapter, the result is the config of its base with
-            the rows that the adapter adds to the vocabulary.
+        model: a folder or a name on the Hub. For an adapter, the result is the config of its base with the rows that
+            the adapter adds to the vocabulary.
         base: where an adapter's base is, if not where the adapter says.
+        revision: a branch, tag or commit of `model` on the Hub.
 
     Raises:
         ValueError, OSError: the folder or the config does not exist or cannot be read, an adapter's base is not
@@ -52,26 +51,32 @@ def load_any_config(model: str, base: str | None = None, *, trust_remote_code: b
         'recurrent_depth'
     """
     check_path("model", model)
-    if is_adapter_folder(model):
-        check_json_files(Path(model))
-        return _read_adapter_config(model, base, trust_remote_code)
+    check_json_files(model, "model")
+    adapter = adapter_folder(model, revision, "model")
+    if adapter is not None:
+        return _read_adapter_config(str(adapter), base, trust_remote_code)
     _refuse_base(model, base)
     _check_model_folder(model)
     try:
-        return _read_config(model, "model", trust_remote_code)
+        return _read_config(model, "model", trust_remote_code, revision)
     except OSError as error:
+        # The Hub's errors name the field.
+        if str(error).startswith("model="):
+            raise
         where = "the config" if Path(model).is_dir() else "no such folder, and on the Hub it"
         raise OSError(f"model={model!r}: {where} cannot be read ({first_line(error)}).") from error
 
 
-def load_model_config(model: str, base: str | None = None, *, trust_remote_code: bool = False) -> RecurrentDepthConfig:
+def load_model_config(
+    model: str, base: str | None = None, *, revision: str | None = None, trust_remote_code: bool = False
+) -> RecurrentDepthConfig:
     """
     The config of a recurrent-depth model, as `load_any_config` reads it.
 
     Raises:
         ValueError, OSError: as for `load_any_config`, and for a model of another type.
     """
-    config = load_any_config(model, base, trust_remote_code=trust_remote_code)
+    config = load_any_config(model, base, revision=revision, trust_remote_code=trust_remote_code)
     if not isinstance(config, RecurrentDepthConfig):
         raise ValueError(
             f"model={model!r} has model_type={config.model_type!r}: depth can only be chosen in a model of "
@@ -80,36 +85,31 @@ def load_model_config(model: str, base: str | None = None, *, trust_remote_code:
     return config
 
 
-def _read_config(name, field, trust_remote_code):
+def _read_config(name, field, trust_remote_code, revision=None):
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        with hub_errors(name, field, revision):
+            return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except StrictDataclassError as error:
+        raise ValueError(f"{field}={name!r}: config.json: {describe_field_error(error)}") from error
     except (ValueError, RecursionError) as error:
         raise reading_error(name, field, error) from error
 
 
-def _read_adapter_config(model, base, trust_remote_code):
-    read_adapter_note(model)
-    name = str(base or PeftConfig.from_pretrained(model).base_model_name_or_path or "")
-    with suppress(OSError):
-        # Refuses a base with remote code. `read_base_config` says what else is wrong with it.
-        if name:
-            _read_config(name, "base", trust_remote_code)
-    config = read_base_config(model, base)
+def _read_adapter_config(folder, base, trust_remote_code):
+    note = read_adapter_note(folder)
+    config = read_base_config(folder, base, trust_remote_code=trust_remote_code)
     # The base is extended when the adapter is loaded.
-    config.vocab_size = read_adapter_note(model)["base"]["rows"]
+    config.vocab_size = note["base"]["rows"]
     return config
 
 
 def _refuse_base(model, base):
     if base is not None:
-        raise ValueError(
-            f"base={base!r} is for adapters, but model={model!r} is not the folder of an adapter. Leave base out."
-        )
+        raise ValueError(f"base={base!r} is for adapters, but model={model!r} is not an adapter. Leave base out.")
 
 
 def _check_model_folder(model):
     folder = Path(model)
-    check_json_files(folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
         checkpoints = sorted(folder.glob("checkpoint-*/config.json"), key=lambda path: path.stat().st_mtime)
         hint = f" Did you mean {checkpoints[-1].parent}?" if checkpoints else ""
@@ -118,7 +118,12 @@ def _check_model_folder(model):
 
 
 def load_tokenizer(
-    model: str, tokenizer: str | None, config: PreTrainedConfig, *, trust_remote_code: bool = False
+    model: str,
+    tokenizer: str | None,
+    config: PreTrainedConfig,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
     """
     The tokenizer of a model.
@@ -127,16 +132,16 @@ def load_tokenizer(
         model: folder or name on the Hub of the model.
         tokenizer: where the tokenizer is, if not with the model. The folder of a multi-hop data set will do.
         config: of the model.
+        revision: a branch, tag or commit of `model` on the Hub. A tokenizer of its own is read from its main branch.
 
     Raises:
         ValueError, OSError: the tokenizer is missing, cannot be read, needs remote code, or has more tokens than the
             model has embeddings.
     """
-    if tokenizer is not None:
-        check_path("tokenizer", tokenizer)
-    check_json_files(Path(model if tokenizer is None else tokenizer))
-    name = tokenizer or model
-    folder = Path(name)
+    name, field = (tokenizer, "tokenizer") if tokenizer else (model, "model")
+    check_path(field, name)
+    revision = None if tokenizer else revision
+    folder = Path(name) if tokenizer else adapter_folder(model, revision, "model") or Path(model)
     if folder.is_dir() and not (folder / "tokenizer.json").is_file():
         if tokenizer is None:
             raise FileNotFoundError(
@@ -145,10 +150,7 @@ def load_tokenizer(
             )
         loaded = load_multi_hop_tokenizer(folder)
     else:
-        try:
-            loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        except Exception as error:  # a damaged tokenizer.json raises a bare Exception
-            raise reading_error(name, "tokenizer" if tokenizer else "model", error) from error
+        loaded = _read_tokenizer(name, field, folder, trust_remote_code, revision)
     if len(loaded) > config.vocab_size:
         raise ValueError(
             f"The vocabulary does not match: the tokenizer has {len(loaded)} tokens, the model's vocab_size is "
@@ -157,11 +159,24 @@ def load_tokenizer(
     return loaded
 
 
+def _read_tokenizer(name, field, folder, trust_remote_code, revision):
+    # A folder in the cache of the Hub stands for its commit.
+    where = {} if folder.is_dir() else {"revision": revision}
+    try:
+        with hub_errors(name, field, revision):
+            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **where)
+    except Exception as error:  # a damaged tokenizer.json raises a bare Exception
+        if isinstance(error, OSError) and str(error).startswith(f"{field}="):
+            raise
+        raise reading_error(name, field, error) from error
+
+
 def load_model(
     model: str,
     dtype: str = "auto",
     *,
     base: str | None = None,
+    revision: str | None = None,
     merge: bool = True,
     trust_remote_code: bool = False,
     **kwargs,
@@ -170,28 +185,31 @@ def load_model(
     A model in evaluation mode, with the attention between steps that it was saved with.
 
     Args:
-        model: a folder, also of an adapter, or a name on the Hub.
+        model: a folder or a name on the Hub, of a model or an adapter.
         dtype: of the weights: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"` for the dtype that they were saved
             in, or that the adapter was trained in.
         base: where an adapter's base is, if not where the adapter says.
+        revision: a branch, tag or commit of `model` on the Hub. The base of an adapter has its own.
         merge: merge an adapter into its base, which rounds it to the base's dtype.
         kwargs: for `from_pretrained`.
 
     Raises:
         ValueError: weights cannot be read, are missing or do not fit the config (the library would go on with random
             weights), the adapter belongs to another base, or the model needs remote code.
+        OSError: the model, the adapter or its base does not exist or cannot be downloaded.
 
     Example:
         >>> model = load_model("runs/quickstart", "bfloat16")  # doctest: +SKIP
+        >>> model = load_model("owner/model", revision="v1.0")  # doctest: +SKIP
     """
     check_path("model", model)
     kwargs["trust_remote_code"] = trust_remote_code
-    check_json_files(Path(model))
-    if is_adapter_folder(model):
-        adapted, _ = load_adapter(model, base=base, dtype=torch_dtype(dtype), **kwargs)
+    adapter = adapter_folder(model, revision, "model")
+    if adapter is not None:
+        adapted, _ = load_adapter(adapter, base=base, dtype=torch_dtype(dtype), **kwargs)
         return (adapted.merge_and_unload() if merge else adapted).eval()
     _refuse_base(model, base)
-    loaded, problems = read_model(model, "model", dtype=torch_dtype(dtype), **kwargs)
+    loaded, problems = read_model(model, "model", dtype=torch_dtype(dtype), revision=revision, **kwargs)
     if problems:
         shown = "; ".join(f"{kind}: {first_few(names, 3)}" for kind, names in problems.items())
         raise ValueError(f"model={model!r}: the weights do not belong to the config ({shown}).")

@@ -1,33 +1,25 @@
 """Reading a saved model by the name that a flag or recipe gives, with errors that name the field."""
 
-from pathlib import Path
+import time
 from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from memreason_hf.adapters.base_files import weight_files
 from memreason_hf.checks import check_choice
+from memreason_hf.messages import first_line
+from memreason_hf.models.json_files import check_json_files
+from memreason_hf.repositories import check_downloads, check_source, hub_errors, remote_code_error
 
+
+__all__ = ["check_source", "first_line", "read_model", "reading_error", "torch_dtype"]
 
 # What the library raises for weights that are damaged, and for values of config.json or of an index of shards that it
 # does not check.
 _ODD_WEIGHTS = (EOFError, RuntimeError)
 _ODD_FILES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError)
-
-
-def check_source(name: str, field: str) -> None:
-    """
-    Refuses a name that can be neither a folder nor a repository of the Hub, before the library looks for it there.
-
-    Raises:
-        FileNotFoundError: with `field`, as the user knows it.
-    """
-    folder = Path(name)
-    # A name of the form owner/name is looked for on the Hub, unless a folder `owner` exists here.
-    on_the_hub = name.count("/") == 1 and not name.startswith((".", "~", "/")) and not folder.parent.exists()
-    if not folder.is_dir() and not on_the_hub:
-        raise FileNotFoundError(f"{field}={name!r}: no such folder. Pass a folder, or a name on the Hub (owner/name).")
 
 
 def torch_dtype(name: str) -> torch.dtype | str:
@@ -42,7 +34,7 @@ def torch_dtype(name: str) -> torch.dtype | str:
 
 
 def read_model(
-    name: str, field: str, *, trust_remote_code: bool = False, **kwargs
+    name: str, field: str, *, trust_remote_code: bool = False, revision: str | None = None, **kwargs
 ) -> tuple[PreTrainedModel, dict[str, list[str]]]:
     """
     A causal language model, and the problems that `from_pretrained` reports with its weights.
@@ -54,6 +46,7 @@ def read_model(
         field: what messages call `name`, for example `"model.path"`.
         trust_remote_code: run Python code that comes with the model. Without it such a model is refused; the library
             is never left to ask on standard input.
+        revision: a branch, tag or commit on the Hub.
         kwargs: for `from_pretrained`.
 
     Returns:
@@ -61,11 +54,22 @@ def read_model(
 
     Raises:
         ValueError: the weights cannot be read, the model needs remote code, or it is not a causal language model.
+        OSError: it cannot be downloaded, or there are no weights.
     """
+    check_json_files(name, field)
+    begun = time.time()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            name, output_loading_info=True, trust_remote_code=trust_remote_code, **kwargs
-        )
+        with hub_errors(name, field, revision):
+            model, info = _read(name, field, trust_remote_code=trust_remote_code, revision=revision, **kwargs)
+    finally:
+        # A file that was damaged on the way is often the reason why the weights cannot be read.
+        check_downloads(weight_files(name, revision).values(), begun, f"{field}={name!r}")
+    return model, {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+
+
+def _read(name, field, **kwargs):
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
     except SafetensorError as error:
         raise ValueError(
             f"{field}={name!r}: the weights cannot be read, the file may be cut off ({error})."
@@ -80,6 +84,11 @@ def read_model(
     except torch.OutOfMemoryError:
         raise
     except _ODD_WEIGHTS as error:
+        if "ignore_mismatched_sizes" in str(error):
+            raise ValueError(
+                f"{field}={name!r}: the weights do not belong to config.json: some have other sizes than it says. The "
+                "report above lists both."
+            ) from error
         raise ValueError(
             f"{field}={name!r}: the weights cannot be read, a file is cut off or does not belong to config.json "
             f"({first_line(error)})."
@@ -92,24 +101,12 @@ def read_model(
         ) from error
     except ValueError as error:
         raise reading_error(name, field, error) from error
-    except OSError as error:
-        raise OSError(f"{field}={name!r} cannot be read ({first_line(error)}).") from error
-    return model, {kind: sorted(map(str, names)) for kind, names in info.items() if names}
 
 
 def reading_error(name: str, field: str, error: BaseException) -> ValueError:
     """A one-line error for an exception of the library while it reads a config, a tokenizer or a model."""
     if "trust_remote_code" in str(error):
-        return ValueError(
-            f"{field}={name!r} needs Python code that comes with it. Read that code, and pass --trust_remote_code "
-            "only if you trust its authors."
-        )
+        return remote_code_error(name, field)
     if isinstance(error, RecursionError):
         return ValueError(f"{field}={name!r}: its JSON files are nested too deeply to be read.")
     return ValueError(f"{field}={name!r} cannot be read ({first_line(error)}).")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without its final stop; the type of an error without a message."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().removesuffix(".") if lines else type(error).__name__

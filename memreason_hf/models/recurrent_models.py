@@ -4,11 +4,12 @@ from dataclasses import MISSING, field, fields, make_dataclass
 from pathlib import Path
 from typing import Literal
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from memreason_hf.checks import check_choice
-from memreason_hf.model_files import check_json_files
-from memreason_hf.models.pretrained import check_source, first_line
+from memreason_hf.messages import first_few
+from memreason_hf.models.configs_and_tokenizers import read_tokenizer
+from memreason_hf.models.pretrained import check_source, read_model
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
@@ -96,11 +97,13 @@ def make_model(
 
 def _load_model(path, chosen, tokenizer):
     check_source(path, "model.path")
-    check_json_files(Path(path))
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **chosen)
-    except OSError as error:
-        raise OSError(f"model.path={path!r} cannot be read ({first_line(error)}).") from error
+    model, problems = read_model(str(path), "model.path", **chosen)
+    # A field that is changed may add weights, which are trained.
+    if not chosen and (missing := problems.get("missing_keys")):
+        raise ValueError(
+            f"model.path={str(path)!r} lacks weights that its config asks for: {first_few(missing, 3)}. The file is "
+            "damaged, or belongs to another config."
+        )
     if not isinstance(model, RecurrentDepthForCausalLM):
         raise ValueError(
             f"model.path={path!r} holds a {type(model).__name__}, not a RecurrentDepthForCausalLM. Convert it with "
@@ -112,7 +115,7 @@ def _load_model(path, chosen, tokenizer):
             f"vocab_size={model.config.vocab_size}."
         )
     if (Path(path) / "tokenizer.json").is_file():
-        known = AutoTokenizer.from_pretrained(path, trust_remote_code=False).get_vocab()
+        known = read_tokenizer(str(path), "model.path").get_vocab()
         differing = [token for token, index in tokenizer.get_vocab().items() if known.get(token) != index]
         if differing:
             raise ValueError(

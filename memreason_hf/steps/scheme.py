@@ -108,6 +108,9 @@ def answer_step(answer: str) -> Step:
     return Step("answer", f"{ANSWER_MARKER} {answer}")
 
 
+# The published texts have 2 to 6 of a kind.
+
+
 @dataclass(frozen=True)
 class StepScheme:
     """

@@ -209,7 +209,7 @@ def test_a_base_on_the_hub_is_loaded_at_its_commit(on_a_base, tmp_path, monkeypa
         copied, _ = load_adapter(tmp_path / "adapter", base=on_a_base / "base")
         assert torch.equal(copied(input_ids=ids).logits, expected)
     assert "width (hidden_size) is 32" in refused(tmp_path / "adapter", base="owner/base")
-    assert "its weight files differ" in refused(tmp_path / "adapter", revision=second)
+    assert "its weight files differ" in refused(tmp_path / "adapter", base_revision=second)
     # A base that has to be downloaded first is checked afterwards.
     weight_files, calls = base_files.weight_files, []
 
@@ -218,7 +218,7 @@ def test_a_base_on_the_hub_is_loaded_at_its_commit(on_a_base, tmp_path, monkeypa
         return {} if len(calls) == 1 else weight_files(name, revision)
 
     monkeypatch.setattr(saving, "weight_files", before_and_after_the_download)
-    assert "its weight files differ" in refused(tmp_path / "adapter", revision=second)
+    assert "its weight files differ" in refused(tmp_path / "adapter", base_revision=second)
     assert calls == [("owner/base", second)] * 2
 
 

@@ -118,7 +118,7 @@ def test_nothing_but_the_adapter_and_the_new_rows_is_stored(mode, tied, tmp_path
     model, tokenizer = adapted(base, mode)
     save_adapter(as_if_trained(model), tokenizer, tmp_path / "adapter")
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
-    assert names >= FILES and names - FILES <= {"README.md", "special_tokens_map.json"}
+    assert names >= FILES and names - FILES <= {"README.md", "special_tokens_map.json", "local_base.json"}
     rows = len(SCHEME.tokens) * 64 * (1 if tied else 2)
     low_rank = 3 * 16 * (64 + 96)
     values = rows * ("tokens" in mode or mode == "lora") + low_rank * ("lora" in mode)

@@ -144,3 +144,12 @@ def test_pyplot_is_left_alone():
     code = "import sys, memreason_hf.analysis; print('matplotlib.pyplot' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("title", ["runs/$x", r"a$\frac{1}$b", "$$", "a\x1b[2Jb"])
+def test_titles_and_groups_are_no_formulas(title, tmp_path):
+    """Matplotlib would refuse `$x^{$` when it draws, after all the computation."""
+    sweep = make_sweep([title, "$_{", "plain"], 4)
+    figure = accuracy_figure(sweep, title=title, group_label="$y_")
+    save_figure(figure, [tmp_path / "figure.png", tmp_path / "figure.pdf"])
+    assert figure.get_suptitle() == title.replace("\x1b", "␛")

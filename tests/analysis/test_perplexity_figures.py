@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from recurrent_models import tiny_model
 
-from memreason_hf.analysis import perplexity_figure
+from memreason_hf.analysis import perplexity_figure, save_figure
 from memreason_hf.evaluation import describe_environment
 from memreason_hf.evaluation.text.perplexity import RecurrencePerplexity
 from memreason_hf.evaluation.text.results import describe_text_model, perplexity_results
@@ -53,3 +53,8 @@ def test_curves_that_cannot_be_compared():
         perplexity_figure({"a": results([1.0, 2.0]), "b": results([1.0, 2.0], num_tokens=99)})
     with pytest.raises(ValueError, match="kind='evaluation'"):
         perplexity_figure({"a": {"kind": "evaluation"}})
+
+
+def test_names_of_models_are_no_formulas(tmp_path):
+    curves = {r"runs/$\frac{": results([2.0, 1.5]), "$$": results([1.9, 1.6])}
+    save_figure(perplexity_figure(curves, title="$x^{$"), [tmp_path / "figure.png"])

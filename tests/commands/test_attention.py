@@ -297,9 +297,7 @@ def test_an_adapter_whose_base_was_moved(tmp_path, capsys):
     assert "Pass its folder (base=)" in refusal(capsys, tmp_path / "adapter", "--text", TEXT)
     assert run(tmp_path / "adapter", "--text", TEXT, "--base", tmp_path / "moved") == 0
     assert capsys.readouterr().out == table
-    assert "is not the folder of an adapter" in refusal(
-        capsys, tmp_path / "moved", "--text", TEXT, "--base", "elsewhere"
-    )
+    assert "is not an adapter" in refusal(capsys, tmp_path / "moved", "--text", TEXT, "--base", "elsewhere")
 
 
 def test_results_are_not_lost(model, tmp_path, capsys):

@@ -25,10 +25,11 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         "perplexity",
         "lm-eval",
         "generate",
+        "demo",
         "evaluate-steps",
         "attention",
     ]
-    assert list(cli.VERBS) == [*before, "testbed", "reproduce"]
+    assert list(cli.VERBS) == [*before, "testbed", "publish", "reproduce"]
 
 
 def test_help_does_not_wait_for_torch():

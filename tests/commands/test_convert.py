@@ -89,7 +89,7 @@ def test_writes_a_whole_folder_and_measures_it(source, out, capsys):
     counts = [sum(p.numel() for p in model.parameters()) for model in (plain, looped)]
     assert [record["source"]["num_parameters"], record["result"]["num_parameters"]] == counts
     assert (record["source"]["num_layers"], record["result"]["num_layers"]) == (6, 4)
-    assert record["source"]["name_or_path"] == str(source) and record["source"]["commit"] is None
+    assert record["source"]["name_or_path"] == source.name and record["source"]["commit"] is None
     assert record["recurrence"]["input_injection"] == "gate" and record["recurrence"]["num_recurrences"] == 1
     assert all(record["versions"].values())
 

@@ -147,13 +147,13 @@ def test_every_criterion_has_its_flags(flags, criterion, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--model", "no-such-owner/no-such-model"], "no such folder, and on the Hub it cannot be read"),
+        (["--model", "no-such-owner/no-such-model"], "no such folder, and not in the cache of the Hub either"),
         (["--halting_criterion", "kll"], r"halting_criterion='kll' must be one of.*Did you mean 'kl'"),
         (["--haltin_criterion", "kl"], r"unknown flag '--haltin_criterion kl'. Did you mean --halting_criterion\?"),
         (["--halting_criterion", "exit_gate"], "exit_gate reads a learned gate|needs a model with exit_gate=True"),
         (["--halting_criterion", "kl", "--kl_threshold", "-1"], "kl_threshold: Value must be above 0, got -1.0"),
         (["--halting_criterion", "kl", "--num_recurrences", "4"], "num_recurrences=4 fixes the depth"),
-        (["--num_recurrences", "0"], "num_recurrences: Value must be a positive integer, got 0"),
+        (["--num_recurrences", "0"], "num_recurrences: Value must be at least 1, got 0"),
         (
             ["--num_recurrences", "3", "--kl_threshold", "0.3"],
             "kl_threshold=0.3 is a parameter of .*, but num_recurrences=3 decides",

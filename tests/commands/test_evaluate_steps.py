@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from memreason_hf.adapters.modes import save_adapter
 from memreason_hf.commands.evaluate_steps import main, make_parser
 from memreason_hf.data.questions.memory_reason import load_memory_reason
 from memreason_hf.evaluation.solutions.generation import generate_solutions
+from memreason_hf.locks import locked
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.attention import set_step_attention
 from memreason_hf.steps.tokenization import extend_tokenizer
@@ -73,6 +75,29 @@ def run(*arguments):
 
 def refusal(capsys, *arguments):
     return refused(capsys, run, *arguments)
+
+
+def test_one_process_at_a_time_adds_to_a_file(model, data, tmp_path, capsys):
+    file = tmp_path / "out" / "texts.jsonl"
+    arguments = [model, "--data", data, "--name", "strategy_qa", "--output_file", file, "--max_new_tokens", 6]
+    taken, done = threading.Event(), threading.Event()
+
+    def hold():
+        with locked(file):
+            taken.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    taken.wait()
+    try:
+        assert "texts.jsonl is in use by" in refusal(capsys, *arguments)
+    finally:
+        done.set()
+        thread.join()
+    assert run(*arguments) == 0
+    assert len(file.read_text().splitlines()) == 5
+    assert not list(file.parent.glob(".*"))
 
 
 def test_a_run_and_the_same_again(model, data, tmp_path, capsys):
@@ -206,7 +231,7 @@ def test_an_adapter_is_evaluated_on_its_base(mode, data, tmp_path, capsys):
     assert run(adapter, *named, "--base", tmp_path / "moved", "--output_file", tmp_path / "again.jsonl") == 0
     texts = [json.loads(line)["text"] for line in (tmp_path / "again.jsonl").read_text().splitlines()]
     assert sorted(texts) == sorted(expected)
-    assert json.loads((tmp_path / "again.jsonl.settings.json").read_text())["base"] == str(tmp_path / "moved")
+    assert json.loads((tmp_path / "again.jsonl.settings.json").read_text())["base"] == "moved"
 
 
 def index_of(line):
@@ -218,7 +243,7 @@ def test_adapters_that_cannot_be_evaluated(model, data, tmp_path, capsys):
     adapter = tmp_path / "adapter"
     save_adapted(adapter, tmp_path / "base", "lora+tokens")
     assert "is an adapter, which is saved with its tokenizer" in refusal(capsys, adapter, *named, "--tokenizer", model)
-    assert "is not the folder of an adapter" in refusal(capsys, model, *named, "--base", tmp_path / "base")
+    assert "is not an adapter" in refusal(capsys, model, *named, "--base", tmp_path / "base")
     other = save_base(tmp_path / "other", hidden_size=32)
     assert "width (hidden_size) is 32" in refusal(capsys, adapter, *named, "--base", other)
     other = save_base(tmp_path / "same_shape")

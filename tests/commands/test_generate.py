@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from small_adapters import as_if_trained
@@ -130,7 +131,7 @@ def test_agrees_with_generate_of_one_prompt_at_a_time(flags, tmp_path, capsys):
         "seed": None,
         "batch_size": 2,
     }
-    assert written["model"]["dtype"] == "float32" and written["model"]["name_or_path"] == flags[0]
+    assert written["model"]["dtype"] == "float32" and written["model"]["name_or_path"] == Path(flags[0]).name
     # In a pipe there is the text and nothing else.
     captured = capsys.readouterr()
     assert captured.out == "\n\n".join(o["prompt"] + o["text"] for o in written["outputs"]) + "\n"
@@ -335,7 +336,7 @@ def test_a_recipe(flags, tmp_path):
         (["--haltin_criterion", "kl"], r"unknown flag '--haltin_criterion kl'. Did you mean --halting_criterion\?"),
         (["--halting_criterion", "kl", "--kl_threshold", "-1"], "kl_threshold: Value must be above 0, got -1.0"),
         (["--halting_criterion", "kl", "--num_recurrences", "4"], "num_recurrences=4 fixes the depth"),
-        (["--num_recurrences", "0"], "num_recurrences: Value must be a positive integer, got 0"),
+        (["--num_recurrences", "0"], "num_recurrences: Value must be at least 1, got 0"),
         (["--min_recurrences", "10"], "min_recurrences=10 is above max_recurrences=9"),
         (["--draft_recurrences", "0"], "draft_recurrences=0 must be at least 1"),
         (["--max_new_tokens", "0"], "max_new_tokens=0 must be at least 1"),

@@ -48,6 +48,19 @@ def run_child(function, *args, environment=None):
     return run_children([(function, args, environment or {})])[0]
 
 
+@contextlib.contextmanager
+def child_process(function, *args):
+    """A new process that runs `function(*args)`, for tests that kill it. It is gone when the block ends."""
+    _start_server()
+    process = _CONTEXT.Process(target=_run, args=(function, args, {}), daemon=True)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
 def run_ranks(function, *args, world_size=2):
     """Runs `function(*args)` in `world_size` processes as a launcher would start them. All must succeed."""
     port = _free_port()

@@ -94,3 +94,22 @@ def test_bad_input_is_refused_and_leaves_nothing_behind(metric, columns, message
         metric.compute(**columns)
     results = metric.compute(predictions=[1], references=[1], groups=["7"], expected_groups=[7])
     assert results["count_by_group"] == {"7": 1}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"predictions": [1.5]}, r"predictions\[0\]=1.5 must be a whole number"),
+        ({"predictions": [None], "references": [None]}, r"predictions\[0\]=None must be a whole number"),
+        ({"predictions": [10**30]}, r"predictions\[0\]=1000\d+ must be a whole number"),
+        ({"predictions": 1}, "predictions=1 must be a list, got int"),
+        ({"groups": [None]}, r"groups\[0\]=None must be the name of a group"),
+        ({"groups": [1.5]}, r"groups\[0\]=1.5 must be the name of a group"),
+    ],
+)
+def test_columns_that_evaluate_would_change_or_misread(columns, message):
+    metric = evaluate.load(metric_path("grouped_accuracy"), keep_in_memory=True)
+    sound = {"predictions": [1], "references": [1], "groups": ["2"]}
+    assert metric.compute(**sound)["accuracy"] == 1
+    with pytest.raises((TypeError, ValueError), match=message):
+        metric.compute(**{**sound, **columns})

@@ -283,3 +283,32 @@ def test_published_texts(load):
     # Resampling items would give an interval of 5.1 points. It is wider, because 318 questions are repeated.
     low, high = results["accuracy_interval"]
     assert 0.053 < high - low < 0.08
+
+
+@pytest.mark.parametrize("name", ["answer_accuracy", "step_distribution", "step_attribution"])
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"predictions": "abc", "references": "abc"}, "predictions='abc' must be a list of texts"),
+        ({"predictions": [None]}, r"predictions\[0\]=None must be a text"),
+        ({"references": 3}, "references=3 must be a list of texts, got a int"),
+        ({"questions": "abc"}, "questions='abc' must be a list of texts"),
+        ({"confidence": "x"}, "confidence='x' must be between 0 and 1"),
+        ({"confidence": float("nan")}, "confidence=nan must be between 0 and 1"),
+        ({"bootstrap_samples": -1}, "bootstrap_samples=-1 must be at least 0"),
+        ({"bootstrap_samples": 10**12}, "bootstrap_samples=1000000000000 must be at most 100,000: more do not change"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"seed": 0.5}, "seed=0.5 must be a whole number"),
+        ({"judge": "nobody"}, "judge='nobody' must be one of"),
+        ({"options": 3}, "options=3 must be a list"),
+        ({"options": "AB"}, "options='AB' must be a list of labels"),
+        ({"match_option_text": "no"}, "match_option_text='no' must be True or False"),
+        ({"scheme": 3}, "scheme=3 must be a StepScheme"),
+    ],
+)
+def test_keywords_of_the_wrong_kind_are_refused_by_every_metric(name, keywords, message):
+    metric = evaluate.load(metric_path(name), keep_in_memory=True)
+    sound = {"predictions": ["<answer> The answer is: A"], "references": ["The answer is: A"]}
+    metric.compute(**sound)
+    with pytest.raises((TypeError, ValueError), match=message):
+        metric.compute(**{**sound, **keywords})

@@ -117,7 +117,7 @@ def test_drafts_from_a_generation_config():
 
 def test_mistakes_are_named():
     model, ids = lively_model("llama", {}), random_ids(1, 4)
-    with pytest.raises(ValueError, match=r"not used by the model: \['num_recurences'\]"):
+    with pytest.raises(TypeError, match=r"num_recurences=7.* Did you mean 'num_recurrences'"):
         model.generate(ids, num_recurences=7)
     with pytest.raises(TypeError, match=r"num_recurences=7.* Did you mean 'num_recurrences'"):
         generate(model, ids, {"num_recurences": 7})

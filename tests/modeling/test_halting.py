@@ -225,7 +225,7 @@ def test_generate_takes_the_same_arguments():
         ids, halting_criterion="kl", kl_threshold=1e9, halting_granularity="sequence", max_recurrences=3, **common
     )
     assert torch.equal(halted, model.generate(ids, num_recurrences=2, **common))
-    with pytest.raises(ValueError, match="recurence"):
+    with pytest.raises(TypeError, match="recurence"):
         model.generate(ids, num_recurences=3, **common)
     assert model.generate(ids, attention_mask=mask, num_beams=2, max_new_tokens=3, num_recurrences=2).shape == (2, 8)
 

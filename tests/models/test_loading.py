@@ -42,7 +42,7 @@ def test_json_that_is_nested_too_deeply(folder, name, load):
     path = folder / name
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content)[:-1] + ', "deep": ' + "[" * 20_000 + "]" * 20_000 + "}")
-    with pytest.raises(ValueError, match="its JSON files are nested too deeply to be read") as error:
+    with pytest.raises(ValueError, match=f"{name} is not a JSON file .*nested too deeply to be read") as error:
         load(str(folder))
     assert "\n" not in str(error.value)
 

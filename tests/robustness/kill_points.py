@@ -24,6 +24,7 @@ from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
 from memreason_hf.data.questions.memory_reason import build_memory_reason, save_memory_reason
 from memreason_hf.experiments.testbed import process
+from memreason_hf.experiments.testbed.run import TestbedArguments, run_testbed
 
 
 preload("kill_points")
@@ -116,6 +117,12 @@ def testbed_model(folder):
     process.main(["steps_fixed", "task.now.json"])
 
 
+def testbed(folder):
+    """The whole test bed: its children are processes of their own, which end when it is killed."""
+    sizes = {"num_test_chains": 2, "num_judged": 3, "max_steps": 2, "batch_size": 4, "num_rows": 20}
+    run_testbed(TestbedArguments(output_dir=f"{folder}/testbed", models="answer_fixed", **sizes))
+
+
 COMMANDS: dict[str, Callable[[str], None]] = {
     "train": train,
     "finetune": finetune,
@@ -124,6 +131,7 @@ COMMANDS: dict[str, Callable[[str], None]] = {
     "evaluate_chains": evaluate_chains,
     "evaluate_solutions": evaluate_solutions,
     "testbed_model": testbed_model,
+    "testbed": testbed,
 }
 
 

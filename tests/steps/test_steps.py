@@ -270,6 +270,8 @@ def test_tokens_of_other_schemes_inside_a_text_are_kept():
     ("arguments", "error", "message"),
     [
         ({"num_prefix_tokens": -1}, ValueError, "num_prefix_tokens=-1 must not be negative"),
+        ({"num_prefix_tokens": 100_000}, ValueError, "num_prefix_tokens=100000 must be at most 1,000: each has a row"),
+        ({"num_step_tokens": 10**9}, ValueError, "num_step_tokens=1000000000 must be at most 1,000"),
         ({"num_step_tokens": 0}, ValueError, "num_step_tokens=0"),
         ({"num_step_tokens": "4"}, TypeError, "num_step_tokens='4' must be a whole number"),
         ({"num_step_tokens": True}, TypeError, "whole number"),

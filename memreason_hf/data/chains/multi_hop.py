@@ -59,6 +59,7 @@ __all__ = [
     "MultiHopWorld",
     "build_multi_hop",
     "build_world",
+    "chain_datasets",
     "convert_multi_hop",
     "encode_chains",
     "load_multi_hop",
@@ -136,7 +137,7 @@ def build_multi_hop(config: MultiHopConfig) -> MultiHopData:
             small.append(rows(small_chains, chain_type(hops, "test")))
     test = [*test, rows(atomic_probes, ATOMIC_PROBE), *train_probes]
     tables = {"train": train, "validation": test, "test": test, "test_small": small}
-    return MultiHopData(vocabulary, _dataset_dict({k: pa.concat_tables(t) for k, t in tables.items()}), config)
+    return MultiHopData(vocabulary, chain_datasets({k: pa.concat_tables(t) for k, t in tables.items()}), config)
 
 
 def read_multi_hop_json(path: str | Path) -> MultiHopData:
@@ -151,7 +152,7 @@ def read_multi_hop_json(path: str | Path) -> MultiHopData:
     """
     check_path("path", path)
     vocabulary, tables = read_json_folder(path)
-    return MultiHopData(vocabulary, _dataset_dict(tables))
+    return MultiHopData(vocabulary, chain_datasets(tables))
 
 
 def save_multi_hop(data: MultiHopData, output_dir: str | Path, *, overwrite: bool = False) -> dict:
@@ -284,7 +285,12 @@ def select_chains(dataset: Dataset, *, kind: str | None = None, hops: Iterable[i
     return dataset.select(np.flatnonzero(keep))
 
 
-def _dataset_dict(tables: dict[str, pa.Table]) -> DatasetDict:
+def chain_datasets(tables: dict[str, pa.Table]) -> DatasetDict:
+    """
+    The data set of a table with `CHAIN_SCHEMA` for each split.
+
+    Fingerprints follow from the rows alone, so that a run recognises its data wherever they were built or copied to.
+    """
     return DatasetDict(
         {
             split: Dataset(InMemoryTable(table), split=NamedSplit(split), fingerprint=content_fingerprint(table))

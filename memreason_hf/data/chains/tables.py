@@ -104,10 +104,14 @@ class UnknownTokens(ValueError):
 
 
 def content_fingerprint(table: pa.Table) -> str:
-    """A digest of the names and values of the columns, which `datasets` uses as the identity of the table."""
-    digest = hashlib.blake2b(str(table.schema).encode(), digest_size=8)
+    """
+    A digest of the names and values of the columns, which `datasets` uses as the identity of the table. It does not
+    depend on how the rows are cut into chunks, so a table that was written and read again keeps it.
+    """
+    digest = hashlib.blake2b(str(table.schema.remove_metadata()).encode(), digest_size=8)
     for column in table.columns:
-        for chunk in column.chunks:
+        array = column.combine_chunks()
+        for chunk in array.chunks if isinstance(array, pa.ChunkedArray) else [array]:
             digest.update(f"{len(chunk)},{chunk.offset};".encode())
             for buffer in chunk.buffers():
                 if buffer is not None:

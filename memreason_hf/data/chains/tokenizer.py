@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from memreason_hf.checks import check_path, check_sequence
 from memreason_hf.files import read_json
 from memreason_hf.messages import first_few
-from memreason_hf.model_files import check_json_files
+from memreason_hf.model_files import read_json_files
 
 
 PAD_TOKEN = "<pad>"
@@ -149,7 +149,7 @@ def load_multi_hop_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         )
     if not has_tokenizer:
         return build_tokenizer(read_vocabulary(folder))
-    check_json_files(folder)
+    read_json_files(folder, "tokenizer")
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # a damaged tokenizer.json raises a bare Exception

@@ -28,7 +28,7 @@ from memreason_hf.data.saved_folders import (
     load_saved,
     saved_splits,
 )
-from memreason_hf.files import clear_killed_builds, read_json, whole_folder, write_json
+from memreason_hf.files import clear_killed_builds, portable_path, read_json, whole_folder, write_json
 from memreason_hf.locks import locked
 from memreason_hf.steps import ANSWER_MARKER, Step, answer_step
 from memreason_hf.steps.scheme import as_step
@@ -152,7 +152,7 @@ def build_memory_reason(name: str, source: str | None = None, *, cache_dir: str 
         items = {split: rationale_items(part, make, f"{source}, {split}") for split, part in rows.items()}
     reports = {split: _count(part) for split, part in items.items()}
     dataset = DatasetDict({split: _keep(split, items, reports[split]) for split in items})
-    return MemoryReasonData(dataset, MemoryReasonReport(name, str(source), reports))
+    return MemoryReasonData(dataset, MemoryReasonReport(name, portable_path(str(source)), reports))
 
 
 def save_memory_reason(data: MemoryReasonData, output_dir: str | Path, *, overwrite: bool = False) -> Path:

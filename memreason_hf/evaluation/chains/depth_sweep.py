@@ -99,7 +99,8 @@ def sweep_depth(
         distributed: whether the processes of `torch.distributed` share the batches; each returns the whole sweep.
 
     Raises:
-        ValueError: `max_recurrences` is below 1; see `predict_answers` for others.
+        ValueError: `max_recurrences` is below 1, or logits are NaN after a recurrence; see `predict_answers` for
+            others.
 
     Example:
 
@@ -130,6 +131,13 @@ def sweep_depth(
             depth = {"num_recurrences": max_recurrences, "on_recurrence": reader}
             model(**inputs, logits_to_keep=1, use_cache=False, **depth)
             correct, margin = reader.correct.T.cpu().numpy(), reader.margins.T.cpu().numpy()
+            if np.isnan(margin).any():
+                first_broken = int(np.isnan(margin).any(axis=0).argmax()) + 1
+                raise ValueError(
+                    f"The logits of row {int(rows[np.isnan(margin).any(axis=1).argmax()])} are NaN after recurrence "
+                    f"{first_broken}, so its answers mean nothing. Lower max_recurrences={max_recurrences}, check the "
+                    "weights, or use float32."
+                )
             batch_groups, ever_correct = group_of_row[rows], correct.any(axis=1)
             np.add.at(hits, batch_groups, correct)
             np.add.at(margins, batch_groups, margin)

@@ -69,8 +69,8 @@ def predict_answers(
         forward_kwargs: for the model, for example `num_recurrences=16` or `halting_criterion="kl_entropy"`.
 
     Raises:
-        ValueError: there are no rows, the group column is missing, an id is outside the model's vocabulary, or a row
-            has no answer.
+        ValueError: there are no rows, the group column is missing, an id is outside the model's vocabulary, a row
+            has no answer, or logits are NaN.
 
     Example:
 
@@ -92,7 +92,15 @@ def predict_answers(
         ):
             outputs = model(**inputs, logits_to_keep=1, use_cache=False, **forward_kwargs)
             counts = outputs.num_recurrences
-            predicted[rows, 0] = outputs.logits[:, -1].argmax(-1).cpu().numpy()
+            best, answers = outputs.logits[:, -1].max(-1)
+            # Of values with a NaN it is the largest, and would count as a wrong answer.
+            broken = best.isnan().cpu().numpy()
+            if broken.any():
+                raise ValueError(
+                    f"The logits of row {int(rows[broken.argmax()])} are NaN, so its answer means nothing. Check the "
+                    "weights, use fewer recurrences, or float32."
+                )
+            predicted[rows, 0] = answers.cpu().numpy()
             predicted[rows, 1] = references.cpu().numpy()
             # If counts are per token, the last one belongs to the position whose logits gave the answer.
             predicted[rows, 2] = (counts[:, -1] if counts.ndim == 2 else counts).cpu().numpy()

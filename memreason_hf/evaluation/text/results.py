@@ -14,6 +14,7 @@ from memreason_hf.evaluation.results import (
     register_kind,
 )
 from memreason_hf.evaluation.text.perplexity import RecurrencePerplexity
+from memreason_hf.files import portable_path
 from memreason_hf.tables import format_table
 
 
@@ -105,7 +106,7 @@ def perplexity_results(
         "perplexity",
         model=model,
         data={
-            "files": list(files),
+            "files": [portable_path(file) for file in files],
             "num_documents": result.num_documents,
             "num_tokens": result.num_tokens,
             "num_bytes": result.num_bytes,

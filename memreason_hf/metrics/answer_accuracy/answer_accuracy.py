@@ -67,10 +67,6 @@ class AnswerAccuracy(SolutionMetric):
     inputs_text = _KWARGS_DESCRIPTION
 
     def _measure(self, inputs):
-        if inputs.bootstrap_samples < 0:
-            raise ValueError(f"bootstrap_samples={inputs.bootstrap_samples} must be at least 0.")
-        if not 0 < inputs.confidence < 1:
-            raise ValueError(f"confidence={inputs.confidence} must be between 0 and 1.")
         options = read_options(inputs.options, inputs.references)
         verdicts = []
         for index, labels in enumerate(options):

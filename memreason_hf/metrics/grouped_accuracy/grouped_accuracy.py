@@ -83,6 +83,7 @@ class GroupedAccuracy(evaluate.Metric):
         """Adds one row; `groups` is the name of its group."""
         _check_labels("prediction", [prediction])
         _check_labels("reference", [reference])
+        _check_groups([groups])
         super().add(prediction=prediction, reference=reference, groups=groups)
 
     def add_batch(self, *, predictions=None, references=None, groups=None):
@@ -143,7 +144,7 @@ def _check_labels(name, labels):
     _check_list(name, labels)
     for index, label in enumerate(labels if labels is not None else ()):
         try:
-            is_whole = bool(label == int(label))
+            is_whole = bool(label == int(label)) and -(2**63) <= int(label) < 2**63
         except (TypeError, ValueError, OverflowError):
             is_whole = False
         if not is_whole:

@@ -116,6 +116,7 @@ def convert_adapter(
         _rename_config(config, modules, names)
     except ValueError as error:
         raise ValueError(f"adapter={str(adapter)!r} does not fit {converted}: {error}") from None
+    # As it was given: peft, which loads this adapter, has only this path. Publishing refuses an absolute one.
     config.base_model_name_or_path = str(converted)
     config.revision = None
     with whole_folder(out, overwrite=overwrite) as staged:

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from memreason_hf.adapters.base_files import resolve_commit
 from memreason_hf.checks import check_path
-from memreason_hf.files import check_folder, whole_folder
+from memreason_hf.files import check_folder, portable_path, whole_folder
 from memreason_hf.models.conversion.decoder import (
     check_unrollable,
     check_unrollable_config,
@@ -205,7 +205,7 @@ def convert_other(
         notes = save_model(model, tokenizer, staged, source)
         result = describe_result(model)
         described = {
-            "name_or_path": source,
+            "name_or_path": portable_path(source),
             "revision": None,
             "commit": None if Path(source).exists() else resolve_commit(source),
             "model_type": family,
@@ -223,7 +223,7 @@ def _convert(model, plan, fields) -> RecurrentDepthForCausalLM:
 
 def _describe_source(source, model):
     return {
-        "name_or_path": source.name,
+        "name_or_path": portable_path(source.name),
         "revision": source.revision,
         "commit": source.commit,
         "model_type": source.config.model_type,
@@ -355,7 +355,7 @@ def unroll_folder(
     model = load_model(source, dtype)
     check_unrollable(model, num_recurrences)
     described = {
-        "name_or_path": source,
+        "name_or_path": portable_path(source),
         "revision": None,
         "commit": None,
         "model_type": config.model_type,

@@ -27,7 +27,7 @@ class ModelRecord(TypedDict):
     """A model."""
 
     name_or_path: str
-    """Folder, or name on the Hub, as the command was given it."""
+    """Folder, or name on the Hub, as the command was given it; of an absolute path see `portable_path`."""
     revision: str | None
     """Branch, tag or commit on the Hub, as the command was given it."""
     commit: str | None

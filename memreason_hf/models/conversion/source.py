@@ -16,8 +16,8 @@ from memreason_hf.adapters.base_files import resolve_commit
 from memreason_hf.checks import check_path
 from memreason_hf.files import read_json
 from memreason_hf.messages import first_few
-from memreason_hf.model_files import check_json_files
 from memreason_hf.models.conversion.decoder import check_family
+from memreason_hf.models.json_files import check_json_files
 from memreason_hf.models.pretrained import check_source, first_line, read_model, torch_dtype
 from modeling_recurrent.families_recurrent import FAMILIES
 
@@ -136,7 +136,7 @@ def open_source(name: str, revision: str | None = None) -> Source:
             raise ValueError(f"revision={revision!r} is for a model on the Hub, but source={name!r} is a folder.")
         if not (folder / CONFIG_NAME).is_file():
             raise FileNotFoundError(f"source={name!r}: the folder holds no model, {CONFIG_NAME} is missing.")
-        check_json_files(folder)
+        check_json_files(folder, "source")
     config = _read_config(name, revision)
     check_family(config)
     if folder.is_dir():

@@ -60,7 +60,7 @@ def prepare_run(
     with args.main_process_first(desc="opening the dataset"):
         tokenizer, train, heldout = open_data(data)
     set_seed(args.seed)
-    return RecurrentTrainer(
+    trainer = RecurrentTrainer(
         model=make_model(model, tokenizer),
         args=args,
         train_dataset=train,
@@ -70,6 +70,8 @@ def prepare_run(
         callbacks=[CurriculumCallback(stages)] if stages is not None and stages.enabled else None,
         origin={"model.path": model.get("path")},
     )
+    trainer.data_record = _data_record(data["path"], train)
+    return trainer
 
 
 def open_data(data: dict) -> tuple[PreTrainedTokenizerBase, Dataset, Dataset]:
@@ -101,6 +103,13 @@ def open_data(data: dict) -> tuple[PreTrainedTokenizerBase, Dataset, Dataset]:
         raise ValueError(f"data.eval_split={split!r} is not in {path}. Splits: {', '.join(dataset)}.")
     heldout = select_chains(dataset[split], kind="test")
     return tokenizer, encode_chains(dataset["train"], tokenizer), encode_chains(heldout, tokenizer)
+
+
+def _data_record(path, train):
+    """What the card of the model says about the data."""
+    manifest = read_manifest(Path(path)) or {}
+    record = {"kind": "chains", "folder": str(path), "rows": {"training": len(train)}}
+    return record if manifest.get("config") is None else {**record, "config": manifest["config"]}
 
 
 def _holds_data(path):

@@ -60,18 +60,36 @@ def commit(staged: Path, final: Path, run: str | None = None):
         final (`Path`): The checkpoint. A checkpoint of this name is replaced.
         run (`str`, *optional*): The `run_digest` of the run.
     """
-    names = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
-    digests = _hash_files([staged / name for name in names])
-    entries = {
-        name: {"size": (staged / name).stat().st_size, "sha256": digest}
-        for name, digest in zip(names, digests, strict=True)
-    }
-    manifest = {"version": _VERSION, "step": checkpoint_step(final), "run": run, "files": entries}
-    files.write_json(staged / MANIFEST, {**manifest, "digest": _digest(manifest)})
+    write_manifest(staged, checkpoint_step(final), run)
     files.commit_folder(staged, final)
 
 
-def rotate(output_dir: Path | str, limit: int | None, best: str | None, run: str | None = None):
+def write_manifest(folder: Path, step: int | None, run: str | None = None):
+    """
+    Writes the manifest of a checkpoint: the size and the checksum of each of its files.
+
+    Args:
+        folder (`Path`): The folder with all files of the checkpoint.
+        step (`int`, *optional*): Its training step.
+        run (`str`, *optional*): The `run_digest` of the run.
+    """
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    digests = _hash_files([folder / name for name in names])
+    entries = {
+        name: {"size": (folder / name).stat().st_size, "sha256": digest}
+        for name, digest in zip(names, digests, strict=True)
+    }
+    manifest = {"version": _VERSION, "step": step, "run": run, "files": entries}
+    files.write_json(folder / MANIFEST, {**manifest, "digest": _digest(manifest)})
+
+
+def rotate(
+    output_dir: Path | str,
+    limit: int | None,
+    best: str | None,
+    run: str | None = None,
+    last_step: int | None = None,
+):
     """
     Deletes the oldest checkpoints beyond `limit`. Only complete checkpoints of this run count, and only they are
     deleted. One that holds files of somebody else is kept.
@@ -81,10 +99,15 @@ def rotate(output_dir: Path | str, limit: int | None, best: str | None, run: str
         limit (`int`, *optional*): How many checkpoints to keep. `None` or 0 keeps all of them.
         best (`str`, *optional*): The best checkpoint. It is kept whatever the limit, and so is the newest one.
         run (`str`, *optional*): The `run_digest` of the run. `None`: checkpoints of any run count.
+        last_step (`int`, *optional*):
+            The step of the newest checkpoint that is known to be good. Later ones, which a run that was resumed from
+            an earlier checkpoint will replace, do not count.
     """
     if limit is None or limit <= 0:
         return
     own = [path for path in list_checkpoints(output_dir) if _is_complete(path, run)]
+    if last_step is not None:
+        own = [path for path in own if checkpoint_step(path) <= last_step]
     protected = {path.name for path in own[-1:]} | ({Path(best).name} if best else set())
     surplus = max(len(own) - max(limit, len(protected)), 0)
     for path in [path for path in own if path.name not in protected][:surplus]:

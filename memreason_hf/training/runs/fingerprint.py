@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from memreason_hf.adapters.model import AdapterModel
+from modeling_recurrent.versions_recurrent import VERSION_KEY
 
 
 # Fields of `TrainingArguments` that change no weights. A subclass lists its own in `not_in_fingerprint`.
@@ -102,8 +103,9 @@ _FOLLOWS_METRICS = ("reduce_lr_on_plateau", "greedy")
 _OPEN_ENDED = ("constant", "constant_with_warmup", "inverse_sqrt")
 # Entries of a model's config that change no weights.
 UNCOUNTED_CONFIG = (
-    # The library writes these when it saves or loads a model.
+    # The library and this package write these when they save or load a model.
     "transformers_version",
+    VERSION_KEY,
     "architectures",
     "auto_map",
     "_name_or_path",

@@ -13,6 +13,8 @@ from memreason_hf.training.runs.errors import CheckpointError, OutputFolderError
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+# What the run was trained on, for its card.
+DATA_FILE = "training_data.json"
 _CONFIGS = ("config.json", "adapter_config.json")
 _START_AGAIN = "Choose another output_dir, or start again with --restart (restart=True), which removes that run."
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
@@ -23,7 +23,9 @@ from memreason_hf.training.runs import checkpoints, output_folder
 from memreason_hf.training.runs.errors import CheckpointError, NonFiniteLossError
 from memreason_hf.training.runs.interruption import InterruptWatch
 from memreason_hf.training.runs.launch import on_main_process
+from memreason_hf.training.runs.publishing import PublishingTrainer, without_tokens
 from memreason_hf.training.runs.writing import is_write_error, save_error
+from modeling_recurrent.card_recurrent import keep_card
 
 
 logger = logging.get_logger(__name__)
@@ -50,7 +52,7 @@ class ResumableCallback(TrainerCallback):
         raise NotImplementedError
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(PublishingTrainer):
     """
     The part of this package's trainers that starts, stops and resumes runs.
 
@@ -72,6 +74,7 @@ class ResumableTrainer(Trainer):
         kwargs: As for [`~transformers.Trainer`], except `model_init`.
 
     Attributes:
+        data_record (`dict`): What the card of the model says about its training data. See `make_card`.
         interrupted (`bool`): Whether the last call of `train` ended with Ctrl-C or SIGTERM.
         interrupted_by (`int`): The number of that signal; 0 for none.
         resumed_from (`str`, *optional*): The checkpoint that the last call of `train` resumed from.
@@ -85,6 +88,7 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         if kwargs.get("model_init") is not None:
             raise ValueError("model_init is not supported: a run resumes the weights of one model. Pass model.")
+        self.data_record: dict = {}
         self.interrupted = False
         self.resumed_from: str | None = None
         self.last_checkpoint: str | None = None
@@ -176,7 +180,11 @@ class ResumableTrainer(Trainer):
         """Claims the output folder. Returns the checkpoint to resume from."""
         if isinstance(resume, str | Path) and Path(resume).is_dir():
             _check_resumable(Path(resume))
-        checkpoint = output_folder.open_run(self.args.output_dir, self._run, resume=resume, restart=self.args.restart)
+        folder = Path(self.args.output_dir)
+        checkpoint = output_folder.open_run(folder, self._run, resume=resume, restart=self.args.restart)
+        if self.data_record:
+            output_folder.record_file(folder, output_folder.DATA_FILE)
+            files.write_json(folder / output_folder.DATA_FILE, self.data_record)
         if checkpoint is None:
             return None
         _check_resumable(checkpoint)
@@ -192,6 +200,14 @@ class ResumableTrainer(Trainer):
         self.after_restoring()
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         self.resumes_finished_run = self.is_finished(state.global_step)
+        if self.args.should_save and checkpoint.parent == Path(self.args.output_dir):
+            # A kill may have come between the checkpoint and its rotation.
+            self._rotate(checkpoint.parent, state)
+
+    def _rotate(self, run_dir, state):
+        best = f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}" if state.best_global_step else None
+        run = checkpoints.run_digest(self._run)
+        checkpoints.rotate(run_dir, self.args.save_total_limit, best, run, state.global_step)
 
     def _restore_run(self, checkpoint, entry):
         # Checkpoints of earlier versions have no such entry.
@@ -216,7 +232,8 @@ class ResumableTrainer(Trainer):
     def _loss_sum_of_ranks(self):
         if self._loss_sum is None or self.args.world_size == 1:
             return self._loss_sum
-        total = torch.tensor(self._loss_sum, device=self.args.device)
+        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
+        total = torch.tensor(self._loss_sum, dtype=dtype, device=self.args.device)
         return float(self.accelerator.reduce(total, "mean"))
 
     def _resumable_callbacks(self) -> dict[str, ResumableCallback]:
@@ -247,6 +264,7 @@ class ResumableTrainer(Trainer):
         with self._staged(final) as staged:
             with _no_progress_bars():
                 self.save_model(str(staged), _internal_call=True)
+            self._note_model_files(staged)
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(str(staged))
                 self._save_scaler(str(staged))
@@ -254,10 +272,10 @@ class ResumableTrainer(Trainer):
 
         def commit():
             self._write_states(staged, {"loss_sum": loss_sum, "num_threads": torch.get_num_threads()})
-            output_folder.record_checkpoint(staged, final)
-            run = checkpoints.run_digest(self._run)
-            checkpoints.commit(staged, final, run)
-            checkpoints.rotate(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, run)
+            if self.args.process_index == 0:
+                output_folder.record_checkpoint(staged, final)
+            checkpoints.commit(staged, final, checkpoints.run_digest(self._run))
+            self._rotate(run_dir, self.state)
 
         self._finish(staged, final, commit)
         self.last_checkpoint = str(final)
@@ -288,11 +306,33 @@ class ResumableTrainer(Trainer):
         if _internal_call:
             return super().save_model(output_dir, _internal_call=True)
         target = Path(self.args.output_dir if output_dir is None else output_dir)
-        with self._staged(target / "model") as staged, _no_progress_bars():
-            super().save_model(str(staged), _internal_call=True)
-        self._finish(staged, target, lambda: output_folder.move_in(staged, target, self._run))
+        self.save_whole(target)
         if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            if target == Path(self.args.output_dir):
+                self._push_saved("Model save", revision=self.args.hub_revision)
+            else:
+                self.push_to_hub("Model save", revision=self.args.hub_revision)
+
+    def save_whole(self, folder: Path):
+        """Saves the model to a folder, each file of it whole."""
+        with self._staged(folder / "model") as staged, _no_progress_bars():
+            super().save_model(str(staged), _internal_call=True)
+        self._note_model_files(staged)
+
+        def move_in():
+            keep_card(folder, staged)
+            output_folder.move_in(staged, folder, self._run)
+
+        self._finish(staged, folder, move_in)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        # The parent pickles the arguments beside the model, with the token of the Hub in plain text.
+        with without_tokens(self.args):
+            super()._save(output_dir, state_dict)
+
+    def _note_model_files(self, staged):
+        paths = staged.rglob("*") if self.args.should_save else ()
+        self._model_files = tuple(sorted(str(path.relative_to(staged)) for path in paths if path.is_file()))
 
     def save_state(self):
         """Saves `trainer_state.json` as [`~transformers.Trainer.save_state`] does, whole or not at all."""
@@ -310,37 +350,48 @@ class ResumableTrainer(Trainer):
         Raises:
             SaveError: on all ranks, if one of them cannot write.
         """
-        staged, problem = files.staging_folder(final), None
+        staged = files.staging_folder(final)
         with self._removed_on_error(staged):
+            self._on_saving_ranks(final, lambda: self._stage(staged))
+            problem = None
             try:
-                on_main_process(self.args, lambda: self._stage(staged))
                 yield staged
             except Exception as error:
-                if not is_write_error(error):
-                    raise
-                problem = save_error(final, error, self.last_checkpoint)
-            problems = gather_object([problem]) if self.args.world_size > 1 else [problem]
-            if problem := next(filter(None, problems), None):
-                raise problem
+                problem = self._as_save_error(final, error)
+            self._raise_on_all_ranks(problem)
 
     def _stage(self, staged):
-        if self._run is not None and staged.parent == Path(self.args.output_dir):
+        if self._run is not None and staged.parent == Path(self.args.output_dir) and self.args.process_index == 0:
             # Not created again: it may be on a disk that has gone.
             output_folder.check_present(staged.parent)
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
 
     def _finish(self, staged, final, action):
-        """Runs `action` on the first process, which puts `final` in its place."""
+        """Runs `action`, which puts `final` in its place."""
+        with self._removed_on_error(staged):
+            self._on_saving_ranks(final, action)
 
-        def act():
+    def _on_saving_ranks(self, final, action):
+        """Runs `action` on the first rank, with `save_on_each_node` on that of each node. All ranks wait for it."""
+        problem = None
+        if self.args.should_save:
             try:
                 action()
             except Exception as error:
-                raise save_error(final, error, self.last_checkpoint) if is_write_error(error) else error from None
+                problem = self._as_save_error(final, error)
+        self._raise_on_all_ranks(problem)
 
-        with self._removed_on_error(staged):
-            on_main_process(self.args, act)
+    def _as_save_error(self, final, error):
+        if not is_write_error(error):
+            raise error
+        return save_error(final, error, self.last_checkpoint)
+
+    def _raise_on_all_ranks(self, problem):
+        # Ranks that have written their part would otherwise wait for the others forever.
+        problems = gather_object([problem]) if self.args.world_size > 1 else [problem]
+        if problem := next(filter(None, problems), None):
+            raise problem
 
     @contextmanager
     def _removed_on_error(self, staged):

@@ -39,7 +39,7 @@ def save_error(place: Path, error: BaseException, last_checkpoint: str | None) -
         last_checkpoint (`str`, *optional*): The newest checkpoint that the run knows of.
     """
     if isinstance(error, OutputFolderError):
-        reason, hint = str(error).rstrip("."), "Bring the folder back"
+        reason, hint = str(error).rstrip("."), "Put that right"
     elif isinstance(error, OSError) and error.strerror:
         reason, hint = error.strerror, _HINTS.get(error.errno, "Repair that")
     else:

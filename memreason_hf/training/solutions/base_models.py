@@ -5,12 +5,13 @@ from importlib.util import find_spec
 from typing import Literal
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import modeling_recurrent  # noqa: F401  (registers its model: a base can be one)
-from memreason_hf.adapters.saving import is_adapter_folder
+from memreason_hf.adapters.folders import adapter_folder
 from memreason_hf.messages import first_few
-from memreason_hf.models.pretrained import check_source, first_line, read_model, torch_dtype
+from memreason_hf.models.configs_and_tokenizers import read_config, read_tokenizer
+from memreason_hf.models.pretrained import check_source, read_model, torch_dtype
 from memreason_hf.steps.masks import VARIANTS
 
 
@@ -77,15 +78,12 @@ def open_base(base: BaseModelArguments, mode: str) -> tuple[PreTrainedTokenizerB
         ValueError, OSError: there is no model, it is an adapter, or it cannot be read.
         ImportError: quantised weights without bitsandbytes.
     """
-    if is_adapter_folder(base.path):
+    if adapter_folder(base.path, field="model.path") is not None:
         raise ValueError(
             f"model.path={base.path!r} holds an adapter, not a whole model. Use its base, or merge the adapter."
         )
     check_source(base.path, "model.path")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
-    except OSError as error:
-        raise OSError(f"model.path={base.path!r}: its tokenizer cannot be read ({first_line(error)}).") from error
+    tokenizer = read_tokenizer(base.path, "model.path")
     arguments = {"dtype": torch_dtype(base.dtype or ("float32" if mode == "full" else "auto"))}
     if base.attn_implementation is not None:
         arguments["attn_implementation"] = base.attn_implementation
@@ -110,7 +108,7 @@ def _quantization(base, dtype):
         )
     if dtype == "auto":
         # bitsandbytes would compute in float32 otherwise.
-        dtype = AutoConfig.from_pretrained(base.path, trust_remote_code=False).dtype or torch.float32
+        dtype = read_config(base.path, "model.path").dtype or torch.float32
     return BitsAndBytesConfig(
         load_in_8bit=base.load_in_8bit,
         load_in_4bit=base.load_in_4bit,

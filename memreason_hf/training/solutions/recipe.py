@@ -77,6 +77,7 @@ def prepare_finetuning(
         demonstrations=demonstrations,
         origin=_origin(base, new, chosen),
     )
+    trainer.data_record = _data_record(questions, rows)
     return trainer, report
 
 
@@ -158,6 +159,12 @@ def _check_test_prompts(network, tokenizer, test, demonstrations):
         shown = demonstrations(question) if demonstrations else ()
         prompts[index] = encode_prompt(tokenizer, question, shown)
     check_prompts(network, prompts)
+
+
+def _data_record(questions, rows) -> dict:
+    """What the card of the model says about the data."""
+    record = {"kind": "questions", "name": questions.name, "folder": questions.path, "rows": {"training": len(rows)}}
+    return {name: value for name, value in record.items() if value is not None}
 
 
 def _origin(base: BaseModelArguments, new: NewModelArguments, chosen: AdapterArguments) -> dict:

@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Literal
 
 from datasets import Dataset, IterableDataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from memreason_hf.adapters.base import tokenizer_digest
@@ -16,6 +16,8 @@ from memreason_hf.data.text.encoding import DocumentTokenizer, encode_texts
 from memreason_hf.data.text.files import find_files
 from memreason_hf.data.text.sources import TEXT, open_texts
 from memreason_hf.data.text.stream import TextStream
+from memreason_hf.messages import first_line
+from memreason_hf.models.configs_and_tokenizers import read_config, read_tokenizer
 from memreason_hf.models.new_models import train_tokenizer
 from memreason_hf.models.pretrained import check_source
 from memreason_hf.models.recurrent_models import ModelArguments, make_model
@@ -119,6 +121,7 @@ def prepare_text_run(args: TextTrainingArguments, *, model: dict, data: dict) ->
         processing_class=tokenizer,
         origin=_origin(model, parts),
     )
+    trainer.data_record = _data_record(texts_of, rows)
     return trainer, report
 
 
@@ -137,9 +140,9 @@ def open_tokenizer(arguments: TextArguments, model: dict, texts: Dataset | Itera
     name, where = (arguments.tokenizer, "data.tokenizer") if arguments.tokenizer else (model.get("path"), "model.path")
     if name:
         try:
-            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            first = str(error).strip().splitlines()[0].removesuffix(".")
+            return read_tokenizer(name, where)
+        except ValueError as error:
+            first = first_line(error)
             raise ValueError(
                 f"{where}={name!r} holds no tokenizer that can be read ({first}). Pass --tokenizer with its folder."
             ) from error
@@ -194,7 +197,7 @@ def _check_length(texts, model):
     longest = model.get("max_position_embeddings")
     if model.get("path"):
         check_source(model["path"], "model.path")
-        config = AutoConfig.from_pretrained(model["path"], trust_remote_code=False)
+        config = read_config(model["path"], "model.path")
         longest = longest or getattr(config, "max_position_embeddings", None)
         _check_shapes(model, config)
     if longest is not None and texts.sequence_length > longest:
@@ -242,6 +245,17 @@ def _encode(arguments, texts, tokenizer, args, seed):
     )
     shards = texts.num_shards
     return stream, f"Streaming {shards:,} {'shard' if shards == 1 else 'shards'} in {stream.num_streams} shares."
+
+
+def _data_record(arguments, rows):
+    """What the card of the model says about the data."""
+    names = ("dataset", "dataset_config", "revision", "split")
+    record = {name: getattr(arguments, name) for name in names} if arguments.dataset else {}
+    if arguments.files:
+        record["files"] = [path.name for path in find_files(arguments.files)]
+    if not arguments.streaming:
+        record["rows"] = {"training": len(rows)}
+    return {"kind": "text", "sequence_length": arguments.sequence_length, **record}
 
 
 def _source(arguments, tokenizer):

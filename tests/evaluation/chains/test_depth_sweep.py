@@ -1,3 +1,4 @@
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -151,3 +152,16 @@ def test_more_ranks_than_batches(real_model, real_rows, collator, monkeypatch):
     answers = predict_answers(**arguments, num_recurrences=2)
     both = TwoRanks(monkeypatch).run(lambda: predict_answers(**arguments, num_recurrences=2, distributed=True))
     assert both == [answers, answers]
+
+
+def test_logits_that_are_no_numbers_are_no_wrong_answers(real_model, real_rows, collator):
+    """The argmax of NaN is a token, so that such rows would count as wrong."""
+    model = copy.deepcopy(real_model)
+    token = real_rows[4]["input_ids"][0]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = float("nan")
+    arguments = {"model": model, "dataset": real_rows, "collator": collator, "batch_size": 7}
+    with pytest.raises(ValueError, match=r"The logits of row \d+ are NaN after recurrence 1, so"):
+        sweep_depth(**arguments, max_recurrences=3)
+    with pytest.raises(ValueError, match=r"The logits of row \d+ are NaN, so its answer means nothing"):
+        predict_answers(**arguments, num_recurrences=3)

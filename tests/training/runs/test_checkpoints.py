@@ -117,6 +117,17 @@ def test_rotation_counts_and_deletes_only_complete_checkpoints_of_the_run(tmp_pa
     assert (tmp_path / "checkpoint-3").is_dir()
 
 
+def test_a_damaged_later_checkpoint_does_not_push_out_good_ones(tmp_path):
+    """Of a run that was resumed at step 3 and has just saved step 4: step 9 has its size, but another content."""
+    for step in (2, 3, 4, 9):
+        write(tmp_path, step)
+    (tmp_path / "checkpoint-9" / "weights").write_text("damaged!!!")
+    checkpoints.rotate(tmp_path, 1, None, last_step=4)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-4", "checkpoint-9"]
+    checkpoints.rotate(tmp_path, 1, None)  # the control
+    assert os.listdir(tmp_path) == ["checkpoint-9"]
+
+
 def test_no_checkpoint_at_all(tmp_path):
     assert checkpoints.newest_complete(tmp_path) is None
     assert checkpoints.newest_complete(tmp_path / "absent") is None

@@ -123,6 +123,13 @@ def test_intervals_of_a_resumed_run_are_its_own(tmp_path):
     assert [entry["step"] for entry in again.state.log_history if "loss" in entry][-2:] == [5, 10]
 
 
+def test_a_finished_run_rotates_what_a_kill_has_left(tmp_path):
+    small_trainer(tmp_path, max_steps=12).train()
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 3
+    small_trainer(tmp_path, max_steps=12, save_total_limit=1).train(resume_from_checkpoint=True)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-12"]
+
+
 def test_the_mean_loss_is_that_of_the_whole_run(tmp_path):
     whole = small_trainer(tmp_path / "whole", logging_steps=1)
     expected = whole.train().training_loss

@@ -107,7 +107,7 @@ def test_the_counted_fields_of_today(arguments):
 
 def test_the_uncounted_entries_of_configs():
     """An entry that changes weights and stood here would let another run resume silently."""
-    library = {"transformers_version", "architectures", "auto_map", "_name_or_path"}
+    library = {"transformers_version", "recurrent_depth_version", "architectures", "auto_map", "_name_or_path"}
     assert set(UNCOUNTED_CONFIG) == library | {"dtype", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
 
 

@@ -83,7 +83,9 @@ def train_until_killed(folder, result, world_size, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
     commit = checkpoints.commit
-    checkpoints.commit = lambda staged, final: kill() if final.name == "checkpoint-12" else commit(staged, final)
+    checkpoints.commit = lambda staged, final, run: (
+        kill() if final.name == "checkpoint-12" else commit(staged, final, run)
+    )
     os.environ["TORCH_DISTRIBUTED_DEBUG"] = "OFF"
     train(folder, result, world_size, arguments)
 

@@ -232,8 +232,8 @@ def assert_resumes_exactly(parts, whole, family, step, arguments):
     final = weights(AutoModelForCausalLM.from_pretrained(f"{whole.args.output_dir}/checkpoint-9"))
     first = small_finetune(parts, family, callbacks=[At(step, interrupt)], **arguments)
     first.train()
-    # The step of the interruption is the last one. Both are ends of epochs, which are not evaluated any more.
-    assert first.interrupted and first.state.global_step == {3: 3, 5: 6}[step]
+    # The step of the interruption is the last one. The end of an epoch is not evaluated any more.
+    assert first.interrupted and first.state.global_step == step
     assert first.last_checkpoint == str(parts / f"checkpoint-{first.state.global_step}")
     evaluated = [entry["step"] for entry in first.state.log_history if "eval_acc" in entry]
     assert evaluated == {3: [], 5: [3]}[step]
@@ -458,7 +458,7 @@ def test_a_run_with_an_adapter_resumes_and_is_loaded_back(tmp_path, family, mode
     small_finetune(parts, model=with_adapter(family, mode), callbacks=[At(4, interrupt)]).train()
     second = small_finetune(parts, model=with_adapter(family, mode))
     second.train(resume_from_checkpoint=True)
-    assert second.resumed_from.endswith("checkpoint-5")
+    assert second.resumed_from.endswith("checkpoint-4")
     assert_same_weights(weights(second.model), weights(whole.model))
     second.save_model()
     assert not (parts / "model.safetensors").exists()
