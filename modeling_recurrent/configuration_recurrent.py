@@ -377,7 +377,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
     @classmethod
     def refuse_misspelt(cls, kwargs: dict) -> None:
         """Raises a `TypeError` for a keyword argument of `from_pretrained` that looks like a misspelt field."""
-        for name in filter(cls._is_unknown, kwargs):
+        # The library's own argument for weights is spelled much like `state_init`.
+        for name in filter(cls._is_unknown, kwargs.keys() - {"state_dict"}):
             if close := difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.8):
                 raise TypeError(
                     f"{name}={kwargs[name]!r}: RecurrentDepthConfig has no field {name!r}. Did you mean {close[0]!r}?"

@@ -74,6 +74,8 @@ class AdapterArguments:
     def __post_init__(self):
         check_choice("mode", self.mode, ADAPTER_MODES)
         check_choice("lora_targets", self.lora_targets, LORA_TARGETS)
+        if isinstance(self.lora_r, bool) or not isinstance(self.lora_r, int):
+            raise ValueError(f"lora_r={self.lora_r!r} must be a whole number.")
         check_int("lora_r", self.lora_r, least=1, most=_MOST_RANK)
         check_number("lora_alpha", self.lora_alpha)
         if not self.lora_alpha > 0:

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from memreason_hf.analysis.solution_tokens import TOKEN_KINDS
-from memreason_hf.checks import check_has, check_int, check_sequence, check_type
+from memreason_hf.checks import check_has, check_int, check_sequence
 from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.evaluation.solutions.generation import context_length
 from modeling_recurrent import RecurrentDepthConfig
@@ -142,10 +142,10 @@ def read_attention(model: PreTrainedModel, ids: Sequence[int], *, num_recurrence
         ValueError: the text is longer than the model's context or has ids outside its embedding, `num_recurrences` is
             given for a model without recurrences, or the model returns no attention weights.
     """
-    check_type("model", model, PreTrainedModel, "a causal language model of transformers")
+    check_has("model", model, "get_input_embeddings", "a causal language model of transformers")
     check_sequence("ids", ids, "a list of token ids")
     if not len(ids):
-        raise ValueError("ids=[] must hold at least one token.")
+        raise ValueError("The text has no tokens: ids=[] must hold at least one.")
     for token_id in ids:
         check_int("ids", int(token_id) if isinstance(token_id, torch.Tensor) else token_id, least=0)
     if num_recurrences is not None:
@@ -241,7 +241,7 @@ def kind_shares(weights: np.ndarray, kinds: Sequence[str]) -> KindShares:
         raise ValueError("kinds=[] must name the kind of each token.")
     if weights.shape[-2:] != (len(kinds), len(kinds)):
         raise ValueError(
-            f"weights has shape {weights.shape}, but must have {(len(kinds),) * 2}, one for each of kinds."
+            f"weights has shape {weights.shape}, but kinds has {len(kinds)} entries. Pass one kind for each token."
         )
     names = [name for name in dict.fromkeys([*TOKEN_KINDS, *kinds]) if name in set(kinds)]
     belongs = np.array([[kind == name for name in names] for kind in kinds], dtype=np.float64)

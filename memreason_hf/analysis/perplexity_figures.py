@@ -105,6 +105,8 @@ def _check_comparable(curves):
         raise ValueError("curves is empty: a figure needs the results of at least one model.")
     texts = {}
     for label, results in curves.items():
+        if isinstance(results, Mapping) and "kind" in results:
+            expect_kind(results, "perplexity")
         try:
             validate_results(results)
         except ValueError as error:

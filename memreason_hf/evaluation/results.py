@@ -173,8 +173,8 @@ def validate_results(results: dict) -> None:
         raise ValueError(f"results={shortened(results)} must be one JSON object, got {type(results).__name__}.")
     if results.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
-            f"schema_version={results.get('schema_version')!r} must be {SCHEMA_VERSION}, which this release of "
-            "memreason-hf reads."
+            f"schema_version={results.get('schema_version')!r} must be {SCHEMA_VERSION}: this release of "
+            f"memreason-hf reads {SCHEMA_VERSION}."
         )
     kind = _registered(results.get("kind"))
     try:
@@ -214,8 +214,8 @@ def read_results(path: str | os.PathLike) -> dict:
         ValueError: the file is not JSON, or breaks the schema; names the file and the entry.
     """
     check_path("path", path)
-    results = read_json(path)
     try:
+        results = read_json(path)
         validate_results(results)
     except ValueError as error:
         raise ValueError(f"{path} is not a results file: {error}") from error

@@ -164,8 +164,8 @@ class StepScheme:
                 raise ValueError(f"{name}={value} must not be negative.")
             if value > MOST_TOKENS:
                 raise ValueError(
-                    f"{name}={shortened(value)} must be at most {MOST_TOKENS:,}: every step begins with so many "
-                    "tokens, and each of them is a row of the embedding."
+                    f"{name}={shortened(value)} must be at most {MOST_TOKENS:,}: each has a row of the "
+                    "embedding, and every step begins with all of them."
                 )
         for name, values in (("marks", MARKS), ("layout", LAYOUTS)):
             if getattr(self, name) not in values:

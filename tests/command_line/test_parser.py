@@ -137,7 +137,7 @@ def test_a_recipe_that_is_wrong(recipe, text, message):
         (["--max-row", "3"], r"unknown flag '--max-row 3'. Did you mean --max-rows\?"),
         (["--zzzzz"], "unknown flag '--zzzzz'. --help_all lists all flags"),
         (["--kind", "c"], "invalid choice: 'c'"),
-        (["--width", "wide"], "invalid int value: 'wide'"),
+        (["--width", "wide"], "width='wide' must be a whole number"),
         (["--width"], "expected one argument"),
         (["other.yaml"], "the command takes at most one RECIPE"),
     ],

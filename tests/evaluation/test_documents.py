@@ -73,7 +73,7 @@ def test_numbers_keep_their_types(document, tmp_path):
             r"^results: missing keys \['places', 'sky'\], unknown keys \[\].$",
         ),
         (lambda d: d.update(kind="climate"), "^kind='climate' must be one of .*weather. Another kind is known once "),
-        (lambda d: d.update(schema_version=7), "^schema_version=7: this release of memreason-hf reads 1.$"),
+        (lambda d: d.update(schema_version=7), "^schema_version=7 must be 1: this release of memreason-hf reads 1.$"),
     ],
 )
 def test_what_breaks_a_schema_is_named_in_one_line(document, break_it, message):
@@ -105,7 +105,7 @@ def test_a_kind_is_registered_once():
 
 def test_another_kind_than_the_expected_one(document):
     expect_kind(document, "weather")
-    with pytest.raises(ValueError, match="kind='weather': results of kind 'evaluation' are needed here"):
+    with pytest.raises(ValueError, match="kind='weather': the results must be of kind 'evaluation'"):
         expect_kind(document, "evaluation")
 
 

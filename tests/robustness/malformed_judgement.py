@@ -31,7 +31,8 @@ _INSTRUCTION = re.compile(
     r"is (above|below|a file|already)|is for|more than|the most that|without|"
     # What there is in place of what was given.
     r"(has|have) to be|which has|which holds|lists all|there are|"
-    r"but (the|its|only) [\w ]+ (has|have|holds?|is|are|exist)|(are|has|have|holds?|is) [\w'\"./-]+(, | and | or ))",
+    r"but (the|its|only) [\w ]+ (has|have|holds?|is|are|exist)|"
+    r"(are|has|have|holds?|is) [\w'\"./\[\]-]+(, | and | or ))",
     re.IGNORECASE,
 )
 # Of an entrance in Python. KeyError, IndexError, AttributeError, AssertionError and RecursionError are accidents.

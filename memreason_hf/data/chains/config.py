@@ -235,9 +235,7 @@ def _checked_hop_counts(config: MultiHopConfig, name: str, smallest: int) -> tup
         raise ValueError(f"{name} holds {counts[-1]}, which must be at most {MAX_HOPS:,} hops.")
     if counts[0] < smallest:
         why = " (the atomic facts, of 1 hop, are always in training)" if smallest == 2 else ""
-        raise ValueError(
-            f"{name}={getattr(config, name)!r} holds {counts[0]}, which must be at least {smallest}{why}."
-        )
+        raise ValueError(f"{name} holds {counts[0]}, which must be at least {smallest}{why}.")
     return counts
 
 

@@ -61,7 +61,7 @@ def encode_chains(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, batch
             "Pass a split of a multi-hop data set (load_multi_hop)."
         )
     if not len(dataset):
-        raise ValueError("The data set has no rows: there is nothing to encode.")
+        raise ValueError("The data set is empty: it has no rows to encode.")
     ids = tokenizer.get_vocab()
     words = pa.array(list(ids), pa.string())
     word_ids = np.fromiter(ids.values(), dtype=np.int64, count=len(ids))

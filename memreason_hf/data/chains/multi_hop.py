@@ -271,7 +271,7 @@ def select_chains(dataset: Dataset, *, kind: str | None = None, hops: Iterable[i
         check_sequence("hops", hops, "a list of hop counts")
         hops = list(hops)
         for count in hops:
-            check_int("hops", count, least=1)
+            check_int("hops", count)
     columns = dataset.select_columns(["type", "hops"]).with_format("arrow")[:]
     keep = np.ones(len(dataset), dtype=bool)
     if kind is not None:

@@ -165,7 +165,7 @@ def _add_step(item, step):
     labels = [label for label in match.groups() if label is not None]
     unknown = [label for label in labels if label not in KIND_LABELS]
     if unknown:
-        raise ValueError(f"the step {step[:60]!r} has the unknown label [{unknown[0]}]. The labels are {_labels()}.")
+        raise ValueError(f"the step {step[:60]!r} has the unknown label [{unknown[0]}]. Labels are {_labels()}.")
     kinds = {KIND_LABELS[label] for label in labels}
     text = one_line(step[match.end() :])
     if not text:

@@ -61,7 +61,7 @@ def halting_statistics(predictions: AnswerPredictions) -> HaltingStatistics:
     columns = ("predictions", "references", "groups", "num_recurrences")
     lengths = {name: len(getattr(predictions, name)) for name in columns}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"The columns of the predictions must have one length, got {lengths}.")
+        raise ValueError(f"The columns of the predictions differ in length: {lengths}. Pass one entry for each row.")
     if lengths["predictions"] == 0:
         raise ValueError("There are no predictions: statistics need at least one row.")
     for name in ("predictions", "references", "num_recurrences"):

@@ -115,7 +115,7 @@ class TokenOverlapJudge:
     def __post_init__(self):
         values = (self.depart_below, self.relate_from, self.agree_from)
         for name, value in zip(("depart_below", "relate_from", "agree_from"), values, strict=True):
-            check_number(name, value, least=0, most=1)
+            check_number(name, value)
         if not 0 <= values[0] <= values[1] <= values[2] <= 1:
             raise ValueError(
                 f"depart_below={values[0]}, relate_from={values[1]} and agree_from={values[2]} must be between 0 and "

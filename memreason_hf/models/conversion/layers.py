@@ -100,7 +100,7 @@ def _place(chosen, num_layers):
     loop = chosen["loop"]
     if loop is None:
         given = ", ".join(f"{name}={value!r}" for name, value in chosen.items() if value is not None)
-        raise ValueError(f"{given} is given without loop: say which layers are looped, for example --loop 8-13.")
+        raise ValueError(f"loop is not given, but {given} is: say which layers are looped, for example --loop 8-13.")
     if isinstance(loop, int):
         end = coda[0] if coda else num_layers
         loop = tuple(range(end - loop, end))

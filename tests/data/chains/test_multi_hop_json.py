@@ -200,7 +200,7 @@ def repeat_fact_with_another_answer(items):
         ),
         ("vocab", lambda tokens: dict.fromkeys(tokens, 1), "vocab.json holds a dict"),
         ("vocab", lambda tokens: [*tokens, "<e_1>"], "<e_1> more than once"),
-        ("vocab", lambda tokens: [*tokens, "e_1"], "e_1 cannot be in the vocabulary"),
+        ("vocab", lambda tokens: [*tokens, "e_1"], "'e_1' cannot be in the vocabulary"),
         ("vocab", lambda tokens: [*tokens, 7], "7 cannot be in the vocabulary"),
         ("vocab", lambda tokens: [*tokens, '<"q>'], "cannot be in the vocabulary"),
         ("vocab", lambda tokens: [token for token in tokens if token != "</a>"], "lacks </a>"),
