@@ -52,7 +52,7 @@ def safe(text: object) -> str:
 
     Example:
         >>> safe("<b>\\u202e&")
-        '&lt;b&gt;⟨RLO⟩&amp;'
+        '&lt;b&gt;[U+202E]&amp;'
     """
     shown = visible(str(text)).translate(_NAMED)
     # A lone surrogate cannot be written as UTF-8.
