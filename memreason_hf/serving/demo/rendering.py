@@ -20,25 +20,6 @@ from memreason_hf.serving.demo.lens import Lens
 from memreason_hf.steps import StepScheme
 
 
-# Characters that change the direction of the text around them, or that cannot be seen.
-_CONTROLS = {
-    "\u061c": "ALM",
-    "\u200b": "ZWSP",
-    "\u200e": "LRM",
-    "\u200f": "RLM",
-    "\u202a": "LRE",
-    "\u202b": "RLE",
-    "\u202c": "PDF",
-    "\u202d": "LRO",
-    "\u202e": "RLO",
-    "\u2060": "WJ",
-    "\u2066": "LRI",
-    "\u2067": "RLI",
-    "\u2068": "FSI",
-    "\u2069": "PDI",
-    "\ufeff": "BOM",
-}
-_NAMED = str.maketrans({character: f"⟨{name}⟩" for character, name in _CONTROLS.items()})
 _ENDINGS = {"eos": "ended by the model", "length": "cut off by max_new_tokens", "stopped": "stopped"}
 _WHERE = "Tokens of a prompt: at their own position. Later tokens: where they were predicted."
 _CHART_WIDTH, _CHART_HEIGHT = 640, 120
@@ -48,15 +29,13 @@ _MOST_POINTS = 200
 
 def safe(text: object) -> str:
     """
-    A text as HTML: escaped, with pictures for control characters and names for those that change the direction.
+    A text as HTML: escaped, and what cannot be seen made visible.
 
     Example:
         >>> safe("<b>\\u202e&")
         '&lt;b&gt;[U+202E]&amp;'
     """
-    shown = visible(str(text)).translate(_NAMED)
-    # A lone surrogate cannot be written as UTF-8.
-    return escape(shown.encode("utf-8", "replace").decode("utf-8"))
+    return escape(visible(str(text)))
 
 
 def message(text: object, kind: str = "error") -> str:
