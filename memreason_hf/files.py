@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 # These names are hidden, so that neither patterns of transformers nor users mistake them for finished folders.
 _STAGED, _DOOMED = ".partial", ".deleted"
+# Folders that all processes of a run write together (`staging_folder`), so their names hold no process.
+_SHARED = re.compile(rf"\.(checkpoint-\d+|model|adapter|push-.+)({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
+_OWNED = re.compile(rf"\..+\.(\d+)-[0-9a-f]+({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
 # The suffix of a lock file (`locks`). It may list the files of a set that is being written (`file_sets`).
 LOCK_SUFFIX = ".lock"
 
@@ -325,18 +328,35 @@ def link_files(folder: Path, target: Path, names: Iterable[str]) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Deletes a folder under another name, so that a kill half-way leaves no damaged folder behind."""
-    _remove_as(folder, folder.with_name(f".{folder.name}{_DOOMED}"))
+    _remove_as(folder, folder.with_name(f".{folder.name}.{_owner()}{_DOOMED}"))
 
 
 def clear_leftovers(parent: str | os.PathLike) -> None:
-    """Deletes all folders and files in `parent` that killed processes have not finished writing or deleting."""
+    """
+    Deletes all folders and files in `parent` that killed processes have not finished writing or deleting.
+
+    Hidden folders with other names than this module gives, and what a living process builds, are kept. The caller
+    holds the lock of `parent` or is alone there: the staging folders of a run name no process.
+    """
     parent = Path(parent)
     if parent.is_dir():
         _clear_killed_files(parent, ".+", r"(\.\w+)?")
         for path in parent.iterdir():
-            if path.name.startswith(".") and path.name.endswith((_STAGED, _DOOMED)) and path.is_dir():
+            if _is_left_over(path):
                 logger.info("Removing %s, left over from a process that was killed.", path)
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_left_over(path):
+    if path.is_symlink() or not path.is_dir():
+        return False
+    if _SHARED.fullmatch(path.name):
+        return True
+    match = _OWNED.fullmatch(path.name)
+    if match is None:
+        return False
+    # What is being deleted may be deleted twice.
+    return match[2] == _DOOMED or (not _is_running(int(match[1])) and not _is_locked(path))
 
 
 def clear_killed_builds(folder: Path) -> None:

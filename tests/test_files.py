@@ -284,11 +284,26 @@ def test_a_scratch_folder_is_for_this_user_and_gone_afterwards(tmp_path, monkeyp
 
 
 def test_leftovers_of_killed_processes_are_cleared_and_nothing_else(tmp_path):
-    for name in (".checkpoint-5.partial", ".data.17.partial", ".old.deleted", ".git", "data.partial"):
+    gone, alive = f"{gone_pid()}-0a1b2c3d", f"{os.getpid()}-0a1b2c3d"
+    left = [f".{name}.partial" for name in ("checkpoint-5", "model", "adapter", "push-7", "push-checkpoint-7")]
+    left += [".checkpoint-5.deleted", f".data.{gone}.partial", f".old.{gone}.deleted", f".old.{alive}.deleted"]
+    kept = [".git", "data.partial", ".mine.partial", ".old.deleted", ".checkpoint-x.partial", f".data.{alive}.partial"]
+    for name in (*left, *kept):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
+    (tmp_path / ".checkpoint-9.partial").symlink_to(tmp_path / ".git")
     clear_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".git", "data.partial"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, ".checkpoint-9.partial"])
+    assert all((tmp_path / name / "file").exists() for name in kept)
+
+
+def test_a_living_build_inside_an_output_folder_is_left_alone(tmp_path, start_builder):
+    """Also that of another container, whose process cannot be seen here but holds the lock of its folder."""
+    builder, staged = start_builder(tmp_path / "data", gone_pid())
+    clear_leftovers(tmp_path)
+    assert (tmp_path / staged / "mine").exists()
+    builder.communicate("")
+    assert builder.returncode == 0 and (tmp_path / "data" / "mine").exists()
 
 
 def test_files_move_into_a_folder_with_its_config_last(tmp_path, monkeypatch):

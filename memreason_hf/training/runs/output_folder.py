@@ -8,6 +8,7 @@ from pathlib import Path
 from memreason_hf import files
 from memreason_hf.training.runs import checkpoints
 from memreason_hf.training.runs.errors import CheckpointError, OutputFolderError
+from modeling_recurrent.card_recurrent import is_generated, read_card
 
 
 logger = logging.getLogger(__name__)
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 # What the run was trained on, for its card.
 DATA_FILE = "training_data.json"
+CARD_FILE = "README.md"
 _CONFIGS = ("config.json", "adapter_config.json")
 _START_AGAIN = "Choose another output_dir, or start again with --restart (restart=True), which removes that run."
 
@@ -85,6 +87,24 @@ def claim(output_dir: Path | str, fingerprint: dict, *, restart: bool):
     files.clear_leftovers(folder)
     if not (folder / RUN_FILE).is_file():
         files.write_json(folder / RUN_FILE, {"fingerprint": fingerprint, "files": []})
+
+
+def release(output_dir: Path | str):
+    """
+    Takes the claim of a run back that has failed before it saved anything. Does nothing in a folder that holds a
+    checkpoint or a model, so that the same folder can be used with other arguments.
+    """
+    folder = Path(output_dir)
+    # The failure of the run is what is reported.
+    with suppress(OSError, OutputFolderError):
+        run = _read_run(folder)
+        if run is None or checkpoints.list_checkpoints(folder):
+            return
+        if any((folder / name).exists() for name in run["files"] if name != DATA_FILE):
+            return
+        if DATA_FILE in run["files"]:
+            (folder / DATA_FILE).unlink(missing_ok=True)
+        (folder / RUN_FILE).unlink(missing_ok=True)
 
 
 def move_in(staged: Path, output_dir: Path, fingerprint: dict | None = None):
@@ -238,7 +258,11 @@ def _plan_removal(folder):
                 "package wrote there. --restart deletes only what a run wrote. Move the folder elsewhere, or choose "
                 "another output_dir."
             )
-    return existing, [folder / name for name in run["files"] if _is_own_file(folder, name)]
+    own = [folder / name for name in run["files"] if _is_own_file(folder, name)]
+    # A card that a person wrote is moved in with every model that is saved.
+    written = read_card(folder)
+    is_personal = written is not None and not is_generated(written)
+    return existing, [path for path in own if not (is_personal and path == folder / CARD_FILE)]
 
 
 def _is_own_file(folder, name):

@@ -20,7 +20,7 @@ from transformers.utils.hub import PushInProgress
 
 import memreason_hf
 from memreason_hf import files
-from memreason_hf.training.runs import checkpoints
+from memreason_hf.training.runs import checkpoints, output_folder
 
 
 logger = logging.get_logger(__name__)
@@ -83,6 +83,7 @@ class PublishingTrainer(Trainer):
         if self.is_world_process_zero():
             # The steps and the evaluations of the run.
             self.save_state()
+            output_folder.record_file(Path(self.args.output_dir), output_folder.CARD_FILE)
             memreason_hf.write_card(
                 self.args.output_dir,
                 self._repo_name(),

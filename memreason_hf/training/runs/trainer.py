@@ -152,7 +152,12 @@ class ResumableTrainer(PublishingTrainer):
             raise ValueError("trial is not supported: start one run for each setting of a search.")
         self.check_before_claim()
         with self._folder_lock():
-            return self._train(resume_from_checkpoint, ignore_keys_for_eval)
+            try:
+                return self._train(resume_from_checkpoint, ignore_keys_for_eval)
+            except Exception:
+                if self.args.process_index == 0:
+                    output_folder.release(self.args.output_dir)
+                raise
 
     def _folder_lock(self):
         # One process holds it for all ranks.

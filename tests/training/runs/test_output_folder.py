@@ -6,6 +6,7 @@ import pytest
 from memreason_hf import files
 from memreason_hf.training.runs import checkpoints, output_folder
 from memreason_hf.training.runs.errors import OutputFolderError
+from modeling_recurrent.card_recurrent import CARD_MARK
 
 
 RUN = {"training.seed": 1, "model.hidden_size": 16}
@@ -210,3 +211,40 @@ def test_a_file_is_not_a_folder(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputFolderError, match="is a file"):
         output_folder.claim(tmp_path / "file", RUN, restart=False)
+
+
+PERSONAL_CARD = "---\nlicense: mit\n---\n# My model\n\nWhat I found.\n"
+
+
+@pytest.mark.parametrize("card, kept", [(PERSONAL_CARD, True), (f"{CARD_MARK}\n# A run\n", False)])
+def test_restart_keeps_the_card_that_a_person_wrote(tmp_path, card, kept):
+    output_folder.claim(tmp_path, RUN, restart=False)
+    model_files(tmp_path, "config.json")
+    (tmp_path / "README.md").write_text(card)
+    output_folder.record_file(tmp_path, "README.md")
+    output_folder.claim(tmp_path, RUN, restart=True)
+    assert sorted(os.listdir(tmp_path)) == (["README.md", "run.json"] if kept else ["run.json"])
+
+
+def test_hidden_folders_of_others_outlive_a_claim(tmp_path):
+    for name in (".mine.partial", ".old.deleted", f".data.{os.getpid()}-0a1b2c3d.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("x")
+    (tmp_path / ".push-3.partial").mkdir()
+    output_folder.claim(tmp_path, RUN, restart=False)
+    assert len(list(tmp_path.glob(".*/notes.txt"))) == 3 and not (tmp_path / ".push-3.partial").exists()
+
+
+def test_a_claim_is_taken_back_only_where_nothing_was_saved(tmp_path):
+    for name in ("failed", "checkpoint", "model"):
+        output_folder.claim(tmp_path / name, RUN, restart=False)
+        output_folder.record_file(tmp_path / name, output_folder.DATA_FILE)
+        (tmp_path / name / output_folder.DATA_FILE).write_text("{}")
+        (tmp_path / name / "notes.txt").write_text("x")
+    checkpoint(tmp_path / "checkpoint", 3, "weights")
+    model_files(tmp_path / "model", "config.json")
+    for name in ("failed", "checkpoint", "model", "absent"):
+        output_folder.release(tmp_path / name)
+    assert os.listdir(tmp_path / "failed") == ["notes.txt"]
+    assert (tmp_path / "checkpoint" / "run.json").exists() and (tmp_path / "model" / "run.json").exists()
+    output_folder.claim(tmp_path / "failed", RUN | {"training.seed": 2}, restart=False)
