@@ -216,7 +216,7 @@ def _span(place: int, piece: Piece, has_depth: bool, selected: int | None, marke
 
 def token_name(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """A token by itself, as plain text for a list or, through `safe`, for HTML."""
-    return visible(token_label(tokenizer, token_id)).translate(_NAMED)
+    return visible(token_label(tokenizer, token_id))
 
 
 def lens_table(lens: Lens, tokenizer: PreTrainedTokenizerBase, halted: int | None = None) -> str:
