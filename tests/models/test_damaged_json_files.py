@@ -50,7 +50,7 @@ def test_files_that_hold_no_object(name, content, copy, capsys):
 
 
 ENTRIES = [
-    ({"pad_token_id": 999_999}, "pad_token_id=999999 must be below vocab_size"),
+    ({"pad_token_id": 999_999}, "pad_token_id=999999 must be None or at least 0 and below vocab_size"),
     ({"pad_token_id": "x"}, "pad_token_id='x' must be the id of a token"),
     ({"dtype": "nonsense"}, "dtype='nonsense' must be the name of a torch dtype"),
     ({"hidden_size": 48}, "the weights do not belong to config.json"),
@@ -59,7 +59,7 @@ ENTRIES = [
     ({"num_recurrent_layers": 3}, "the weights do not belong to the config (missing_keys: model.layers.2"),
     ({"hidden_size": "x"}, "config.json: hidden_size: Field 'hidden_size' expected int, got str"),
     ({"num_recurrences": 10**9}, "config.json: num_recurrences: Value must be at most 10,000"),
-    ({"kl_threshold": float("nan")}, "config.json: kl_threshold: Value must be a finite number"),
+    ({"kl_threshold": float("nan")}, "config.json: kl_threshold=nan must be a finite number"),
     ({"model_type": 3}, "config.json: model_type=3 must be text"),
     ({"quantization_config": 3}, "quantization_config=3 must be a dictionary"),
 ]
