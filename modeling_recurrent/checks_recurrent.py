@@ -178,16 +178,6 @@ def _check_labels(name, labels, shape, vocab_size):
             )
 
 
-def check_padding_token(config) -> None:
-    """Raises a `ValueError` if `pad_token_id` is not in the vocabulary. Configs on the Hub may say -1 for none."""
-    pad = config.pad_token_id
-    if pad is not None and not -1 <= pad < config.vocab_size:
-        raise ValueError(
-            f"pad_token_id={pad} must be below vocab_size={config.vocab_size}: the embedding has no such row. Set it "
-            "to a token of the vocabulary, or to None."
-        )
-
-
 def check_hooks(arguments: dict) -> None:
     """
     Checks arguments of a forward pass that few calls have.
@@ -224,7 +214,6 @@ __all__ = [
     "check_ids",
     "check_inputs",
     "check_labels",
-    "check_padding_token",
     "embed_positions",
     "embed_tokens",
 ]

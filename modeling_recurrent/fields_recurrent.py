@@ -139,12 +139,13 @@ def check_token_ids(config) -> None:
         config (`RecurrentDepthConfig`): `pad_token_id`, `bos_token_id`, `eos_token_id` and `vocab_size` are read.
 
     Raises:
-        `ValueError`: An id is negative, or not below `vocab_size`.
+        `ValueError`: An id is negative, or not below `vocab_size`. Some configs on the Hub say `pad_token_id=-1` for
+        none.
     """
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        value = getattr(config, name)
+        value, least = getattr(config, name), -1 if name == "pad_token_id" else 0
         for token_id in value if isinstance(value, list) else [value]:
-            if token_id is not None and not 0 <= token_id < config.vocab_size:
+            if token_id is not None and not least <= token_id < config.vocab_size:
                 raise ValueError(
                     f"{name}={value} must be None or at least 0 and below vocab_size={config.vocab_size}."
                 )

@@ -24,7 +24,6 @@ from .checks_recurrent import (
     check_hooks,
     check_inputs,
     check_labels,
-    check_padding_token,
     embed_positions,
     embed_tokens,
 )
@@ -37,6 +36,7 @@ from .families_recurrent import (
     scale_logits,
     support_of,
 )
+from .fields_recurrent import check_token_ids
 from .generation_recurrent import RecurrentDepthGenerationMixin, holds_depth
 from .gradients_recurrent import separate_gradients
 from .halting_recurrent import HaltingRule, last_real, resolve_depth
@@ -96,7 +96,7 @@ class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, PreTrainedMo
             setattr(self, name, supported)
         # `from_pretrained(..., num_recurrences=0)` sets fields one by one, without the checks that compare fields.
         config.validate()
-        check_padding_token(config)
+        check_token_ids(config)
         super().__init__(config, *args, **kwargs)
 
     @classmethod
