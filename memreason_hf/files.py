@@ -63,6 +63,11 @@ def whole_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
         os.replace(temporary, path)
         with suppress(OSError):  # a folder may be writable, but not readable
             sync(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            # A full disk is found when a file is written, where Python does not name it.
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

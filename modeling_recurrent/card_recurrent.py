@@ -252,7 +252,7 @@ class CardMixin(PushToHubMixin):
         if written is None or is_generated(written):
             own = self._own_card
             content = str(self.make_card(working_dir, repo_id)) if own is None or is_generated(own) else own
-            Path(working_dir, REPOCARD_NAME).write_text(content, encoding="utf-8")
+            Path(working_dir, REPOCARD_NAME).write_text(content, encoding="utf-8", errors="surrogateescape")
         return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
 
 
@@ -260,10 +260,11 @@ def keep_card(folder, staged) -> None:
     """Puts the card of a folder into the one that is about to take its place, if a person wrote it."""
     written = read_card(folder)
     if written is not None and not is_generated(written):
-        Path(staged, REPOCARD_NAME).write_text(written, encoding="utf-8")
+        Path(staged, REPOCARD_NAME).write_bytes(Path(folder, REPOCARD_NAME).read_bytes())
 
 
 def read_card(folder) -> str | None:
     """The card of a folder; `None` if it has none."""
     path = Path(folder) / REPOCARD_NAME
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    # A card in another encoding must not keep the model beside it from being saved.
+    return path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else None

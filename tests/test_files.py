@@ -306,6 +306,16 @@ def test_a_living_build_inside_an_output_folder_is_left_alone(tmp_path, start_bu
     assert builder.returncode == 0 and (tmp_path / "data" / "mine").exists()
 
 
+def test_a_full_disk_names_the_file(tmp_path):
+    """Python names the file of an error only where it is opened."""
+    with pytest.raises(OSError) as caught, whole_file(tmp_path / "a.json") as temporary:
+        assert temporary.parent == tmp_path
+        with open("/dev/full", "w") as file:
+            file.write("x")
+    assert caught.value.filename == str(tmp_path / "a.json") and caught.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_move_into_a_folder_with_its_config_last(tmp_path, monkeypatch):
     staged, folder = tmp_path / "staged", tmp_path / "model"
     (staged / "sub").mkdir(parents=True)

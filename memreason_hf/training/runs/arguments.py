@@ -58,7 +58,15 @@ class ResumableArguments(TrainingArguments):
 
     def __post_init__(self):
         check_field_types(self)
-        super().__post_init__()
+        if self.deepspeed:
+            raise ValueError(
+                f"deepspeed={self.deepspeed!r} is not supported. Use FSDP2 (recipes/accelerate/fsdp2.yaml)."
+            )
+        try:
+            super().__post_init__()
+        except TypeError as error:
+            # The library passes accelerator_config on as it is; other fields have been checked by their types.
+            raise ValueError(f"accelerator_config={self.accelerator_config!r}: {error}.") from error
         check_training_ranges(self)
         if self.expected_world_size is not None and self.expected_world_size < 1:
             raise ValueError(f"expected_world_size={self.expected_world_size} must be at least 1, or not given.")

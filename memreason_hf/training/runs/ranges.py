@@ -1,8 +1,12 @@
 """Ranges of the library's training arguments: a value that cannot train is refused before a run claims its folder."""
 
+import inspect
 import math
 
+import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
+from transformers.utils import is_liger_kernel_available
 
 
 # Every row of a micro-batch, and every micro-batch of a training step, is in memory at once.
@@ -15,8 +19,11 @@ _WHOLE = {
     "gradient_accumulation_steps": (1, MOST_ROWS, "all micro-batches of a training step are in memory at once"),
     "seed": (0, 2**32 - 1, "numpy takes no other seeds"),
     "save_total_limit": (1, None, None),
+    "dataloader_num_workers": (0, None, None),
+    "dataloader_prefetch_factor": (1, None, None),
+    "data_seed": (0, 2**32 - 1, "numpy takes no other seeds"),
 }
-_NUMBERS = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps")
+_NUMBERS = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "neftune_noise_alpha")
 _BELOW_ONE = ("adam_beta1", "adam_beta2")
 _INTERVALS = ("logging_steps", "eval_steps", "save_steps")
 
@@ -47,6 +54,28 @@ def check_training_ranges(args: TrainingArguments):
         raise ValueError(f"max_steps={args.max_steps} must be at least 1, or -1 for num_train_epochs passes.")
     if not 0 < args.num_train_epochs < math.inf:
         raise ValueError(f"num_train_epochs={args.num_train_epochs} must be above 0 and finite.")
+    _check_settings(args)
+
+
+def _check_settings(args):
+    """Refuses settings that the library looks at only when training has begun."""
+    if args.lr_scheduler_kwargs is not None and not isinstance(args.lr_scheduler_kwargs, dict):
+        raise ValueError(
+            f"lr_scheduler_kwargs={args.lr_scheduler_kwargs!r} must be names and values, for example "
+            '{"num_cycles": 2}.'
+        )
+    known = [name for name in inspect.signature(checkpoint).parameters if name not in ("function", "args", "kwargs")]
+    # The library has renamed the field.
+    for field in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        given = getattr(args, field, None)
+        for name in given or ():
+            if name not in known:
+                raise ValueError(f"{field}={given!r} has {name!r}. Known are: {', '.join(known)}.")
+    modes = ("default", *torch._inductor.list_mode_options())
+    if args.torch_compile_mode is not None and args.torch_compile_mode not in modes:
+        raise ValueError(f"torch_compile_mode={args.torch_compile_mode!r} must be one of {', '.join(modes)}.")
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ValueError("use_liger_kernel=True needs liger-kernel 0.3.0 or later: pip install liger-kernel.")
 
 
 def check_whole(name: str, value: int, least: int, most: int | None, reason: str | None):

@@ -19,8 +19,9 @@ from transformers.utils import logging
 from memreason_hf import files
 from memreason_hf.checks import check_type
 from memreason_hf.locks import locked
+from memreason_hf.messages import first_line
 from memreason_hf.training.runs import checkpoints, output_folder
-from memreason_hf.training.runs.errors import CheckpointError, NonFiniteLossError
+from memreason_hf.training.runs.errors import ArgumentsError, CheckpointError, NonFiniteLossError, TrainingError
 from memreason_hf.training.runs.interruption import InterruptWatch
 from memreason_hf.training.runs.launch import on_main_process
 from memreason_hf.training.runs.publishing import PublishingTrainer, without_tokens
@@ -98,7 +99,13 @@ class ResumableTrainer(PublishingTrainer):
         self._run: dict | None = None
         self._loss_sum: float | None = None
         self._loss_of_step: torch.Tensor | None = None
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except RuntimeError as error:
+            if " to be installed" not in str(error):
+                raise
+            # A callback of `report_to` whose package is missing.
+            raise ArgumentsError(f"report_to cannot be followed: {first_line(error)}") from error
         self.add_callback(_RunCallback(self))
 
     # ---- Defined by a subclass ----
@@ -196,18 +203,39 @@ class ResumableTrainer(PublishingTrainer):
         return str(checkpoint)
 
     def _restore_callbacks(self, checkpoint):
-        progress = json.loads((checkpoint / CALLBACKS_FILE).read_text(encoding="utf-8"))
+        with _loading(checkpoint):
+            progress = json.loads((checkpoint / CALLBACKS_FILE).read_text(encoding="utf-8"))
+            state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            self._restore_progress(checkpoint, progress, state)
+        self.after_restoring()
+        self.resumes_finished_run = self.is_finished(state.global_step)
+        if self.args.should_save and checkpoint.parent == Path(self.args.output_dir):
+            # A kill may have come between the checkpoint and its rotation.
+            self._rotate(checkpoint.parent, state)
+
+    def _restore_progress(self, checkpoint, progress, state):
+        step = checkpoints.checkpoint_step(checkpoint)
+        if step is not None and state.global_step != step:
+            raise CheckpointError(
+                f"{checkpoint / TRAINER_STATE_NAME} has global_step={state.global_step}: the checkpoint is damaged."
+            )
         for name, callback in self._resumable_callbacks().items():
             if name not in progress:
                 raise CheckpointError(f"{checkpoint / CALLBACKS_FILE} holds no state of {name}.")
             callback.restore(progress[name])
         self._restore_run(checkpoint, progress.get(_RUN_ENTRY, {}))
-        self.after_restoring()
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        self.resumes_finished_run = self.is_finished(state.global_step)
-        if self.args.should_save and checkpoint.parent == Path(self.args.output_dir):
-            # A kill may have come between the checkpoint and its rotation.
-            self._rotate(checkpoint.parent, state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        with _loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with _loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        with _loading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _rotate(self, run_dir, state):
         best = f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}" if state.best_global_step else None
@@ -216,7 +244,7 @@ class ResumableTrainer(PublishingTrainer):
 
     def _restore_run(self, checkpoint, entry):
         # Checkpoints of earlier versions have no such entry.
-        self._loss_sum = entry.get("loss_sum")
+        self._loss_sum = None if entry.get("loss_sum") is None else float(entry["loss_sum"])
         threads = entry.get("num_threads")
         if self.args.device.type == "cpu" and threads not in (None, torch.get_num_threads()):
             logger.warning(
@@ -494,6 +522,23 @@ def _check_resumable(checkpoint):
         raise CheckpointError(
             f"{checkpoint} holds only the model (save_only_model=True), so no run can be resumed from it."
         )
+
+
+@contextmanager
+def _loading(checkpoint) -> Iterator[None]:
+    """
+    Turns what a damaged file raises into a `CheckpointError`: a checkpoint of an earlier version has no checksums, and
+    one that was edited by hand may have fitting ones.
+    """
+    try:
+        yield
+    except (TrainingError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each kind of file has its own
+        raise CheckpointError(
+            f"{checkpoint} cannot be loaded ({type(error).__name__}: {first_line(error)}). It is damaged, or does not "
+            "fit this model. Pass an older one as resume_from_checkpoint, or start again with --restart."
+        ) from error
 
 
 @contextmanager

@@ -19,7 +19,10 @@ _HINTS = {
     errno.ENOTDIR: "Bring the folder back",
 }
 # torch and safetensors write files in other languages, and raise errors without an errno.
-_TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "file write failed", "cannot be opened", "does not exist")
+_TORCH_WRITER = (
+    *("PytorchStreamWriter", "inline_container", "file write failed", "cannot be opened", "does not exist"),
+    "iostream error",
+)
 
 
 def is_write_error(error: BaseException) -> bool:

@@ -185,14 +185,14 @@ class ScheduledTrainingArguments(ResumableArguments):
             one_of("recurrence_loss", self.recurrence_loss, RECURRENCE_LOSSES)
         one_of("recurrence_growth", self.recurrence_growth, RECURRENCE_GROWTHS)
         for name in ("length_pool", "recurrence_growth_start"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+            if not 1 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1 and finite.")
         for name in ("consistency_recurrences", "eval_num_recurrences"):
             if getattr(self, name) is not None:
                 reason = "recurrences are computed one after the other"
                 check_whole(name, getattr(self, name), 1, MOST_RECURRENCES, reason)
-        if self.recurrence_loss_decay is not None and self.recurrence_loss_decay <= 0:
-            raise ValueError(f"recurrence_loss_decay={self.recurrence_loss_decay} must be above 0.")
+        if self.recurrence_loss_decay is not None and not 0 < self.recurrence_loss_decay < math.inf:
+            raise ValueError(f"recurrence_loss_decay={self.recurrence_loss_decay} must be above 0 and finite.")
         if not 0 < self.recurrence_growth_ratio <= 1:
             raise ValueError(
                 f"recurrence_growth_ratio={self.recurrence_growth_ratio} must be above 0 and at most 1: it is a share "

@@ -8,7 +8,7 @@ from small_runs import assert_same_weights, small_trainer, weights
 from transformers import TrainerCallback
 
 from memreason_hf.locks import InUseError, locked
-from memreason_hf.training.runs.errors import ArgumentsError
+from memreason_hf.training.runs.errors import ArgumentsError, OutputFolderError
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,18 @@ from memreason_hf.training.runs.errors import ArgumentsError
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type='cosine_with_min_lr'"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"x": 1}}, "lr_scheduler_kwargs={'x': 1}"),
         ({"optim": "adamw_torch", "optim_args": "x"}, "optim"),
+        ({"lr_scheduler_kwargs": "nonsense"}, "lr_scheduler_kwargs='nonsense' must be names and values"),
+        ({"neftune_noise_alpha": -1}, "neftune_noise_alpha=-1 must be at least 0"),
+        ({"neftune_noise_alpha": float("nan")}, "neftune_noise_alpha=nan must be at least 0"),
+        ({"recurrence_loss_decay": float("nan")}, "recurrence_loss_decay=nan must be above 0 and finite"),
+        ({"recurrence_growth_start": float("inf")}, "recurrence_growth_start=inf must be at least 1 and finite"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers=-1 must be at least 0"),
+        ({"dataloader_num_workers": 1, "dataloader_prefetch_factor": 0}, "dataloader_prefetch_factor=0 must be"),
+        ({"data_seed": -1}, "data_seed=-1 must be at least 0"),
+        ({"deepspeed": "zero.json"}, "deepspeed='zero.json' is not supported"),
+        ({"accelerator_config": {"nonsense": 1}}, "accelerator_config={'nonsense': 1}: .*'nonsense'"),
+        ({"gradient_checkpointing_kwargs": {"reentrant": 1}}, "has 'reentrant'. Known are: use_reentrant"),
+        ({"torch_compile_mode": "nonsense"}, "torch_compile_mode='nonsense' must be one of default"),
     ],
     ids=str,
 )
@@ -77,6 +89,36 @@ def test_an_optimizer_that_cannot_be_made_is_named(tmp_path, monkeypatch):
         trainer.train()
     # The library makes the folder itself.
     assert [path for path in tmp_path.rglob("*") if path.name != "run"] == []
+
+
+class Failing(TrainerCallback):
+    """Fails after a training step, as a missing package or a full memory may."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise RuntimeError("no kernel")
+
+
+def test_a_failure_before_the_first_checkpoint_takes_the_claim_back(tmp_path):
+    """The right value is then not another run. A checkpoint, however, keeps its run."""
+    with pytest.raises(RuntimeError, match="no kernel"):
+        small_trainer(tmp_path / "run", callbacks=[Failing(3)]).train()
+    assert [path for path in tmp_path.rglob("*") if path.name != "run"] == []
+    with pytest.raises(RuntimeError, match="no kernel"):
+        small_trainer(tmp_path / "run", seed=8, callbacks=[Failing(6)]).train()
+    assert (tmp_path / "run" / "run.json").is_file()
+    with pytest.raises(OutputFolderError, match="seed was 8, now 9"):
+        small_trainer(tmp_path / "run", seed=9).train(resume_from_checkpoint=True)
+    small_trainer(tmp_path / "run", seed=8).train(resume_from_checkpoint=True)
+
+
+def test_a_report_whose_package_is_missing_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    with pytest.raises(ArgumentsError, match=r"report_to .*wandb to be installed"):
+        small_trainer(tmp_path / "run", report_to=["wandb"])
 
 
 class Meanwhile(TrainerCallback):

@@ -6,7 +6,7 @@ import pytest
 from memreason_hf import files
 from memreason_hf.training.runs import checkpoints, output_folder
 from memreason_hf.training.runs.errors import OutputFolderError
-from modeling_recurrent.card_recurrent import CARD_MARK
+from modeling_recurrent.card_recurrent import CARD_MARK, keep_card
 
 
 RUN = {"training.seed": 1, "model.hidden_size": 16}
@@ -224,6 +224,18 @@ def test_restart_keeps_the_card_that_a_person_wrote(tmp_path, card, kept):
     output_folder.record_file(tmp_path, "README.md")
     output_folder.claim(tmp_path, RUN, restart=True)
     assert sorted(os.listdir(tmp_path)) == (["README.md", "run.json"] if kept else ["run.json"])
+
+
+def test_a_card_in_another_encoding_is_kept(tmp_path):
+    card = "# Mein Modell für Ärzte\n".encode("latin-1")
+    (tmp_path / "README.md").write_bytes(card)
+    (tmp_path / "staged").mkdir()
+    keep_card(tmp_path, tmp_path / "staged")
+    assert (tmp_path / "staged" / "README.md").read_bytes() == card
+    output_folder.claim(tmp_path, RUN, restart=False)
+    output_folder.record_file(tmp_path, "README.md")
+    output_folder.claim(tmp_path, RUN, restart=True)
+    assert (tmp_path / "README.md").read_bytes() == card
 
 
 def test_hidden_folders_of_others_outlive_a_claim(tmp_path):

@@ -29,12 +29,17 @@ class Before(TrainerCallback):
             self.act()
 
 
-def limit_files():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
+def limit_files(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def train_on_a_small_disk(folder, result):
-    trainer = small_trainer(folder, callbacks=[Before(8, limit_files)])
+def train_on_a_small_disk(folder, result, missing=None):
+    def act():
+        # The last bytes of the largest file are written when it is closed, with another error.
+        largest = folder / "checkpoint-4" / "optimizer.pt"
+        limit_files(2_000 if missing is None else largest.stat().st_size - missing)
+
+    trainer = small_trainer(folder, callbacks=[Before(8, act)])
     try:
         trainer.train()
     except SaveError as error:
@@ -42,9 +47,10 @@ def train_on_a_small_disk(folder, result):
         save_result(result, str(error))
 
 
-def test_no_room_for_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("missing", [None, 1, 100, 1_000])
+def test_no_room_for_a_checkpoint(tmp_path, missing):
     run = tmp_path / "run"
-    assert run_child(train_on_a_small_disk, run, tmp_path / "result") == 0
+    assert run_child(train_on_a_small_disk, run, tmp_path / "result", missing) == 0
     message = load_result(tmp_path / "result")
     assert message.startswith(f"{run}/checkpoint-8 could not be written: ") and "\n" not in message
     assert f"{run}/checkpoint-4 is complete, and nothing of it has changed." in message
