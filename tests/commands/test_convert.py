@@ -325,7 +325,7 @@ SOURCE_ERRORS = {
         "model.layers.2.mlp.up_proj.weight (shape (40, 32), not (48, 32))",
     ),
     "tokenizer with code": (tokenizer_with_code, "its tokenizer cannot be read (The repository"),
-    "type that is not a name": (lambda f: edit_json(f / "config.json", model_type=["llama"]), "of type ['llama']"),
+    "type that is not a name": (lambda f: edit_json(f / "config.json", model_type=["llama"]), "model_type=['llama'] must be"),
     "quantised, in a word": (
         lambda f: edit_json(f / "config.json", quantization_config="int8"),
         "is quantised (quant_method='int8')",
@@ -337,7 +337,7 @@ SOURCE_ERRORS = {
     ),
     "padding beyond the vocabulary": (
         lambda f: edit_json(f / "config.json", pad_token_id=10**6),
-        "cannot make a model of its config and weights (AssertionError",
+        "pad_token_id=1000000 must be None or at least 0 and below vocab_size",
     ),
     "shards without names": (
         lambda f: edit_json(f / "model.safetensors.index.json", weight_map={"lm_head.weight": 3}),
@@ -355,7 +355,7 @@ SOURCE_ERRORS = {
     "pickle that is cut off": (lambda f: pickled(f, None, cut=2000), "the weights cannot be read"),
     "empty pickle": (lambda f: pickled(f, None, cut=10**9), "the weights cannot be read"),
     "pickle of a list": (lambda f: pickled(f, [1, 2]), "cannot make a model of its config and weights (TypeError"),
-    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
+    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json is not a JSON file"),
 }
 
 

@@ -275,9 +275,14 @@ def test_fields_of_the_library_that_it_does_not_check(fields, message):
 
 
 def test_a_padding_token_outside_of_the_vocabulary():
+    message = f"pad_token_id=999 must be None or at least 0 and below vocab_size={VOCAB}"
+    with pytest.raises(StrictDataclassError, match=message):
+        tiny_config("llama", pad_token_id=999)
+    changed = tiny_config("llama")
+    changed.pad_token_id = 999
     for model_class in (RecurrentDepthModel, RecurrentDepthForCausalLM):
-        with pytest.raises(ValueError, match=f"pad_token_id=999 must be below vocab_size={VOCAB}"):
-            model_class(tiny_config("llama", pad_token_id=999))
+        with pytest.raises(ValueError, match=message):
+            model_class(changed)
     # Configs on the Hub say -1 for "none". The last row of the embedding then learns like any other.
     model = RecurrentDepthForCausalLM(tiny_config("llama", pad_token_id=-1))
     assert model.model.embed_tokens.padding_idx is None
