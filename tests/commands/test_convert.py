@@ -325,7 +325,10 @@ SOURCE_ERRORS = {
         "model.layers.2.mlp.up_proj.weight (shape (40, 32), not (48, 32))",
     ),
     "tokenizer with code": (tokenizer_with_code, "its tokenizer cannot be read (The repository"),
-    "type that is not a name": (lambda f: edit_json(f / "config.json", model_type=["llama"]), "model_type=['llama'] must be"),
+    "type that is not a name": (
+        lambda f: edit_json(f / "config.json", model_type=["llama"]),
+        "model_type=['llama'] must be",
+    ),
     "quantised, in a word": (
         lambda f: edit_json(f / "config.json", quantization_config="int8"),
         "is quantised (quant_method='int8')",
