@@ -198,6 +198,29 @@ def test_the_other_trainers_push_the_same_way(make, at_hub, tmp_path):
     assert AutoTokenizer.from_pretrained(REPO).get_vocab() == trainer.processing_class.get_vocab()
 
 
+def test_an_adapter_on_a_local_base_names_it_on_the_hub(at_hub, tmp_path, caplog):
+    model, _ = adapted(save_base(tmp_path / "base"), "tokens")
+    options = {"push_to_hub": True, "hub_model_id": REPO, "hub_strategy": "checkpoint", "hub_token": WRITER}
+    trainer = small_finetune(tmp_path / "run", model=model, num_train_epochs=1, **options)
+    trainer.train()
+    assert "was not pushed" in caplog.text and "is a folder of this machine" in caplog.text
+    trainer.save_model()
+    with pytest.raises(ValueError, match="is a folder of this machine"):
+        trainer.push_to_hub()
+    assert "adapter_config.json" not in files_of()
+    trainer.push_to_hub(finetuned_from="user/base")
+    folder = Path(snapshot_download(REPO))
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "user/base"
+    assert ModelCard.load(folder / "README.md").data.base_model == "user/base"
+    names, content = content_of(at_hub)
+    assert "local_base.json" not in {name.rpartition("/")[2] for name in names}
+    assert str(tmp_path / "base").encode() not in content
+    # The folder is as it was: there the base is found by its place.
+    assert (tmp_path / "run" / "local_base.json").is_file()
+    written = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == str(tmp_path / "base")
+
+
 def test_results_and_pictures_of_the_finished_run_go_with_it(at_hub, folders, tmp_path):
     folder = folders.copy_of("chains", tmp_path)
     for path in (folder / "results").glob("*.json"):
