@@ -205,7 +205,9 @@ def test_ctrl_c_commits_nothing(this_process, model_folder, capsys, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("huggingface_hub.HfApi.create_commit", interrupt)
-    assert run(model_folder, NAME) == 130
+    with pytest.raises(SystemExit) as stopped:
+        run(model_folder, NAME)
+    assert stopped.value.code == 130
     assert "nothing was committed" in capsys.readouterr().err
     assert set(this_process.repositories.get(NAME).files()) == {".gitattributes"}
 

@@ -130,7 +130,7 @@ def test_the_licence_of_a_base_comes_from_its_card(tmp_path):
     assert make_card(tmp_path / "adapter").data.license is None
     (base / "README.md").write_text("---\nlicense: llama3.2\n---\n# Base\n")
     card = make_card(tmp_path / "adapter")
-    assert card.data.license == "llama3.2" and "That of the base: llama3.2." in card.text
+    assert card.data.license == "llama3.2" and "That of the base: `llama3.2`." in card.text
     assert make_card(tmp_path / "adapter", license="mit").data.license == "mit"
     (base / "README.md").write_text("---\nlicense: [broken\n---\n# Base\n")
     assert make_card(tmp_path / "adapter").data.license is None
