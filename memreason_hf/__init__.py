@@ -11,6 +11,7 @@ _PUBLIC = {
     "StepScheme": "memreason_hf.steps",
     "extend_tokenizer": "memreason_hf.steps.tokenization",
     "make_card": "memreason_hf.hub.cards",
+    "stage_adapter_config": "memreason_hf.hub.adapter_config",
     "stage_model": "memreason_hf.hub.cards.staging",
     "write_card": "memreason_hf.hub.cards",
 }

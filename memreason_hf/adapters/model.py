@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 import memreason_hf
 from memreason_hf.adapters.base_files import add_sha256, weight_files
-from memreason_hf.adapters.base_place import write_base_place
+from memreason_hf.adapters.base_place import LOCAL_BASE_FILE, write_base_place
 from memreason_hf.adapters.folders import adapter_folder
 from memreason_hf.adapters.rows import TrainedRowsLayer
 from memreason_hf.files import write_json
@@ -51,6 +51,8 @@ class AdapterModel(CardMixin, PeftModelForCausalLM):
         base (`dict`): The result of `describe_base`.
     """
 
+    _base_on_hub: str | None = None
+
     def __init__(self, model: PreTrainedModel, config: PeftConfig, *, mode: str, base: dict):
         with warnings.catch_warnings():
             # PEFT warns about tied embeddings here although it ties them correctly in `tokens` mode.
@@ -81,8 +83,32 @@ class AdapterModel(CardMixin, PeftModelForCausalLM):
             write_base_place(save_directory, self.get_base_model().name_or_path)
             memreason_hf.write_card(save_directory)
 
+    def push_to_hub(self, repo_id, *, base_model: str | None = None, **kwargs):
+        """
+        Pushes the adapter as the parent does. What is pushed names the base by its name on the Hub, and no folder.
+
+        Args:
+            repo_id (`str`): The repository.
+            base_model (`str`, *optional*): Name of the base on the Hub. Needed if the base was loaded from a folder.
+            kwargs: As for the parent.
+
+        Raises:
+            ValueError: the base is a folder of this machine and `base_model` is not given, or `base_model` is no name
+                of a repository.
+        """
+        self._base_on_hub = base_model
+        try:
+            return super().push_to_hub(repo_id, **kwargs)
+        finally:
+            self._base_on_hub = None
+
     def make_card(self, folder, repo_id):
-        return memreason_hf.make_card(folder, repo_id)
+        return memreason_hf.make_card(folder, repo_id, base_model=self._base_on_hub)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        memreason_hf.stage_adapter_config(working_dir, working_dir, self._base_on_hub)
+        Path(working_dir, LOCAL_BASE_FILE).unlink(missing_ok=True)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def create_or_update_model_card(self, output_dir: str):
         """Writes the card of the adapter that is saved in a folder, unless it has one that a person wrote."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import datasets
 from huggingface_hub.utils import disable_progress_bars
 
 from memreason_hf.command_line.errors import user_errors
@@ -132,6 +133,8 @@ def _publish(arguments, target):
     _check_space(target)
     if target.no_progress:
         disable_progress_bars()
+        # Parquet files are written with bars of their own.
+        datasets.disable_progress_bars()
     published = publish_folder(
         _find_folder(arguments.folder),
         arguments.repo,

@@ -122,8 +122,7 @@ def inspect_files(
     allowed = tuple(allow)
     findings = []
     for path, name in _named_files(paths, root):
-        found = [finding for finding in _inspect_file(path, name, finder) if not _is_allowed(finding, allowed)]
-        findings += found[:_MOST_FINDINGS]
+        findings += _inspect_file(path, name, finder, allowed)[:_MOST_FINDINGS]
     return findings
 
 
@@ -170,17 +169,17 @@ def _name(path, base):
     return path.relative_to(base).as_posix() if base is not None and path.is_relative_to(base) else str(path)
 
 
-def _inspect_file(path, name, finder):
-    """The findings of one file: what it is, what its name says, and what it holds."""
+def _inspect_file(path, name, finder, allowed):
+    """The findings of one file that are not accepted: what it is, what its name says, and what it holds."""
     kind = _file_kind(path, Path(name))
     findings = [Finding(name, None, kind, "")] if kind else []
     if fnmatchcase(path.name, _EVENTS):
         findings.append(Finding(name, None, NAME, path.name, "its name"))
     findings += [Finding(name, None, match.kind, match.excerpt, "its name") for match in finder.find(name.encode())]
-    if kind in (PICKLE, ARCHIVE) or path.suffix == ".bin":
-        # Its text is compressed or that of a program; what it is says enough.
-        return findings if kind else [*findings, *_inspect_text(path, name, finder)]
-    return [*findings, *_inspect_text(path, name, finder)]
+    findings = [finding for finding in findings if not _is_allowed(finding, allowed)]
+    # What is in a pickle or an archive is compressed or that of a program; what it is says enough.
+    is_opaque = kind in (PICKLE, ARCHIVE) or (kind and path.suffix == ".bin")
+    return findings if is_opaque else [*findings, *_inspect_text(path, name, finder, allowed)]
 
 
 def _file_kind(path, name):
@@ -212,14 +211,17 @@ def _is_pickle(path):
         return False
 
 
-def _inspect_text(path, name, finder):
+def _inspect_text(path, name, finder, allowed):
     findings = {}
     for part in read_parts(path):
         for match in finder.find(part.text, part.style):
             line = None if part.line is None else part.line + match.line
             # The same thing is found twice where it stands between escapes, or in two overlapping pieces.
             key = (line, match.kind, re.sub(r"\\+", r"\\", match.excerpt))
-            findings.setdefault(key, Finding(name, line, match.kind, match.excerpt, part.place))
+            finding = Finding(name, line, match.kind, match.excerpt, part.place)
+            # What is accepted does not count: behind it there may be a token.
+            if not _is_allowed(finding, allowed):
+                findings.setdefault(key, finding)
         if len(findings) >= _MOST_FINDINGS:
             break
     # A path that lies across the end of a piece is found cut off, and whole in the next piece.

@@ -61,6 +61,10 @@ if __name__ == "__main__":
 # What the cards of this package's metrics say about their folder, and what holds for the Space.
 _LOCAL_NOTE = "The folder is an `evaluate` module and needs no network."
 _HUB_NOTE = "The Space is an `evaluate` module: `pip install evaluate` is enough to use it."
+_LOCAL_CITATION = re.compile(
+    r"See (?:`CONTRIBUTING\.md` and )?the README of the repository that this folder is\s+part of\."
+)
+_HUB_CITATION = "Recurrent depth: arXiv 2604.07822. Memory and reason steps: arXiv 2411.13504."
 _PACKAGE_NOTE = " What is imported from `memreason_hf` below needs this package, too."
 
 
@@ -131,7 +135,7 @@ def _as_published(text, metric, repo_id):
     if "metric_path(" not in text:
         text = re.sub(r"^ *>>> from memreason_hf\.metrics import metric_path\n", "", text, flags=re.MULTILINE)
     needs = _PACKAGE_NOTE if ">>> from memreason_hf" in text else ""
-    return text.replace(_LOCAL_NOTE, _HUB_NOTE + needs)
+    return _LOCAL_CITATION.sub(_HUB_CITATION, text.replace(_LOCAL_NOTE, _HUB_NOTE + needs))
 
 
 def _write_page(staged, metric, name, repo_id, files):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 from hub_folders import add_run_files
 from huggingface_hub import constants
@@ -190,12 +191,23 @@ def test_a_data_set_and_a_metric_load_by_their_names(this_process, world_folder,
     assert done.returncode == 0 and done.stdout == "0.5\n", done.stderr[-3000:]
 
 
+def test_progress_bars_can_be_hidden(world_folder, capfd):
+    datasets.enable_progress_bars()
+    assert run(world_folder, "user/world", "--dry_run") == 0
+    assert "%|" in capfd.readouterr().err
+    assert run(world_folder, "user/world", "--dry_run", "--no_progress") == 0
+    assert capfd.readouterr().err == ""
+    datasets.enable_progress_bars()
+
+
 def test_ctrl_c_commits_nothing(this_process, model_folder, capsys, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("huggingface_hub.HfApi.create_commit", interrupt)
-    assert run(model_folder, NAME) == 130
+    with pytest.raises(SystemExit) as stopped:
+        run(model_folder, NAME)
+    assert stopped.value.code == 130
     assert "nothing was committed" in capsys.readouterr().err
     assert set(this_process.repositories.get(NAME).files()) == {".gitattributes"}
 

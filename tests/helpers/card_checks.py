@@ -49,6 +49,11 @@ def broken_tables(text):
     return broken
 
 
+def empty_cells(text):
+    """Lines of tables with a cell that nobody filled in."""
+    return [line for line in text.splitlines() if re.match(r"\|.*\|\s*\|", line)]
+
+
 def assert_is_true_card(card, repo_type="model"):
     """The Hub takes the card, it says nothing empty, and nothing private."""
     text = str(card)
@@ -56,9 +61,11 @@ def assert_is_true_card(card, repo_type="model"):
     assert private_lines(text) == []
     assert empty_sections(card.text) == []
     assert broken_tables(card.text) == []
+    assert empty_cells(card.text) == []
     assert "\n\n\n" not in text
     metadata = read_metadata(text)
     assert check_metadata(metadata, repo_type) == []
+    assert [name for name, value in metadata.items() if value in ([], {}, "")] == []
     assert metadata == yaml.safe_load(card.data.to_yaml()) == type(card)(text).data.to_dict()
     for name in (*_texts(metadata.get("base_model")), *_texts(metadata.get("datasets"))):
         assert re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)

@@ -45,6 +45,12 @@ TOKENS = {
     "github, fine-grained": lambda: "github_pat_" + letters(50),
     "gitlab": lambda: "glpat-" + letters(20),
     "slack": lambda: "xoxb-" + letters(24),
+    "groq": lambda: "gsk_" + letters(52),
+    "replicate": lambda: "r8_" + letters(37),
+    "docker": lambda: "dckr_pat_" + letters(27),
+    "sendgrid": lambda: f"SG.{letters(22)}.{letters(43)}",
+    "azure": lambda: f"AccountKey={letters(86)}==",
+    "header": lambda: f"Authorization: Bearer {letters(32)}",
     "google": lambda: "AIza" + letters(35),
     "json web token": lambda: f"eyJ{letters(20)}.eyJ{letters(40)}.{letters(30)}",
     "url": lambda: f"https://ada:{letters(12)}@example.org/x.git",
@@ -314,6 +320,17 @@ def test_what_is_accepted(write, tmp_path):
     assert lines(allow=["notes/*.md", "run.json"]) == [("run.json", 1), ("notes/a.md", 2)]
     assert lines(allow=["notes/*.md", "run.json", "notes/a.md:2", "run.json:1"]) == []
     assert lines(allow=["b.md", "notes", "a.md:4"]) == everything
+
+
+def test_a_token_behind_any_number_of_accepted_lines_is_found(write):
+    """Prose about paths is accepted by the file; the search goes on behind the first hundred places."""
+    rows = [{"text": f"In Linux, files are in /home/user{index}/Documents."} for index in range(9000)]
+    rows[8500]["text"] += f" {TOKENS['hub']()}"
+    path = write("train.parquet", b"")
+    Dataset.from_list(rows).to_parquet(path)
+    # A control: where nothing is accepted, the report is cut.
+    assert len(inspected(path)) == 100
+    assert [(finding.line, finding.kind) for finding in inspected(path, allow=["*.parquet"])] == [(8501, "token")]
 
 
 def test_the_refusal_is_one_line_that_says_where_and_what_to_do(write, tmp_path):

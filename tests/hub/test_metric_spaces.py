@@ -167,6 +167,7 @@ def test_the_space_has_its_page_and_card(tmp_path, name):
     assert (card.data.sdk, card.data.app_file, card.data.license) == ("gradio", "app.py", "apache-2.0")
     assert card.data.sdk_version and {"evaluate", "metric"} <= set(card.data.tags)
     assert f'evaluate.load("{SPACES[name]}"' in card.text
+    assert "repository that this folder" not in card.text.replace("\n", " ")
     for word in ("None", "null", "More Information Needed"):
         assert f" {word}." not in card.text
     requirements = (tmp_path / "requirements.txt").read_text().split()

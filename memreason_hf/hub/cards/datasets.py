@@ -21,6 +21,7 @@ _MEANINGS = {
     "input_text": "the chain: an entity and the relations to follow",
     "target_text": "the chain and its answer",
     "hops": "the number of relations",
+    "entities": "the entity reached after every hop",
     "kind": "test, train or atomic: which rows of the split these are",
     "type": "hops and kind in one word, as in the study's files",
     "question": "the question",
@@ -77,7 +78,7 @@ def make_dataset_card(
         summary=_summary(is_chains, is_questions, columns),
         code=f'from datasets import load_dataset\ndataset = load_dataset("{name}")',
         features=_features(columns),
-        splits=table(["split", "rows"], [[plain(split), number(count)] for split, count in rows.items()])
+        splits=table(["split", "rows"], [[plain(split), number(rows[split])] for split in _in_order(rows)])
         if rows
         else "",
         making=_chains(manifest) if is_chains else _questions(report) if is_questions else [],
@@ -116,6 +117,11 @@ def _configs(folder):
     return [{"config_name": "default", "data_files": files}] if files else None
 
 
+def _in_order(splits):
+    known = ("train", "validation", "test")
+    return sorted(splits, key=lambda split: (known.index(split) if split in known else len(known), split))
+
+
 def _size(count):
     return next((name for limit, name in _SIZES if count < limit), "n>1M")
 
@@ -130,8 +136,8 @@ def _features(columns):
         dtype = getattr(feature, "dtype", None) or type(feature).__name__.lower()
         if hasattr(feature, "feature"):
             dtype = "list"
-        rows.append([plain(name), f"{code(dtype)}", _MEANINGS.get(name, "")])
-    has_meanings = any(meaning for *_, meaning in rows)
+        rows.append([plain(name), f"{code(dtype)}", _MEANINGS.get(name, "-")])
+    has_meanings = any(meaning != "-" for *_, meaning in rows)
     header = ["column", "type", *(["meaning"] if has_meanings else [])]
     return table(header, [row if has_meanings else row[:2] for row in rows]) if rows else ""
 

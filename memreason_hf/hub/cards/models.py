@@ -65,7 +65,7 @@ def make_model_card(
         language=check_languages(language),
         library_name="peft" if folder.is_adapter else "transformers",
         pipeline_tag="text-generation" if folder.is_adapter else task_of(folder.auto_class),
-        tags=_tags(folder, tags),
+        tags=_tags(folder, tags) or None,
         base_model=base.name if base else None,
         base_model_relation=base.relation if base and base.name else None,
         datasets=datasets or None,
@@ -190,7 +190,7 @@ _BASE_FOLDER = "base_model"
 
 def _base(folder, base: Base | None):
     if folder.record is not None and not folder.is_adapter:
-        return describe_conversion(folder.record)
+        return describe_conversion(folder.record, base)
     if base is None:
         return []
     commit = f" at commit {code(base.commit[:12])}" if base.commit and base.name and base.folder is None else ""

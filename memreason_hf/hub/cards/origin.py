@@ -149,10 +149,18 @@ def _licence_of(data):
     return found if "license" in found else {}
 
 
-def describe_conversion(record: dict) -> list[str]:
-    """How a source became this model, and how exact that is, as paragraphs in Markdown."""
+def describe_conversion(record: dict, base: Base | None = None) -> list[str]:
+    """
+    How a source became this model, and how exact that is, as paragraphs in Markdown.
+
+    Args:
+        record (`dict`): The record of the conversion.
+        base (`Base`, *optional*): The source, as the publisher names it. A local folder gets its name on the Hub.
+    """
     source = record["source"]
     name = _link(source["name_or_path"]) if source["commit"] else _local(source["name_or_path"])
+    if not source["commit"] and base is not None and base.name:
+        name = base.shown
     revision = f" at commit {code(source['commit'][:12])}" if source["commit"] else ""
     described = f"{name}{revision} ({code(source['model_type'])}, {counted(source['num_layers'], 'layer')})"
     if record["kind"] == "published_loop":

@@ -7,7 +7,7 @@ from typing import TypeVar
 import jinja2
 from huggingface_hub import CardData, RepoCard
 
-from memreason_hf.hub.cards.markdown import plain
+from memreason_hf.hub.cards.markdown import code, plain
 
 
 Card = TypeVar("Card", bound=RepoCard)
@@ -71,5 +71,6 @@ def licence_sentence(fields: dict, of_base: bool) -> str | None:
         name = fields.get("license_name")
         shown = "another licence than the usual ones" if name is None else plain(name)
     else:
-        shown = plain(fields["license"])
+        # The identifier: it is no word that could begin a sentence.
+        shown = code(fields["license"])
     return f"That of the base: {shown}." if of_base else f"{shown[0].upper()}{shown[1:]}."

@@ -20,13 +20,14 @@ from transformers.utils.hub import PushInProgress
 
 import memreason_hf
 from memreason_hf import files
+from memreason_hf.adapters.base_place import LOCAL_BASE_FILE
 from memreason_hf.training.runs import checkpoints, output_folder
 
 
 logger = logging.get_logger(__name__)
 
 # Holds the settings of the machine: paths, names of hosts.
-NEVER_PUSHED = (TRAINING_ARGS_NAME,)
+NEVER_PUSHED = (TRAINING_ARGS_NAME, LOCAL_BASE_FILE)
 # Names of the library's `create_model_card` that have no place in our card.
 _NOT_IN_CARD = ("tasks", "dataset", "dataset_args")
 
@@ -66,7 +67,8 @@ class PublishingTrainer(Trainer):
         Args:
             language, license, tags (*optional*): As in `make_card`.
             model_name (`str`, *optional*): Not used: the card has the name of the repository.
-            finetuned_from (`str`, *optional*): The base on the Hub. Default: what the run recorded.
+            finetuned_from (`str`, *optional*):
+                The base on the Hub. Default: what the run recorded. An adapter that was trained on a folder needs it.
             dataset_tags (`str` or `list[str]`, *optional*): The data sets on the Hub. Default: what the run recorded.
             tasks, dataset, dataset_args: Not supported: the card says what the model and the run say.
 
@@ -133,7 +135,7 @@ class PublishingTrainer(Trainer):
         self.create_model_card(**kwargs)
         self._finish_current_push()
         job = self._upload(
-            self._stage_model(Path(self.args.output_dir)),
+            self._stage_model(Path(self.args.output_dir), kwargs.get("finetuned_from")),
             commit_message=commit_message,
             token=token if token is not None else self.args.hub_token,
             revision=revision if revision is not None else self.args.hub_revision,
@@ -204,7 +206,7 @@ class PublishingTrainer(Trainer):
     def _repo_name(self):
         return self.hub_model_id or self.args.hub_model_id
 
-    def _stage_model(self, folder: Path) -> Path:
+    def _stage_model(self, folder: Path, base_model: str | None = None) -> Path:
         """
         A folder with what is pushed of a model. It links to the files of `folder`, which may be rotated away while
         they are sent.
@@ -217,6 +219,7 @@ class PublishingTrainer(Trainer):
                 staged,
                 self._repo_name(),
                 run_folder=self.args.output_dir,
+                base_model=base_model,
             )
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)

@@ -116,6 +116,11 @@ def test_a_base_on_the_hub_is_named_with_its_commit(folders, tmp_path):
     record["source"]["commit"] = None
     (folder / "conversion.json").write_text(json.dumps(record))
     assert make_card(folder).data.base_model is None
+    # Who publishes says its name: the text does not speak of a local folder then.
+    card = make_card(folder, base_model="owner/base", license="mit")
+    assert card.data.base_model == "owner/base" and "local folder" not in card.text
+    assert "Converted from [owner/base](https://huggingface.co/owner/base) (" in card.text
+    assert "\n\n`mit`.\n" in card.text
 
 
 def test_the_licence_of_a_base_comes_from_its_card(tmp_path):
@@ -125,7 +130,7 @@ def test_the_licence_of_a_base_comes_from_its_card(tmp_path):
     assert make_card(tmp_path / "adapter").data.license is None
     (base / "README.md").write_text("---\nlicense: llama3.2\n---\n# Base\n")
     card = make_card(tmp_path / "adapter")
-    assert card.data.license == "llama3.2" and "That of the base: llama3.2." in card.text
+    assert card.data.license == "llama3.2" and "That of the base: `llama3.2`." in card.text
     assert make_card(tmp_path / "adapter", license="mit").data.license == "mit"
     (base / "README.md").write_text("---\nlicense: [broken\n---\n# Base\n")
     assert make_card(tmp_path / "adapter").data.license is None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from card_checks import assert_is_true_card, forbidden_lines
-from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 from paths import ROOT
 from peft import PeftModel
 from small_adapters import SCHEME, adapted, save_base
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from memreason_hf.adapters.modes import save_adapter
 from memreason_hf.hub.cards import is_generated
+from memreason_hf.hub.inspection import inspect_files
 from memreason_hf.steps.tokenization import read_scheme
 from modeling_recurrent.card_recurrent import CARD_MARK
 
@@ -128,14 +129,22 @@ def test_an_adapter_keeps_a_persons_card(tmp_path):
 def test_an_adapter_goes_with_its_card(at_hub, tmp_path):
     model, tokenizer = adapted(save_base(tmp_path / "base"), "lora+tokens")
     tokenizer.push_to_hub(REPO)
-    model.push_to_hub(REPO)
+    with pytest.raises(ValueError, match=r"is a folder of this machine.*\(base_model\)"):
+        model.push_to_hub(REPO)
+    assert "adapter_config.json" not in files_of()
+    model.push_to_hub(REPO, base_model="user/base")
     card = ModelCard(card_of())
     assert_is_true_card(card)
+    assert card.data.base_model == "user/base"
     assert card.data.library_name == "peft" and f'load_adapter("{REPO}"' in card.text
     assert read_scheme(AutoTokenizer.from_pretrained(REPO)) == SCHEME
     assert {"adapter_config.json", "adapter_model.safetensors", "memreason_adapter.json", "tokenizer.json"} <= set(
         files_of()
     )
+    # Where the base is on this machine stays here.
+    folder = Path(snapshot_download(REPO))
+    assert "local_base.json" not in files_of() and inspect_files([folder]) == []
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "user/base"
 
 
 def test_a_model_of_its_own_code_goes_with_that_code_again(at_hub, folders, tmp_path, monkeypatch):

@@ -67,6 +67,8 @@ def test_splits_and_columns_are_those_of_the_data(chains, text):
     for column in dataset["train"].column_names:
         assert f"| {column} |".replace("_", "\\_") in card.text
     assert "| train | 7 |" in make_card(text).text and "| test | 3 |" in make_card(text).text
+    assert make_card(text).text.index("| train | 7 |") < make_card(text).text.index("| test | 3 |")
+    assert "| entities | `list` | the entity reached after every hop |" in card.text
     files = make_card(text).data.to_dict()["configs"][0]["data_files"]
     assert files == [{"split": "test", "path": "data/test-*"}, {"split": "train", "path": "data/train-*"}]
 

@@ -16,7 +16,7 @@ from small_adapters import adapted, save_base
 from small_finetunes import small_finetune
 from small_runs import assert_same_weights, small_chains, small_trainer, weights
 from small_texts import small_rows, small_text_trainer
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
 from memreason_hf.hub.cards import make_card
 from modeling_recurrent.card_recurrent import CARD_MARK
@@ -25,6 +25,13 @@ from modeling_recurrent.card_recurrent import CARD_MARK
 REPO = "user/run"
 STATE = {"optimizer.pt", "scheduler.pt", "trainer_state.json", "callbacks.json", "manifest.json"}
 PERSON = "# Mine\n\nWritten by hand.\n"
+
+
+class StopAfterFour(TrainerCallback):
+    """Ends a run early, whose arguments are those of the whole run."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= 4
 
 
 def pushing(output_dir, strategy="end", make=small_trainer, **arguments):
@@ -131,7 +138,7 @@ def test_a_run_is_resumed_from_a_checkpoint_on_the_hub(at_hub, tmp_path):
     """Bit for bit, on another machine that has nothing else."""
     undisturbed = small_trainer(tmp_path / "undisturbed", max_steps=8, save_steps=4)
     undisturbed.train()
-    first = pushing(tmp_path / "first", "checkpoint", max_steps=4, lr_scheduler_type="constant")
+    first = pushing(tmp_path / "first", "checkpoint", callbacks=[StopAfterFour()])
     first.train()
     first._finish_current_push()
     downloaded = Path(snapshot_download(REPO, allow_patterns="last-checkpoint/*")) / "last-checkpoint"
@@ -196,6 +203,29 @@ def test_the_other_trainers_push_the_same_way(make, at_hub, tmp_path):
     assert_is_true_card(card)
     assert not files_of() & {"training_args.bin", "run.json"}
     assert AutoTokenizer.from_pretrained(REPO).get_vocab() == trainer.processing_class.get_vocab()
+
+
+def test_an_adapter_on_a_local_base_names_it_on_the_hub(at_hub, tmp_path, caplog):
+    model, _ = adapted(save_base(tmp_path / "base"), "tokens")
+    options = {"push_to_hub": True, "hub_model_id": REPO, "hub_strategy": "checkpoint", "hub_token": WRITER}
+    trainer = small_finetune(tmp_path / "run", model=model, num_train_epochs=1, **options)
+    trainer.train()
+    assert "was not pushed" in caplog.text and "is a folder of this machine" in caplog.text
+    for push in (trainer.save_model, trainer.push_to_hub):
+        with pytest.raises(ValueError, match="is a folder of this machine"):
+            push()
+    assert "adapter_config.json" not in files_of()
+    trainer.push_to_hub(finetuned_from="user/base")
+    folder = Path(snapshot_download(REPO))
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "user/base"
+    assert ModelCard.load(folder / "README.md").data.base_model == "user/base"
+    names, content = content_of(at_hub)
+    assert "local_base.json" not in {name.rpartition("/")[2] for name in names}
+    assert str(tmp_path / "base").encode() not in content
+    # The folder is as it was: there the base is found by its place.
+    assert (tmp_path / "run" / "local_base.json").is_file()
+    written = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == str(tmp_path / "base")
 
 
 def test_results_and_pictures_of_the_finished_run_go_with_it(at_hub, folders, tmp_path):
