@@ -55,7 +55,8 @@ def run_training(
         if describe is not None and not trainer.interrupted:
             lines.append(describe(trainer))
         say(trainer, " ".join(filter(None, lines)))
-    trainer.end()
+        # Within the block: it takes a while, in which a signal would be a traceback.
+        trainer.end()
     return exit_code(trainer.interrupted_by) if trainer.interrupted else 0
 
 

@@ -185,3 +185,13 @@ def interrupted_twice(folder, result):
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert run_child(interrupted_twice, tmp_path, tmp_path / "stopped") == 0
     assert load_result(tmp_path / "stopped") == 7
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_processes_are_shut_down_is_one_line(tmp_path, capsys, monkeypatch, number, code):
+    trainer = small_trainer(tmp_path, max_steps=4)
+    monkeypatch.setattr(trainer, "end", lambda: os.kill(os.getpid(), number))
+    with pytest.raises(SystemExit) as stopped:
+        run_training(trainer, "memreason train")
+    assert stopped.value.code == code and "memreason train: stopped by" in capsys.readouterr().err
+    assert (tmp_path / "config.json").is_file()
