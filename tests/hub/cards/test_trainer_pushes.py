@@ -131,7 +131,7 @@ def test_a_run_is_resumed_from_a_checkpoint_on_the_hub(at_hub, tmp_path):
     """Bit for bit, on another machine that has nothing else."""
     undisturbed = small_trainer(tmp_path / "undisturbed", max_steps=8, save_steps=4)
     undisturbed.train()
-    first = pushing(tmp_path / "first", "checkpoint", max_steps=4, lr_scheduler_type="constant")
+    first = pushing(tmp_path / "first", "checkpoint", max_steps=4)
     first.train()
     first._finish_current_push()
     downloaded = Path(snapshot_download(REPO, allow_patterns="last-checkpoint/*")) / "last-checkpoint"
