@@ -27,6 +27,8 @@ HOOKS = {
         "_issue_warnings_after_load": ("load_result",),
         "_save": ("output_dir", "state_dict"),
         "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
+        "_load_optimizer_and_scheduler": ("checkpoint",),
+        "_load_rng_state": ("checkpoint",),
         # Called.
         "_save_optimizer_and_scheduler": ("output_dir",),
         "_save_scaler": ("output_dir",),

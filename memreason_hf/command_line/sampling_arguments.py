@@ -6,6 +6,8 @@ import torch
 from transformers import GenerationConfig
 
 
+# Far beyond any context, and still an end.
+MOST_NEW_TOKENS = 2**20
 _RANDOM_ONLY = ("temperature", "top_k", "top_p", "seed")
 
 
@@ -41,6 +43,11 @@ class SamplingArguments:
         """
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1.")
+        if self.max_new_tokens > MOST_NEW_TOKENS:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} must be at most {MOST_NEW_TOKENS:,}: tokens are generated one "
+                "after the other."
+            )
         if self.temperature is not None and self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be above 0. For the limit of 0, omit --do_sample.")
         if self.top_k is not None and self.top_k < 0:

@@ -47,6 +47,12 @@ def _misspelt_depth(content):
 def _wrong_entry(name, content):
     if name == "config.json" and not isinstance(content.get("model_type", ""), str):
         return f"model_type={content['model_type']!r} must be text"
+    code = content.get("auto_map")
+    # A tokenizer has one class, or a slow and a fast one.
+    if code is not None and not (isinstance(code, Mapping) or (name.startswith("tokenizer") and _are_names(code))):
+        return f"auto_map={code!r} must be an object with the names of classes"
+    if isinstance(code, Mapping) and not all(isinstance(one, str | None) or _are_names(one) for one in code.values()):
+        return f"auto_map={dict(code)!r} must hold the names of classes"
     if name not in ("config.json", "generation_config.json"):
         return None
     for key in _TOKENS:
@@ -55,3 +61,7 @@ def _wrong_entry(name, content):
         if any(isinstance(item, bool) or not isinstance(item, int | None) for item in ids):
             return f"{key}={value!r} must be the id of a token, a whole number"
     return None
+
+
+def _are_names(value):
+    return isinstance(value, list) and all(isinstance(one, str | None) for one in value)

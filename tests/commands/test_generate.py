@@ -340,6 +340,7 @@ def test_a_recipe(flags, tmp_path):
         (["--min_recurrences", "10"], "min_recurrences=10 is above max_recurrences=9"),
         (["--draft_recurrences", "0"], "draft_recurrences=0 must be at least 1"),
         (["--max_new_tokens", "0"], "max_new_tokens=0 must be at least 1"),
+        (["--max_new_tokens", str(10**12)], "max_new_tokens=1000000000000 must be at most 1,048,576"),
         (["--batch_size", "0"], "batch_size=0 must be at least 1"),
         (["--do_sample", "--temperature", "0"], "temperature=0.0 must be above 0"),
         (["--do_sample", "--top_p", "1.5"], "top_p=1.5 must be a probability"),

@@ -89,3 +89,19 @@ def test_usual_entries_of_a_generation_config_are_kept(copy, capsys):
     usual = {"eos_token_id": [1, 2], "pad_token_id": None, "temperature": 0.7, "num_recurrences": 2, "_from": 1}
     (copy / "generation_config.json").write_text(json.dumps(usual))
     check_json_files(copy, "model")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("value", [5, "text", {"AutoConfig": 3}, [3]], ids=str)
+def test_a_damaged_auto_map_is_named(name, value, copy, capsys):
+    content = json.loads((copy / name).read_text())
+    (copy / name).write_text(json.dumps({**content, "auto_map": value}))
+    line = refused(capsys, main, flags(copy))
+    assert f"{name}: auto_map={value!r} must" in line
+
+
+def test_names_in_an_auto_map_are_accepted(copy):
+    for name, value in (("config.json", {"AutoConfig": "a.B"}), ("tokenizer_config.json", ["a.B", None])):
+        content = json.loads((copy / name).read_text())
+        (copy / name).write_text(json.dumps({**content, "auto_map": value}))
+    check_json_files(copy, "model")

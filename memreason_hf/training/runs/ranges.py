@@ -3,7 +3,6 @@
 import inspect
 import math
 
-import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
 from transformers.utils import is_liger_kernel_available
@@ -25,6 +24,8 @@ _WHOLE = {
 }
 _NUMBERS = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "neftune_noise_alpha")
 _BELOW_ONE = ("adam_beta1", "adam_beta2")
+# Those of `torch.compile`.
+_COMPILE_MODES = ("default", "lite", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _INTERVALS = ("logging_steps", "eval_steps", "save_steps")
 
 
@@ -71,9 +72,8 @@ def _check_settings(args):
         for name in given or ():
             if name not in known:
                 raise ValueError(f"{field}={given!r} has {name!r}. Known are: {', '.join(known)}.")
-    modes = ("default", *torch._inductor.list_mode_options())
-    if args.torch_compile_mode is not None and args.torch_compile_mode not in modes:
-        raise ValueError(f"torch_compile_mode={args.torch_compile_mode!r} must be one of {', '.join(modes)}.")
+    if args.torch_compile_mode is not None and args.torch_compile_mode not in _COMPILE_MODES:
+        raise ValueError(f"torch_compile_mode={args.torch_compile_mode!r} must be one of {', '.join(_COMPILE_MODES)}.")
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ValueError("use_liger_kernel=True needs liger-kernel 0.3.0 or later: pip install liger-kernel.")
 

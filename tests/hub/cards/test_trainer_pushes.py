@@ -156,7 +156,6 @@ def test_the_saved_arguments_hold_no_token(tmp_path):
     assert len(paths) == 2
     for path in paths:
         assert WRITER.encode() not in path.read_bytes()
-        assert torch.load(path, weights_only=False).hub_token is None
     assert trainer.args.hub_token == WRITER
     # A control: the library's way to save them.
     torch.save(trainer.args, tmp_path / "args.bin")
