@@ -49,9 +49,9 @@ def _wrong_entry(name, content):
         return f"model_type={content['model_type']!r} must be text"
     code = content.get("auto_map")
     # A tokenizer has one class, or a slow and a fast one.
-    if code is not None and not (isinstance(code, Mapping) or (name.startswith("tokenizer") and _are_names(code))):
+    if code is not None and not (isinstance(code, dict) or (name.startswith("tokenizer") and _are_names(code))):
         return f"auto_map={code!r} must be an object with the names of classes"
-    if isinstance(code, Mapping) and not all(isinstance(one, str | None) or _are_names(one) for one in code.values()):
+    if isinstance(code, dict) and not all(isinstance(one, str | None) or _are_names(one) for one in code.values()):
         return f"auto_map={dict(code)!r} must hold the names of classes"
     if name not in ("config.json", "generation_config.json"):
         return None

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from memreason_hf.checks import check_int, check_number
+from memreason_hf.checks import check_number
 from memreason_hf.training.runs.arguments import ResumableArguments
 from memreason_hf.training.runs.ranges import MOST_RECURRENCES, check_whole
 from memreason_hf.training.scheduled.depth import RECURRENCE_GROWTHS
@@ -172,7 +172,7 @@ class ScheduledTrainingArguments(ResumableArguments):
         check_number("recurrence_growth_start", self.recurrence_growth_start)
         if self.recurrence_loss_decay is not None:
             check_number("recurrence_loss_decay", self.recurrence_loss_decay)
-        check_int("length_pool", self.length_pool, least=1, most=MOST_POOL)
+        check_whole("length_pool", self.length_pool, 1, MOST_POOL, "a pool is sorted in memory")
         if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
