@@ -229,7 +229,7 @@ BAD = [
         [],
         "recurrence_growth_start=9.0 is above the mean depth 2",
     ),
-    ({}, ["--learning_rate", "nan"], "learning_rate=nan must be finite."),
+    ({}, ["--learning_rate", "nan"], "learning_rate=nan must be a number"),
     ({"model": {"path": "no/such/model"}}, [], "model.path='no/such/model': no such folder. Pass a folder"),
     (
         {"training": {"max_tokens": 95}},

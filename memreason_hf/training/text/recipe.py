@@ -275,10 +275,10 @@ def _make_model(model, tokenizer, sequence_length):
     if model.get("path"):
         try:
             return make_model({"dtype": "float32", **chosen}, tokenizer)
-        except RuntimeError as error:
-            if "mismatched_sizes" not in str(error):
-                raise
+        except ValueError as error:
             fields_of_shape = ", ".join(sorted(set(chosen) - {"path", "dtype"}))
+            if not fields_of_shape or "mismatched_sizes" not in str(error.__cause__):
+                raise
             raise ValueError(
                 f"model.path={model['path']!r}: its weights do not have the shapes that these fields of section model "
                 f"need: {fields_of_shape}. Leave out those that change shapes, such as input_injection."
