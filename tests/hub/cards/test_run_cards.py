@@ -18,7 +18,7 @@ from memreason_hf.data.questions.memory_reason import (
 from memreason_hf.hub.cards import make_card
 from memreason_hf.training import FinetuneArguments, RecurrentTrainingArguments
 from memreason_hf.training.chains.recipe import prepare_run
-from memreason_hf.training.runs.output_folder import claim
+from memreason_hf.training.runs.output_folder import claim, record_file
 from memreason_hf.training.solutions.recipe import prepare_finetuning
 from memreason_hf.training.text.arguments import TextTrainingArguments
 from memreason_hf.training.text.recipe import prepare_text_run
@@ -75,6 +75,7 @@ def test_questions(mode, tmp_path):
 
 def test_a_run_that_starts_again_forgets_the_data(tmp_path):
     claim(tmp_path, {"seed": 1}, restart=False)
+    record_file(tmp_path, "training_data.json")
     (tmp_path / "training_data.json").write_text("{}")
     claim(tmp_path, {"seed": 2}, restart=True)
     assert not (tmp_path / "training_data.json").exists()
