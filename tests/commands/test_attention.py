@@ -248,8 +248,8 @@ def test_text_of_a_file_and_of_a_published_list(model, tmp_path, capsys):
         ),
         (["--index", "1"], "--text_file; none is given"),
         (["--text", TEXT, "--index", "1"], "index=1 names a solution of --generations, which is not given"),
-        (["--text_file", "nowhere.txt"], "nowhere.txt: No such file or directory"),
-        (["--generations", "nowhere.jsonl", "--index", "0"], "nowhere.jsonl: No such file or directory"),
+        (["--text_file", "nowhere.txt"], "text_file='nowhere.txt': no such file"),
+        (["--generations", "nowhere.jsonl", "--index", "0"], "generations='nowhere.jsonl': no such file"),
         (["--text", TEXT, "--lyer=1"], "unknown flag '--lyer=1'. Did you mean --layer?"),
     ],
 )

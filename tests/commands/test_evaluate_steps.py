@@ -374,7 +374,7 @@ def test_a_recipe(data, tmp_path, capsys):
 
 def test_depth_by_kind_needs_recurrences(model, data, capsys):
     named = ["--data", data, "--name", "strategy_qa"]
-    assert "depth_by_kind=memory=2: model=" in refusal(capsys, model, *named, "--depth_by_kind", "memory=2")
+    assert "depth_by_kind='memory=2': model=" in refusal(capsys, model, *named, "--depth_by_kind", "memory=2")
 
 
 def test_attention_between_steps_is_restored(data, tmp_path, capsys):

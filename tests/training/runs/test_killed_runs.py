@@ -68,7 +68,8 @@ def kill_while_deleting_old_ones(trainer):
     rmtree = shutil.rmtree
 
     def half(path, **kwargs):
-        if str(path).endswith("checkpoint-4.deleted") and os.path.isdir(path):
+        name = os.path.basename(path)
+        if name.startswith(".checkpoint-4.") and name.endswith(".deleted") and os.path.isdir(path):
             os.unlink(os.path.join(path, "model.safetensors"))
             kill()
         rmtree(path, **kwargs)
