@@ -115,7 +115,7 @@ def test_wrong_input(folders, tmp_path, capsys):
     RecurrentDepthForCausalLM(
         RecurrentDepthConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
     ).save_pretrained(own)
-    assert "The model has our own blocks" in refused(capsys, main, [str(own), out, "--num_recurrences", "2"])
+    assert "the model has our own blocks" in refused(capsys, main, [str(own), out, "--num_recurrences", "2"])
     same = [str(folders / "looped"), str(folders / "looped"), "--num_recurrences", "2", "--overwrite"]
     assert "are the same folder" in refused(capsys, main, same)
     assert "is not empty" in refused(capsys, main, [str(folders / "looped"), str(own), "--num_recurrences", "2"])
