@@ -253,7 +253,7 @@ def test_a_question_that_leaves_no_room_is_refused_before_training(recipe, tmp_p
         ({"steps": {"marks": "stars"}}, [], "marks='stars'"),
         ({"adapter": {"lora_r": 0}}, [], "lora_r=0"),
         ({"data": {"path": "no/such/folder"}}, [], "no/such/folder"),
-        ({"data": {"eval_split": "dev"}}, [], "no split 'dev'"),
+        ({"data": {"eval_split": "dev"}}, [], "eval_split='dev': the data have no such split"),
         ({"data": {"num_train_items": 0}}, [], "num_train_items=0"),
         ({"data": {"num_demonstrations": 99}}, [], "num_demonstrations=99"),
         ({"data": {"max_length": 0}}, [], "max_length=0 must be at least 1"),

@@ -66,7 +66,7 @@ class Terminal(StringIO):
 def on_a_terminal(monkeypatch, argv, **variables):
     """Runs the command on a terminal of 256 colours; returns it."""
     terminal = Terminal()
-    for name in ("NO_COLOR", "COLORTERM"):
+    for name in ("NO_COLOR", "COLORTERM", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm-256color", **variables}.items():
         monkeypatch.setenv(name, value)

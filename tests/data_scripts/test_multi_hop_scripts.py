@@ -105,7 +105,7 @@ def test_another_data_set_needs_overwrite(build, tmp_path, capsys):
         (["--out_degree", "4"], "out_degree=4 is above num_relations=3"),
         (["--num_train_chains", "76"], "2 hops: 76 training + 6 test requested, 81 exist"),
         (["--num_entities", "0"], "num_entities=0 is too small"),
-        (["--num_entities", "many"], "invalid int value: 'many'"),
+        (["--num_entities", "many"], "num_entities='many' must be a whole number"),
         (["--train_hops", "3-2"], "write 2-3"),
         (["--num_entites", "9"], "unknown flag '--num_entites 9'. Did you mean --num_entities?"),
         (["9"], "'9': the command takes flags only"),

@@ -14,6 +14,7 @@ from refusals import refused
 from small_adapters import adapted, save_base
 from text_models import save_text_model
 
+from memreason_hf.adapters.base_place import LOCAL_BASE_FILE
 from memreason_hf.adapters.modes import load_adapter, save_adapter
 from memreason_hf.commands import generate
 from memreason_hf.models.loading import load_any_config, load_model, load_tokenizer
@@ -37,6 +38,8 @@ def on_the_hub(tmp_path_factory):
     model, tokenizer = adapted(save_base(folder / "base"), "lora")
     model.peft_config["default"].base_model_name_or_path = "user/base"
     save_adapter(model, tokenizer, folder / "adapter")
+    # It says where the base is on this machine, and is never published.
+    (folder / "adapter" / LOCAL_BASE_FILE).unlink()
     return folder
 
 

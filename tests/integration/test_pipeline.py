@@ -57,5 +57,5 @@ def test_depth_of_the_config(saved, continuation):
 
 
 def test_unknown_arguments_are_refused(generator):
-    with pytest.raises(ValueError, match="num_recurences"):
+    with pytest.raises((TypeError, ValueError), match="num_recurences"):
         generator(PROMPTS[0], max_new_tokens=2, num_recurences=3)

@@ -79,8 +79,11 @@ def test_a_copy_has_updates_of_its_own(tmp_path):
         assert not torch.equal(model(ids, num_recurrences=4).logits, expected)
     twin.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    with torch.no_grad():  # with gradients, some kernels round in another way
-        assert torch.equal(loaded(ids, num_recurrences=4).logits, expected)
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name]), name
+    with torch.no_grad():
+        # To rounding: kernels of some processors depend on where in memory the weights lie.
+        torch.testing.assert_close(loaded(ids, num_recurrences=4).logits, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -94,8 +94,11 @@ class FinetuneTrainer(ScheduledTrainer):
         warning = warmup_warning(self.args.get_warmup_steps(self.planned_steps), self.planned_steps)
         if warning and self.is_world_process_zero():
             logger.warning(warning)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _train(self, resume, ignore_keys_for_eval):
         try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            return super()._train(resume, ignore_keys_for_eval)
         except EvaluationInterruptedError:
             return self._stop_in_evaluation()
 
