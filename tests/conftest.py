@@ -32,6 +32,16 @@ def few_threads():
     torch.set_num_threads(before)
 
 
+ENVIRONMENT = os.environ
+
+
+@pytest.fixture(autouse=True)
+def one_environment():
+    """datasets' `map` with several processes leaves a copy as `os.environ`; rich and others go on with the first."""
+    yield
+    os.environ = ENVIRONMENT  # noqa: B003
+
+
 @pytest.fixture
 def capture_warnings():
     """`with capture_warnings() as text:` keeps what transformers' loggers say; `text()` gives it."""

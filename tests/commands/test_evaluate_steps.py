@@ -223,14 +223,20 @@ def test_an_adapter_is_evaluated_on_its_base(mode, data, tmp_path, capsys):
     rows = list(load_memory_reason(str(data), "strategy_qa")["test"])
     # Row by row, without the rows of new tokens put in place.
     expected = [generate_solutions(model, tokenizer, [row], max_new_tokens=6)[0].text for row in rows]
-    assert [json.loads(line)["text"] for line in sorted(file.read_text().splitlines(), key=index_of)] == expected
+
+    def comparable(texts):
+        # LoRA leaves the new rows as they start: <step_1> as the word " step". Rounding chooses between the two.
+        return [text.replace("<step_1>", " step") if mode == "lora" else text for text in texts]
+
+    written = [json.loads(line)["text"] for line in sorted(file.read_text().splitlines(), key=index_of)]
+    assert comparable(written) == comparable(expected)
 
     shutil.move(tmp_path / "base", tmp_path / "moved")
     adapter = tmp_path / "adapter"
     assert "cannot be read" in refusal(capsys, adapter, *named)
     assert run(adapter, *named, "--base", tmp_path / "moved", "--output_file", tmp_path / "again.jsonl") == 0
     texts = [json.loads(line)["text"] for line in (tmp_path / "again.jsonl").read_text().splitlines()]
-    assert sorted(texts) == sorted(expected)
+    assert sorted(comparable(texts)) == sorted(comparable(expected))
     assert json.loads((tmp_path / "again.jsonl.settings.json").read_text())["base"] == "moved"
 
 
