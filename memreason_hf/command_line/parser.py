@@ -88,7 +88,8 @@ class CommandParser(HfArgumentParser):
     Args:
         sections: the sections of the command. Every field is a key of its section in a recipe and, where a flag can
             express its type, a flag.
-        recipe: whether the command line must or can name a recipe; None for a command without recipes.
+        recipe: "required" or "optional" where the command line must or can name a recipe, a file or one of the
+            package's; "file" where it can name a file of the flags' values; None for a command without recipes.
         recipe_prefix: prefix of the names of the package's recipes for this command, which users leave out.
         model: whether MODEL can stand for `--model MODEL`. A recipe is then recognised by its suffix, `.yaml`.
         places: fields that can also be given without a flag, in this order.
@@ -99,7 +100,7 @@ class CommandParser(HfArgumentParser):
         self,
         sections: list[Section],
         *,
-        recipe: Literal["required", "optional"] | None = "optional",
+        recipe: Literal["required", "optional", "file"] | None = "file",
         recipe_prefix: str = "",
         model: bool = False,
         places: tuple[str, ...] = (),
@@ -196,16 +197,16 @@ class CommandParser(HfArgumentParser):
                 action.help = text
 
     def _usage(self):
-        words = {"required": "RECIPE ", "optional": "[RECIPE.yaml] ", None: ""}
+        words = {"required": "RECIPE ", "optional": "[RECIPE] ", "file": "[RECIPE.yaml] ", None: ""}
         names = [f"[{name.upper()}] " if name == "model" else f"{name.upper()} " for name in self.places]
         return words[self.recipe] + "".join(names)
 
     def _explain(self):
         """What stands before the flags, and how flags are written."""
         lines = []
-        if self.recipe == "required":
+        if self.recipe in ("required", "optional"):
             lines.append(f"RECIPE is a YAML file, or the name of a recipe of the package: {self._packaged()}.")
-        elif self.recipe == "optional":
+        elif self.recipe == "file":
             lines.append("RECIPE.yaml is a file with these flags as keys, under the names of their sections.")
         if self.places:
             names = [name.upper() for name in self.places]
@@ -264,7 +265,7 @@ class CommandParser(HfArgumentParser):
         return next(iter(recipes), None), places
 
     def _find_recipe(self, recipe):
-        if self.recipe == "required":
+        if self.recipe in ("required", "optional"):
             return find_recipe(recipe, self.recipe_prefix)
         # The recipes of the package are for the commands that need one.
         if not Path(recipe).is_file():

@@ -86,6 +86,7 @@ examples:
   memreason train text_tiny --files 'corpus/**/*.txt' --sample_by paragraph --output_dir runs/other
   memreason train my_recipe.yaml --dataset HuggingFaceFW/fineweb-edu --dataset_config sample-10BT --streaming
   memreason train my_recipe.yaml --model_path models/looped --train lora --learning_rate 1e-4
+  memreason train --kind text --model_path models/looped --files my_texts --max_tokens 10000000 --output_dir runs/more
   accelerate launch --config_file cpu_2.yaml -m memreason_hf.commands.train my_recipe.yaml --expected_world_size 2
 
 a recipe:
@@ -240,7 +241,7 @@ def make_parser(kind: str = "chains") -> CommandParser:
     """
     if kind == "text":
         return CommandParser(
-            TEXT_SECTIONS, recipe="required", prog=PROG, description=TEXT_DESCRIPTION, epilog=TEXT_EPILOG
+            TEXT_SECTIONS, recipe="optional", prog=PROG, description=TEXT_DESCRIPTION, epilog=TEXT_EPILOG
         )
     return CommandParser(SECTIONS, recipe="required", prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 

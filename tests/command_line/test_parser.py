@@ -153,12 +153,15 @@ def test_no_recipe(tmp_path):
         ValueError, match="RECIPE is not given: a YAML file, or one of depth_extrapolation, quickstart"
     ):
         make_parser().parse_recipe([])
-    path, values = make_parser(recipe="optional").parse_recipe(["--width", "3"])
-    assert path is None
-    assert values == {"model": {"width": 3}, "training": {}}
-    # The recipes of the package are not for a command that needs none.
+    for recipe in ("optional", "file"):
+        path, values = make_parser(recipe=recipe).parse_recipe(["--width", "3"])
+        assert path is None
+        assert values == {"model": {"width": 3}, "training": {}}
+    # It can be one of the package, or a file alone.
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        make_parser(recipe="optional").parse_recipe(["nowhere"])
     with pytest.raises(FileNotFoundError, match=r"^quickstart: no such file. RECIPE.yaml must be a YAML file.$"):
-        make_parser(recipe="optional").parse_recipe(["quickstart"])
+        make_parser(recipe="file").parse_recipe(["quickstart"])
     with pytest.raises(FileNotFoundError, match=r"^nowhere.yaml: no such file"):
         make_model_parser().parse_recipe(["nowhere.yaml", "model"])
     with pytest.raises(ValueError, match="the command takes flags only"):

@@ -12,6 +12,7 @@ from datasets import Dataset
 from family_models import tiny_source
 from paths import ROOT
 from refusals import refused
+from safetensors.torch import load_file
 from small_texts import small_text_tokenizer, small_texts, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -250,6 +251,17 @@ def test_bad_input_is_one_message_and_leaves_nothing(recipe, tmp_path, capsys, c
     assert message in refusal(capsys, recipe(**changes), *flags)
     run = tmp_path / "run"
     assert not run.exists() or not list(run.glob("checkpoint-*"))
+
+
+def test_flags_alone(recipe, tmp_path, capsys):
+    assert train.main([recipe()]) == 0
+    flags = ["--kind", "text", "--model_path", str(tmp_path / "run"), "--files", str(tmp_path / "texts.jsonl")]
+    flags += ["--sequence_length", "24", "--max_tokens", "300", "--per_device_train_batch_size", "2", "--use_cpu"]
+    assert train.main([*flags, "--output_dir", str(tmp_path / "further")]) == 0
+    assert "The model is in" in capsys.readouterr().out
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "further"))
+    assert before.keys() == after.keys() and not any(torch.equal(before[name], after[name]) for name in after)
+    assert "training.output_dir is not given" in refusal(capsys, *flags)
 
 
 def test_a_text_that_is_not_utf8(recipe, tmp_path, capsys):
