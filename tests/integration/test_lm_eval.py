@@ -97,7 +97,7 @@ def test_generation_arguments_of_a_request(saved, continuation, depth):
     assert results == [saved.tokenizer.decode(ids, skip_special_tokens=True) for ids in texts]
     assert any(not torch.equal(ids, continuation(context)[0]) for ids, (context, _) in zip(texts, REQUESTS))
     misspelt = [(context, {**request, "num_recurences": 7}) for context, _ in REQUESTS]
-    with pytest.raises(ValueError, match="num_recurences"):
+    with pytest.raises(TypeError, match="num_recurences"):
         make(saved, 3, {}).generate_until(instances("generate_until", misspelt), disable_tqdm=True)
 
 
