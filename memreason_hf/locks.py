@@ -5,7 +5,8 @@ Locks on folders and files that are being written, so that two processes do not 
         ...
 
 The lock is `flock` on a hidden file, which names its holder. The system frees it when the process ends, also after a
-kill, so a lock file without a holder means nothing. It is removed by the next process that takes the lock.
+kill, so a lock file without a holder means nothing. It is removed by the next process that takes the lock, or by
+`clear_free_lock`.
 """
 
 import errno
@@ -78,6 +79,23 @@ def locked(
                 mine[1] -= 1
                 if not mine[1]:
                     _release(file, _held.pop(key)[2])
+
+
+def clear_free_lock(path: str | os.PathLike, *, inside: bool = False) -> None:
+    """
+    Removes the lock file of `path` if no process or thread holds it, for a caller that has nothing to write: the file
+    of a killed process would stay otherwise. A process that waits for the lock notices that its file is gone, and
+    creates another.
+    """
+    file = lock_file(path, inside=inside)
+    with suppress(OSError):
+        handle = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same_file(handle, file):
+                os.unlink(file)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
