@@ -523,7 +523,7 @@ def test_the_folder_loads_where_this_package_is_not_installed(source, out, tmp_p
         "import sys, torch\n"
         "sys.modules.update({'modeling_recurrent': None, 'memreason_hf': None})\n"
         "from transformers import AutoModelForCausalLM\n"
-        f"case = torch.load({str(tmp_path / 'case.pt')!r})\n"
+        f"case = torch.load({str(tmp_path / 'case.pt')!r}, weights_only=True)\n"
         f"model = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)\n"
         "with torch.no_grad():\n"
         "    assert torch.equal(model(case['ids'], num_recurrences=3).logits, case['expected'])\n"
