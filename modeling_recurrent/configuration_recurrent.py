@@ -536,6 +536,16 @@ class RecurrentDepthConfig(PreTrainedConfig):
             )
         check_rope(parameters, self.head_dim)
 
+    def validate_rope(self):
+        """The checks of the library, whose KeyError names neither the field nor what to do."""
+        try:
+            super().validate_rope()
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"rope_parameters={self.rope_parameters!r} cannot be used: {error.args[0]}. Add what is missing, or "
+                "choose another rope_type."
+            ) from None
+
     def validate_recurrence(self):
         """Checks of the fields that say how many recurrences run."""
         low, high = self.recurrence_min, self.recurrence_max

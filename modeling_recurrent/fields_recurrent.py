@@ -169,6 +169,9 @@ def check_rope(parameters: dict, head_dim: int) -> None:
     theta = parameters.get("rope_theta")
     if theta is not None and (not isinstance(theta, int | float) or not 0 < theta < math.inf):
         raise ValueError(f"rope_parameters['rope_theta']={theta!r} must be a number above 0.")
+    scale = parameters.get("factor")
+    if scale is not None and (not isinstance(scale, int | float) or not 1 <= scale < math.inf):
+        raise ValueError(f"rope_parameters['factor']={scale!r} must be a number of at least 1.")
     factor = parameters.get("partial_rotary_factor")
     if factor is not None and (not 0 < factor <= 1 or int(head_dim * factor) % 2):
         raise ValueError(

@@ -129,7 +129,9 @@ def _attention(model, text_arguments, depth, choice, output):
     solution = encode_solution_tokens(model.load_tokenizer(config), source.text, question=source.question)
     # Attention between steps is set on the loaded model, and `read_attention` leaves it as it is.
     network = model.load_model(device, attn_implementation="eager")
-    attention = read_attention(network, solution.ids, num_recurrences=depth.num_recurrences)
+    attention = read_attention(
+        network, solution.ids, num_recurrences=depth.num_recurrences, name=visible(source.field)
+    )
     maps = attention.select(choice.layer, choice.head, choice.recurrence)
     shares = map_shares(maps, solution.kinds(choice.marks_apart))
 

@@ -138,12 +138,13 @@ def load_tokenizer(
         ValueError, OSError: the tokenizer is missing, cannot be read, needs remote code, or has more tokens than the
             model has embeddings.
     """
-    name, field = (tokenizer, "tokenizer") if tokenizer else (model, "model")
+    given = tokenizer is not None
+    name, field = (tokenizer, "tokenizer") if given else (model, "model")
     check_path(field, name)
-    revision = None if tokenizer else revision
-    folder = Path(name) if tokenizer else adapter_folder(model, revision, "model") or Path(model)
+    revision = None if given else revision
+    folder = Path(name) if given else adapter_folder(model, revision, "model") or Path(model)
     if folder.is_dir() and not (folder / "tokenizer.json").is_file():
-        if tokenizer is None:
+        if not given:
             raise FileNotFoundError(
                 f"model={name!r}: the folder holds no tokenizer.json. Pass --tokenizer with the folder of the "
                 "tokenizer that the model was trained with, for example that of its data set."
