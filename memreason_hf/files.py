@@ -101,16 +101,68 @@ def parse_json(content: str | bytes) -> object:
         raise ValueError("its values are nested too deeply to be read.") from None
 
 
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """
+    The content of a regular file. To open a pipe would wait for a process that writes to it, perhaps for ever, and a
+    device may never end.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it is a pipe, a socket or a device.
+    """
+    # Neither waits for a writer, nor does anything else to a regular file.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb") as file:
+        _refuse_special(path, os.fstat(handle))
+        return file.read()
+
+
+def read_text(path: str | os.PathLike, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """
+    The text of a regular file, with its line ends as they are.
+
+    Raises:
+        OSError: as for `read_bytes`.
+        UnicodeDecodeError: the file is not in this encoding.
+    """
+    return read_bytes(path).decode(encoding, errors)
+
+
+def check_regular(folder: str | os.PathLike) -> None:
+    """
+    Checks that a folder holds only regular files and folders, before a library opens them.
+
+    Raises:
+        OSError: it holds a pipe, a socket or a device, perhaps through a link.
+    """
+    for path in Path(folder).rglob("*"):
+        try:
+            found = path.stat()
+        except OSError:  # a link that leads nowhere
+            continue
+        if not stat.S_ISDIR(found.st_mode):
+            _refuse_special(path, found)
+
+
+def _refuse_special(path, found):
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(found.st_mode):
+        what = "it must be a file, but is a pipe, a socket or a device. Remove it"
+        raise OSError(errno.EINVAL, what, os.fspath(path))
+
+
 def read_json(path: str | os.PathLike) -> object:
     """
     Reads a JSON file; a byte order mark is skipped.
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: a folder, a pipe, a socket or a device is in its place.
         ValueError: the file is not JSON, or nested too deeply to be read.
     """
     try:
-        return parse_json(Path(path).read_text(encoding="utf-8-sig"))
+        return parse_json(read_text(path, "utf-8-sig"))
     except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path} is not a JSON file (damaged or cut off?): {error}") from None
 
@@ -143,7 +195,7 @@ def _is_unfinished(path):
     """Whether a file belongs to a set that a process has begun to write, and has not finished."""
     for lock in path.parent.glob(f".*{LOCK_SUFFIX}"):
         with suppress(OSError, ValueError, TypeError, KeyError, IndexError):
-            names = json.loads(lock.read_text(encoding="utf-8").splitlines()[0])["files"]
+            names = json.loads(read_text(lock).splitlines()[0])["files"]
             if os.path.abspath(path) in [os.path.abspath(lock.parent / name) for name in names]:
                 return True
     return False

@@ -1,6 +1,7 @@
 """Reading the JSON files of a model's or tokenizer's folder, which the library would fail at or pass over."""
 
 import math
+import os
 from pathlib import Path
 
 from memreason_hf.files import read_json
@@ -33,15 +34,15 @@ def read_json_files(folder: str | Path, field: str) -> dict[str, dict]:
         The content of each file by its name; those of more than 4 MiB are left out.
 
     Raises:
-        OSError: a folder, or a link that leads nowhere, is in the place of a file.
+        OSError: a folder, a pipe, or a link that leads nowhere, is in the place of a file.
         ValueError: a file is not JSON, is not a mapping, or holds a number that is not finite.
     """
     contents = {}
     for name in _MAPPINGS:
         path = Path(folder, name)
         if not path.is_file():
-            if path.is_dir() or path.is_symlink():
-                what = "a folder" if path.is_dir() else "a link that leads nowhere"
+            if os.path.lexists(path):
+                what = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "a link to nowhere"
                 raise OSError(f"{_at(folder, field, name)} is {what}, but must be a file. Save it again.")
             continue
         if path.stat().st_size > _MOST_BYTES:

@@ -50,7 +50,7 @@ def find_base(folder: Path | str, name: str | None) -> str:
         ValueError: `local_base.json` is damaged.
     """
     path = Path(folder) / LOCAL_BASE_FILE
-    if path.is_file() and not _is_downloaded(path):
+    if os.path.lexists(path) and not _is_downloaded(path):
         places = read_json(path)
         if not isinstance(places, dict):
             raise ValueError(f"{path} must hold an object with the path of the base. Remove it, and pass base=.")

@@ -1,11 +1,11 @@
 """One solution to analyse: from flags, or from a file of generated solutions."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from memreason_hf.evaluation.solutions.answers import read_published
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, read_generations
+from memreason_hf.files import read_json
 
 
 @dataclass
@@ -98,7 +98,7 @@ def _read_solution(path, index):
 def _num_demonstrations(path):
     """The number in the settings next to a file of generated solutions; 0 without readable settings."""
     try:
-        settings = json.loads(path.with_name(path.name + SETTINGS_SUFFIX).read_text(encoding="utf-8"))
+        settings = read_json(path.with_name(path.name + SETTINGS_SUFFIX))
         return int(settings["num_demonstrations"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return 0

@@ -213,7 +213,7 @@ def load_model(
     loaded, problems = read_model(model, "model", dtype=torch_dtype(dtype), revision=revision, **kwargs)
     if problems:
         shown = "; ".join(f"{kind}: {first_few(names, 3)}" for kind, names in problems.items())
-        raise ValueError(f"model={model!r}: the weights do not belong to the config ({shown}).")
+        raise ValueError(f"model={model!r}: the weights do not belong to the config ({shown}). Save both again.")
     restore_step_attention(loaded)
     return loaded.eval()
 

@@ -27,7 +27,7 @@ OPTIONAL = ("generation_config.json", "tokenizer_config.json", "special_tokens_m
 UNREAD = ("conversion.json", "report.json", "README.md", "manifest.json", "dataset_info.json", "state.json")
 # The tensors of a folder of safetensors have no checksum: other values of the same shape are another model.
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
-FEW = ("missing", "empty", "cut", "one bit", "nonsense", "null", "deeply nested", "a directory")
+FEW = ("missing", "empty", "cut", "one bit", "nonsense", "null", "deeply nested", "a directory", "a pipe")
 
 
 def fault_of_output(result):

@@ -207,12 +207,12 @@ def _read_manifest(checkpoint):
     if not checkpoint.is_dir():
         raise CheckpointError(f"There is no checkpoint folder {checkpoint}.")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = files.parse_json(files.read_text(path))
     except FileNotFoundError:
         raise CheckpointError(
             f"{checkpoint} lacks the file {MANIFEST}: it is incomplete, or another trainer wrote it."
         ) from None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         manifest = None
     if not _is_manifest(manifest):
         raise CheckpointError(f"{path} cannot be read: the checkpoint is damaged.")
