@@ -34,6 +34,8 @@ _STAGED, _DOOMED = ".partial", ".deleted"
 # Folders that all processes of a run write together (`staging_folder`), so their names hold no process.
 _SHARED = re.compile(rf"\.(checkpoint-\d+|model|adapter|push-.+)({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
 _OWNED = re.compile(rf"\..+\.(\d+)-[0-9a-f]+({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
+# A temporary file of `whole_file`.
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{12}(\.\w+)?")
 # The suffix of a lock file (`locks`). It may list the files of a set that is being written (`file_sets`).
 LOCK_SUFFIX = ".lock"
 
@@ -112,9 +114,12 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     """
     # Neither waits for a writer, nor does anything else to a regular file.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
+    try:
         _refuse_special(path, os.fstat(handle))
-        return file.read()
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 def read_text(path: str | os.PathLike, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -402,6 +407,18 @@ def clear_leftovers(parent: str | os.PathLike) -> None:
             if _is_left_over(path):
                 logger.info("Removing %s, left over from a process that was killed.", path)
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def is_temporary(name: str) -> bool:
+    """
+    Whether this module gives such a name to a file or folder while it writes or deletes it.
+
+    Example:
+
+        >>> [is_temporary(name) for name in (".checkpoint-5.partial", ".a.17-0123456789ab.json", ".notes", ".git")]
+        [True, True, False, False]
+    """
+    return any(pattern.fullmatch(name) for pattern in (_SHARED, _OWNED, _TEMPORARY))
 
 
 def _is_left_over(path):

@@ -369,7 +369,7 @@ def test_a_pipe_or_device_is_refused_at_once(tmp_path, read):
         with pytest.raises(OSError, match="must be a file, but is a pipe, a socket or a device") as error:
             read(path)
         assert error.value.filename == str(path)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
         read(tmp_path)
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "nothing")
