@@ -25,7 +25,7 @@ FLOORS = (
     ("repositories",),
     ("file_sets", "model_files"),
     ("locks",),
-    ("files", "tables", "messages", "patches", "checks"),
+    ("files", "tables", "messages", "patches", "checks", "interrupts"),
     ("modeling_recurrent",),
 )
 # Inside `training` a further order holds.
