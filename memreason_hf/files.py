@@ -31,8 +31,9 @@ logger = logging.getLogger(__name__)
 
 # These names are hidden, so that neither patterns of transformers nor users mistake them for finished folders.
 _STAGED, _DOOMED = ".partial", ".deleted"
-# Folders that all processes of a run write together (`staging_folder`), so their names hold no process.
-_SHARED = re.compile(rf"\.(checkpoint-\d+|model|adapter|push-.+)({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
+# Folders that all processes of a run write together (`staging_folder`), so their names hold no process. In earlier
+# releases those of pushes had such names, too.
+_SHARED = re.compile(rf"\.(checkpoint-\d+|model|adapter|push-[^.]+)({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
 _OWNED = re.compile(rf"\..+\.(\d+)-[0-9a-f]+({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
 # A temporary file of `whole_file`.
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{12}(\.\w+)?")
@@ -227,7 +228,7 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False, durable:
     folder = Path(folder)
     check_folder(folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _new_staging_folder(folder) as staged:
+    with held_folder(folder) as staged:
         yield staged
         check_folder(folder, overwrite=overwrite)
         _allow_reading_tree(staged)
@@ -245,13 +246,17 @@ def scratch_folder(name: str) -> Iterator[Path]:
     Gives an empty folder among the temporary files of the system, for this user alone, which is removed when the
     block ends. Those of killed processes with the same name are removed, too.
     """
-    with _new_staging_folder(Path(tempfile.gettempdir(), name)) as staged:
+    with held_folder(Path(tempfile.gettempdir(), name)) as staged:
         staged.chmod(0o700)
         yield staged
 
 
 @contextmanager
-def _new_staging_folder(folder):
+def held_folder(folder: Path) -> Iterator[Path]:
+    """
+    Gives an empty folder next to `folder`, which is removed when the block ends. If this process is killed, it goes
+    when the leftovers of its parent are cleared, and not before.
+    """
     clear_killed_builds(folder)
     staged = folder.with_name(f".{folder.name}.{_owner()}{_STAGED}")
     staged.mkdir()
@@ -336,8 +341,10 @@ def final_folder(folder: Path) -> Path:
     match = re.fullmatch(rf"\.(.+?)(\.\d+-[0-9a-f]+)?{re.escape(_STAGED)}", folder.name)
     if match is None:
         return folder
-    # The others are renamed, but files staged under a name like `model` are moved into the folder around them.
-    return folder.with_name(match[1]) if match[2] or match[1].startswith("checkpoint-") else folder.parent
+    # The others are renamed, but files staged under a name like `model` are moved into the folder around them, and
+    # those of a push are links to files there.
+    is_renamed = (match[2] and not match[1].startswith("push-")) or match[1].startswith("checkpoint-")
+    return folder.with_name(match[1]) if is_renamed else folder.parent
 
 
 def commit_folder(staged: Path, final: Path) -> None:
