@@ -121,7 +121,7 @@ def make_parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Generates; returns the exit code. Expected errors end the program with code 2, Ctrl-C with 130."""
-    with user_errors(PROG, stopped="no file was written"):
+    with user_errors(PROG):
         sections = make_parser().parse_sections(argv)
         output = sections[-1]
         output.check()

@@ -128,11 +128,16 @@ def test_a_signal_at_any_moment(name, world, tmp_path):
             wait_for_end(world, where)
             if count == 1:
                 assert leftovers(world / "out") == [], where
-            run(name, world, environment)
+            # A signal at the very end finds the files of `generate` and `evaluate` whole, which stay as they are.
+            if not (name in ("generate", "evaluate") and same(state(name, world, hub), expected)):
+                run(name, world, environment)
             found = state(name, world, hub)
-            assert sorted(found) == sorted(expected), where
-            assert [path for path in found if found[path] != expected[path]] == [], where
+            assert same(found, expected), f"{where}\n{found}\n{expected}"
             assert leftovers(world / "out") == [], where
+
+
+def same(found, expected):
+    return dict(found) == dict(expected)
 
 
 def wait_for_end(world, where):
