@@ -402,7 +402,7 @@ def test_stopped_or_on_a_full_disk_nothing_is_written(source, out, capsys, monke
         with pytest.raises(SystemExit) as stopped:
             main([str(source), str(out), *LAYERS])
     assert stopped.value.code == 130
-    assert "stopped by Ctrl-C; nothing was written" in capsys.readouterr().err
+    assert "stopped by Ctrl-C; no half-written folder was left" in capsys.readouterr().err
     monkeypatch.setattr(RecurrentDepthForCausalLM, "save_pretrained", full)
     line = refused(capsys, main, [str(source), str(out), *LAYERS])
     assert f"cannot be written to {out.parent} (I/O error: No space left on device" in line
