@@ -180,12 +180,14 @@ def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None
     Raises:
         FileExistsError: one of them exists and `overwrite` is false; the message names them. What a killed process has
             written of a set of files (`file_sets`) does not count.
-        OSError: a path is a folder, a file is in the place of its folder, or its folder is read-only.
+        OSError: a path is a folder or no regular file, a file is in the place of its folder, or its folder is read-only.
     """
     paths = list(dict.fromkeys(map(Path, paths)))
     for path in paths:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder. Pass the name of a file.")
+        if path.exists() and not path.is_file():
+            raise OSError(f"{path} must be a file, but is a pipe, a socket or a device. Pass the name of a file.")
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         if not folder.is_dir():
             raise NotADirectoryError(f"{path} cannot be written: {folder} is a file, not a folder.")

@@ -375,6 +375,16 @@ def test_a_pipe_or_device_is_refused_at_once(tmp_path, read):
         read(tmp_path / "nothing")
 
 
+def test_a_pipe_or_device_is_not_written_to(tmp_path):
+    """It would be replaced, or would wait for a reader."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", "/dev/null"):
+        for overwrite in (False, True):
+            with pytest.raises(OSError, match="must be a file, but is a pipe"):
+                check_places([path], overwrite=overwrite)
+
+
 def test_a_folder_of_regular_files(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_text("")
