@@ -180,7 +180,7 @@ def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None
     Raises:
         FileExistsError: one of them exists and `overwrite` is false; the message names them. What a killed process has
             written of a set of files (`file_sets`) does not count.
-        OSError: a path is a folder or no regular file, a file is in the place of its folder, or its folder is read-only.
+        OSError: a path is a folder or a device, a file is in the place of its folder, or its folder is read-only.
     """
     paths = list(dict.fromkeys(map(Path, paths)))
     for path in paths:
