@@ -18,6 +18,7 @@ from memreason_hf.interrupts import Terminated
 
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_AGAIN_SECONDS = 0.01
 # What Python does with a signal unless somebody has decided otherwise.
 _USUAL = (signal.SIG_DFL, signal.default_int_handler)
 
@@ -75,7 +76,8 @@ def signals_raise(ending: str = "it had ended") -> Iterator[None]:
     """
     previous = _install({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate})
     try:
-        yield
+        with _none_is_lost():
+            yield
     finally:
         for handler in previous.values():
             if isinstance(handler, _Stop):
@@ -85,6 +87,33 @@ def signals_raise(ending: str = "it had ended") -> Iterator[None]:
 
 def _terminate(number, frame):
     raise Terminated
+
+
+@contextmanager
+def _none_is_lost():
+    """
+    Sends a signal again whose exception was raised where Python ignores exceptions: in a `__del__`, or in the callback
+    of a weak reference.
+    """
+    before, timers = sys.unraisablehook, []
+
+    def hook(ignored):
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            before(ignored)
+            return
+        number = signal.SIGTERM if issubclass(ignored.exc_type, Terminated) else signal.SIGINT
+        # After a moment, because an exception in this function would be ignored as well.
+        timers.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.cancel()
 
 
 def _install(handlers):

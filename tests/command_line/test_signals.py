@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from paths import ROOT
@@ -95,6 +96,36 @@ def test_while_it_runs(capsys, number):
     assert stop.value.code == CODES[number] and cleaned
     assert capsys.readouterr().err == f"\nmemreason sweep: stopped by {NAMES[number]}; nothing was written.\n"
     assert {number: signal.getsignal(number) for number in CODES} == before
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_where_python_ignores_exceptions(capsys, number):
+    """The exception of a signal that arrives in a `__del__` or in the callback of a weak reference is ignored."""
+
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    with pytest.raises(SystemExit) as stop, user_errors("memreason sweep", stopped="nothing was written"):
+        Dying()
+        time.sleep(30)
+    assert stop.value.code == CODES[number]
+    assert capsys.readouterr().err == f"\nmemreason sweep: stopped by {NAMES[number]}; nothing was written.\n"
+
+
+def test_other_ignored_exceptions_are_shown_as_before(monkeypatch):
+    shown = []
+
+    class Broken:
+        def __del__(self):
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    before = sys.unraisablehook
+    with user_errors("memreason sweep"):
+        Broken()
+    assert [entry.exc_type for entry in shown] == [ZeroDivisionError] and sys.unraisablehook is before
 
 
 def test_handlers_of_a_program_that_calls_a_command_stay():
