@@ -80,6 +80,9 @@ def load_saved(
     check_regular(folder)
     try:
         dataset = load_from_disk(folder)
+        for part in dataset.values():
+            # Arrow trusts the offsets in a file: a damaged one would end the process where the rows are used.
+            part.data.table.validate(full=True)
     except Exception as error:  # a damaged file shows as almost any error of Arrow, json or fsspec
         raise ValueError(f"{folder}: the data set is damaged ({error}). Build it again.") from error
     for split in splits:
