@@ -14,6 +14,7 @@ from memreason_hf.checks import check_int, shortened
 MOST_ROWS = 2**20
 # Every recurrence is computed after the other.
 MOST_RECURRENCES = 2**16
+_MOST_STEPS = 2**40
 _WHOLE = {
     "per_device_train_batch_size": (1, MOST_ROWS, "all rows of a micro-batch are in memory at once"),
     "per_device_eval_batch_size": (1, MOST_ROWS, "all rows of a batch are in memory at once"),
@@ -56,6 +57,7 @@ def check_training_ranges(args: TrainingArguments):
             raise ValueError(f"{name}={value} must be above 0: a number of steps, or a share of them below 1.")
     if args.max_steps != -1 and args.max_steps < 1:
         raise ValueError(f"max_steps={args.max_steps} must be at least 1, or -1 for num_train_epochs passes.")
+    check_int("max_steps", args.max_steps, most=_MOST_STEPS, reason="a run of more would not end")
     if not 0 < args.num_train_epochs < math.inf:
         raise ValueError(f"num_train_epochs={args.num_train_epochs} must be above 0 and finite.")
     _check_settings(args)

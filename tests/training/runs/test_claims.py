@@ -23,6 +23,7 @@ from memreason_hf.training.runs.errors import ArgumentsError, OutputFolderError
         ({"warmup_steps": -3}, "warmup_steps"),
         ({"save_steps": 0}, "save_steps"),
         ({"max_steps": 0}, "max_steps=0 must be at least 1"),
+        ({"max_steps": 10**20}, "max_steps=100000000000000000000 must be at most .*would not end"),
         ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs=0 must be above 0"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"save_total_limit": 0}, "save_total_limit=0 must be at least 1"),
