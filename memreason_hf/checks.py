@@ -63,9 +63,14 @@ def check_has(name: str, value: object, attribute: str, wanted: str) -> None:
         raise TypeError(f"{name}={shortened(value)} must be {wanted}, got {type(value).__name__}.")
 
 
-def check_int(name: str, value: object, least: int | None = None, most: int | None = None) -> None:
+def check_int(
+    name: str, value: object, least: int | None = None, most: int | None = None, reason: str | None = None
+) -> None:
     """
     Checks that an argument is a whole number in a range.
+
+    Args:
+        reason: of the upper bound, for the message.
 
     Raises:
         TypeError: `value` is not an int. A bool is none.
@@ -80,18 +85,37 @@ def check_int(name: str, value: object, least: int | None = None, most: int | No
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}={shortened(value)} must be a whole number, got {type(value).__name__}.")
     if least is not None and value < least:
-        raise ValueError(f"{name}={value} must be at least {least:,}.")
+        raise ValueError(f"{name}={shortened(value)} must be at least {least:,}.")
     if most is not None and value > most:
-        raise ValueError(f"{name}={shortened(value)} must be at most {most:,}.")
+        why = f": {reason}" if reason else ""
+        raise ValueError(f"{name}={shortened(value)} must be at most {most:,}{why}.")
 
 
-def check_number(name: str, value: object, least: float | None = None, most: float | None = None) -> None:
+def check_number(
+    name: str,
+    value: object,
+    least: float | None = None,
+    most: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
     """
     Checks that an argument is a finite number in a range.
 
+    Args:
+        least, most: the bounds of the range, which are in it.
+        above, below: bounds that are not in it.
+
     Raises:
         TypeError: `value` is not a number.
-        ValueError: `value` is not finite, below `least` or above `most`.
+        ValueError: `value` is not finite, or out of the range.
+
+    Example:
+
+        >>> check_number("confidence", 1.0, above=0, below=1)
+        Traceback (most recent call last):
+        ValueError: confidence=1.0 must be below 1.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={shortened(value)} must be a number, got {type(value).__name__}.")
@@ -101,6 +125,10 @@ def check_number(name: str, value: object, least: float | None = None, most: flo
         raise ValueError(f"{name}={value} must be at least {least}.")
     if most is not None and value > most:
         raise ValueError(f"{name}={value} must be at most {most}.")
+    if above is not None and value <= above:
+        raise ValueError(f"{name}={value} must be above {above}.")
+    if below is not None and value >= below:
+        raise ValueError(f"{name}={value} must be below {below}.")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:

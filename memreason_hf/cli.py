@@ -50,7 +50,13 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean {close[0]}?" if close else ""
         print(f"memreason: error: unknown verb {verb!r}. Choose one of {', '.join(VERBS)}.{hint}", file=sys.stderr)
         return 2
-    return _import_verb(verb).main(rest) or 0
+    handlers = stop_while_loading(f"memreason {verb}")
+    try:
+        return _import_verb(verb).main(rest) or 0
+    finally:
+        # Otherwise it is the process of the command, in which a signal may still arrive while Python ends.
+        if argv is not None:
+            restore(handlers)
 
 
 def help_text() -> str:
@@ -73,11 +79,9 @@ def _import_verb(verb):
     # Thousands of modules and hardly any garbage: without the collector, imports take about a tenth less time.
     is_enabled = gc.isenabled()
     gc.disable()
-    handlers = stop_while_loading(f"memreason {verb}")
     try:
         return import_module(f"memreason_hf.commands.{verb.replace('-', '_')}")
     finally:
-        restore(handlers)
         if is_enabled:
             gc.enable()
 

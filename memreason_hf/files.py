@@ -31,9 +31,12 @@ logger = logging.getLogger(__name__)
 
 # These names are hidden, so that neither patterns of transformers nor users mistake them for finished folders.
 _STAGED, _DOOMED = ".partial", ".deleted"
-# Folders that all processes of a run write together (`staging_folder`), so their names hold no process.
-_SHARED = re.compile(rf"\.(checkpoint-\d+|model|adapter|push-.+)({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
+# Folders that all processes of a run write together (`staging_folder`), so their names hold no process. In earlier
+# releases those of pushes had such names, too.
+_SHARED = re.compile(rf"\.(checkpoint-\d+|model|adapter|push-[^.]+)({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
 _OWNED = re.compile(rf"\..+\.(\d+)-[0-9a-f]+({re.escape(_STAGED)}|{re.escape(_DOOMED)})")
+# A temporary file of `whole_file`.
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{12}(\.\w+)?")
 # The suffix of a lock file (`locks`). It may list the files of a set that is being written (`file_sets`).
 LOCK_SUFFIX = ".lock"
 
@@ -101,16 +104,71 @@ def parse_json(content: str | bytes) -> object:
         raise ValueError("its values are nested too deeply to be read.") from None
 
 
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """
+    The content of a regular file. To open a pipe would wait for a process that writes to it, perhaps for ever, and a
+    device may never end.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it is a pipe, a socket or a device.
+    """
+    # Neither waits for a writer, nor does anything else to a regular file.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _refuse_special(path, os.fstat(handle))
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
+
+
+def read_text(path: str | os.PathLike, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """
+    The text of a regular file, with its line ends as they are.
+
+    Raises:
+        OSError: as for `read_bytes`.
+        UnicodeDecodeError: the file is not in this encoding.
+    """
+    return read_bytes(path).decode(encoding, errors)
+
+
+def check_regular(folder: str | os.PathLike) -> None:
+    """
+    Checks that a folder holds only regular files and folders, before a library opens them.
+
+    Raises:
+        OSError: it holds a pipe, a socket or a device, perhaps through a link.
+    """
+    for path in Path(folder).rglob("*"):
+        try:
+            found = path.stat()
+        except OSError:  # a link that leads nowhere
+            continue
+        if not stat.S_ISDIR(found.st_mode):
+            _refuse_special(path, found)
+
+
+def _refuse_special(path, found):
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(found.st_mode):
+        what = "it must be a file, but is a pipe, a socket or a device. Remove it"
+        raise OSError(errno.EINVAL, what, os.fspath(path))
+
+
 def read_json(path: str | os.PathLike) -> object:
     """
     Reads a JSON file; a byte order mark is skipped.
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: a folder, a pipe, a socket or a device is in its place.
         ValueError: the file is not JSON, or nested too deeply to be read.
     """
     try:
-        return parse_json(Path(path).read_text(encoding="utf-8-sig"))
+        return parse_json(read_text(path, "utf-8-sig"))
     except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path} is not a JSON file (damaged or cut off?): {error}") from None
 
@@ -122,12 +180,14 @@ def check_places(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> None
     Raises:
         FileExistsError: one of them exists and `overwrite` is false; the message names them. What a killed process has
             written of a set of files (`file_sets`) does not count.
-        OSError: a path is a folder, a file is in the place of its folder, or its folder is read-only.
+        OSError: a path is a folder or a device, a file is in the place of its folder, or its folder is read-only.
     """
     paths = list(dict.fromkeys(map(Path, paths)))
     for path in paths:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder. Pass the name of a file.")
+        if path.exists() and not path.is_file():
+            raise OSError(f"{path} must be a file, but is a pipe, a socket or a device. Pass the name of a file.")
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         if not folder.is_dir():
             raise NotADirectoryError(f"{path} cannot be written: {folder} is a file, not a folder.")
@@ -143,7 +203,7 @@ def _is_unfinished(path):
     """Whether a file belongs to a set that a process has begun to write, and has not finished."""
     for lock in path.parent.glob(f".*{LOCK_SUFFIX}"):
         with suppress(OSError, ValueError, TypeError, KeyError, IndexError):
-            names = json.loads(lock.read_text(encoding="utf-8").splitlines()[0])["files"]
+            names = json.loads(read_text(lock).splitlines()[0])["files"]
             if os.path.abspath(path) in [os.path.abspath(lock.parent / name) for name in names]:
                 return True
     return False
@@ -170,7 +230,7 @@ def whole_folder(folder: str | os.PathLike, *, overwrite: bool = False, durable:
     folder = Path(folder)
     check_folder(folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _new_staging_folder(folder) as staged:
+    with held_folder(folder) as staged:
         yield staged
         check_folder(folder, overwrite=overwrite)
         _allow_reading_tree(staged)
@@ -188,13 +248,17 @@ def scratch_folder(name: str) -> Iterator[Path]:
     Gives an empty folder among the temporary files of the system, for this user alone, which is removed when the
     block ends. Those of killed processes with the same name are removed, too.
     """
-    with _new_staging_folder(Path(tempfile.gettempdir(), name)) as staged:
+    with held_folder(Path(tempfile.gettempdir(), name)) as staged:
         staged.chmod(0o700)
         yield staged
 
 
 @contextmanager
-def _new_staging_folder(folder):
+def held_folder(folder: Path) -> Iterator[Path]:
+    """
+    Gives an empty folder next to `folder`, which is removed when the block ends. If this process is killed, it goes
+    when the leftovers of its parent are cleared, and not before.
+    """
     clear_killed_builds(folder)
     staged = folder.with_name(f".{folder.name}.{_owner()}{_STAGED}")
     staged.mkdir()
@@ -279,8 +343,10 @@ def final_folder(folder: Path) -> Path:
     match = re.fullmatch(rf"\.(.+?)(\.\d+-[0-9a-f]+)?{re.escape(_STAGED)}", folder.name)
     if match is None:
         return folder
-    # The others are renamed, but files staged under a name like `model` are moved into the folder around them.
-    return folder.with_name(match[1]) if match[2] or match[1].startswith("checkpoint-") else folder.parent
+    # The others are renamed, but files staged under a name like `model` are moved into the folder around them, and
+    # those of a push are links to files there.
+    is_renamed = (match[2] and not match[1].startswith("push-")) or match[1].startswith("checkpoint-")
+    return folder.with_name(match[1]) if is_renamed else folder.parent
 
 
 def commit_folder(staged: Path, final: Path) -> None:
@@ -350,6 +416,18 @@ def clear_leftovers(parent: str | os.PathLike) -> None:
             if _is_left_over(path):
                 logger.info("Removing %s, left over from a process that was killed.", path)
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def is_temporary(name: str) -> bool:
+    """
+    Whether this module gives such a name to a file or folder while it writes or deletes it.
+
+    Example:
+
+        >>> [is_temporary(name) for name in (".checkpoint-5.partial", ".a.17-0123456789ab.json", ".notes", ".git")]
+        [True, True, False, False]
+    """
+    return any(pattern.fullmatch(name) for pattern in (_SHARED, _OWNED, _TEMPORARY))
 
 
 def _is_left_over(path):

@@ -5,7 +5,8 @@ Locks on folders and files that are being written, so that two processes do not 
         ...
 
 The lock is `flock` on a hidden file, which names its holder. The system frees it when the process ends, also after a
-kill, so a lock file without a holder means nothing. It is removed by the next process that takes the lock.
+kill, so a lock file without a holder means nothing. It is removed by the next process that takes the lock, or by
+`clear_free_lock`.
 """
 
 import errno
@@ -44,17 +45,18 @@ def lock_file(path: str | os.PathLike, *, inside: bool) -> Path:
 @contextmanager
 def locked(
     path: str | os.PathLike, *, inside: bool = False, wait: float = 0.0, files: Iterable[str | os.PathLike] = ()
-) -> Iterator[None]:
+) -> Iterator[list[Path]]:
     """
     Holds the lock of a folder or file while the block runs. The same thread may take it again within the block.
 
-    Missing folders are created. They are removed at the end if they are still empty.
+    Missing folders are created. They are removed at the end if they are still empty. Gives the files that the lock
+    file of a killed process names as being written, and goes on naming them until others are named.
 
     Args:
         path: what is being written.
         inside: whether the lock file is inside `path`, a folder. Otherwise it is next to `path`, so that `path` can be
             replaced as a whole.
-        files: what the lock file names as being written, see `file_sets`. The first holder of the lock decides.
+        files: what the lock file names as being written while the block runs, see `file_sets`.
         wait: how many seconds to wait for another process. `float("inf")` waits as long as it runs.
 
     Raises:
@@ -63,14 +65,17 @@ def locked(
     file = lock_file(path, inside=inside)
     with _missing_folders(file.parent):
         key = os.path.realpath(file)
-        mine = _held.get(key)
+        names = [os.path.relpath(name, file.parent) for name in files]
+        mine, left = _held.get(key), []
         if mine is not None and mine[0] == threading.get_ident():
             mine[1] += 1
+            if names:
+                _write_holder(mine[2], names)
         else:
-            handle = _acquire(file, path, wait, [os.path.relpath(name, file.parent) for name in files])
+            handle, left = _acquire(file, path, wait, names)
             _held[key] = [threading.get_ident(), 1, handle]
         try:
-            yield
+            yield [Path(os.path.abspath(file.parent / name)) for name in left]
         finally:
             # Absent in a process that was forked within the block.
             mine = _held.get(key)
@@ -78,6 +83,25 @@ def locked(
                 mine[1] -= 1
                 if not mine[1]:
                     _release(file, _held.pop(key)[2])
+                elif names:
+                    _write_holder(mine[2], ())
+
+
+def clear_free_lock(path: str | os.PathLike, *, inside: bool = False) -> None:
+    """
+    Removes the lock file of `path` if no process or thread holds it, for a caller that has nothing to write: the file
+    of a killed process would stay otherwise. A process that waits for the lock notices that its file is gone, and
+    creates another.
+    """
+    file = lock_file(path, inside=inside)
+    with suppress(OSError):
+        handle = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same_file(handle, file):
+                os.unlink(file)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
@@ -104,8 +128,9 @@ def _acquire(file, path, wait, files):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The last holder removes the file. A lock on a removed file excludes nobody.
             if _is_same_file(handle, file):
-                _write_holder(handle, files)
-                return handle
+                left = _read_files(handle)
+                _write_holder(handle, files or left)
+                return handle, left
             os.close(handle)
             continue
         except OSError as error:
@@ -113,7 +138,7 @@ def _acquire(file, path, wait, files):
             os.close(handle)
             if error.errno in _NO_LOCKS:
                 logger.warning("%s has no file locks. Do not write to %s from two processes.", file.parent, path)
-                return None
+                return None, []
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
         if time.monotonic() >= deadline:
@@ -142,6 +167,8 @@ def _is_same_file(handle, file):
 
 
 def _write_holder(handle, files):
+    if handle is None:  # a file system without locks
+        return
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     text = (json.dumps({**holder, "files": files} if files else holder) + "\n").encode()
     # A full disk must not keep anybody from taking a lock: the name is only for messages.
@@ -158,6 +185,15 @@ def _read_holder(handle):
         return "another thread of this process" if _is_own(holder) else who
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return "another process"
+
+
+def _read_files(handle):
+    """The files that a lock file names as being written."""
+    try:
+        names = json.loads(os.pread(handle, 65536, 0).splitlines()[0])["files"]
+        return [name for name in names if isinstance(name, str)]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return []
 
 
 def _is_own(holder):

@@ -1,47 +1,46 @@
 """Reading the JSON files of a model's or tokenizer's folder, which the library would fail at or pass over."""
 
 import math
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from memreason_hf.files import read_json
 
 
 # The library reads these as mappings, and takes defaults where it cannot read some of them.
-_MAPPINGS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "adapter_config.json",
-    "tokenizer.json",
-)
+MODEL_JSON = ("config.json", "generation_config.json", "adapter_config.json")
+TOKENIZER_JSON = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 # Of larger files only the beginning is looked at: the library reads them anyway.
 _MOST_BYTES = 4 << 20
 # No field has room for more.
 _MOST = 10**40
 
 
-def read_json_files(folder: str | Path, field: str) -> dict[str, dict]:
+def read_json_files(
+    folder: str | Path, field: str, names: Iterable[str] = (*MODEL_JSON, *TOKENIZER_JSON)
+) -> dict[str, dict]:
     """
     Reads the JSON files of a model, tokenizer or adapter that exist in a folder. A name on the Hub has none.
 
     Args:
         folder: of the model, tokenizer or adapter.
         field: what messages call `folder`, for example `"model"`.
+        names: of the files.
 
     Returns:
         The content of each file by its name; those of more than 4 MiB are left out.
 
     Raises:
-        OSError: a folder, or a link that leads nowhere, is in the place of a file.
+        OSError: a folder, a pipe, or a link that leads nowhere, is in the place of a file.
         ValueError: a file is not JSON, is not a mapping, or holds a number that is not finite.
     """
     contents = {}
-    for name in _MAPPINGS:
+    for name in names:
         path = Path(folder, name)
         if not path.is_file():
-            if path.is_dir() or path.is_symlink():
-                what = "a folder" if path.is_dir() else "a link that leads nowhere"
+            if os.path.lexists(path):
+                what = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "a link to nowhere"
                 raise OSError(f"{_at(folder, field, name)} is {what}, but must be a file. Save it again.")
             continue
         if path.stat().st_size > _MOST_BYTES:

@@ -5,6 +5,7 @@ All requests go through huggingface_hub and transformers, which honour `HF_ENDPO
 `HF_TOKEN` and the login of `hf auth login`.
 """
 
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -215,7 +216,8 @@ def check_downloads(paths: Iterable[Path], since: float, source: str) -> None:
     """
     damaged = []
     for path in paths:
-        blob = path.resolve()
+        # Unlike `Path.resolve`, this takes links that lead in a circle.
+        blob = Path(os.path.realpath(path))
         # Some file systems keep the time with a precision of two seconds.
         if not _SHA256.fullmatch(blob.name) or not blob.is_file() or blob.stat().st_mtime < since - 2:
             continue

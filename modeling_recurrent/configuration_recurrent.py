@@ -513,7 +513,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"hidden_size={self.hidden_size} must be even: sinusoidal positions come in pairs.")
         if self.position_embedding_type == "rope":
-            self._validate_rotary_dim()
+            check_rope(self.rope_parameters or {}, self.head_dim)
 
     def _validate_family(self):
         self._refuse_block_fields()
@@ -524,17 +524,15 @@ class RecurrentDepthConfig(PreTrainedConfig):
                     "block_config."
                 )
 
-    def _validate_rotary_dim(self):
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs.")
-        parameters = self.rope_parameters or {}
-        nested = [name for name, value in parameters.items() if isinstance(value, dict)]
-        if nested:
+    def validate_rope(self):
+        """The checks of the library, whose KeyError names neither the field nor what to do."""
+        try:
+            super().validate_rope()
+        except (KeyError, TypeError) as error:
             raise ValueError(
-                f"rope_parameters holds parameters for the layer types {', '.join(nested)}, but all layers of a "
-                "recurrent-depth model share one set. Pass one dictionary that is not nested."
-            )
-        check_rope(parameters, self.head_dim)
+                f"rope_parameters={self.rope_parameters!r} cannot be used: {error.args[0]}. Add what is missing, or "
+                "choose another rope_type."
+            ) from None
 
     def validate_recurrence(self):
         """Checks of the fields that say how many recurrences run."""

@@ -153,15 +153,24 @@ def check_token_ids(config) -> None:
 
 def check_rope(parameters: dict, head_dim: int) -> None:
     """
-    Checks the type and the base of rotary positions, and how much of a head they rotate.
+    Checks the parameters of rotary positions.
 
     Args:
         parameters (`dict`): As `RecurrentDepthConfig.rope_parameters`.
         head_dim (`int`): The channels of a head.
 
     Raises:
-        `ValueError`: `rope_type` is not known to the library, or a number is out of range.
+        `ValueError`: `head_dim` is odd, there are parameters for each layer type, `rope_type` is not known to the
+        library, or a number is out of range.
     """
+    if head_dim % 2:
+        raise ValueError(f"head_dim={head_dim} must be even: RoPE rotates pairs.")
+    nested = [name for name, value in parameters.items() if isinstance(value, dict)]
+    if nested:
+        raise ValueError(
+            f"rope_parameters holds parameters for the layer types {', '.join(nested)}, but all layers of a "
+            "recurrent-depth model share one set. Pass one dictionary that is not nested."
+        )
     kind = parameters.get("rope_type", "default")
     known = ("default", *(name for name in ROPE_INIT_FUNCTIONS if name != "default"))
     if kind not in known:
@@ -169,6 +178,9 @@ def check_rope(parameters: dict, head_dim: int) -> None:
     theta = parameters.get("rope_theta")
     if theta is not None and (not isinstance(theta, int | float) or not 0 < theta < math.inf):
         raise ValueError(f"rope_parameters['rope_theta']={theta!r} must be a number above 0.")
+    scale = parameters.get("factor")
+    if scale is not None and (not isinstance(scale, int | float) or not 1 <= scale < math.inf):
+        raise ValueError(f"rope_parameters['factor']={scale!r} must be a number of at least 1.")
     factor = parameters.get("partial_rotary_factor")
     if factor is not None and (not 0 < factor <= 1 or int(head_dim * factor) % 2):
         raise ValueError(

@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from paths import ROOT
 
-from memreason_hf.file_sets import writing_together
+from memreason_hf.file_sets import reserved, writing_together
 from memreason_hf.files import check_places, whole_file
+from memreason_hf.locks import InUseError, lock_file
 
 
 KILLED = """
@@ -58,3 +60,96 @@ def test_a_set_that_fails_leaves_nothing(tmp_path):
         paths[1].write_text("x")
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
+
+
+COMPUTING = """
+import os, signal, sys
+from memreason_hf.file_sets import reserved
+with reserved(sys.argv[1:], overwrite=True):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def in_another_thread(function):
+    """What `function` raises in another thread, to which this one is a stranger."""
+    raised = []
+
+    def run():
+        try:
+            function()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return raised
+
+
+def test_files_are_reserved_while_they_are_computed(tmp_path):
+    paths = [tmp_path / "out" / name for name in ("results.json", "figure.png")]
+
+    def reserve():
+        with reserved(paths, overwrite=False):
+            pass
+
+    with reserved(paths, overwrite=False):
+        (error,) = in_another_thread(reserve)
+        assert isinstance(error, InUseError)
+        (error,) = in_another_thread(lambda: write(paths))
+        assert isinstance(error, InUseError)
+        write(paths)
+    assert sorted(os.listdir(tmp_path / "out")) == ["figure.png", "results.json"]
+    (error,) = in_another_thread(reserve)
+    assert isinstance(error, FileExistsError)
+    for path in paths:
+        path.unlink()
+    assert in_another_thread(reserve) == []  # a control
+
+
+def test_a_set_that_was_finished_while_another_process_came_is_kept(tmp_path, monkeypatch):
+    """The first check passes, because the lock of the first process names the files that it is writing."""
+    paths = [tmp_path / "results.json"]
+    calls = []
+
+    def check(found, *, overwrite):
+        calls.append(found)
+        if len(calls) == 1:
+            paths[0].write_text("theirs")
+        else:
+            check_places(found, overwrite=overwrite)
+
+    monkeypatch.setattr("memreason_hf.file_sets.check_places", check)
+    with pytest.raises(FileExistsError), reserved(paths, overwrite=False):
+        pass
+    assert paths[0].read_text() == "theirs" and os.listdir(tmp_path) == ["results.json"]
+
+
+def test_what_a_killed_process_left_goes_before_the_next_one_computes(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    paths = [str(tmp_path / name) for name in ("results.json", "figure.png")]
+    assert subprocess.run([sys.executable, "-c", KILLED, *paths], check=False).returncode == -signal.SIGKILL
+    with pytest.raises(ZeroDivisionError), reserved(paths, overwrite=False):
+        assert os.listdir(tmp_path) == [".results.json.lock"]
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+    # A lock file that names somebody else's file does not get it deleted.
+    lock = lock_file(paths[0], inside=False)
+    lock.write_text('{"pid": 1, "files": ["thesis.txt", "../thesis.txt", "figure.png"]}')
+    for name in ("thesis.txt", "figure.png"):
+        (tmp_path / name).write_text("x")
+    with reserved(paths, overwrite=False):
+        pass
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+def test_results_that_a_killed_process_was_to_replace_are_still_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    paths = [str(tmp_path / name) for name in ("results.json", "figure.png")]
+    write(paths)
+    assert subprocess.run([sys.executable, "-c", COMPUTING, *paths], check=False).returncode == -signal.SIGKILL
+    assert lock_file(paths[0], inside=False).is_file()
+    with pytest.raises(FileExistsError), reserved(paths, overwrite=False):
+        pass
+    with reserved(paths, overwrite=True):
+        assert all(os.path.exists(path) for path in paths)

@@ -8,10 +8,13 @@ from paths import ROOT
 
 from memreason_hf.files import (
     check_places,
+    check_regular,
     clear_leftovers,
     move_files,
     parse_json,
+    read_bytes,
     read_json,
+    read_text,
     scratch_folder,
     whole_file,
     whole_folder,
@@ -356,3 +359,38 @@ def test_json_that_is_nested_too_deeply_is_a_value_error(tmp_path):
         with pytest.raises(ValueError, match=r"deep\.json is not a JSON file .*nested too deeply"):
             read_json(tmp_path / "deep.json")
     assert parse_json(b"[1, [2]]") == [1, [2]]
+
+
+@pytest.mark.parametrize("read", [read_bytes, read_text, read_json], ids=lambda function: function.__name__)
+def test_a_pipe_or_device_is_refused_at_once(tmp_path, read):
+    """To open a pipe would wait for a writer."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(OSError, match="must be a file, but is a pipe, a socket or a device") as error:
+            read(path)
+        assert error.value.filename == str(path)
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+        read(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "nothing")
+
+
+def test_a_pipe_or_device_is_not_written_to(tmp_path):
+    """It would be replaced, or would wait for a reader."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", "/dev/null"):
+        for overwrite in (False, True):
+            with pytest.raises(OSError, match="must be a file, but is a pipe"):
+                check_places([path], overwrite=overwrite)
+
+
+def test_a_folder_of_regular_files(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "file").write_text("")
+    (tmp_path / "link").symlink_to("deep/file")
+    (tmp_path / "loop").symlink_to("loop")
+    check_regular(tmp_path)
+    os.mkfifo(tmp_path / "deep" / "pipe")
+    with pytest.raises(OSError, match="is a pipe"):
+        check_regular(tmp_path)

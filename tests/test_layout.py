@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+from memreason_hf.imports import imports_of
+
 
 PACKAGES = ("modeling_recurrent", "memreason_hf", "data_scripts")
 # From top to bottom. A module may import from lower floors and from its own folder.
@@ -25,7 +27,7 @@ FLOORS = (
     ("repositories",),
     ("file_sets", "model_files"),
     ("locks",),
-    ("files", "tables", "messages", "patches", "checks"),
+    ("files", "tables", "messages", "patches", "checks", "interrupts", "imports"),
     ("modeling_recurrent",),
 )
 # Inside `training` a further order holds.
@@ -45,27 +47,14 @@ def modules():
     return found
 
 
-def imports_of(path: Path, name: str, known) -> list[tuple[str, ast.AST, bool]]:
-    """(imported module, node, whether inside a function) of every import of the packages in a file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    inner = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for node in ast.walk(function)
-    }
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+def targets_of(path: Path, name: str, known) -> list[tuple[str, int, bool]]:
+    """(imported module, line, whether inside a function) of every import of the packages in a file."""
     found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*parts, *([node.module] if node.module else [])])
-            targets = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names]
-        else:
-            continue
-        found += [(target, node, id(node) in inner) for target in targets if target.split(".")[0] in PACKAGES]
+    for entry in imports_of(path, name):
+        whole = f"{entry.module}.{entry.name}"
+        target = whole if whole in known else entry.module
+        if target.split(".")[0] in PACKAGES:
+            found.append((target, entry.line, entry.is_inside))
     return found
 
 
@@ -85,26 +74,26 @@ def room_of(module: str) -> str | None:
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_downwards(name):
     room = room_of(name)
-    for target, node, _ in imports_of(MODULES[name], name, MODULES):
+    for target, line, _ in targets_of(MODULES[name], name, MODULES):
         other = room_of(target)
         if None in (room, other) or room == other:
             continue
-        assert floor_of(room, FLOORS) < floor_of(other, FLOORS), f"line {node.lineno}: {name} imports {target}"
+        assert floor_of(room, FLOORS) < floor_of(other, FLOORS), f"line {line}: {name} imports {target}"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("memreason_hf.training.")])
 def test_imports_inside_training_point_downwards(name):
     room = name.split(".")[2]
-    for target, node, _ in imports_of(MODULES[name], name, MODULES):
+    for target, line, _ in targets_of(MODULES[name], name, MODULES):
         other = target.split(".")[2:3]
         if not target.startswith("memreason_hf.training.") or other == [room]:
             continue
-        assert floor_of(room, TRAINING_FLOORS) < floor_of(other[0], TRAINING_FLOORS), f"line {node.lineno}: {target}"
+        assert floor_of(room, TRAINING_FLOORS) < floor_of(other[0], TRAINING_FLOORS), f"line {line}: {target}"
 
 
 def test_there_is_no_circle():
     graph = {
-        name: {target for target, _, _ in imports_of(path, name, MODULES) if target != name and target in MODULES}
+        name: {target for target, _, _ in targets_of(path, name, MODULES) if target != name and target in MODULES}
         for name, path in MODULES.items()
     }
     done, path = set(), []
@@ -124,7 +113,7 @@ def test_there_is_no_circle():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_of_the_packages_is_imported_inside_a_function(name):
-    late = [(target, node.lineno) for target, node, inside in imports_of(MODULES[name], name, MODULES) if inside]
+    late = [(target, line) for target, line, inside in targets_of(MODULES[name], name, MODULES) if inside]
     assert not late
 
 
@@ -170,7 +159,7 @@ def test_the_rules_see_what_breaks_them(tmp_path):
         "from memreason_hf.training.runs import checkpoints\n"
         "def late():\n    from ..data import padding\n"
     )
-    found = imports_of(path, "memreason_hf.steps.bad", MODULES)
+    found = targets_of(path, "memreason_hf.steps.bad", MODULES)
     assert [(target, inside) for target, _, inside in found] == [
         ("memreason_hf.commands.train", False),
         ("memreason_hf.training.runs.checkpoints", False),

@@ -13,7 +13,7 @@ import time
 import pytest
 from paths import ROOT
 
-from memreason_hf.locks import InUseError, lock_file, locked
+from memreason_hf.locks import InUseError, clear_free_lock, lock_file, locked
 
 
 HOLD = """
@@ -61,6 +61,26 @@ def test_a_killed_holder_leaves_no_lock(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_lock_file_of_a_killed_holder_is_cleared_and_that_of_a_living_one_is_kept(tmp_path, inside):
+    path = tmp_path / "place"
+    clear_free_lock(path, inside=inside)
+    assert os.listdir(tmp_path) == []
+    with holder(path, inside) as process:
+        clear_free_lock(path, inside=inside)
+        assert lock_file(path, inside=inside).is_file()
+        with pytest.raises(InUseError), locked(path, inside=inside):
+            raise AssertionError("two holders")
+        process.kill()
+        process.wait()
+        assert lock_file(path, inside=inside).is_file()
+        clear_free_lock(path, inside=inside)
+        assert not lock_file(path, inside=inside).exists()
+    with locked(path, inside=inside):  # also not the one that this process holds
+        clear_free_lock(path, inside=inside)
+        assert lock_file(path, inside=inside).is_file()
+
+
 def test_waiting_ends_when_the_holder_does(tmp_path, caplog):
     with holder(tmp_path, inside=True) as process:
         threading.Timer(0.3, process.kill).start()
@@ -92,8 +112,13 @@ def test_a_thread_may_take_its_lock_again_and_another_may_not(tmp_path):
 
 
 def test_never_two_at_once(tmp_path):
-    """Many threads wait for one lock, whose file is removed and created again all the time."""
-    inside, most = [], []
+    """Many threads wait for one lock, whose file is removed and created again all the time, also by a bystander."""
+    inside, most, done = [], [], threading.Event()
+
+    def clear():
+        while not done.is_set():
+            clear_free_lock(tmp_path / "file")
+            time.sleep(0.0005)
 
     def work():
         for _ in range(10):
@@ -103,11 +128,15 @@ def test_never_two_at_once(tmp_path):
                 time.sleep(0.001)
                 inside.pop()
 
+    bystander = threading.Thread(target=clear)
+    bystander.start()
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    done.set()
+    bystander.join()
     assert len(most) == 40 and max(most) == 1
     assert os.listdir(tmp_path) == []
 

@@ -33,7 +33,7 @@ def weight_files(name: str | None, revision: str | None = None) -> dict[str, Pat
     folder = _model_folder(name, revision)
     if folder is not None:
         for pattern in _PATTERNS:
-            if paths := sorted(folder.glob(pattern)):
+            if paths := sorted(path for path in folder.glob(pattern) if path.is_file()):
                 return {path.name: path for path in paths}
     return {}
 

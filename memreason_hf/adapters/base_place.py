@@ -4,12 +4,14 @@ Where the base of an adapter is on this machine.
 `adapter_config.json` names the base as it was given, because peft alone loads the adapter by that name. A relative
 path is found only from the folder in which it was given. `local_base.json` therefore holds the place, by which the
 base is found from any folder, and also after it was moved together with the adapter. It stays on the machine; what is
-published names the base by its name on the Hub.
+published names the base by its name on the Hub. If somebody has published such a file all the same, it is not read:
+it names a place on another machine, where this one may have something else.
 """
 
 import os
 from pathlib import Path
 
+from memreason_hf.adapters.folders import in_hub_cache
 from memreason_hf.files import final_folder, read_json, write_json
 
 
@@ -42,13 +44,13 @@ def find_base(folder: Path | str, name: str | None) -> str:
 
     Returns:
         The first folder that exists of the one that moved along with the adapter and the one that it was trained on;
-        otherwise `name`, a relative path or a name on the Hub.
+        otherwise `name`, a relative path or a name on the Hub. Of an adapter that was downloaded, always `name`.
 
     Raises:
         ValueError: `local_base.json` is damaged.
     """
     path = Path(folder) / LOCAL_BASE_FILE
-    if path.is_file():
+    if os.path.lexists(path) and not _is_downloaded(path):
         places = read_json(path)
         if not isinstance(places, dict):
             raise ValueError(f"{path} must hold an object with the path of the base. Remove it, and pass base=.")
@@ -57,3 +59,9 @@ def find_base(folder: Path | str, name: str | None) -> str:
             if isinstance(place, str) and place and (Path(folder) / place).is_dir():
                 return os.path.normpath(Path(folder) / place)
     return name or ""
+
+
+def _is_downloaded(path):
+    """Whether a file came from the Hub: into its cache, or into a folder by `hf download --local-dir`."""
+    record = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+    return in_hub_cache(path.parent) or record.is_file()

@@ -42,9 +42,14 @@ def adapter_folder(name: Path | str, revision: str | None = None, field: str = "
     return download_folder(str(name), _FILES, field, config.parent.name)
 
 
+def in_hub_cache(folder: Path | str) -> bool:
+    """Whether a folder is a commit of a repository in the cache of the Hub: `models--OWNER--NAME/snapshots/COMMIT`."""
+    snapshots = Path(folder).absolute().parent
+    return snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--")
+
+
 def shown(folder: Path | str) -> str:
     """What messages call an adapter: its folder, or its name on the Hub if the folder is in the cache of the Hub."""
-    repository = Path(folder).parent.parent.name
-    if not repository.startswith("models--"):
+    if not in_hub_cache(folder):
         return str(folder)
-    return repository.removeprefix("models--").replace("--", "/", 1)
+    return Path(folder).absolute().parent.parent.name.removeprefix("models--").replace("--", "/", 1)

@@ -1,6 +1,5 @@
 """Adapters on disk: a folder with the adapter, the new rows, the tokenizer with its scheme, and a note on the base."""
 
-import json
 import os
 import shutil
 import time
@@ -103,7 +102,7 @@ def read_adapter_note(folder: Path | str) -> dict:
     if not is_adapter_folder(folder):
         raise FileNotFoundError(f"{shown(folder)} holds no {CONFIG_NAME}, so it is not an adapter.")
     try:
-        note = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+        note = files.read_json(folder / ADAPTER_FILE)
         warn_if_newer(note.get(VERSION_KEY), ADAPTER_FILE)
         return {"mode": note["mode"], "base": {name: note["base"][name] for name in DESCRIPTION}}
     except FileNotFoundError:
@@ -111,7 +110,7 @@ def read_adapter_note(folder: Path | str) -> dict:
             f"{shown(folder)} holds an adapter without {ADAPTER_FILE}: another program wrote it. Load it with peft's "
             "AutoPeftModelForCausalLM."
         ) from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(
             f"{folder / ADAPTER_FILE} cannot be read: the adapter is damaged, or an earlier version of this package "
             "wrote it. Train it again."

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from memreason_hf.analysis.attention_maps import AttentionMap
 from memreason_hf.analysis.depth_figures import save_figure
 from memreason_hf.analysis.solution_tokens import SolutionTokens
 from memreason_hf.evaluation.results import write_results
-from memreason_hf.file_sets import writing_together
+from memreason_hf.file_sets import reserved, writing_together
 from memreason_hf.files import check_places, whole_file
 
 
@@ -38,6 +39,15 @@ class AttentionFiles:
         # How many maps there will be is not known yet, so any figure counts.
         self._existing = [path for suffix in _SUFFIXES for path in sorted(folder.glob(f"{_STEM}*{suffix}"))]
         check_places([*self._existing, folder / f"{_STEM}.json"], overwrite=overwrite)
+
+    def reserved(self) -> AbstractContextManager:
+        """
+        A context in which no other process writes such files to the folder.
+
+        Raises:
+            InUseError: another process is computing or writing them.
+        """
+        return reserved([self.folder / f"{_STEM}.json", *self._existing], overwrite=self.overwrite)
 
     def write(
         self, solution: SolutionTokens, maps: Sequence[AttentionMap], document: dict, *, title: str

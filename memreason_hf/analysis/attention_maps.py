@@ -127,7 +127,9 @@ class TextAttention:
             raise ValueError(f"{name}={value}: there are {name}s 1 to {most}.")
 
 
-def read_attention(model: PreTrainedModel, ids: Sequence[int], *, num_recurrences: int | None = None) -> TextAttention:
+def read_attention(
+    model: PreTrainedModel, ids: Sequence[int], *, num_recurrences: int | None = None, name: str = "ids"
+) -> TextAttention:
     """
     Runs a model over a text and keeps all attention weights: heads x layers (x recurrences) x tokens x tokens numbers.
 
@@ -137,6 +139,7 @@ def read_attention(model: PreTrainedModel, ids: Sequence[int], *, num_recurrence
         model: any causal language model; its training mode and its attention are restored afterwards.
         ids: the ids of the text; all positions are attended to.
         num_recurrences: for a recurrent-depth model, by default that of its config. Halting criteria are ignored.
+        name: what messages call the text, for example the flag that names its file.
 
     Raises:
         ValueError: the text is longer than the model's context or has ids outside its embedding, `num_recurrences` is
@@ -144,13 +147,11 @@ def read_attention(model: PreTrainedModel, ids: Sequence[int], *, num_recurrence
     """
     check_has("model", model, "get_input_embeddings", "a causal language model of transformers")
     check_sequence("ids", ids, "a list of token ids")
-    if not len(ids):
-        raise ValueError("The text has no tokens: ids=[] must hold at least one.")
     for token_id in ids:
         check_int("ids", int(token_id) if isinstance(token_id, torch.Tensor) else token_id, least=0)
     if num_recurrences is not None:
         check_int("num_recurrences", num_recurrences, least=1)
-    _check_ids(model, ids)
+    _check_ids(model, ids, name)
     looped = model.config.model_type == RecurrentDepthConfig.model_type
     depth = {}
     if looped:
@@ -255,19 +256,19 @@ def uniform_attention(num_tokens: int) -> np.ndarray:
     return np.tril(np.ones((num_tokens, num_tokens))) / np.arange(1, num_tokens + 1)[:, None]
 
 
-def _check_ids(model, ids):
+def _check_ids(model, ids, name):
     if not len(ids):
-        raise ValueError("The text has no tokens.")
+        raise ValueError(f"{name}: the text has no tokens, ids=[]. Pass at least one.")
     context = context_length(model)
     if context is not None and len(ids) > context:
         raise ValueError(
-            f"The text has {len(ids)} tokens, but the model's context is {context}. Choose a shorter text: it is not "
-            "cut off here."
+            f"{name}: the text has {len(ids)} tokens, but the model's context is {context}. Choose a shorter text: it "
+            "is not cut off here."
         )
     num_rows = model.get_input_embeddings().weight.shape[0]
     if max(ids) >= num_rows:
         raise ValueError(
-            f"The text has the id {max(ids)}, but the model has only {num_rows} embedding rows. Use the "
+            f"{name}: the text has the id {max(ids)}, but the model has only {num_rows} embedding rows. Use the "
             "tokenizer that is saved with the model."
         )
 

@@ -1,6 +1,5 @@
 """The rows of a multi-hop data set that a command runs a model on, and loading both."""
 
-import json
 import os
 from collections import Counter
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from memreason_hf.data import encode_chains, load_multi_hop, select_chains
 from memreason_hf.data.chains.collator import ChainCollator
 from memreason_hf.data.chains.config import format_hop_counts, parse_hop_counts
 from memreason_hf.evaluation import ResultsHeader, describe_data, describe_environment, describe_model
+from memreason_hf.files import read_json
 from memreason_hf.training.runs.output_folder import RUN_FILE
 from modeling_recurrent import RecurrentDepthConfig
 
@@ -212,10 +212,10 @@ def trained_range(trained_hops: int | None, model: str) -> int | None:
             raise ValueError(f"trained_hops={trained_hops} must be at least 1.")
         return trained_hops
     try:
-        run = json.loads((Path(model) / RUN_FILE).read_text(encoding="utf-8"))
+        run = read_json(Path(model) / RUN_FILE)
         stages = run["fingerprint"]["curriculum.stages"]
         return max(stage for stage in stages if isinstance(stage, int))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         # The range is only drawn into a figure, so a model without a record of its training goes without.
         return None
 

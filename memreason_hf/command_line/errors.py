@@ -10,7 +10,8 @@ from contextlib import contextmanager, redirect_stdout
 
 from huggingface_hub.errors import StrictDataclassError
 
-from memreason_hf.command_line.signals import exit_code, say_stopped, signal_of, signals_raise
+from memreason_hf.command_line.signals import exit_code, say_stopped, signals_raise
+from memreason_hf.interrupts import signal_of
 from memreason_hf.messages import describe_field_error, visible
 
 
@@ -100,7 +101,7 @@ def user_errors(
     expected = exceptions or USER_ERRORS
     output = _OutlastingStream(sys.stdout)
     try:
-        with signals_raise(), redirect_stdout(output):
+        with signals_raise(stopped), redirect_stdout(output):
             try:
                 yield
             finally:

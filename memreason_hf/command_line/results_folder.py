@@ -1,5 +1,8 @@
 """The results file and the figures of a command, written whole and only where nothing is lost."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +11,7 @@ from matplotlib.figure import Figure
 from memreason_hf.analysis import save_figure
 from memreason_hf.command_line.parser import Section
 from memreason_hf.evaluation import write_results
-from memreason_hf.file_sets import writing_together
+from memreason_hf.file_sets import reserved, writing_together
 from memreason_hf.files import check_places
 
 
@@ -56,6 +59,21 @@ class ResultsFolder:
         self.results_path = folder / f"{stem}.json"
         self.figure_paths = {name: [folder / f"{name}.png", folder / f"{name}.pdf"] for name in figures}
         check_places(self._paths(), overwrite=self.overwrite)
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """
+        Keeps other processes from writing the same files while the block computes and writes them.
+
+        Raises:
+            InUseError: another process is computing or writing them.
+        """
+        # Of several processes of a run, one writes.
+        if self.results_path is None or os.environ.get("RANK", "0") != "0":
+            yield
+            return
+        with reserved(self._paths(), overwrite=self.overwrite):
+            yield
 
     def write(self, results: dict, figures: dict[str, Figure]) -> None:
         """Writes the figures, then the results file: a folder with a results file is complete."""

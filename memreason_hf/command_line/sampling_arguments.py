@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import GenerationConfig
 
+from memreason_hf.evaluation.solutions.generation import check_max_new_tokens
 
-# Far beyond any context, and still an end.
-MOST_NEW_TOKENS = 2**20
+
 _RANDOM_ONLY = ("temperature", "top_k", "top_p", "seed")
 
 
@@ -41,13 +41,7 @@ class SamplingArguments:
         Raises:
             ValueError: names the field and its value.
         """
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1.")
-        if self.max_new_tokens > MOST_NEW_TOKENS:
-            raise ValueError(
-                f"max_new_tokens={self.max_new_tokens} must be at most {MOST_NEW_TOKENS:,}: tokens are generated one "
-                "after the other."
-            )
+        check_max_new_tokens(self.max_new_tokens)
         if self.temperature is not None and self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be above 0. For the limit of 0, omit --do_sample.")
         if self.top_k is not None and self.top_k < 0:

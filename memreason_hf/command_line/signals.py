@@ -2,6 +2,9 @@
 Ctrl-C and SIGTERM end a command with one line and the exit code of shells: 130 and 143.
 
 Without heavy imports, because it must be in effect before they begin.
+
+A command's process goes through three kinds of time: it loads (`stop_while_loading`), it runs (`signals_raise`), and
+it ends, or prepares the next part of its work. In the first and the last a signal ends it at once.
 """
 
 import os
@@ -11,14 +14,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from memreason_hf.interrupts import Terminated
+
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_AGAIN_SECONDS = 0.01
 # What Python does with a signal unless somebody has decided otherwise.
 _USUAL = (signal.SIG_DFL, signal.default_int_handler)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM has arrived. It unwinds a program as Ctrl-C does, so that no temporary files stay behind."""
 
 
 def exit_code(number: int) -> int:
@@ -26,15 +28,25 @@ def exit_code(number: int) -> int:
     return 128 + number
 
 
-def signal_of(interruption: KeyboardInterrupt) -> int:
-    """The signal that an exception stands for."""
-    return signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
-
-
 def say_stopped(command: str, number: int, ending: str) -> None:
     """Prints the line about a command that a signal has stopped, once for all ranks."""
     if os.environ.get("RANK", "0") == "0":
         print(f"\n{command}: stopped by {_NAMES[number]}; {ending}.", file=sys.stderr, flush=True)
+
+
+class _Stop:
+    """
+    A handler that ends the process at once with one line: it is in effect where an exception would be a traceback,
+    before a command has begun and after it has ended.
+    """
+
+    def __init__(self, command: str):
+        self.command = command
+        self.ending = "it was still loading, and nothing was written"
+
+    def __call__(self, number, frame):
+        say_stopped(self.command, number, self.ending)
+        os._exit(exit_code(number))
 
 
 def stop_while_loading(command: str) -> dict:
@@ -45,13 +57,7 @@ def stop_while_loading(command: str) -> dict:
     Returns:
         The previous handlers, for `restore`.
     """
-
-    def stop(number, frame):
-        say_stopped(command, number, "it was still loading, and nothing was written")
-        os._exit(exit_code(number))
-
-    stop.ends_loading = True
-    return _install(dict.fromkeys(_NAMES, stop))
+    return _install(dict.fromkeys(_NAMES, _Stop(command)))
 
 
 def restore(handlers: dict) -> None:
@@ -61,18 +67,53 @@ def restore(handlers: dict) -> None:
 
 
 @contextmanager
-def signals_raise() -> Iterator[None]:
-    """Within the block SIGTERM raises `Terminated`, and SIGINT `KeyboardInterrupt`."""
+def signals_raise(ending: str = "it had ended") -> Iterator[None]:
+    """
+    Within the block SIGTERM raises `Terminated`, and SIGINT `KeyboardInterrupt`.
+
+    Args:
+        ending: what the line of `stop_while_loading` says after the block.
+    """
     previous = _install({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate})
     try:
-        yield
+        with _none_is_lost():
+            yield
     finally:
-        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-        restore({number: usual[number] if hasattr(it, "ends_loading") else it for number, it in previous.items()})
+        for handler in previous.values():
+            if isinstance(handler, _Stop):
+                handler.ending = ending
+        restore(previous)
 
 
 def _terminate(number, frame):
     raise Terminated
+
+
+@contextmanager
+def _none_is_lost():
+    """
+    Sends a signal again whose exception was raised where Python ignores exceptions: in a `__del__`, or in the callback
+    of a weak reference.
+    """
+    before, timers = sys.unraisablehook, []
+
+    def hook(ignored):
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            before(ignored)
+            return
+        number = signal.SIGTERM if issubclass(ignored.exc_type, Terminated) else signal.SIGINT
+        # After a moment, because an exception in this function would be ignored as well.
+        timers.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.cancel()
 
 
 def _install(handlers):
@@ -82,6 +123,6 @@ def _install(handlers):
     replaced = {}
     for number, handler in handlers.items():
         present = signal.getsignal(number)
-        if present in _USUAL or hasattr(present, "ends_loading"):
+        if present in _USUAL or isinstance(present, _Stop):
             replaced[number] = signal.signal(number, handler)
     return replaced

@@ -1,11 +1,11 @@
 """One solution to analyse: from flags, or from a file of generated solutions."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from memreason_hf.evaluation.solutions.answers import read_published
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, read_generations
+from memreason_hf.files import read_json
 
 
 @dataclass
@@ -32,7 +32,8 @@ class SolutionText:
     Attributes:
         text: the question and the solution.
         question: the question, if it is known.
-        source: the name of the text in messages.
+        source: what figures and tables call the text.
+        field: the flag that it came from and its value, for messages.
         num_demonstrations: solved questions that stood before the question when the text was generated. They are not
             part of `text`.
     """
@@ -40,6 +41,7 @@ class SolutionText:
     text: str
     question: str | None
     source: str
+    field: str
     num_demonstrations: int = 0
 
 
@@ -58,14 +60,14 @@ def read_solution_text(arguments: SolutionTextArguments) -> SolutionText:
     if given != ["generations"] and arguments.index is not None:
         raise ValueError(f"index={arguments.index} names a solution of --generations, which is not given.")
     if arguments.text is not None:
-        return SolutionText(arguments.text, None, "the text")
+        return SolutionText(arguments.text, None, "the text", "text")
     (name,) = given
     path = Path(getattr(arguments, name))
     if not path.is_file():
         raise FileNotFoundError(f"{name}={getattr(arguments, name)!r}: no such file. Pass a file of solutions.")
     try:
         if arguments.text_file is not None:
-            return SolutionText(path.read_text(encoding="utf-8"), None, path.name)
+            return SolutionText(path.read_text(encoding="utf-8"), None, path.name, f"text_file={str(path)!r}")
         return _read_solution(path, arguments.index)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be a text in UTF-8 ({error}).") from None
@@ -89,13 +91,14 @@ def _read_solution(path, index):
     text, question = solutions[index]
     if not isinstance(text, str) or not isinstance(question, str | None):
         raise ValueError(f"{path}: text and question of solution {index} must be texts.")
-    return SolutionText(text, question, f"solution {index} of {path.name}", _num_demonstrations(path))
+    field = f"generations={str(path)!r}, index={index}"
+    return SolutionText(text, question, f"solution {index} of {path.name}", field, _num_demonstrations(path))
 
 
 def _num_demonstrations(path):
     """The number in the settings next to a file of generated solutions; 0 without readable settings."""
     try:
-        settings = json.loads(path.with_name(path.name + SETTINGS_SUFFIX).read_text(encoding="utf-8"))
+        settings = read_json(path.with_name(path.name + SETTINGS_SUFFIX))
         return int(settings["num_demonstrations"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return 0

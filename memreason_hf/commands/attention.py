@@ -7,6 +7,7 @@
 import dataclasses
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,13 +100,15 @@ def make_parser() -> CommandParser:
 def main(argv: list[str] | None = None) -> int:
     """Shows attention; returns the exit code. A wrong flag or input ends the program with code 2 and one message."""
     with user_errors(PROG):
-        return _attention(*make_parser().parse_sections(argv))
+        model, text_arguments, depth, choice, output = make_parser().parse_sections(argv)
+        files = None
+        if output.output_dir is not None:
+            files = AttentionFiles(Path(output.output_dir), overwrite=output.overwrite)
+        with nullcontext() if files is None else files.reserved():
+            return _attention(model, text_arguments, depth, choice, files)
 
 
-def _attention(model, text_arguments, depth, choice, output):
-    files = None
-    if output.output_dir is not None:
-        files = AttentionFiles(Path(output.output_dir), overwrite=output.overwrite)
+def _attention(model, text_arguments, depth, choice, files):
     numbers = {
         "layer": choice.layer,
         "head": choice.head,
@@ -129,7 +132,9 @@ def _attention(model, text_arguments, depth, choice, output):
     solution = encode_solution_tokens(model.load_tokenizer(config), source.text, question=source.question)
     # Attention between steps is set on the loaded model, and `read_attention` leaves it as it is.
     network = model.load_model(device, attn_implementation="eager")
-    attention = read_attention(network, solution.ids, num_recurrences=depth.num_recurrences)
+    attention = read_attention(
+        network, solution.ids, num_recurrences=depth.num_recurrences, name=visible(source.field)
+    )
     maps = attention.select(choice.layer, choice.head, choice.recurrence)
     shares = map_shares(maps, solution.kinds(choice.marks_apart))
 

@@ -164,7 +164,7 @@ def make_parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Converts; returns the exit code. Expected errors end the program with code 2, Ctrl-C with 130."""
-    with user_errors(PROG, stopped="nothing was written"):
+    with user_errors(PROG, stopped="no half-written folder was left"):
         return _convert(*make_parser().parse_sections(argv))
 
 

@@ -67,11 +67,13 @@ def make_parser() -> CommandParser:
 def main(argv: list[str] | None = None) -> int:
     """Evaluates; returns the exit code. A wrong flag or input ends the program with code 2 and one message."""
     with user_errors(PROG), all_processes():
-        return _evaluate(*make_parser().parse_sections(argv))
+        model, chains, depth, baseline_arguments, output = make_parser().parse_sections(argv)
+        folder = ResultsFolder(output, "evaluation", ["evaluation"] if baseline_arguments.fixed_baseline else [])
+        with folder.reserved():
+            return _evaluate(model, chains, depth, baseline_arguments, output, folder)
 
 
-def _evaluate(model, chains, depth, baseline_arguments, output):
-    folder = ResultsFolder(output, "evaluation", ["evaluation"] if baseline_arguments.fixed_baseline else [])
+def _evaluate(model, chains, depth, baseline_arguments, output, folder):
     model.check()
     chains.check()
     config = model.load_recurrent_config()

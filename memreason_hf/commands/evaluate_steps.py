@@ -27,7 +27,7 @@ from memreason_hf.command_line.model_flags import model_section
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.data.questions.demonstrations import Demonstrations
 from memreason_hf.data.questions.memory_reason import NAMES, load_memory_reason
-from memreason_hf.evaluation.solutions.generation import generate_solutions
+from memreason_hf.evaluation.solutions.generation import check_max_new_tokens, generate_solutions
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
 from memreason_hf.evaluation.solutions.judges import JUDGES
 from memreason_hf.files import check_places, write_json
@@ -143,6 +143,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _evaluate(model, data, solving, depth, by_kind, output, files):
     model.check()
+    check_max_new_tokens(solving.max_new_tokens)
     dataset = load_memory_reason(data.data, data.name)
     rows = data.rows(dataset)
     demonstrations = _demonstrations(dataset, solving)

@@ -24,7 +24,7 @@ from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.prompts import PromptArguments, read_prompts
 from memreason_hf.command_line.sampling_arguments import SamplingArguments, describe_sampling, sampling_settings
 from memreason_hf.evaluation import describe_environment, describe_model, write_results
-from memreason_hf.file_sets import writing_together
+from memreason_hf.file_sets import reserved, writing_together
 from memreason_hf.files import check_places, whole_file
 
 
@@ -121,12 +121,16 @@ def make_parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Generates; returns the exit code. Expected errors end the program with code 2, Ctrl-C with 130."""
-    with user_errors(PROG, stopped="no file was written"):
-        return _generate(*make_parser().parse_sections(argv))
+    with user_errors(PROG):
+        sections = make_parser().parse_sections(argv)
+        output = sections[-1]
+        output.check()
+        with reserved(output.paths(), overwrite=output.overwrite):
+            return _generate(*sections)
 
 
 def _generate(model, prompt_arguments, depth, cache, sampling, output):
-    for flags in (output, model, sampling):
+    for flags in (model, sampling):
         flags.check()
     if cache.draft_recurrences is not None and cache.draft_recurrences < 1:
         raise ValueError(f"draft_recurrences={cache.draft_recurrences} must be at least 1.")

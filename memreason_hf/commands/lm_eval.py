@@ -63,11 +63,13 @@ def make_parser() -> CommandParser:
 def main(argv: list[str] | None = None) -> int:
     """Evaluates; returns the exit code. A wrong flag or input ends the program with code 2 and one message."""
     with user_errors(PROG):
-        return _evaluate(*make_parser().parse_sections(argv))
+        model, tasks, output = make_parser().parse_sections(argv)
+        folder = ResultsFolder(output, "task_scores", [])
+        with folder.reserved():
+            return _evaluate(model, tasks, output, folder)
 
 
-def _evaluate(model, tasks, output):
-    folder = ResultsFolder(output, "task_scores", [])
+def _evaluate(model, tasks, output, folder):
     model.check()
     try:
         check_lm_eval()

@@ -85,7 +85,10 @@ def make_parser() -> CommandParser:
 def main(argv: list[str] | None = None) -> int:
     """Evaluates; returns the exit code. A wrong flag or input ends the program with code 2 and one message."""
     with user_errors(PROG):
-        return _evaluate(*make_parser().parse_sections(argv))
+        model, text, compare, output = make_parser().parse_sections(argv)
+        folder = ResultsFolder(output, "perplexity", ["perplexity"])
+        with folder.reserved():
+            return _evaluate(model, text, compare, output, folder)
 
 
 def _read_other(path):
@@ -99,8 +102,7 @@ def _read_other(path):
     return results
 
 
-def _evaluate(model, text, compare, output):
-    folder = ResultsFolder(output, "perplexity", ["perplexity"])
+def _evaluate(model, text, compare, output, folder):
     model.check()
     for name in ("max_documents", "max_length", "max_recurrences"):
         value = getattr(text, name)

@@ -125,7 +125,7 @@ def make_parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Publishes a folder; returns the exit code. Expected errors end the program with code 2, Ctrl-C with 130."""
-    with user_errors(PROG, stopped="nothing was committed. Run it again to go on"):
+    with user_errors(PROG, stopped="run it again to go on"):
         return _publish(*make_parser().parse_sections(argv))
 
 

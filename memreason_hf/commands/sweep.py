@@ -69,11 +69,13 @@ def make_parser() -> CommandParser:
 def main(argv: list[str] | None = None) -> int:
     """Sweeps; returns the exit code. A wrong flag or input ends the program with code 2 and one message."""
     with user_errors(PROG), all_processes():
-        return _sweep(*make_parser().parse_sections(argv))
+        model, chains, depth, figure_arguments, output = make_parser().parse_sections(argv)
+        folder = ResultsFolder(output, "depth_sweep", ["depth_sweep", "depth_margins"])
+        with folder.reserved():
+            return _sweep(model, chains, depth, figure_arguments, output, folder)
 
 
-def _sweep(model, chains, depth, figure_arguments, output):
-    folder = ResultsFolder(output, "depth_sweep", ["depth_sweep", "depth_margins"])
+def _sweep(model, chains, depth, figure_arguments, output, folder):
     model.check()
     chains.check()
     config = model.load_recurrent_config()

@@ -59,7 +59,7 @@ def make_parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Writes a loop out; returns the exit code. Expected errors end the program with code 2, Ctrl-C with 130."""
-    with user_errors(PROG, stopped="nothing was written"):
+    with user_errors(PROG, stopped="no half-written folder was left"):
         return _unroll(*make_parser().parse_sections(argv))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from datasets import DatasetDict, load_from_disk
 
-from memreason_hf.files import check_folder, read_json
+from memreason_hf.files import check_folder, check_regular, read_json
 from memreason_hf.messages import first_few
 
 
@@ -74,10 +74,15 @@ def load_saved(
         splits: names of the splits that it must have.
 
     Raises:
+        OSError: the folder holds a pipe, a socket or a device.
         ValueError: the data set is damaged, or lacks a split or a column.
     """
+    check_regular(folder)
     try:
         dataset = load_from_disk(folder)
+        for part in dataset.values():
+            # Arrow trusts the offsets in a file: a damaged one would end the process where the rows are used.
+            part.data.table.validate(full=True)
     except Exception as error:  # a damaged file shows as almost any error of Arrow, json or fsspec
         raise ValueError(f"{folder}: the data set is damaged ({error}). Build it again.") from error
     for split in splits:

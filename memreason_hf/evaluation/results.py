@@ -171,9 +171,11 @@ def validate_results(results: dict) -> None:
     """
     if not isinstance(results, dict):
         raise ValueError(f"results={shortened(results)} must be one JSON object, got {type(results).__name__}.")
-    if results.get("schema_version") != SCHEMA_VERSION:
+    if "schema_version" not in results:
+        raise ValueError(f"results={shortened(results)} lacks schema_version: it is not a document of this package.")
+    if results["schema_version"] != SCHEMA_VERSION:
         raise ValueError(
-            f"schema_version={results.get('schema_version')!r} must be {SCHEMA_VERSION}: this release of "
+            f"schema_version={results['schema_version']!r} must be {SCHEMA_VERSION}: this release of "
             f"memreason-hf reads {SCHEMA_VERSION}."
         )
     kind = _registered(results.get("kind"))
@@ -293,7 +295,8 @@ def _message(errors: Sequence[dict], document: dict, schema: dict) -> str:
             if error["type"] in keys and error["loc"][:-1] == parent:
                 keys[error["type"]].append(str(error["loc"][-1]))
         place = _follow(parent, document, schema)[0] or "results"
-        return f"{place}: missing keys {sorted(keys['missing'])}, unknown keys {sorted(keys['extra_forbidden'])}."
+        missing, unknown = sorted(keys["missing"]), sorted(keys["extra_forbidden"])
+        return f"{place}: missing keys {missing}, unknown keys {unknown}. Add the former, and remove the latter."
     place, value, node = _follow(first["loc"], document, schema)
     shown = repr(value)
     if len(shown) > _LONGEST_VALUE:

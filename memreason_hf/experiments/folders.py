@@ -5,7 +5,10 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from memreason_hf.files import clear_leftovers, read_json, remove_folder, write_json
+from memreason_hf.files import LOCK_SUFFIX, clear_leftovers, is_temporary, read_json, remove_folder, write_json
+from memreason_hf.locks import LOCK_FILE
+from memreason_hf.training.runs.output_folder import CARD_FILE
+from modeling_recurrent.card_recurrent import is_generated, read_card
 
 
 SETTINGS_FILE = "settings.json"
@@ -15,7 +18,7 @@ _WRITTEN = (
     *("solutions.jsonl", "solutions.jsonl.settings.json", "run.json", "trainer_state.json", "training_args.bin"),
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*"),
-    *("*_recurrent.py", "README.md", "*.lock", ".*"),
+    "*_recurrent.py",
 )
 
 
@@ -52,12 +55,23 @@ def check_removable(folders: Iterable[Path]) -> None:
     """
     for folder in folders:
         for path in sorted(folder.rglob("*")) if (folder / SETTINGS_FILE).is_file() else ():
-            known = any(fnmatch(path.name, pattern) for pattern in _WRITTEN)
-            if path.is_symlink() or (not path.is_dir() and not known):
+            if path.is_symlink() or not (path.is_dir() or _is_own(path, folder)):
                 raise ValueError(
                     f"{path} was not written by an experiment, and --restart would delete it. Move it elsewhere, or "
                     "choose another --output_dir."
                 )
+
+
+def _is_own(path, folder):
+    if any(is_temporary(part) for part in path.relative_to(folder).parts):
+        return True
+    if path.name == CARD_FILE:
+        # A card that a person wrote, or has changed, is theirs.
+        card = read_card(path.parent)
+        return card is not None and is_generated(card)
+    # A lock file is named after the file that it is for.
+    locks = (LOCK_FILE, *(f".{pattern}{LOCK_SUFFIX}" for pattern in _WRITTEN))
+    return any(fnmatch(path.name, pattern) for pattern in (*_WRITTEN, *locks))
 
 
 def read_finished(path: Path) -> dict | None:

@@ -11,8 +11,7 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
-
-_PACKAGES = ("memreason_hf", "modeling_recurrent")
+from memreason_hf.imports import PACKAGES
 
 
 def bundle_script(path: Path) -> dict[str, str]:
@@ -142,7 +141,7 @@ def _is_docstring(node):
 
 
 def _is_own(module):
-    return bool(module) and module.split(".")[0] in _PACKAGES
+    return bool(module) and module.split(".")[0] in PACKAGES
 
 
 def _bound(node) -> set[str]:

@@ -1,6 +1,5 @@
 """What a folder is, and which of its files go to the Hub: a list of what belongs there, never of what does not."""
 
-import ast
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from memreason_hf.data.chains.json_files import SPLIT_FILES, VOCABULARY_FILE
 from memreason_hf.data.saved_folders import is_saved, is_saved_split
 from memreason_hf.files import read_json
 from memreason_hf.hub.weights import ADAPTER_CONFIG, MODEL_CONFIG, check_weights, weight_names
+from memreason_hf.imports import imports_of
 from memreason_hf.messages import first_few
 from memreason_hf.models.conversion.record import CONVERSION_FILE
 from memreason_hf.steps.attention import STEP_ATTENTION_FILE
@@ -214,11 +214,10 @@ def holds_metric(folder: Path) -> bool:
     """Whether a folder holds a module of `evaluate`: a script of the folder's name that imports it, and a card."""
     path = folder / f"{folder.resolve().name}.py"
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = [entry for entry in imports_of(path) if not entry.is_inside and entry.name is None]
     except (OSError, ValueError, SyntaxError):
         return False
-    imported = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    return "evaluate" in imported and (folder / CARD).is_file()
+    return "evaluate" in [entry.module for entry in imported] and (folder / CARD).is_file()
 
 
 def _holds_space(folder):

@@ -33,7 +33,7 @@ from memreason_hf.data.chains.tables import CHAIN_SCHEMA
 from memreason_hf.data.chains.tokenizer import VOCABULARY_FILE, build_tokenizer, read_vocabulary, write_vocabulary
 from memreason_hf.data.questions.memory_reason import REPORT_FILE
 from memreason_hf.data.saved_folders import is_saved, is_saved_split, saved_splits
-from memreason_hf.files import check_folder, portable_path, read_json, whole_folder, write_json
+from memreason_hf.files import check_folder, check_regular, portable_path, read_json, whole_folder, write_json
 from memreason_hf.hub.cards import is_generated, make_card
 from memreason_hf.hub.dataset_files import dataset_card_data, write_shards
 
@@ -178,6 +178,7 @@ def _load_saved(folder):
     for part in [folder, *(folder / split for split in saved_splits(folder))]:
         if is_saved_split(part) and not read_json(part / "state.json").get("_data_files"):
             raise ValueError(f"{part} holds no rows, and datasets cannot load a split without any. Leave it out.")
+    check_regular(folder)
     try:
         dataset = load_from_disk(str(folder))
     except Exception as error:  # a damaged file shows as almost any error of Arrow, json or fsspec

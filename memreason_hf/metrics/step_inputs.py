@@ -7,16 +7,16 @@ and ignores them; an unknown keyword is a TypeError all the same.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import datasets
 import evaluate
 
-from memreason_hf.checks import check_row, check_sequence, check_type
+from memreason_hf.checks import check_int, check_number, check_row, check_sequence, check_type, shortened
 from memreason_hf.data.questions.options import TRUE_FALSE, options_by_label
 from memreason_hf.evaluation.solutions.answers import end_of_question, extract_answer
-from memreason_hf.evaluation.solutions.judges import JUDGES, StepJudge
+from memreason_hf.evaluation.solutions.judges import StepJudge, find_judge
 from memreason_hf.steps import ANSWER_MARKER, NO_KIND, QUESTION_MARKER, Solution, Step, StepScheme, answer_step
 from memreason_hf.steps.marks import FAMILY_TOKEN
 
@@ -127,7 +127,7 @@ class SolutionMetric(evaluate.Metric, ABC):
                 "predictions and references are empty: there is nothing to measure. Check the split and the filters "
                 "that chose the rows."
             )
-        _check_keywords(options, match_option_text, bootstrap_samples, confidence, seed, judge)
+        _check_keywords(match_option_text, bootstrap_samples, confidence, seed, judge)
         if questions is not None:
             check_texts("questions", questions)
             if len(questions) != len(predictions):
@@ -155,21 +155,18 @@ def check_texts(name: str, texts: Sequence[str] | None) -> None:
     Checks that an argument is a list of texts. A single text would be taken for the list of its letters.
 
     Raises:
+        TypeError: the argument is no list.
         ValueError: the argument is one text, or an entry is not a text.
     """
-    if not isinstance(texts, Iterable | None):
-        raise ValueError(f"{name}={_shortened(texts)} must be a list of texts, got a {type(texts).__name__}.")
     if isinstance(texts, str):
-        raise ValueError(f"{name}={_shortened(texts)} must be a list of texts, got one text. Write [{name}].")
+        raise ValueError(f"{name}={shortened(texts)} must be a list of texts, got one text. Write [{name}].")
     if texts is not None:
         check_sequence(name, texts, "a list of texts")
     for index, text in enumerate(texts if texts is not None else ()):
         if not isinstance(text, str):
-            raise ValueError(f"{name}[{index}]={_shortened(text)} must be a text, got a {type(text).__name__}.")
+            raise ValueError(f"{name}[{index}]={shortened(text)} must be a text, got a {type(text).__name__}.")
         if not text.isascii() and _SURROGATE.search(text):
-            raise ValueError(
-                f"{name}[{index}]={_shortened(text)} must be Unicode, but holds half of a surrogate pair."
-            )
+            raise ValueError(f"{name}[{index}]={shortened(text)} must be Unicode, but holds half of a surrogate pair.")
 
 
 def check_lengths(predictions: Sequence, references: Sequence) -> None:
@@ -188,28 +185,14 @@ def check_lengths(predictions: Sequence, references: Sequence) -> None:
         )
 
 
-def _check_keywords(options, match_option_text, bootstrap_samples, confidence, seed, judge):
+def _check_keywords(match_option_text, bootstrap_samples, confidence, seed, judge):
     """Checks types and ranges, also of keywords that a metric ignores: another one of a combination reads them."""
-    if not isinstance(match_option_text, bool):
-        raise ValueError(f"match_option_text={_shortened(match_option_text)} must be True or False.")
-    for name, value, most in (("bootstrap_samples", bootstrap_samples, _MOST_SAMPLES), ("seed", seed, None)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{name}={_shortened(value)} must be a whole number.")
-        if value < 0:
-            raise ValueError(f"{name}={_shortened(value)} must be at least 0.")
-        if most is not None and value > most:
-            raise ValueError(
-                f"{name}={_shortened(value)} must be at most {most:,}: more do not change the interval, but all are "
-                "kept in memory."
-            )
-    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
-        raise ValueError(f"confidence={_shortened(confidence)} must be between 0 and 1.")
-    if isinstance(options, str):
-        raise ValueError(f"options={options!r} must be a list of labels, got one text. Write {[options]}.")
-    if not isinstance(options, Sequence | Mapping | None):
-        raise ValueError(f"options={_shortened(options)} must be a list, a mapping of labels to texts, or None.")
-    if not callable(judge) and judge not in JUDGES:
-        raise ValueError(f"judge={_shortened(judge)} must be one of {', '.join(JUDGES)}, or a callable.")
+    check_type("match_option_text", match_option_text, bool, "True or False")
+    reason = "more do not change the interval, but all are kept in memory"
+    check_int("bootstrap_samples", bootstrap_samples, 0, _MOST_SAMPLES, reason)
+    check_int("seed", seed, least=0)
+    check_number("confidence", confidence, above=0, below=1)
+    find_judge(judge)
 
 
 def read_scheme_argument(scheme: StepScheme | Mapping | None) -> StepScheme:
@@ -293,14 +276,13 @@ def check_options(options: Sequence | Mapping | None) -> None:
     """
     if options is None:
         return
+    if isinstance(options, str):
+        raise ValueError(f"options={options!r} must be a list of labels, got one text. Write {[options]}.")
     if isinstance(options, Mapping):
         _check_labels(options)
         return
-    if not isinstance(options, str):
-        check_sequence(
-            "options", options, "a list of labels, a mapping of labels to texts, or one of them for each row"
-        )
-    for row in [] if isinstance(options, str) else options:
+    check_sequence("options", options, "a list of labels, a mapping of labels to texts, or one of them for each row")
+    for row in options:
         if not isinstance(row, str) and row is not None:
             _check_labels(row)
 
@@ -356,14 +338,6 @@ def _labels_to_texts(options):
     if isinstance(options, str):
         raise ValueError(f"options holds {options!r}: give a list of labels for each row.")
     if not isinstance(options, Sequence):
-        raise ValueError(f"options holds {_shortened(options)}: give a list of labels for each row.")
+        raise ValueError(f"options holds {shortened(options)}: give a list of labels for each row.")
     options = list(options)
     return options_by_label(options) if options and isinstance(options[0], Mapping) else dict.fromkeys(options, "")
-
-
-def _shortened(value):
-    try:
-        shown = repr(value)
-    except ValueError:  # Python does not print ints of thousands of digits
-        return "(a very large number)"
-    return shown if len(shown) <= 80 else f"{shown[:80]}…"

@@ -1,10 +1,11 @@
 """Checks of the JSON files of a saved model, before the library reads them without any."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import GenerationConfig
 
-from memreason_hf.model_files import read_json_files
+from memreason_hf.model_files import MODEL_JSON, read_json_files
 from modeling_recurrent import RecurrentDepthConfig
 from modeling_recurrent.arguments_recurrent import refuse_misspelt
 
@@ -12,20 +13,21 @@ from modeling_recurrent.arguments_recurrent import refuse_misspelt
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def check_json_files(folder: str | Path, field: str) -> None:
+def check_json_files(folder: str | Path, field: str, names: Iterable[str] = MODEL_JSON) -> None:
     """
     Checks that the JSON files of a local folder hold objects, and the entries that the library does not check.
 
     Args:
         folder: of a model or adapter. A name on the Hub is not checked.
         field: what messages call `folder`, for example `"model"`.
+        names: of the files; those of a tokenizer are read with it.
 
     Raises:
         OSError: a folder, or a link that leads nowhere, is in the place of a file.
         ValueError: a file is damaged; the message is one line and names the file and, where there is one, the key.
     """
     is_recurrent = False
-    for name, content in read_json_files(folder, field).items():
+    for name, content in read_json_files(folder, field, names).items():
         wrong = _wrong_entry(name, content)
         if name == "config.json":
             is_recurrent = content.get("model_type") == RecurrentDepthConfig.model_type

@@ -8,10 +8,7 @@ ask on standard input, from which commands read prompts.
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,10 +19,11 @@ from memreason_hf.adapters.model import AdapterModel
 from memreason_hf.adapters.saving import load_adapter, read_adapter_note, read_base_config
 from memreason_hf.checks import check_path, check_type
 from memreason_hf.data import load_multi_hop_tokenizer
-from memreason_hf.messages import describe_field_error, first_few, first_line
+from memreason_hf.messages import first_few, first_line
+from memreason_hf.models.configs_and_tokenizers import read_config, read_tokenizer
 from memreason_hf.models.json_files import check_json_files
-from memreason_hf.models.pretrained import read_model, reading_error, torch_dtype
-from memreason_hf.repositories import check_source, hub_errors
+from memreason_hf.models.pretrained import read_model, torch_dtype
+from memreason_hf.repositories import check_source
 from memreason_hf.steps.attention import restore_step_attention
 from modeling_recurrent import RecurrentDepthConfig
 
@@ -51,14 +49,14 @@ def load_any_config(
         'recurrent_depth'
     """
     check_path("model", model)
-    check_json_files(model, "model")
     adapter = adapter_folder(model, revision, "model")
     if adapter is not None:
+        check_json_files(adapter, "model")
         return _read_adapter_config(str(adapter), base, trust_remote_code)
     _refuse_base(model, base)
     _check_model_folder(model)
     try:
-        return _read_config(model, "model", trust_remote_code, revision)
+        return read_config(model, "model", revision=revision, trust_remote_code=trust_remote_code)
     except OSError as error:
         # The Hub's errors name the field.
         if str(error).startswith("model="):
@@ -83,16 +81,6 @@ def load_model_config(
             f"type {RecurrentDepthConfig.model_type!r}."
         )
     return config
-
-
-def _read_config(name, field, trust_remote_code, revision=None):
-    try:
-        with hub_errors(name, field, revision):
-            return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except StrictDataclassError as error:
-        raise ValueError(f"{field}={name!r}: config.json: {describe_field_error(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise reading_error(name, field, error) from error
 
 
 def _read_adapter_config(folder, base, trust_remote_code):
@@ -138,37 +126,26 @@ def load_tokenizer(
         ValueError, OSError: the tokenizer is missing, cannot be read, needs remote code, or has more tokens than the
             model has embeddings.
     """
-    name, field = (tokenizer, "tokenizer") if tokenizer else (model, "model")
+    given = tokenizer is not None
+    name, field = (tokenizer, "tokenizer") if given else (model, "model")
     check_path(field, name)
-    revision = None if tokenizer else revision
-    folder = Path(name) if tokenizer else adapter_folder(model, revision, "model") or Path(model)
+    revision = None if given else revision
+    folder = Path(name) if given else adapter_folder(model, revision, "model") or Path(model)
     if folder.is_dir() and not (folder / "tokenizer.json").is_file():
-        if tokenizer is None:
+        if not given:
             raise FileNotFoundError(
                 f"model={name!r}: the folder holds no tokenizer.json. Pass --tokenizer with the folder of the "
                 "tokenizer that the model was trained with, for example that of its data set."
             )
         loaded = load_multi_hop_tokenizer(folder)
     else:
-        loaded = _read_tokenizer(name, field, folder, trust_remote_code, revision)
+        loaded = read_tokenizer(name, field, folder=folder, revision=revision, trust_remote_code=trust_remote_code)
     if len(loaded) > config.vocab_size:
         raise ValueError(
             f"The vocabulary does not match: the tokenizer has {len(loaded)} tokens, the model's vocab_size is "
             f"{config.vocab_size}. Use the tokenizer that the model was trained with."
         )
     return loaded
-
-
-def _read_tokenizer(name, field, folder, trust_remote_code, revision):
-    # A folder in the cache of the Hub stands for its commit.
-    where = {} if folder.is_dir() else {"revision": revision}
-    try:
-        with hub_errors(name, field, revision):
-            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **where)
-    except Exception as error:  # a damaged tokenizer.json raises a bare Exception
-        if isinstance(error, OSError) and str(error).startswith(f"{field}="):
-            raise
-        raise reading_error(name, field, error) from error
 
 
 def load_model(
@@ -212,7 +189,7 @@ def load_model(
     loaded, problems = read_model(model, "model", dtype=torch_dtype(dtype), revision=revision, **kwargs)
     if problems:
         shown = "; ".join(f"{kind}: {first_few(names, 3)}" for kind, names in problems.items())
-        raise ValueError(f"model={model!r}: the weights do not belong to the config ({shown}).")
+        raise ValueError(f"model={model!r}: the weights do not belong to the config ({shown}). Save both again.")
     restore_step_attention(loaded)
     return loaded.eval()
 

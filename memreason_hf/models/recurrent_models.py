@@ -6,7 +6,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from memreason_hf.checks import check_choice
+from memreason_hf.checks import check_choice, check_path
 from memreason_hf.messages import first_few
 from memreason_hf.models.configs_and_tokenizers import read_tokenizer
 from memreason_hf.models.pretrained import check_source, read_model
@@ -83,7 +83,8 @@ def make_model(
     chosen = {name: value for name, value in model.items() if name not in ("style", "path")}
     style = model.get("style", style)
     check_choice("model.style", style, STYLES)
-    if model.get("path"):
+    if model.get("path") is not None:
+        check_path("model.path", model["path"])
         return _load_model(model["path"], chosen, tokenizer)
     if chosen.get("vocab_size", len(tokenizer)) < len(tokenizer):
         raise ValueError(

@@ -16,7 +16,6 @@ Decoding token by token needs the steps of earlier tokens, so their ids are kept
 
 import contextlib
 import inspect
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from memreason_hf.files import write_json
+from memreason_hf.files import read_json, write_json
 from memreason_hf.patches import attach, attached, detach, override, remove_override
 from memreason_hf.steps.cached_ids import cache_in, read_past, record_ids
 from memreason_hf.steps.masks import IMPLEMENTATIONS, VARIANTS, ForwardSteps, StepTokens
@@ -150,11 +149,9 @@ def restore_step_attention(model: torch.nn.Module, folder: str | os.PathLike | N
     if path is not None:
         where = path
         try:
-            recorded = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path} is not valid JSON ({error}). Restore the file that was saved with the adapter."
-            ) from None
+            recorded = read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{error} Restore the file that was saved with the adapter.") from None
     if recorded is None:
         return None
     if not isinstance(recorded, Mapping) or {"variant", "tokens"} - recorded.keys():

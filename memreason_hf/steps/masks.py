@@ -21,6 +21,7 @@ from transformers.masking_utils import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from memreason_hf.checks import shortened
 from memreason_hf.steps.scheme import PREFIX
 
 
@@ -58,7 +59,8 @@ class StepTokens:
         ids = sorted(token_id for group in self.groups.values() for token_id in group)
         if not ids:
             raise ValueError(
-                "The scheme has no tokens (marks 'words' or 'none'), so its steps cannot be found in the ids."
+                f"tokens={shortened(self.groups)}: the scheme has no tokens (marks 'words' or 'none'), so its steps "
+                "cannot be found in the ids. Use a scheme with tokens."
             )
         if len(set(ids)) < len(ids):
             raise ValueError(f"The groups of step tokens {self.groups} contain an id twice.")

@@ -93,7 +93,13 @@ def read_scheme(tokenizer: PreTrainedTokenizerBase) -> StepScheme:
             f"The tokenizer {tokenizer.name_or_path!r} has no scheme of steps. Extend it with extend_tokenizer("
             "tokenizer, StepScheme(...)), or use the tokenizer that was saved with the trained model."
         )
-    scheme = StepScheme.from_dict(values)
+    try:
+        scheme = StepScheme.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{SCHEME_KEY} in tokenizer_config.json of the tokenizer {tokenizer.name_or_path!r}: {error} The file is "
+            "damaged, or a newer release wrote it."
+        ) from None
     check_tokens(tokenizer, scheme)
     return scheme
 

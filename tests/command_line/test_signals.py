@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from paths import ROOT
 
 from memreason_hf.command_line.errors import user_errors
-from memreason_hf.command_line.signals import Terminated, signals_raise
+from memreason_hf.command_line.signals import signals_raise
+from memreason_hf.interrupts import Terminated
 
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -21,7 +23,8 @@ import sys, time
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "torch":
+        # datasets comes first where torch is imported by nothing else.
+        if name in ("torch", "datasets"):
             print("loading", flush=True)
             time.sleep(60)
 
@@ -29,12 +32,23 @@ sys.meta_path.insert(0, Finder())
 """
 
 
+PROGRAMS = {
+    "memreason evaluate": ["-m", "memreason_hf.cli", "evaluate"],
+    "memreason train": ["-m", "memreason_hf.cli", "train"],
+    "memreason": ["-m", "memreason_hf.commands.train"],
+    "build_multi_hop.py": [str(ROOT / "data_scripts" / "build_multi_hop.py")],
+    "build_memory_reason.py": [str(ROOT / "data_scripts" / "build_memory_reason.py")],
+    "convert_multi_hop.py": [str(ROOT / "data_scripts" / "convert_multi_hop.py")],
+    "fetch_data.py": [str(ROOT / "data_scripts" / "fetch_data.py")],
+}
+
+
 @pytest.mark.parametrize("number", CODES)
-@pytest.mark.parametrize("module", [["cli", "evaluate"], ["cli", "train"], ["commands.train"]], ids=" ".join)
-def test_while_it_is_loading(tmp_path, number, module):
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_while_it_is_loading(tmp_path, number, program):
     (tmp_path / "sitecustomize.py").write_text(SLOW_IMPORT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, "-m", f"memreason_hf.{module[0]}", *module[1:], "somewhere"]
+    command = [sys.executable, *PROGRAMS[program], "somewhere"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes) as process:
         assert process.stdout.readline() == "loading\n"
@@ -42,7 +56,31 @@ def test_while_it_is_loading(tmp_path, number, module):
         _, errors = process.communicate(timeout=30)
     assert process.returncode == CODES[number]
     (line,) = errors.strip().splitlines()
-    assert f"stopped by {NAMES[number]}; it was still loading" in line
+    assert line == f"{program}: stopped by {NAMES[number]}; it was still loading, and nothing was written."
+
+
+ENDED = """
+import sys, time
+from memreason_hf.command_line.errors import user_errors
+from memreason_hf.command_line.signals import stop_while_loading
+stop_while_loading("memreason train")
+with user_errors("memreason train", stopped="the same command resumes"):
+    pass
+print("ended", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_after_its_work(number):
+    """Between two parts of a command, and while Python ends: no traceback, and not the bare end by the signal."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", ENDED], cwd=ROOT, **pipes) as process:
+        assert process.stdout.readline() == "ended\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == CODES[number]
+    assert errors.strip() == f"memreason train: stopped by {NAMES[number]}; the same command resumes."
 
 
 @pytest.mark.parametrize("number", CODES)
@@ -58,6 +96,36 @@ def test_while_it_runs(capsys, number):
     assert stop.value.code == CODES[number] and cleaned
     assert capsys.readouterr().err == f"\nmemreason sweep: stopped by {NAMES[number]}; nothing was written.\n"
     assert {number: signal.getsignal(number) for number in CODES} == before
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_where_python_ignores_exceptions(capsys, number):
+    """The exception of a signal that arrives in a `__del__` or in the callback of a weak reference is ignored."""
+
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    with pytest.raises(SystemExit) as stop, user_errors("memreason sweep", stopped="nothing was written"):
+        Dying()
+        time.sleep(30)
+    assert stop.value.code == CODES[number]
+    assert capsys.readouterr().err == f"\nmemreason sweep: stopped by {NAMES[number]}; nothing was written.\n"
+
+
+def test_other_ignored_exceptions_are_shown_as_before(monkeypatch):
+    shown = []
+
+    class Broken:
+        def __del__(self):
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    before = sys.unraisablehook
+    with user_errors("memreason sweep"):
+        Broken()
+    assert [entry.exc_type for entry in shown] == [ZeroDivisionError] and sys.unraisablehook is before
 
 
 def test_handlers_of_a_program_that_calls_a_command_stay():

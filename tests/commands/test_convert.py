@@ -402,7 +402,7 @@ def test_stopped_or_on_a_full_disk_nothing_is_written(source, out, capsys, monke
         with pytest.raises(SystemExit) as stopped:
             main([str(source), str(out), *LAYERS])
     assert stopped.value.code == 130
-    assert "stopped by Ctrl-C; nothing was written" in capsys.readouterr().err
+    assert "stopped by Ctrl-C; no half-written folder was left" in capsys.readouterr().err
     monkeypatch.setattr(RecurrentDepthForCausalLM, "save_pretrained", full)
     line = refused(capsys, main, [str(source), str(out), *LAYERS])
     assert f"cannot be written to {out.parent} (I/O error: No space left on device" in line
@@ -523,7 +523,7 @@ def test_the_folder_loads_where_this_package_is_not_installed(source, out, tmp_p
         "import sys, torch\n"
         "sys.modules.update({'modeling_recurrent': None, 'memreason_hf': None})\n"
         "from transformers import AutoModelForCausalLM\n"
-        f"case = torch.load({str(tmp_path / 'case.pt')!r})\n"
+        f"case = torch.load({str(tmp_path / 'case.pt')!r}, weights_only=True)\n"
         f"model = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)\n"
         "with torch.no_grad():\n"
         "    assert torch.equal(model(case['ids'], num_recurrences=3).logits, case['expected'])\n"

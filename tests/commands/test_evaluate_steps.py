@@ -180,6 +180,10 @@ def test_missing_and_foreign_inputs(model, data, tmp_path, capsys):
 def test_damaged_models(model, data, tmp_path, capsys):
     named = ["--data", data, "--name", "strategy_qa", "--max_new_tokens", 2]
     assert "no such folder" in refusal(capsys, tmp_path / "nowhere", *named)
+    # Before anything is loaded, and a bound that ends.
+    for value, message in ((0, "must be at least 1"), (2**20 + 1, "must be at most 1,048,576: tokens are generated")):
+        message = f"max_new_tokens={value} {message}"
+        assert message in refusal(capsys, tmp_path / "nowhere", "--data", data, "--max_new_tokens", value)
     weights = load_file(f"{model}/model.safetensors")
     (name,) = (name for name in weights if name.endswith("layers.0.mlp.down_proj.weight"))
     rest = {other: value for other, value in weights.items() if other != name}

@@ -261,6 +261,7 @@ def test_a_question_that_leaves_no_room_is_refused_before_training(recipe, tmp_p
         ({"model": {"path": "./model"}}, [], "model.path='./model': no such folder"),
         ({"model": {"path": "no/such/model"}}, [], "model.path='no/such/model': no such folder"),
         ({"model": {"path": None}}, [], "model.path is not given"),
+        ({"data": {"path": "", "name": "strategy_qa"}}, [], "data.path='' must be a path, but it is empty"),
         ({}, ["--architecture", "llama"], "contradict each other"),
         (
             {"model": {"path": None}, "adapter": {"mode": "lora"}},

@@ -425,7 +425,7 @@ def test_interrupted(flags, monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*flags, "--prompt", "the", "--json", str(tmp_path / "depths.json")])
     assert stopped.value.code == 130
-    assert "no file was written" in capsys.readouterr().err and not (tmp_path / "depths.json").exists()
+    assert "no half-written file was left" in capsys.readouterr().err and not (tmp_path / "depths.json").exists()
 
 
 def test_help_teaches(capsys):

@@ -208,7 +208,7 @@ def test_ctrl_c_commits_nothing(this_process, model_folder, capsys, monkeypatch)
     with pytest.raises(SystemExit) as stopped:
         run(model_folder, NAME)
     assert stopped.value.code == 130
-    assert "nothing was committed" in capsys.readouterr().err
+    assert "run it again to go on" in capsys.readouterr().err
     assert set(this_process.repositories.get(NAME).files()) == {".gitattributes"}
 
 

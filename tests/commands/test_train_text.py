@@ -221,6 +221,8 @@ BAD = [
     ),
     ({"data": {"num_streams": 3, "streaming": True}}, [], "data.num_streams=3 gives each process 3 shares"),
     ({"data": {"sequence_length": 65}, "model": {"max_position_embeddings": 64}}, [], "max_position_embeddings=64"),
+    ({"data": {"tokenizer": ""}}, [], "data.tokenizer='' must be a path, but it is empty"),
+    ({"model": {"path": ""}}, [], "model.path='' must be a path, but it is empty"),
     ({"data": {"tokenizer": "no/such/one"}}, [], "data.tokenizer='no/such/one' holds no tokenizer that can be read"),
     ({"model": {"vocab_size": 100}}, [], "model.vocab_size=100 must be at least 258"),
     ({"model": {"train": "loop"}}, [], "model.train='loop' keeps other weights as they are, but those of a new model"),

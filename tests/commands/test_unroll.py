@@ -81,7 +81,7 @@ def test_loads_without_this_package(folders, tmp_path):
         "import sys, torch\n"
         "sys.modules.update({'modeling_recurrent': None, 'memreason_hf': None})\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"case = torch.load({str(tmp_path / 'case.pt')!r})\n"
+        f"case = torch.load({str(tmp_path / 'case.pt')!r}, weights_only=True)\n"
         f"model = AutoModelForCausalLM.from_pretrained({str(out)!r})\n"
         f"AutoTokenizer.from_pretrained({str(out)!r})\n"
         "with torch.no_grad():\n"

@@ -1,6 +1,7 @@
 """The processes of an experiment: a few at a time, and none outlives the experiment, however it ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from paths import ROOT
 
 from memreason_hf.experiments.children import run_children, start_child
 from memreason_hf.experiments.folders import check_removable, claim_folder
+from modeling_recurrent.card_recurrent import CARD_MARK
 
 
 CHILD = """
@@ -119,3 +121,32 @@ def test_restart_deletes_only_what_an_experiment_wrote(tmp_path):
         with pytest.raises(ValueError, match=r"looped/thesis\.txt was not written by an experiment"):
             act()
     assert (part / "looped" / "thesis.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "is_own"),
+    [
+        ("README.md", "My notes.", False),
+        ("README.md", f"{CARD_MARK}\n# A card", True),
+        (".env", "x", False),
+        (".git/config", "x", False),
+        ("my.lock", "x", False),
+        (".thesis.txt.lock", "x", False),
+        (".memreason.lock", "", True),
+        (".solutions.jsonl.lock", "", True),
+        (".model.partial/anything.bin", "x", True),
+        (".results.17-0123456789ab.json", "{", True),
+    ],
+)
+def test_which_hidden_files_and_cards_are_of_an_experiment(tmp_path, name, content, is_own):
+    part = tmp_path / "part"
+    claim_folder(part, {"seed": 1}, restart=False)
+    (part / name).parent.mkdir(exist_ok=True)
+    (part / name).write_text(content)
+    if is_own:
+        claim_folder(part, {"seed": 2}, restart=True)
+        assert os.listdir(part) == ["settings.json"]
+        return
+    with pytest.raises(ValueError, match=f"{re.escape(name)} was not written by an experiment"):
+        claim_folder(part, {"seed": 2}, restart=True)
+    assert (part / name).read_text() == content

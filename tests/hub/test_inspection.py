@@ -61,7 +61,7 @@ TOKENS = {
 PATHS = [
     "/home/ada/runs/x",
     "/Users/ada/x.json",
-    "/root/models",
+    "/Volumes/disk/models",
     "/mnt/c/Users/ada",
     "/tmp/tmpx1/model",
     "/gpfs/project/ada",

@@ -2,17 +2,22 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hub_loading import files_of, put_folder
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
+from paths import ROOT
 from peft import AutoPeftModelForCausalLM, PeftModel
 from recurrent_models import tiny_model
 from small_adapters import adapted, as_if_trained, extended, save_base, some_ids
 from small_tokenizers import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from memreason_hf.adapters.base_place import LOCAL_BASE_FILE
 from memreason_hf.adapters.modes import ADAPTER_MODES, load_adapter, save_adapter
 from memreason_hf.commands import generate
 from memreason_hf.models.loading import load_any_config, load_model, load_tokenizer
@@ -146,6 +151,40 @@ def test_another_base_of_the_hub_is_refused(this_process, tmp_path):
         load_adapter(ADAPTER, base=BASE)
     commit = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["revision"]
     load_adapter(ADAPTER, base=BASE, base_revision=commit)
+
+
+LOAD = """
+import sys, torch
+from memreason_hf.adapters.saving import load_adapter
+loaded, _ = load_adapter(sys.argv[1])
+torch.save(loaded(input_ids=torch.load(sys.argv[2], weights_only=True)).logits, sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("place", ["the cache", "a local folder"])
+def test_the_place_of_a_base_that_was_downloaded_is_not_read(this_process, tmp_path, place):
+    """Whoever publishes an adapter must not choose which folder of this machine its base is read from."""
+    trained, tokenizer, _ = publish_both(this_process, tmp_path, "lora+tokens")
+    ids = some_ids(tokenizer)
+    torch.save(ids, tmp_path / "ids.pt")
+    # Another model with the same config.
+    here = {"path": str(tmp_path / "other"), "relative_path": "../other"}
+    repo = this_process.repositories.get(ADAPTER)
+    this_process.repositories.put_files(repo, {LOCAL_BASE_FILE: json.dumps(here).encode()})
+    snapshot_download(ADAPTER)
+    name = ADAPTER
+    if place == "a local folder":
+        name = snapshot_download(ADAPTER, local_dir=tmp_path / "downloaded")
+        assert Path(name, LOCAL_BASE_FILE).is_file()
+    command = [sys.executable, "-c", LOAD, name, str(tmp_path / "ids.pt"), str(tmp_path / "logits.pt")]
+    environment = {**this_process.environment(), "HF_HUB_CACHE": constants.HF_HUB_CACHE, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), trained(input_ids=ids).logits)
+    # A control: in a folder of this machine the file is read, and names the other model.
+    (tmp_path / "adapter" / LOCAL_BASE_FILE).write_text(json.dumps(here))
+    with pytest.raises(ValueError, match="other' is not the base model of this adapter: its weight files differ"):
+        load_adapter(tmp_path / "adapter")
 
 
 def test_an_adapter_of_another_program(this_process, tmp_path):

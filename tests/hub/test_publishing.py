@@ -68,7 +68,7 @@ def test_a_published_model_loads(this_process, tmp_path):
     )
     command = [sys.executable, str(script), str(tmp_path / "logits.pt")]
     subprocess.run(command, env=this_process.environment(), check=True, capture_output=True, timeout=100)
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), model(torch.arange(12)[None]).logits)
+    assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), model(torch.arange(12)[None]).logits)
 
 
 def test_the_scheme_and_the_chat_template_arrive(this_process, model_folder, tmp_path):

@@ -38,6 +38,18 @@ BAD_FIELDS = [
     ({"confidence_threshold": 2.0}, r"field 'confidence_threshold':\s.*got 2.0"),
     ({"norm_eps": -1.0}, r"field 'norm_eps':\s.*got -1.0"),
     (
+        {"position_embedding_type": "rope", "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}},
+        "rope_parameters=.*Missing required keys.*factor.*Add what is missing",
+    ),
+    (
+        {"position_embedding_type": "none", "rope_parameters": {"rope_type": "longrope", "factor": 2.0}},
+        "rope_parameters=.*short_factor.*Add what is missing",
+    ),
+    (
+        {"position_embedding_type": "rope", "rope_parameters": {"rope_type": "linear", "factor": "x"}},
+        "rope_parameters\\['factor'\\]='x' must be a number of at least 1",
+    ),
+    (
         {"position_embedding_type": "rope", "rope_parameters": {"full_attention": {"rope_theta": 1e4}}},
         "layer types full_attention",
     ),

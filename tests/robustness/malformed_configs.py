@@ -36,7 +36,9 @@ WRONG = {
     **{name: wrong_ints(1) for name in (*COUNTS, *DEPTHS)},
     **{name: wrong_ints(1, optional=True) for name in OPTIONAL_COUNTS},
     **{name: wrong_ints(0) for name in ("num_prelude_layers", "num_coda_layers")},
-    **{name: wrong_ints(0, optional=True) for name in ("pad_token_id", "bos_token_id")},
+    # Some configs on the Hub say -1 for none.
+    "pad_token_id": wrong_ints(-1, optional=True),
+    "bos_token_id": wrong_ints(0, optional=True),
     "state_seed": ["three", 2.5, math.nan, [1], None],
     "recurrence_seed": ["three", 2.5, math.nan, [1], None],
     "eos_token_id": ["three", 2.5, math.nan, {"a": 1}, ["a"], [0.5]],

@@ -5,6 +5,7 @@ A file without permissions is not among the damages: root, as whom tests often r
 """
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterable
@@ -71,6 +72,12 @@ def _directory(path, rng):
     path.mkdir()
 
 
+def _pipe(path, rng):
+    """Whoever opens it to read waits for a writer."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 def _not_finite(path, rng):
     """NaN or a huge number in place of one number of a JSON file."""
     try:
@@ -110,6 +117,7 @@ DAMAGES = {
     "another encoding": (_other_encoding, True),
     "a symbolic link to itself": (_loop, True),
     "a directory": (_directory, True),
+    "a pipe": (_pipe, True),
     "not finite or huge": (_not_finite, False),
 }
 

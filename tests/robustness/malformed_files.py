@@ -22,12 +22,19 @@ from memreason_hf.evaluation.solutions.generation_files import read_generations
 
 
 # What must be there, but only says how a generation is done where a user gives nothing.
-OPTIONAL = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+# Where the base of an adapter is, its config says, too.
+OPTIONAL = (
+    "local_base.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 # Nothing reads the record of a conversion or a training but the commands that continue it.
 UNREAD = ("conversion.json", "report.json", "README.md", "manifest.json", "dataset_info.json", "state.json")
 # The tensors of a folder of safetensors have no checksum: other values of the same shape are another model.
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
-FEW = ("missing", "empty", "cut", "one bit", "nonsense", "null", "deeply nested", "a directory")
+FEW = ("missing", "empty", "cut", "one bit", "nonsense", "null", "deeply nested", "a directory", "a pipe")
 
 
 def fault_of_output(result):

@@ -52,7 +52,17 @@ WRONG = {
     list: ["text_", 5, {"a": 1}, True],
 }
 # Fields whose value says little by itself.
-FREE = ("seed", "max_steps", "weight_decay", "data_seed", "state_seed", "recurrence_seed", "warmup_steps")
+# Fields that take -1: seeds, and what stands for "none" or "not given".
+FREE = (
+    "seed",
+    "max_steps",
+    "weight_decay",
+    "data_seed",
+    "state_seed",
+    "recurrence_seed",
+    "warmup_steps",
+    "pad_token_id",
+)
 
 
 def cases(rng: random.Random, world: Path) -> list[Case]:

@@ -1,5 +1,6 @@
 """One damaged file of a checkpoint: it is noticed, named, and the older checkpoint is taken."""
 
+import os
 import random
 import shutil
 
@@ -34,7 +35,12 @@ def nonsense(path):
     path.write_bytes(random.randbytes(path.stat().st_size))
 
 
-DAMAGES = [missing, cut, one_bit, nonsense]
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGES = [missing, cut, one_bit, nonsense, pipe]
 
 
 def trainer_of(kind, folder, **arguments):
@@ -73,6 +79,7 @@ def test_every_damaged_file_is_noticed_and_named(run, caplog, damage):
         caplog.clear()
         assert checkpoints.newest_complete(folder) == folder / f"checkpoint-{OLDER[kind]}"
         assert name in caplog.text and len(caplog.records) == 1
+        (newest / name).unlink(missing_ok=True)
         (newest / name).write_bytes(content)
     # The control: the whole checkpoint again.
     assert checkpoints.newest_complete(folder) == newest

@@ -139,7 +139,7 @@ def test_the_folder_of_an_adapter_wins_over_its_base(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, message", [("{", "is not valid JSON"), ("[]", "lacks"), ('{"variant": "own"}', "lacks")]
+    "content, message", [("{", "is not a JSON file"), ("[]", "lacks"), ('{"variant": "own"}', "lacks")]
 )
 def test_a_damaged_file(content, message, tmp_path):
     model, _ = extended("llama")

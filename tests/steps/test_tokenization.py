@@ -101,6 +101,14 @@ def test_ids_by_group(tokenizer):
     assert list(map(len, groups.values())) == [2, 3, 3, 3, 3]
 
 
+def test_a_damaged_scheme_names_its_file():
+    tokenizer = byte_level()
+    extend_tokenizer(tokenizer, StepScheme(2, 4))
+    tokenizer.init_kwargs["step_scheme"] = {".um_step_tokens": 2}
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json of the tokenizer .*has no field \.um_step_tokens"):
+        read_scheme(tokenizer)
+
+
 def test_a_tokenizer_without_the_tokens_is_refused(tmp_path):
     tokenizer = byte_level()
     with pytest.raises(ValueError, match="has no scheme of steps"):

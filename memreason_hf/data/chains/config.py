@@ -231,11 +231,12 @@ def _checked_hop_counts(config: MultiHopConfig, name: str, smallest: int) -> tup
         counts = parse_hop_counts(getattr(config, name))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+    given = f"{name}={getattr(config, name)!r}"
     if counts[-1] > MAX_HOPS:
-        raise ValueError(f"{name} holds {counts[-1]}, which must be at most {MAX_HOPS:,} hops.")
+        raise ValueError(f"{given} holds {counts[-1]}, which must be at most {MAX_HOPS:,} hops.")
     if counts[0] < smallest:
         why = " (the atomic facts, of 1 hop, are always in training)" if smallest == 2 else ""
-        raise ValueError(f"{name} holds {counts[0]}, which must be at least {smallest}{why}.")
+        raise ValueError(f"{given} holds {counts[0]}, which must be at least {smallest}{why}.")
     return counts
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from memreason_hf.data.chains.tables import CHAIN_SCHEMA, UnknownTokens, look_up, split_tokens, target_texts
 from memreason_hf.data.chains.tokenizer import END_OF_ANSWER, VOCABULARY_FILE, read_vocabulary
-from memreason_hf.files import parse_json
+from memreason_hf.files import parse_json, read_bytes
 from memreason_hf.messages import first_few
 
 
@@ -98,7 +98,7 @@ def read_json_folder(folder: str | Path) -> tuple[list[str], dict[str, pa.Table]
 
 def _read_items(path: Path) -> pa.Table:
     try:
-        items = parse_json(path.read_bytes())
+        items = parse_json(read_bytes(path))
     except ValueError as error:
         raise ValueError(f"not a JSON file (damaged or cut off?): {error}") from None
     if not isinstance(items, list):

@@ -50,7 +50,7 @@ from memreason_hf.data.chains.world import (
 )
 from memreason_hf.data.saved_folders import is_saved, load_saved
 from memreason_hf.files import clear_killed_builds, whole_folder
-from memreason_hf.locks import locked
+from memreason_hf.locks import clear_free_lock, locked
 
 
 __all__ = [
@@ -208,6 +208,7 @@ def prepare_multi_hop(config: MultiHopConfig, output_dir: str | Path, *, overwri
         return manifest if manifest is not None and manifest.get("config") == asdict(config) else None
 
     if (manifest := existing()) is not None:
+        clear_free_lock(folder)
         return manifest
     check_output_folder(folder, overwrite)
     # Of several processes that need the data set one builds it, and the others wait for it.

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from memreason_hf.data.questions.options import TRUE_FALSE, find_options
 from memreason_hf.data.questions.text import check_characters, one_line
-from memreason_hf.files import parse_json
+from memreason_hf.files import parse_json, read_bytes
 from memreason_hf.messages import first_few
 from memreason_hf.steps import NO_KIND, QUESTION_MARKER, Step
 
@@ -117,7 +118,7 @@ def _fetch(source, file_name):
     options = {"client_kwargs": {"trust_env": True}} if is_http else {}
     try:
         fs, path = url_to_fs(f"{source.rstrip('/')}/{file_name}", **options)
-        return fs.cat_file(path)
+        return read_bytes(path) if isinstance(fs, LocalFileSystem) else fs.cat_file(path)
     except FileNotFoundError:
         return None
     except Exception as error:  # each file system has its own errors; those of aiohttp are not OSErrors

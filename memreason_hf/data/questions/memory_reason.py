@@ -28,7 +28,7 @@ from memreason_hf.data.saved_folders import (
     load_saved,
     saved_splits,
 )
-from memreason_hf.files import clear_killed_builds, portable_path, read_json, whole_folder, write_json
+from memreason_hf.files import check_regular, clear_killed_builds, portable_path, read_json, whole_folder, write_json
 from memreason_hf.locks import locked
 from memreason_hf.steps import ANSWER_MARKER, Step, answer_step
 from memreason_hf.steps.scheme import as_step
@@ -255,6 +255,7 @@ def reference_solution(row: Mapping) -> list[Step]:
 
 def _load_rows(source, config, cache_dir):
     if is_saved(source):
+        check_regular(source)
         return load_from_disk(source)
     try:
         rows = load_dataset(source, config, cache_dir=cache_dir)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from memreason_hf.checks import check_path
 from memreason_hf.data.text.packing import TOO_LONG
 
 
@@ -70,6 +71,9 @@ class TextArguments:
     )
 
     def __post_init__(self):
+        for name in ("dataset", "tokenizer"):
+            if getattr(self, name) is not None:
+                check_path(f"data.{name}", getattr(self, name))
         given = [name for name in ("files", "dataset") if getattr(self, name)]
         if not given:
             raise ValueError(

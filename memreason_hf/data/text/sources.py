@@ -18,6 +18,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from memreason_hf.data.text.arguments import TextArguments
 from memreason_hf.data.text.files import builder_of, check_files, find_files
+from memreason_hf.files import check_regular
 from memreason_hf.messages import first_few
 
 
@@ -104,6 +105,7 @@ def _open(arguments, split, files, field, streaming):
 def _open_dataset(arguments, split, streaming):
     name, folder = arguments.dataset, Path(arguments.dataset)
     if folder.is_dir() and any((folder / file).is_file() for file in _DISK_FILES):
+        check_regular(folder)
         texts = load_from_disk(str(folder))
         if isinstance(texts, DatasetDict):
             _check_split(texts, split, name)

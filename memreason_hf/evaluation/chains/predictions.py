@@ -187,7 +187,7 @@ def group_names(dataset: Dataset, group_column: str) -> list:
         ValueError: the data set has no rows, or no such column.
     """
     if len(dataset) == 0:
-        raise ValueError("The data set is empty: there is nothing to evaluate. Check the split and the filters.")
+        raise ValueError("dataset is an empty Dataset: there is nothing to evaluate. Check the split and the filters.")
     if group_column not in dataset.column_names:
         raise ValueError(f"group_column={group_column!r} must be one of the columns {dataset.column_names}.")
     return list(dataset[group_column])

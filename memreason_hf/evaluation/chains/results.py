@@ -144,7 +144,7 @@ class SweepResults(ChainDocument):
 
 def _check_groups(results):
     if not results["groups"]:
-        raise ValueError("groups is empty: results have at least one group.")
+        raise ValueError("groups=[] is empty: results must have at least one group.")
 
 
 def _check_sweep(results):

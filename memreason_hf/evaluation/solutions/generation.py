@@ -28,6 +28,8 @@ from memreason_hf.steps.tokenization import decode_solution, encode_prompt, padd
 
 
 CORRECT, WRONG = "correct", "wrong"
+# Far beyond any context, and still an end.
+_MOST_NEW_TOKENS = 2**20
 # Positions of these kinds have no end, so `max_position_embeddings` of the config does not matter.
 _ENDLESS_POSITIONS = ("none", "sinusoidal")
 
@@ -288,9 +290,19 @@ def check_prompts(model: PreTrainedModel, prompts: Mapping[int, Sequence[int]]) 
         )
 
 
+def check_max_new_tokens(value: int) -> None:
+    """
+    Checks a maximum number of new tokens.
+
+    Raises:
+        TypeError, ValueError: it is no whole number, below 1, or beyond any context.
+    """
+    check_int("max_new_tokens", value, 1, _MOST_NEW_TOKENS, "tokens are generated one after the other")
+
+
 def _check(model, tokenizer, batch_size, max_new_tokens):
-    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
-        check_int(name, value, least=1)
+    check_int("batch_size", batch_size, least=1)
+    check_max_new_tokens(max_new_tokens)
     check_has("model", model, "get_input_embeddings", "a causal language model")
     check_has("tokenizer", tokenizer, "get_vocab", "a tokenizer")
     num_rows = model.get_input_embeddings().weight.shape[0]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from memreason_hf.checks import shortened
-from memreason_hf.files import parse_json, read_json, write_json
+from memreason_hf.files import parse_json, read_bytes, read_json, write_json
 
 
 FIELDS = (
@@ -147,7 +147,7 @@ def read_generations(path: str | os.PathLike) -> dict[int, dict]:
 
 def _split_unfinished(path):
     """The whole lines of a file, and the line that a killed run began to write at its end."""
-    content = Path(path).read_bytes()
+    content = read_bytes(path)
     end = content.rfind(b"\n") + 1
     whole, unfinished = content[:end], content[end:]
     # Anything but the beginning of a line of ours belongs to somebody else.

@@ -21,7 +21,7 @@ from memreason_hf.experiments.retrofit.figures import depth_figure
 from memreason_hf.experiments.retrofit.process import LOG_FILE, RESULTS_FILE, TASK_FILE
 from memreason_hf.experiments.retrofit.results import judge_all
 from memreason_hf.experiments.retrofit.training import LEAST_RECURRENCES, Recipe
-from memreason_hf.files import write_json
+from memreason_hf.files import read_text, write_json
 from memreason_hf.locks import locked
 
 
@@ -164,7 +164,7 @@ def _end(seed, task, code):
     folder = Path(task["folder"])
     results = read_finished(folder / RESULTS_FILE)
     if code or results is None:
-        log = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+        log = read_text(folder / LOG_FILE, errors="replace").rstrip().splitlines()
         raise ValueError(
             f"Seed {seed} ended with code {code}: {' '.join(log[-3:])[-600:]} The whole log is in {folder / LOG_FILE}."
         )

@@ -33,7 +33,7 @@ from memreason_hf.experiments.testbed.process import (
 )
 from memreason_hf.experiments.testbed.results import TestbedSettings
 from memreason_hf.experiments.testbed.rows import WrittenRows, WrittenWorld, write_solutions
-from memreason_hf.files import write_json
+from memreason_hf.files import read_text, write_json
 from memreason_hf.locks import locked
 
 
@@ -208,7 +208,7 @@ def _end(name, task, code):
     folder = Path(task["folder"])
     results = read_model_results(folder)
     if code or results is None:
-        log = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+        log = read_text(folder / LOG_FILE, errors="replace").rstrip().splitlines()
         raise ValueError(
             f"{name} ended with code {code}: {' '.join(log[-3:])[-600:]} The whole log is in {folder / LOG_FILE}."
         )

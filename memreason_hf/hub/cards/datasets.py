@@ -10,7 +10,7 @@ from pyarrow import ArrowInvalid
 from memreason_hf.data.chains.folder import MANIFEST_FILE
 from memreason_hf.data.questions.memory_reason import REPORT_FILE
 from memreason_hf.data.saved_folders import ARROW_MARK
-from memreason_hf.files import read_json
+from memreason_hf.files import check_regular, read_json
 from memreason_hf.hub.cards.markdown import LOCAL_FOLDER, code, counted, last_part, number, plain, table
 from memreason_hf.hub.cards.rendering import check_languages, check_licence, licence_sentence, render
 from modeling_recurrent.card_recurrent import CARD_MARK, LOOP_PAPER, STEPS_PAPER
@@ -96,6 +96,7 @@ def _object(path):
 def _contents(folder):
     """The columns of a data set, and its rows by split, from what `save_to_disk` or parquet says."""
     if (folder / ARROW_MARK).is_file():
+        check_regular(folder)
         dataset = load_from_disk(folder)
         features = next(iter(dataset.values())).features if dataset else Features()
         return features, {str(split): part.num_rows for split, part in dataset.items()}

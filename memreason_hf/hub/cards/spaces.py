@@ -1,6 +1,5 @@
 """Cards of metrics and of Spaces."""
 
-import ast
 from pathlib import Path
 
 from huggingface_hub import ModelCard, SpaceCard, SpaceCardData
@@ -8,6 +7,7 @@ from huggingface_hub.constants import REPOCARD_NAME
 
 from memreason_hf.hub.cards.markdown import plain
 from memreason_hf.hub.cards.rendering import check_licence, render
+from memreason_hf.imports import imports_of
 from modeling_recurrent.card_recurrent import CARD_MARK
 
 
@@ -111,11 +111,4 @@ def _own_text(folder, name):
 
 
 def _needs_package(folder):
-    for path in sorted(folder.glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            if any(name.split(".")[0] in ("memreason_hf", "modeling_recurrent") for name in names):
-                return True
-    return False
+    return any(imported.is_own for path in sorted(folder.glob("*.py")) for imported in imports_of(path))

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
-from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME
 
 from memreason_hf.adapters.base_files import resolve_commit
 from memreason_hf.checks import check_path
 from memreason_hf.files import read_json
 from memreason_hf.messages import first_few
+from memreason_hf.models.configs_and_tokenizers import read_tokenizer
 from memreason_hf.models.conversion.decoder import check_family
 from memreason_hf.models.json_files import check_json_files
 from memreason_hf.models.pretrained import check_source, first_line, read_model, torch_dtype
@@ -102,13 +103,12 @@ class Source:
         if folder.is_dir() and not has_tokenizer(folder):
             return None
         try:
-            return AutoTokenizer.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
-        except OSError:
-            if folder.is_dir():
-                raise
-            return None  # a repository of the Hub without a tokenizer
-        except Exception as error:  # a damaged tokenizer.json raises a bare Exception
-            raise ValueError(f"source={self.name!r}: its tokenizer cannot be read ({first_line(error)}).") from error
+            return read_tokenizer(self.name, "source", revision=self.revision)
+        except ValueError as error:
+            if not folder.is_dir() and isinstance(error.__cause__, OSError):
+                return None  # a repository of the Hub without a tokenizer
+            reason = first_line(error.__cause__ or error)
+            raise ValueError(f"source={self.name!r}: its tokenizer cannot be read ({reason}).") from error
 
 
 def open_source(name: str, revision: str | None = None) -> Source:
@@ -137,7 +137,7 @@ def open_source(name: str, revision: str | None = None) -> Source:
         if not (folder / CONFIG_NAME).is_file():
             raise FileNotFoundError(f"source={name!r}: the folder holds no model, {CONFIG_NAME} is missing.")
         check_json_files(folder, "source")
-    config = _read_config(name, revision)
+    config = _family_config(name, revision)
     check_family(config)
     if folder.is_dir():
         _check_shards(folder)
@@ -154,7 +154,7 @@ def is_adapter(name: str) -> bool:
     return (Path(name) / ADAPTER_CONFIG_NAME).is_file()
 
 
-def _read_config(name, revision):
+def _family_config(name, revision):
     """The config by the library's own classes; no other code runs, and nothing is asked on standard input."""
     try:
         fields, _ = PreTrainedConfig.get_config_dict(name, revision=revision)

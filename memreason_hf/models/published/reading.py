@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from memreason_hf.files import read_json
-from memreason_hf.models.pretrained import first_line
+from memreason_hf.models import configs_and_tokenizers
 from modeling_recurrent import RecurrentDepthConfig
 
 
@@ -98,10 +98,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """
     if not any(Path(folder, name).is_file() for name in _TOKENIZER_FILES):
         return None
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # a damaged tokenizer.json raises a bare Exception
-        raise ValueError(f"{folder}: the tokenizer cannot be read ({first_line(error)}).") from error
+    return configs_and_tokenizers.read_tokenizer(str(folder), "source")
 
 
 def layer_name(index: int) -> str:

@@ -7,8 +7,6 @@ The Space brings the source files that the page needs, because this package is n
 libraries that they import to the versions installed here. Gradio comes with the SDK that `README.md` names.
 """
 
-import ast
-import functools
 import re
 import shutil
 import sys
@@ -22,12 +20,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from memreason_hf.files import check_folder, write_json
+from memreason_hf.imports import PACKAGES, imports_of
 from memreason_hf.models.pretrained import first_line
 from memreason_hf.serving.demo.page import check_gradio
 
 
 APP_FILE, CARD_FILE, REQUIREMENTS_FILE, EXAMPLES_FILE = "app.py", "README.md", "requirements.txt", "examples.json"
-_PACKAGES = ("memreason_hf", "modeling_recurrent")
 _DISTRIBUTION = "memreason-hf"
 _START = "memreason_hf.serving.demo.page"
 # Installed by the SDK of a Space. A second pin could contradict it.
@@ -129,7 +127,7 @@ def stage_space(
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
     if (license_file := _license_file()) is not None:
-        shutil.copyfile(license_file, staged / _PACKAGES[0] / license_file.name)
+        shutil.copyfile(license_file, staged / PACKAGES[0] / license_file.name)
     lines = "".join(f"{line}\n" for line in requirements(modules))
     (staged / REQUIREMENTS_FILE).write_text(lines, encoding="utf-8")
     return sorted(str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file())
@@ -167,7 +165,9 @@ def needed_modules(start: str = _START) -> dict[str, Path]:
         found[name] = path
         # A module is imported after the packages around it.
         waiting += [name.rpartition(".")[0]] if "." in name else []
-        waiting += [target for target, _ in _imports(name, path) if target.split(".")[0] in _PACKAGES]
+        for imported in imports_of(path, name):
+            if imported.is_own:
+                waiting += [imported.module, f"{imported.module}.{imported.name}"]
     return found
 
 
@@ -180,9 +180,9 @@ def requirements(modules: Mapping[str, Path]) -> list[str]:
     """
     names = set(_ALSO)
     for module, path in modules.items():
-        for target, is_inside in _imports(module, path):
-            top = target.split(".")[0]
-            if not is_inside and top not in (*_PACKAGES, *sys.stdlib_module_names):
+        for imported in imports_of(path, module):
+            top = imported.module.split(".")[0]
+            if not (imported.is_inside or imported.is_own or top in sys.stdlib_module_names):
                 names.add(top)
     distributions = packages_distributions()
     pinned = {}
@@ -213,35 +213,10 @@ def _license_file():
         listed = [Path(file.locate()) for file in distribution(_DISTRIBUTION).files or () if file.name == "LICENSE"]
     except PackageNotFoundError:
         listed = []
-    clone = Path(find_spec(_PACKAGES[0]).origin).parent.parent / "LICENSE"
+    clone = Path(find_spec(PACKAGES[0]).origin).parent.parent / "LICENSE"
     return next((path for path in (*listed, clone) if path.is_file()), None)
 
 
 def _relative(name, path):
     parts = name.split(".")
     return Path(*parts, "__init__.py") if path.name == "__init__.py" else Path(*parts[:-1], path.name)
-
-
-@functools.cache
-def _imports(name: str, path: Path) -> list[tuple[str, bool]]:
-    """(name, whether inside a function) of everything that a file imports, names inside modules included."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-    }
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            module = ".".join([*parents, *([node.module] if node.module else [])])
-            targets = [module, *(f"{module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        found += [(target, id(node) in inside) for target in targets]
-    return found

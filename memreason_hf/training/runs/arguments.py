@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from memreason_hf.checks import check_field_types
-from memreason_hf.training.runs.ranges import check_training_ranges
+from memreason_hf.training.runs.ranges import check_before_library, check_training_ranges
 
 
 @dataclass
@@ -62,6 +62,7 @@ class ResumableArguments(TrainingArguments):
             raise ValueError(
                 f"deepspeed={self.deepspeed!r} is not supported. Use FSDP2 (recipes/accelerate/fsdp2.yaml)."
             )
+        check_before_library(self)
         try:
             super().__post_init__()
         except TypeError as error:

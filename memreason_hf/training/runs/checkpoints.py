@@ -73,13 +73,32 @@ def write_manifest(folder: Path, step: int | None, run: str | None = None):
         step (`int`, *optional*): Its training step.
         run (`str`, *optional*): The `run_digest` of the run.
     """
+    _write_manifest(folder, step, run, {})
+
+
+def write_manifest_of_copy(folder: Path, checkpoint: Path, *, changed: Collection[str]):
+    """
+    Writes the manifest of a folder that holds files of a checkpoint. Only files that are not the same are read.
+
+    Args:
+        folder (`Path`): The folder with all files of the copy.
+        checkpoint (`Path`): The checkpoint that it was made from.
+        changed (`Collection[str]`): Names of files whose content differs.
+    """
+    manifest = _read_manifest(checkpoint)
+    known = {name: entry for name, entry in manifest["files"].items() if name not in changed}
+    # A manifest of an earlier version lists sizes only.
+    known = known if "version" in manifest else {}
+    _write_manifest(folder, checkpoint_step(checkpoint), manifest.get("run"), known)
+
+
+def _write_manifest(folder, step, run, known):
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    digests = _hash_files([folder / name for name in names])
-    entries = {
-        name: {"size": (folder / name).stat().st_size, "sha256": digest}
-        for name, digest in zip(names, digests, strict=True)
-    }
-    manifest = {"version": _VERSION, "step": step, "run": run, "files": entries}
+    new = [name for name in names if name not in known]
+    entries = {name: known[name] for name in names if name in known}
+    for name, digest in zip(new, _hash_files([folder / name for name in new]), strict=True):
+        entries[name] = {"size": (folder / name).stat().st_size, "sha256": digest}
+    manifest = {"version": _VERSION, "step": step, "run": run, "files": dict(sorted(entries.items()))}
     files.write_json(folder / MANIFEST, {**manifest, "digest": _digest(manifest)})
 
 
@@ -207,12 +226,12 @@ def _read_manifest(checkpoint):
     if not checkpoint.is_dir():
         raise CheckpointError(f"There is no checkpoint folder {checkpoint}.")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = files.parse_json(files.read_text(path))
     except FileNotFoundError:
         raise CheckpointError(
             f"{checkpoint} lacks the file {MANIFEST}: it is incomplete, or another trainer wrote it."
         ) from None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         manifest = None
     if not _is_manifest(manifest):
         raise CheckpointError(f"{path} cannot be read: the checkpoint is damaged.")

@@ -9,11 +9,13 @@ import signal
 import threading
 import time
 
+from memreason_hf.interrupts import interruption
+
 
 class InterruptWatch:
     """
     A context manager that records SIGINT and SIGTERM instead of ending the program. A second signal raises
-    `KeyboardInterrupt`.
+    `KeyboardInterrupt`; SIGTERM its subclass `Terminated`.
 
     Outside the main thread, where Python cannot handle signals, it does nothing.
 
@@ -48,7 +50,7 @@ class InterruptWatch:
     def _handle(self, number, frame):
         if self.requested:
             if time.monotonic() - self._requested_at >= self.grace_seconds:
-                raise KeyboardInterrupt
+                raise interruption(number)
             return
         self.requested = int(number)
         self._requested_at = time.monotonic()

@@ -218,10 +218,10 @@ def _check_belongs(checkpoint, fingerprint):
 
 def _read_run(folder):
     try:
-        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        run = files.parse_json(files.read_text(folder / RUN_FILE))
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError):
+    except ValueError:
         run = None
     except OSError as error:
         raise OutputFolderError(f"{folder / RUN_FILE} cannot be read: {error.strerror}.") from None

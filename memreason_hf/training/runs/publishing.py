@@ -4,10 +4,9 @@ What a run sends to the Hub: the model, its card and its results, and only if as
 The card is made by a higher room, which the front door of the package finds by name when it is needed.
 """
 
-import shutil
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -47,6 +46,8 @@ class PublishingTrainer(Trainer):
     # The files of the last model that was saved, relative to its folder.
     _model_files: tuple[str, ...] = ()
     _client: HfApi | None = None
+    # What holds each folder that is being sent.
+    _stages: dict[Path, contextlib.ExitStack] | None = None
 
     def create_model_card(
         self,
@@ -211,8 +212,7 @@ class PublishingTrainer(Trainer):
         A folder with what is pushed of a model. It links to the files of `folder`, which may be rotated away while
         they are sent.
         """
-        staged = self._new_stage(f"push-{self.state.global_step}")
-        try:
+        with self._new_stage(f"push-{self.state.global_step}") as staged:
             memreason_hf.stage_model(
                 folder,
                 [name for name in self._model_files if name not in NEVER_PUSHED],
@@ -221,43 +221,47 @@ class PublishingTrainer(Trainer):
                 run_folder=self.args.output_dir,
                 base_model=base_model,
             )
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
         return staged
 
     def _stage_checkpoint(self, checkpoint: Path) -> Path:
         """A folder with a checkpoint that can be resumed from, without what says where it was written."""
-        staged = self._new_stage(f"push-{checkpoint.name}")
         names = [str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()]
-        files.link_files(
-            checkpoint, staged, [name for name in names if name not in (*NEVER_PUSHED, checkpoints.MANIFEST)]
-        )
-        state = TrainerState.load_from_json(str(staged / TRAINER_STATE_NAME))
-        # Found again by its step when the run is resumed.
-        state.best_model_checkpoint = None
-        (staged / TRAINER_STATE_NAME).unlink()
-        state.save_to_json(str(staged / TRAINER_STATE_NAME))
-        step, run = checkpoints.checkpoint_step(checkpoint), checkpoints.read_run(checkpoint)
-        checkpoints.write_manifest(staged, step, run)
+        names = [name for name in names if name not in (*NEVER_PUSHED, checkpoints.MANIFEST)]
+        with self._new_stage(f"push-{checkpoint.name}") as staged:
+            files.link_files(checkpoint, staged, names)
+            state = TrainerState.load_from_json(str(staged / TRAINER_STATE_NAME))
+            # Found again by its step when the run is resumed.
+            state.best_model_checkpoint = None
+            (staged / TRAINER_STATE_NAME).unlink()
+            state.save_to_json(str(staged / TRAINER_STATE_NAME))
+            checkpoints.write_manifest_of_copy(staged, checkpoint, changed=[TRAINER_STATE_NAME])
         return staged
 
+    @contextlib.contextmanager
     def _new_stage(self, name):
-        staged = files.staging_folder(Path(self.args.output_dir) / name)
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        return staged
+        """
+        Gives a folder that is kept until `_drop_stage`, also if another run begins in the output folder meanwhile. If
+        the block fails, it is removed.
+        """
+        with contextlib.ExitStack() as hold:
+            staged = hold.enter_context(files.held_folder(Path(self.args.output_dir) / name))
+            yield staged
+            self._stages = self._stages or {}
+            self._stages[staged] = hold.pop_all()
+
+    def _drop_stage(self, staged):
+        self._stages.pop(staged).close()
 
     def _upload(self, staged, **options) -> Future:
         """Sends a folder in the background, and removes it afterwards."""
         # One client has one thread, so that commits follow each other.
         self._client = self._client or HfApi(library_name="memreason-hf")
         job = self._client.upload_folder(repo_id=self.hub_model_id, folder_path=staged, run_as_future=True, **options)
-        job.add_done_callback(lambda _: shutil.rmtree(staged, ignore_errors=True))
+        job.add_done_callback(lambda _: self._drop_stage(staged))
         return job
 
 
-@contextmanager
+@contextlib.contextmanager
 def without_tokens(args: TrainingArguments) -> Iterator[None]:
     """A context in which the arguments hold no token, in which they are saved."""
     tokens = {item.name: getattr(args, item.name) for item in fields(args) if item.name.endswith("_token")}

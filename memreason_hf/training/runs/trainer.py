@@ -1,7 +1,6 @@
 """A Trainer whose runs can be killed at any moment and resumed exactly."""
 
 import gc
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -204,7 +203,7 @@ class ResumableTrainer(PublishingTrainer):
 
     def _restore_callbacks(self, checkpoint):
         with _loading(checkpoint):
-            progress = json.loads((checkpoint / CALLBACKS_FILE).read_text(encoding="utf-8"))
+            progress = files.read_json(checkpoint / CALLBACKS_FILE)
             state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
             self._restore_progress(checkpoint, progress, state)
         self.after_restoring()

@@ -1,21 +1,17 @@
 """Arguments of trainers whose training steps follow from their number."""
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from memreason_hf.checks import check_number
+from memreason_hf.checks import check_int, check_number
 from memreason_hf.training.runs.arguments import ResumableArguments
-from memreason_hf.training.runs.ranges import MOST_RECURRENCES, check_whole
+from memreason_hf.training.runs.ranges import MOST_RECURRENCES
+from memreason_hf.training.scheduled.batches import MOST_POOLED_ROWS
 from memreason_hf.training.scheduled.depth import RECURRENCE_GROWTHS
 from memreason_hf.training.scheduled.losses import RECURRENCE_LOSSES
-
-
-# Global batches whose rows are sorted together. More than this is a data set, not a pool.
-MOST_POOL = 1_000_000
 
 
 @dataclass
@@ -169,10 +165,6 @@ class ScheduledTrainingArguments(ResumableArguments):
     )
 
     def __post_init__(self):
-        check_number("recurrence_growth_start", self.recurrence_growth_start)
-        if self.recurrence_loss_decay is not None:
-            check_number("recurrence_loss_decay", self.recurrence_loss_decay)
-        check_whole("length_pool", self.length_pool, 1, MOST_POOL, "a pool is sorted in memory")
         if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
@@ -184,26 +176,18 @@ class ScheduledTrainingArguments(ResumableArguments):
         if self.recurrence_loss is not None:
             one_of("recurrence_loss", self.recurrence_loss, RECURRENCE_LOSSES)
         one_of("recurrence_growth", self.recurrence_growth, RECURRENCE_GROWTHS)
-        for name in ("length_pool", "recurrence_growth_start"):
-            if not 1 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1 and finite.")
+        check_int("length_pool", self.length_pool, 1, MOST_POOLED_ROWS, "a pool is sorted in memory")
         for name in ("consistency_recurrences", "eval_num_recurrences"):
             if getattr(self, name) is not None:
                 reason = "recurrences are computed one after the other"
-                check_whole(name, getattr(self, name), 1, MOST_RECURRENCES, reason)
-        if self.recurrence_loss_decay is not None and not 0 < self.recurrence_loss_decay < math.inf:
-            raise ValueError(f"recurrence_loss_decay={self.recurrence_loss_decay} must be above 0 and finite.")
-        if not 0 < self.recurrence_growth_ratio <= 1:
-            raise ValueError(
-                f"recurrence_growth_ratio={self.recurrence_growth_ratio} must be above 0 and at most 1: it is a share "
-                "of the training steps."
-            )
+                check_int(name, getattr(self, name), 1, MOST_RECURRENCES, reason)
+        check_number("recurrence_growth_start", self.recurrence_growth_start, least=1)
+        check_number("recurrence_growth_ratio", self.recurrence_growth_ratio, above=0, most=1)
         for name in ("first_weight", "keep_weight", "consistency_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and finite.")
-        rate = self.recurrence_learning_rate
-        if rate is not None and not 0 < rate < math.inf:
-            raise ValueError(f"recurrence_learning_rate={rate} must be above 0 and finite.")
+            check_number(name, getattr(self, name), least=0)
+        for name in ("recurrence_loss_decay", "recurrence_learning_rate"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0)
         if self.keep_model is not None and not self.keep_weight:
             raise ValueError(f"keep_model={self.keep_model!r} has no effect with keep_weight=0. Set keep_weight.")
 
@@ -218,6 +202,10 @@ class ScheduledTrainingArguments(ResumableArguments):
                 f"train_sampling_strategy={self.train_sampling_strategy!r} is not supported. Use length_pool to group "
                 "rows by length."
             )
+        # Evaluation is the trainer's own, and its labels are those of the collator.
+        for name in ("label_names", "include_for_metrics"):
+            if getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect in this trainer. Leave it out.")
         for name, strategies in (
             ("logging_strategy", IntervalStrategy),
             ("eval_strategy", IntervalStrategy),

@@ -18,6 +18,11 @@ from memreason_hf.training.scheduled.batches import ROW_INFO, BatchSchedule, Pos
 from memreason_hf.training.scheduled.depth import DepthSchedule
 from memreason_hf.training.scheduled.losses import LossWeights, StepLoss, recurrence_loss_weights
 from memreason_hf.training.scheduled.meter import TrainingMeter
+from memreason_hf.training.scheduled.optimization import (
+    check_optimizer_arguments,
+    check_schedule,
+    check_schedule_arguments,
+)
 from memreason_hf.training.scheduled.source import FrozenSource
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthModel
 from modeling_recurrent.gradients_recurrent import recurrence_parameters
@@ -251,6 +256,7 @@ class ScheduledTrainer(ResumableTrainer):
         try:
             if made_here:
                 self.create_optimizer()
+                check_optimizer_arguments(args, self.model)
         except Exception as error:  # each optimizer has its own
             raise ArgumentsError(
                 f"No optimizer can be made from optim={plain_value(args.optim, 'optim')!r}, "
@@ -263,7 +269,8 @@ class ScheduledTrainer(ResumableTrainer):
             return
         stand_in = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=max(args.learning_rate, 1e-9))
         try:
-            self.create_scheduler(self.planned_steps, stand_in)
+            check_schedule_arguments(args)
+            check_schedule(self.create_scheduler(self.planned_steps, stand_in), self.planned_steps)
         except Exception as error:  # each schedule has its own
             raise ArgumentsError(
                 f"lr_scheduler_type={plain_value(args.lr_scheduler_type, 'lr_scheduler_type')!r} cannot be made with "

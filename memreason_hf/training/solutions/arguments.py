@@ -5,6 +5,8 @@ from typing import ClassVar
 
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
+from memreason_hf.checks import check_int
+from memreason_hf.evaluation.solutions.generation import check_max_new_tokens
 from memreason_hf.training.scheduled.arguments import ScheduledTrainingArguments
 
 
@@ -59,6 +61,5 @@ class FinetuneArguments(ScheduledTrainingArguments):
             # Without evaluation no checkpoint is the best one.
             self.load_best_model_at_end, self.metric_for_best_model = False, None
         super().__post_init__()
-        for name in ("num_test", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        check_int("num_test", self.num_test, least=1)
+        check_max_new_tokens(self.max_new_tokens)

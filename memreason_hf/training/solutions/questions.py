@@ -5,6 +5,7 @@ from typing import Literal
 
 from datasets import Dataset, DatasetDict
 
+from memreason_hf.checks import check_path
 from memreason_hf.data.questions.demonstrations import Demonstrations
 from memreason_hf.data.questions.encoding import TOO_LONG
 from memreason_hf.data.questions.memory_reason import (
@@ -104,7 +105,8 @@ def open_questions(questions: QuestionArguments, seed: int) -> tuple[Dataset, Da
 
 
 def _load_questions(questions) -> DatasetDict:
-    if questions.path:
+    if questions.path is not None:
+        check_path("data.path", questions.path)
         return load_memory_reason(questions.path, questions.name)
     if questions.name is None:
         raise ValueError(

@@ -10,6 +10,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from memreason_hf.adapters.base import tokenizer_digest
 from memreason_hf.adapters.base_files import block_digests
+from memreason_hf.checks import check_path
 from memreason_hf.data.text.arguments import TextArguments
 from memreason_hf.data.text.collator import TextCollator
 from memreason_hf.data.text.encoding import DocumentTokenizer, encode_texts
@@ -163,6 +164,8 @@ def _first_texts(texts):
 
 
 def _check_choices(args, texts, model, parts):
+    if model.get("path") is not None:
+        check_path("model.path", model["path"])
     if parts.train != "all" and not model.get("path"):
         raise ValueError(
             f"model.train={parts.train!r} keeps other weights as they are, but those of a new model are random. Pass "

@@ -20,6 +20,7 @@ from memreason_hf.data import (
     save_multi_hop,
 )
 from memreason_hf.data.chains import multi_hop
+from memreason_hf.locks import lock_file
 
 
 def small_config(**changes):
@@ -48,6 +49,15 @@ def test_the_same_data_set_is_not_built_again(tmp_path, monkeypatch):
     first = prepare_multi_hop(small_config(), tmp_path)
     monkeypatch.setattr(multi_hop, "build_multi_hop", lambda config: pytest.fail("built again"))
     assert prepare_multi_hop(small_config(), tmp_path) == first
+
+
+def test_a_lock_file_of_a_killed_build_goes_when_the_data_set_is_found(tmp_path):
+    """A build that is killed after its last rename leaves a whole data set, and its lock file next to it."""
+    folder = tmp_path / "data"
+    prepare_multi_hop(small_config(), folder)
+    lock_file(folder, inside=False).write_text("")
+    prepare_multi_hop(small_config(), folder)
+    assert os.listdir(tmp_path) == ["data"]
 
 
 def test_another_data_set_is_refused_before_it_is_built(tmp_path, monkeypatch):

@@ -154,7 +154,7 @@ def test_invalid_results_are_not_written(results, tmp_path):
         (lambda r: r.update(schema_version=2), "schema_version=2.*reads 1"),
         (lambda r: r.update(kind="sweep"), "kind='sweep' must be one of .*depth_sweep, .*evaluation"),
         (lambda r: r.update(kind=["evaluation"]), "kind="),
-        (lambda r: r.update(groups=[]), "groups is empty"),
+        (lambda r: r.update(groups=[]), r"groups=\[\] is empty"),
         (lambda r: r.update(groups={}), "groups={} must be a list"),
         (lambda r: r["groups"][1].update(count="7"), r"groups\[1\]\.count='7' must be an integer"),
         (lambda r: r["groups"][1].update(count=True), r"groups\[1\]\.count=True must be an integer"),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,27 @@ def test_a_run_is_resumed_from_a_checkpoint_on_the_hub(at_hub, tmp_path):
     second = small_trainer(tmp_path / "second", max_steps=8, save_steps=4)
     second.train(resume_from_checkpoint=str(downloaded))
     assert_same_weights(weights(second.model), weights(undisturbed.model))
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_push_that_is_being_sent_outlives_the_next_run(at_hub, tmp_path, restart):
+    """With `blocking=False` training may begin again before the files are read."""
+    trainer = pushing(tmp_path / "run")
+    finish(trainer)
+    at_hub.faults.append(Fault("POST", "/preupload/", seconds=2.0))
+    job = trainer.push_to_hub(blocking=False)
+    again = small_trainer(tmp_path / "run", max_steps=8, save_steps=4, restart=restart)
+    again.train(resume_from_checkpoint=not restart)
+    again.save_model()
+    assert not job.done() and list((tmp_path / "run").glob(".push-*"))  # a control
+    job.result()
+    assert "model.safetensors" in files_of()
+    assert_same_weights(weights(trainer.model), weights(AutoModelForCausalLM.from_pretrained(REPO)))
+    # A callback of the future removes it, which may run after `result` has returned.
+    deadline = time.monotonic() + 30
+    while list((tmp_path / "run").glob(".push-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not list((tmp_path / "run").glob(".push-*"))
 
 
 def test_the_saved_arguments_hold_no_token(tmp_path):

@@ -23,6 +23,7 @@ from memreason_hf.training.runs.errors import ArgumentsError, OutputFolderError
         ({"warmup_steps": -3}, "warmup_steps"),
         ({"save_steps": 0}, "save_steps"),
         ({"max_steps": 0}, "max_steps=0 must be at least 1"),
+        ({"max_steps": 10**20}, "max_steps=100000000000000000000 must be at most .*would not end"),
         ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs=0 must be above 0"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"save_total_limit": 0}, "save_total_limit=0 must be at least 1"),
@@ -39,10 +40,26 @@ from memreason_hf.training.runs.errors import ArgumentsError, OutputFolderError
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type='cosine_with_min_lr'"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"x": 1}}, "lr_scheduler_kwargs={'x': 1}"),
         ({"optim": "adamw_torch", "optim_args": "x"}, "optim"),
+        ({"optim": "adamw_torch", "optim_args": "foo=bar"}, "optim_args='foo=bar'.*does not read 'foo'"),
+        ({"optim": "sgd", "optim_args": "momentum=0.9, nesterof=1"}, "does not read 'nesterof'"),
+        ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"x": 1}}, "reads no lr_scheduler_kwargs"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "x"}}, "lr_scheduler_kwargs={'power'"),
+        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": float("nan")}}, "num_cycles=nan must"),
+        (
+            {
+                "lr_scheduler_type": "warmup_stable_decay",
+                "lr_scheduler_kwargs": {"num_decay_steps": 2, "min_lr_ratio": -1.0},
+            },
+            "lr_scheduler_kwargs={'num_decay_steps': 2, 'min_lr_ratio': -1.0}: .*would be -",
+        ),
+        ({"label_names": ["a"]}, r"label_names=\['a'\] has no effect"),
+        ({"include_for_metrics": ["loss"]}, r"include_for_metrics=\['loss'\] has no effect"),
+        ({"eval_accumulation_steps": 0}, "eval_accumulation_steps=0 must be at least 1"),
+        ({"dataloader_prefetch_factor": 2**70}, "dataloader_prefetch_factor=1180591620717411303424 has no effect"),
         ({"lr_scheduler_kwargs": "nonsense"}, "lr_scheduler_kwargs='nonsense' must be names and values"),
         ({"neftune_noise_alpha": -1}, "neftune_noise_alpha=-1 must be at least 0"),
         ({"neftune_noise_alpha": float("nan")}, "neftune_noise_alpha=nan must be a number"),
-        ({"recurrence_loss_decay": float("nan")}, "recurrence_loss_decay=nan must be a finite number"),
+        ({"recurrence_loss_decay": float("nan")}, "recurrence_loss_decay=nan must be a number"),
         ({"recurrence_growth_start": float("inf")}, "recurrence_growth_start=inf must be a finite number"),
         ({"dataloader_num_workers": -1}, "dataloader_num_workers=-1 must be at least 0"),
         ({"dataloader_num_workers": 1, "dataloader_prefetch_factor": 0}, "dataloader_prefetch_factor=0 must be"),
@@ -59,6 +76,22 @@ def test_a_bad_value_leaves_no_trace(tmp_path, arguments, message):
         small_trainer(tmp_path / "run", **arguments).train()
     # The library makes the folder itself.
     assert [path for path in tmp_path.rglob("*") if path.name != "run"] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"optim": "sgd", "optim_args": "momentum=0, nesterov=no"},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}},
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2.0}},
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 2}},
+        {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}},
+    ],
+    ids=str,
+)
+def test_right_values_of_the_optimizer_are_accepted(tmp_path, arguments):
+    """Also those that are the defaults."""
+    small_trainer(tmp_path, **arguments).check_before_claim()
 
 
 def test_the_check_changes_nothing(tmp_path):

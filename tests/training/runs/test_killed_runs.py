@@ -188,6 +188,19 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert load_result(tmp_path / "stopped") == 7
 
 
+def stopped_at_once(folder, first, second):
+    arguments = {**ARGUMENTS, "save_steps": 100}
+    trainer = small_trainer(folder, **arguments, callbacks=[Interrupt(6, number=first)])
+    trainer._save_checkpoint = lambda *args: os.kill(os.getpid(), second)
+    run_training(trainer, "memreason train")
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_exit_code_is_that_of_the_signal_that_stops_at_once(tmp_path, first, second, code):
+    assert run_child(stopped_at_once, tmp_path, first, second) == code
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_the_processes_are_shut_down_is_one_line(tmp_path, capsys, monkeypatch, number, code):
     trainer = small_trainer(tmp_path, max_steps=4)
