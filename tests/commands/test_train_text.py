@@ -255,6 +255,20 @@ def test_bad_input_is_one_message_and_leaves_nothing(recipe, tmp_path, capsys, c
     assert not run.exists() or not list(run.glob("checkpoint-*"))
 
 
+@pytest.mark.parametrize(
+    ("depth", "warns"),
+    [
+        ({"num_recurrences": 1}, True),
+        ({"num_recurrences": 1, "recurrence_sampling": "uniform", "recurrence_min": 1, "recurrence_max": 1}, True),
+        ({"num_recurrences": 1, "recurrence_sampling": "uniform", "recurrence_min": 1, "recurrence_max": 2}, False),
+        ({"num_recurrences": 2}, False),
+    ],
+)
+def test_a_run_that_trains_no_depth_warns(recipe, depth, warns, caplog):
+    assert train.main([recipe(model=depth, training={"max_steps": 1})]) == 0
+    assert ("--recurrence_sampling uniform" in caplog.text) == warns
+
+
 def test_flags_alone(recipe, tmp_path, capsys):
     assert train.main([recipe()]) == 0
     flags = ["--kind", "text", "--model_path", str(tmp_path / "run"), "--files", str(tmp_path / "texts.jsonl")]

@@ -7,6 +7,7 @@ from typing import Literal
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging
 
 from memreason_hf.adapters.base import tokenizer_digest
 from memreason_hf.adapters.base_files import block_digests
@@ -29,6 +30,8 @@ from memreason_hf.training.text.trainer import TextTrainer
 from modeling_recurrent import RecurrentDepthConfig
 from modeling_recurrent.masks_recurrent import is_flash
 
+
+logger = logging.get_logger(__name__)
 
 STYLE = "llama"
 # A new tokenizer is learned from at most this many documents and characters.
@@ -110,6 +113,7 @@ def prepare_text_run(args: TextTrainingArguments, *, model: dict, data: dict) ->
         )
     set_seed(args.seed)
     network = _make_model(model, tokenizer, texts_of.sequence_length)
+    _warn_without_depth(network.config)
     choose_parts(network, parts)
     # The random numbers of dropout must not depend on how the model was made.
     set_seed(args.seed)
@@ -219,6 +223,16 @@ def _check_shapes(model, config):
                 f"model.{name}={model[name]}: the model at {model['path']} has {name}={own}, which decides the shapes "
                 f"of its weights. Leave model.{name} out."
             )
+
+
+def _warn_without_depth(config):
+    # A converted decoder has one recurrence: what re-enters its loop would stay as it is.
+    deepest = config.num_recurrences if config.recurrence_sampling == "fixed" else config.recurrence_max
+    if deepest == 1:
+        logger.warning(
+            "Every training step takes one recurrence, so the model learns nothing that more recurrences could use. "
+            "For example: --recurrence_sampling uniform --recurrence_min 1 --recurrence_max 8."
+        )
 
 
 def _eval_policy(texts):
