@@ -11,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_recurrent import RecurrentDepthConfig
 from .families_recurrent import family_eager_attention
+from .parallel_recurrent import own_heads
 from .positions_recurrent import rotate
 
 
@@ -79,7 +80,8 @@ class RecurrentDepthAttention(nn.Module):
         # One projection for queries, keys and values: decoding is bound by reading weights, and one large matrix is
         # read faster than three.
         self.heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.heads) * self.head_dim, bias=config.attention_bias)
+        self.width = sum(self.heads) * self.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, self.width, bias=config.attention_bias)
         query_width = config.num_attention_heads * self.head_dim
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
 
@@ -89,10 +91,15 @@ class RecurrentDepthAttention(nn.Module):
         if interface is None:
             interface = attention_interface(self.config, hidden_states, self.training and torch.is_grad_enabled())
         shape = hidden_states.shape[:-1]
-        states = self.qkv_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
-        query_heads, key_heads, _ = self.heads
+        states, heads = self.qkv_proj(hidden_states), self.heads
+        if states.shape[-1] != self.width:
+            # Tensor parallelism: this process computes its part of the heads.
+            states = own_heads(states, self.qkv_proj, tuple(count * self.head_dim for count in heads))
+            heads = tuple(count * states.shape[-1] // self.width for count in heads)
+        states = states.view(*shape, -1, self.head_dim).transpose(1, 2)
+        query_heads, key_heads, _ = heads
         if position_embeddings is None:
-            query, key, value = states.split_with_sizes(self.heads, dim=1)
+            query, key, value = states.split_with_sizes(heads, dim=1)
         else:
             turning, value = states.split_with_sizes((query_heads + key_heads, key_heads), dim=1)
             query, key = rotate(turning, *position_embeddings).split_with_sizes((query_heads, key_heads), dim=1)
@@ -122,8 +129,7 @@ class RecurrentDepthMLP(nn.Module):
         super().__init__()
         self.gated = config.gated_mlp
         if self.gated:
-            self.halves = (config.intermediate_size, config.intermediate_size)
-            self.gate_up_proj = nn.Linear(config.hidden_size, sum(self.halves), bias=config.mlp_bias)
+            self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
         else:
             self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
@@ -133,7 +139,7 @@ class RecurrentDepthMLP(nn.Module):
     def forward(self, hidden_states):
         if not self.gated:
             return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
-        gate, up = self.gate_up_proj(hidden_states).split_with_sizes(self.halves, dim=-1)
+        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
         return self.down_proj(self.act_fn(gate) * up)
 
 

@@ -27,6 +27,7 @@ from .fields_recurrent import (
     units_field,
 )
 from .halting_recurrent import HALTING_CRITERIA
+from .parallel_recurrent import tensor_parallel_plan
 from .versions_recurrent import VERSION_KEY, add_version, remember_version, take_version
 
 
@@ -305,7 +306,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
             self.head_dim = max(self.hidden_size // self.num_attention_heads, 1)
         if self.attention_output_bias is None and self.block_model_type is None:
             self.attention_output_bias = self.attention_bias
-        self.base_model_tp_plan = self._tensor_parallel_plan()
+        self.base_model_tp_plan = tensor_parallel_plan(self)
         kwargs.pop(VERSION_KEY, None)
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
         if self.block_model_type is not None:
@@ -438,20 +439,6 @@ class RecurrentDepthConfig(PreTrainedConfig):
         `num_prelude_layers + num_recurrent_layers * num_recurrences + num_coda_layers`. It is never stored.
         """
         return self.num_prelude_layers + self.num_recurrent_layers * self.num_recurrences + self.num_coda_layers
-
-    def _tensor_parallel_plan(self):
-        """The plan for the modules that a model of this config has."""
-        if self.block_model_type is not None:
-            return dict(getattr(self.make_block_config(), "base_model_tp_plan", None) or {})
-        # The output of a fused projection is split into queries, keys and values, or into gate and up projection, so
-        # it has to be gathered first.
-        plan = {
-            "self_attn.qkv_proj": "colwise_gather_output",
-            "self_attn.o_proj": "rowwise_split_input",
-            "mlp.gate_up_proj" if self.gated_mlp else "mlp.up_proj": "colwise_gather_output",
-            "mlp.down_proj": "rowwise_split_input",
-        }
-        return {f"layers.*.{module}": how for module, how in plan.items()}
 
     @classmethod
     def gpt2_style(cls, **kwargs) -> "RecurrentDepthConfig":

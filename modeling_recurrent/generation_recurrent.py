@@ -19,6 +19,7 @@ from .checks_recurrent import check_ids
 from .depth_record_recurrent import DepthRecord, GenerationCall, Prompt, RememberedEnds
 from .halting_recurrent import applies, last_real
 from .masks_recurrent import create_mask
+from .parallel_recurrent import heads_of_process
 from .schedule_recurrent import DepthSchedule
 from .speculation_recurrent import Speculation, decode, pads_ends
 from .static_cache_recurrent import RecurrentDepthStaticCache
@@ -396,6 +397,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 dtype=self.dtype,
                 device=self.device,
                 cache_recurrences=kept,
+                num_key_value_heads=heads_of_process(self),
             )
             return
         if generation_config.cache_implementation not in (None, "dynamic"):

@@ -45,6 +45,7 @@ from .inputs_recurrent import initial_state, place_tokens, wants_cache
 from .loop_recurrent import LoopTrace, RecurrentLoop
 from .losses_recurrent import RecurrenceLoss, choose_labelled, open_losses, warn_bypassed
 from .masks_recurrent import is_flash, with_eager_attention
+from .parallel_recurrent import SplitsOverProcesses
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, sinusoidal_positions
 from .recurrence_lora_recurrent import RecurrenceLora, RecurrenceLoraPair
 from .rows_recurrent import MASKED_ROWS, ActiveRows
@@ -76,7 +77,7 @@ class RecurrentDepthCausalLMOutput(CausalLMOutputWithPast):
     num_recurrences: torch.LongTensor | None = None
 
 
-class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, PreTrainedModel):
+class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, SplitsOverProcesses, PreTrainedModel):
     config: RecurrentDepthConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -100,15 +101,8 @@ class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, PreTrainedMo
         super().__init__(config, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, *args, distributed_config=None, **kwargs):
-        if getattr(distributed_config, "pp_size", None) not in (None, 1):
-            raise ValueError(
-                f"distributed_config.pp_size={distributed_config.pp_size}: the stages of a pipeline run one after the "
-                "other, but a looped layer runs again after the layers that follow it. Use tp_size or fsdp_size."
-            )
+    def from_pretrained(cls, *args, **kwargs):
         RecurrentDepthConfig.refuse_misspelt(kwargs)
-        if distributed_config is not None:
-            kwargs["distributed_config"] = distributed_config
         return super().from_pretrained(*args, **kwargs)
 
     @torch.no_grad()
