@@ -178,6 +178,12 @@ def _check_labels(name, labels, shape, vocab_size):
             )
 
 
+def check_resume(resume, depth, cache) -> None:
+    """Raises a `ValueError` if a call cannot continue from the recurrence of `resume`."""
+    if resume is not None and not (isinstance(depth, int) and cache is not None and resume[0] < depth):
+        raise ValueError(f"resume needs a cache and an int num_recurrences above its {resume[0]} recurrences.")
+
+
 def check_hooks(arguments: dict) -> None:
     """
     Checks arguments of a forward pass that few calls have.
@@ -214,6 +220,7 @@ __all__ = [
     "check_ids",
     "check_inputs",
     "check_labels",
+    "check_resume",
     "embed_positions",
     "embed_tokens",
 ]

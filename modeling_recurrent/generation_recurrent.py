@@ -155,11 +155,9 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         if asked:
             name, value = next(iter(asked.items()))
             reason = f"it ignores {name}={value!r} of the generation_config"
-        elif config.num_recurrences != 1 or config.halting_criterion is not None:
+        elif config.halting_criterion is not None:
             depth = f"num_recurrences={config.num_recurrences}, halting_criterion={config.halting_criterion!r}"
             reason = f"it keeps one slot for each layer, but the model's config has {depth}"
-        elif config.sliding_window is not None and config.num_physical_layers > config.num_recurrent_layers:
-            reason = f"it applies sliding_window={config.sliding_window} to every layer, also to prelude and coda"
         if reason is not None:
             raise ValueError(f"Continuous batching would change the texts of this model: {reason}. Use generate.")
         return super().init_continuous_batching(generation_config, *args, **kwargs)
