@@ -425,11 +425,11 @@ class RecurrentDepthConfig(PreTrainedConfig):
         kinds = {"prelude": "full_attention", "recurrent": looped, "coda": "full_attention"}
         return [kind for name, kind in kinds.items() for _ in range(getattr(self, f"num_{name}_layers"))]
 
-    def spread_over_slots(self, values: list) -> list:
+    def spread_over_slots(self, values: list, num_recurrences: int) -> list:
         """The entries of `values`, one for each physical layer, for each key-value slot of a token at fixed depth."""
         start = self.num_prelude_layers
         end = start + self.num_recurrent_layers
-        return [*values[:start], *values[start:end] * self.num_recurrences, *values[end:]]
+        return [*values[:start], *values[start:end] * num_recurrences, *values[end:]]
 
     @property
     def layer_types(self) -> list[str]:
@@ -437,7 +437,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         `"full_attention"` or `"sliding_attention"` for each of the `num_hidden_layers` slots, as engines and the
         caches of the library read it. It is never stored.
         """
-        return self.spread_over_slots(self.physical_layer_types)
+        return self.spread_over_slots(self.physical_layer_types, self.num_recurrences)
 
     def make_block_config(self) -> PreTrainedConfig:
         """The config of the family whose layers run, for all physical layers."""

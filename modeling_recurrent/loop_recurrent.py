@@ -128,11 +128,11 @@ class RecurrentLoop:
             self.recurrence_lora.attach(self.recurrent_layers)
             kwargs["recurrence"] = rows.recurrence
         run = run_own_layer if self.config.block_model_type is None else run_family_layer
-        before_stack = self.key_value_slots.before(stack, rows.recurrence)
+        offset = self.key_value_slots.offset(stack, rows.recurrence)
         for index in indices:
             kind = self.layer_types[index]
             mask, angles = rows.masks[kind], rows.angles.get(kind)
-            slot = self.key_value_slots[before_stack + index]
+            slot = self.key_value_slots[index + offset]
             hidden_states, weights = run(
                 self.layers[index], hidden_states, mask, angles, rows.slots, slot, interface=rows.interface, **kwargs
             )

@@ -6,6 +6,7 @@ from typing import Unpack
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -51,6 +52,7 @@ from .recurrence_lora_recurrent import RecurrenceLora, RecurrenceLoraPair
 from .rows_recurrent import MASKED_ROWS, ActiveRows
 from .sampling_recurrent import TrainingDraws
 from .slots_recurrent import KeyValueSlots, check_engine, runs_in_engine
+from .stock_caches_recurrent import StockSlots, check_stock_cache, is_stock
 from .versions_recurrent import ReadsOldCheckpoints
 
 
@@ -170,7 +172,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: RecurrentDepthCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         head: Callable | None = None,
@@ -186,7 +188,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             position_ids (`torch.LongTensor` of shape `(batch or 1, sequence)`, *optional*):
                 By default the real tokens are counted, so that padding on either side changes nothing. Positions
                 that restart within a row mark packed documents, which do not attend to each other.
-            past_key_values (`RecurrentDepthCache`, *optional*), use_cache (`bool`, *optional*):
+            past_key_values (`Cache`, *optional*), use_cache (`bool`, *optional*):
+                A `RecurrentDepthCache`, or at a fixed depth a cache of the library with a layer for each slot.
                 A cache is created and returned if `use_cache` is true. By default it has the value of the config
                 without gradients, and is false with them, with packed documents, and in a compiled call with
                 `position_ids`, which may be packed.
@@ -246,8 +249,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             trace.states.append(state)
         state, counts = self.loop(state, rows, depth, trace, head, start, **kwargs)
         hidden_states = self.norm(self.finish(state, rows, trace, **kwargs))
-        if cache is not None:
-            cache.commit(shape[1], depth if isinstance(depth, int) else counts, real)
+        if slots is not None:
+            slots.commit(shape[1], depth if isinstance(depth, int) else counts, real)
         if counts.ndim == 2 and real is not None:
             counts = counts.masked_fill(~real, 0)
         return RecurrentDepthModelOutput(
@@ -295,7 +298,9 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
 
     def _open_slots(self, cache, use_cache, cache_recurrences, depth, batch):
         """The cache of this forward pass and the slots that it writes; `None` without a cache."""
-        if cache is not None:
+        if is_stock(cache):
+            check_stock_cache(cache, self.config, depth, batch, cache_recurrences)
+        elif cache is not None:
             cache.check(self.config, batch, depth)
         elif use_cache:
             cache = RecurrentDepthCache(self.config, cache_recurrences)
@@ -309,6 +314,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             cache = RecurrentDepthCache(self.config, cache_recurrences="last")
         if cache is None:
             return None
+        if is_stock(cache):
+            return StockSlots(cache, self.config, depth)
         certain = isinstance(depth, int)
         return Slots(cache, limit=depth if certain else depth.limit, certain=certain)
 
@@ -424,7 +431,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: RecurrentDepthCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         shift_labels: torch.LongTensor | None = None,

@@ -11,6 +11,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .attention_recurrent import eager_attention_of
 
 
+# No engine has memory for the keys and values of so many layers, and modules take memory, too.
+MOST_SLOTS = 10_000
+
 # What engines pass to the attention function: the paged cache of continuous batching, and vLLM's attention layers.
 ENGINE_ARGUMENTS = ("cache", "attention_instances")
 
@@ -69,17 +72,17 @@ class KeyValueSlots(nn.ModuleList):
 
     def __init__(self, config, layers, block=None):
         attentions = [_attention_of(layer) for layer in layers]
+        # One recurrence stands for all where there are more slots than an engine would ever have memory for.
+        self.num_recurrences = config.num_recurrences if config.num_hidden_layers <= MOST_SLOTS else 1
+        self.num_looped = config.num_recurrent_layers
         super().__init__(
             KeyValueSlot(config, index, attention, block)
-            for index, attention in enumerate(config.spread_over_slots(attentions))
+            for index, attention in enumerate(config.spread_over_slots(attentions, self.num_recurrences))
         )
-        self.num_recurrences = config.num_recurrences
-        self.num_looped = config.num_recurrent_layers
 
-    def before(self, stack: str, recurrence: int) -> int:
+    def offset(self, stack: str, recurrence: int) -> int:
         """
-        The number of slots before the stack that no physical layer of their own has: what to add to the index of a
-        layer to have that of its slot.
+        What to add to the index of a physical layer of `stack` to have that of its slot in a recurrence.
 
         Recurrences beyond those of the config share the slots of the last one. Engines do not run them.
         """
@@ -118,6 +121,11 @@ def check_engine(config, depth, past_key_values=None, cache_recurrences=None) ->
             f"per row or a halting criterion (halting_criterion={config.halting_criterion!r} in the config). Set "
             "halting_criterion=None, or use generate."
         )
+    if config.num_hidden_layers > MOST_SLOTS:
+        raise ValueError(
+            f"num_recurrences={depth} in a call of an inference engine gives {config.num_hidden_layers} key-value "
+            f"slots for each token, above the limit of {MOST_SLOTS}. Set a lower num_recurrences in the config."
+        )
     if depth != config.num_recurrences:
         raise ValueError(
             f"num_recurrences={depth} in a call of an inference engine, which keeps one slot for each recurrence of "
@@ -130,4 +138,44 @@ def check_engine(config, depth, past_key_values=None, cache_recurrences=None) ->
         )
 
 
-__all__ = ["KeyValueSlot", "KeyValueSlots", "check_engine", "runs_in_engine"]
+def check_continuous_batching(config, *generation_configs) -> None:
+    """
+    Checks that continuous batching gives the texts of `generate`.
+
+    Args:
+        config (`RecurrentDepthConfig`): The config of the model, which sets the depth of continuous batching.
+        generation_configs (`GenerationConfig` or `None`): What `generate` would follow, the first one first.
+
+    Raises:
+        `ValueError`: `generate` would use another depth, or the texts would change for another reason.
+    """
+    asked = {
+        "num_recurrences": config.num_recurrences,
+        "halting_criterion": config.halting_criterion,
+        "cache_recurrences": config.cache_recurrences,
+        "state_seed": config.state_seed,
+    }
+    reason = None
+    for name, value in asked.items():
+        values = (getattr(generation_config, name, None) for generation_config in generation_configs)
+        given = next((value for value in values if value is not None), None)
+        given = None if name == "halting_criterion" and given == "none" else given
+        if given is not None and given != value:
+            reason = f"it ignores {name}={given!r} of the generation_config. Set it in the model's config"
+    if config.halting_criterion is not None:
+        reason = (
+            f"it runs every token through all recurrences, but the model's config has halting_criterion="
+            f"{config.halting_criterion!r}. Set it to None"
+        )
+    elif config.cache_recurrences != "all":
+        reason = "it keeps all recurrences, but the model's config has cache_recurrences='last'. Set it to 'all'"
+    elif getattr(config, "attn_logit_softcapping", None) and "flash" not in config._attn_implementation:
+        reason = (
+            f"with attn_implementation={config._attn_implementation!r} it does not bound the scores of attention, but "
+            f"the layers have attn_logit_softcapping={config.attn_logit_softcapping}. Use a flash attention"
+        )
+    if reason is not None:
+        raise ValueError(f"Continuous batching would change the texts of this model: {reason}, or use generate.")
+
+
+__all__ = ["KeyValueSlot", "KeyValueSlots", "check_continuous_batching", "check_engine", "runs_in_engine"]
