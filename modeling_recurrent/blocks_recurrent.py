@@ -1,70 +1,15 @@
 """The decoder layers: norms, attention, MLP and block, of the GPT-2, Llama and Qwen families."""
 
-from functools import partial
-
-import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_recurrent import RecurrentDepthConfig
-from .families_recurrent import family_eager_attention
 from .parallel_recurrent import own_heads
 from .positions_recurrent import rotate
 
 
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
-
-# Rows of up to this length train faster on a CPU with SDPA's math kernel than with its blocked kernel, whose backward
-# pass takes 12 ms for 13 tokens.
-SHORT_ROW = 128
-
-
-def attention_interface(config, hidden_states, trains, block=None):
-    """
-    The attention function that a config selects. It is looked up once for each forward pass, not in every layer.
-
-    Args:
-        config (`RecurrentDepthConfig`): `_attn_implementation` is read.
-        hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): The input of the layers.
-        trains (`bool`): Whether the forward pass trains. In evaluation, the kernel is that of other models.
-        block (`PreTrainedConfig`, *optional*): The config of the family whose eager attention is meant; ours by
-            default.
-    """
-    eager = eager_attention_forward if block is None else family_eager_attention(block)
-    interface = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
-    trains = trains and not torch.compiler.is_compiling()
-    if trains and config._attn_implementation == "sdpa" and hidden_states.device.type == "cpu":
-        return partial(_with_plain_kernel, interface) if hidden_states.shape[1] <= SHORT_ROW else interface
-    return interface
-
-
-def _with_plain_kernel(interface, *args, **kwargs):
-    with sdpa_kernel(SDPBackend.MATH):
-        return interface(*args, **kwargs)
-
-
-def repeat_kv(states, repeats):
-    """`(batch, kv_heads, sequence, head_dim)` -> `(batch, kv_heads * repeats, sequence, head_dim)`."""
-    return states if repeats == 1 else states.repeat_interleave(repeats, dim=1)
-
-
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention in plain PyTorch operations, which also returns the attention weights."""
-    key, value = repeat_kv(key, module.num_key_value_groups), repeat_kv(value, module.num_key_value_groups)
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    # At least float32: in float16, scores below the lowest number would become -inf, and a row of them NaN.
-    precise = torch.promote_types(query.dtype, torch.float32)
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        # Prepared for SDPA: true where a token attends.
-        weights = weights.masked_fill(~attention_mask, torch.finfo(weights.dtype).min)
-    elif attention_mask is not None:
-        weights = weights.to(precise) + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1, dtype=precise).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
 class RecurrentDepthAttention(nn.Module):
@@ -85,11 +30,7 @@ class RecurrentDepthAttention(nn.Module):
         query_width = config.num_attention_heads * self.head_dim
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
 
-    def forward(
-        self, hidden_states, attention_mask=None, position_embeddings=None, slots=None, interface=None, **kwargs
-    ):
-        if interface is None:
-            interface = attention_interface(self.config, hidden_states, self.training and torch.is_grad_enabled())
+    def forward(self, hidden_states, attention_mask, position_embeddings, slots, slot, **kwargs):
         shape = hidden_states.shape[:-1]
         states, heads = self.qkv_proj(hidden_states), self.heads
         if states.shape[-1] != self.width:
@@ -105,8 +46,7 @@ class RecurrentDepthAttention(nn.Module):
             query, key = rotate(turning, *position_embeddings).split_with_sizes((query_heads, key_heads), dim=1)
 
         def attend(query, key, value, mask):
-            return interface(
-                self,
+            return slot(
                 query,
                 key,
                 value,
@@ -172,11 +112,9 @@ class RecurrentDepthBlock(GradientCheckpointingLayer):
         if is_looped:
             self.self_attn.o_proj.init_scale = self.mlp.down_proj.init_scale = config.residual_init_scale
 
-    def forward(
-        self, hidden_states, attention_mask=None, position_embeddings=None, slots=None, interface=None, **kwargs
-    ):
+    def forward(self, hidden_states, attention_mask, position_embeddings, slots, slot, **kwargs):
         attended, weights = self.self_attn(
-            self.input_layernorm(hidden_states), attention_mask, position_embeddings, slots, interface, **kwargs
+            self.input_layernorm(hidden_states), attention_mask, position_embeddings, slots, slot, **kwargs
         )
         hidden_states = self._add(hidden_states, attended, self.attention_output_layernorm)
         update = self.mlp(self.post_attention_layernorm(hidden_states))
@@ -189,9 +127,9 @@ class RecurrentDepthBlock(GradientCheckpointingLayer):
         return norm(hidden_states) if self.norms_sums else hidden_states
 
 
-def run_own_layer(layer, hidden_states, mask, angles, slots, interface, **kwargs):
+def run_own_layer(layer, hidden_states, mask, angles, slots, slot, **kwargs):
     """Calls one of our blocks; returns the new hidden states and the attention weights."""
-    return layer(hidden_states, mask, angles, slots, interface, **kwargs)
+    return layer(hidden_states, mask, angles, slots, slot, **kwargs)
 
 
-__all__ = ["NORMS", "RecurrentDepthBlock", "attention_interface", "run_own_layer"]
+__all__ = ["NORMS", "RecurrentDepthBlock", "run_own_layer"]

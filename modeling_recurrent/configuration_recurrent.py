@@ -348,7 +348,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
         super().__setattr__(name, None if name == "halting_criterion" and value == "none" else value)
 
     def __getattr__(self, name):
-        # TRL and vLLM compute logits themselves and read from the config how a family scales and bounds them.
+        # TRL and vLLM compute logits themselves, and vLLM attention. They read from the config how a family scales and
+        # bounds them.
         if name in LOGIT_FIELDS and self.__dict__.get("block_model_type") is not None:
             return getattr(self.make_block_config(), name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -423,6 +424,20 @@ class RecurrentDepthConfig(PreTrainedConfig):
         looped = "full_attention" if self.sliding_window is None else "sliding_attention"
         kinds = {"prelude": "full_attention", "recurrent": looped, "coda": "full_attention"}
         return [kind for name, kind in kinds.items() for _ in range(getattr(self, f"num_{name}_layers"))]
+
+    def spread_over_slots(self, values: list, num_recurrences: int) -> list:
+        """The entries of `values`, one for each physical layer, for each key-value slot of a token at fixed depth."""
+        start = self.num_prelude_layers
+        end = start + self.num_recurrent_layers
+        return [*values[:start], *values[start:end] * num_recurrences, *values[end:]]
+
+    @property
+    def layer_types(self) -> list[str]:
+        """
+        `"full_attention"` or `"sliding_attention"` for each of the `num_hidden_layers` slots, as engines and the
+        caches of the library read it. It is never stored.
+        """
+        return self.spread_over_slots(self.physical_layer_types, self.num_recurrences)
 
     def make_block_config(self) -> PreTrainedConfig:
         """The config of the family whose layers run, for all physical layers."""
@@ -500,7 +515,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"hidden_size={self.hidden_size} must be even: sinusoidal positions come in pairs.")
         if self.position_embedding_type == "rope":
-            self._validate_rotary_dim()
+            check_rope(self.rope_parameters or {}, self.head_dim)
 
     def _validate_family(self):
         self._refuse_block_fields()
@@ -510,18 +525,6 @@ class RecurrentDepthConfig(PreTrainedConfig):
                     f"{name}={getattr(self, name)!r} contradicts block_config, from which {value!r} follows. Change "
                     "block_config."
                 )
-
-    def _validate_rotary_dim(self):
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs.")
-        parameters = self.rope_parameters or {}
-        nested = [name for name, value in parameters.items() if isinstance(value, dict)]
-        if nested:
-            raise ValueError(
-                f"rope_parameters holds parameters for the layer types {', '.join(nested)}, but all layers of a "
-                "recurrent-depth model share one set. Pass one dictionary that is not nested."
-            )
-        check_rope(parameters, self.head_dim)
 
     def validate_recurrence(self):
         """Checks of the fields that say how many recurrences run."""

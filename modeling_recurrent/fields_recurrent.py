@@ -160,8 +160,17 @@ def check_rope(parameters: dict, head_dim: int) -> None:
         head_dim (`int`): The channels of a head.
 
     Raises:
-        `ValueError`: `rope_type` is not known to the library, or a number is out of range.
+        `ValueError`: `rope_type` is not known to the library, a number is out of range, or types of layers have
+            parameters of their own.
     """
+    if head_dim % 2:
+        raise ValueError(f"head_dim={head_dim} must be even: RoPE rotates pairs.")
+    nested = [name for name, value in parameters.items() if isinstance(value, dict)]
+    if nested:
+        raise ValueError(
+            f"rope_parameters holds parameters for the layer types {', '.join(nested)}, but all layers of a "
+            "recurrent-depth model share one set. Pass one dictionary that is not nested."
+        )
     kind = parameters.get("rope_type", "default")
     known = ("default", *(name for name in ROPE_INIT_FUNCTIONS if name != "default"))
     if kind not in known:
