@@ -55,6 +55,7 @@ from .sampling_recurrent import TrainingDraws
 from .slots_recurrent import KeyValueSlots, check_engine, runs_in_engine
 from .stock_caches_recurrent import StockSlots, check_stock_cache, is_stock
 from .versions_recurrent import ReadsOldCheckpoints
+from .vllm_recurrent import VLLM, prepare_for_vllm
 
 
 class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, SplitsOverProcesses, PreTrainedModel):
@@ -118,6 +119,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
 
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__(config)
+        if config._attn_implementation == VLLM:
+            prepare_for_vllm(config)
         width = config.hidden_size
         self.layer_types = config.physical_layer_types
         self.block_config = None
@@ -206,7 +209,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             kwargs.pop(name, None) for name in ("cache_recurrences", "state_seed", "initial_state")
         )
         trace = self._open_trace(kwargs, head)
-        in_engine = runs_in_engine(kwargs)
+        in_engine = runs_in_engine(self.config, kwargs)
 
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         position_ids, real, documents = place_tokens(

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention_recurrent import eager_attention_of
+from .vllm_recurrent import VLLM
 
 
 # No engine has memory for the keys and values of so many layers, and modules take memory, too.
@@ -43,7 +44,7 @@ class KeyValueSlot(nn.Module):
         """Attention in plain operations, as the family of the layers defines it."""
         return eager_attention_of(self.block)(*args, **kwargs)
 
-    def forward(self, query, key, value, attention_mask, interface=None, **kwargs):
+    def forward(self, query, key, value, attention_mask, interface=None, scaling=None, **kwargs):
         """
         Attends.
 
@@ -52,11 +53,19 @@ class KeyValueSlot(nn.Module):
                 of earlier tokens, unless an engine keeps them.
             attention_mask: In the form that the attention function takes.
             interface (`Callable`, *optional*): The attention function; by default the one that the config selects.
+            scaling (`float`, *optional*): Must be that of the attention of the layer.
             kwargs: For the attention function.
         """
+        if scaling is not None and scaling != self.scaling:
+            raise ValueError(f"scaling={scaling} of the attention is not that of its slot, {self.scaling}.")
         if interface is None:
             interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, self.eager_attention)
-        return interface(self, query, key, value, attention_mask, **kwargs)
+        # vLLM finds this call in the source, and reads the factor that it must use from the attribute.
+        output, weights = interface(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+        if output.ndim == 2:
+            # vLLM returns the tokens of all requests without an axis for rows and for heads.
+            output = output.view(query.shape[0], query.shape[2], query.shape[1], -1)
+        return output, weights
 
 
 class KeyValueSlots(nn.ModuleList):
@@ -96,9 +105,15 @@ def _attention_of(layer: nn.Module) -> nn.Module:
     return next(module for module in layer.children() if hasattr(module, "layer_idx"))
 
 
-def runs_in_engine(kwargs: dict) -> bool:
-    """Whether the keyword arguments of a forward pass come from an inference engine that keeps keys and values."""
-    return any(kwargs.get(name) is not None for name in ENGINE_ARGUMENTS)
+def runs_in_engine(config, kwargs: dict) -> bool:
+    """
+    Whether an inference engine calls, which keeps keys and values itself.
+
+    Args:
+        config (`RecurrentDepthConfig`): `_attn_implementation` is read.
+        kwargs (`dict`): The keyword arguments of the forward pass.
+    """
+    return config._attn_implementation == VLLM or any(kwargs.get(name) is not None for name in ENGINE_ARGUMENTS)
 
 
 def check_engine(config, depth, past_key_values=None, cache_recurrences=None) -> None:

