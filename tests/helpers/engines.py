@@ -7,6 +7,8 @@ import torch
 from recurrent_models import lively_model
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from modeling_recurrent.slots_recurrent import KeyValueSlots
+
 
 NEW_TOKENS = 6
 
@@ -65,16 +67,34 @@ def frozen_heap():
         gc.unfreeze()
 
 
+def _share(slots):
+    """All recurrences of a layer share the slot of the first one; returns the indices from before."""
+    before = [slot.layer_idx for slot in slots]
+    for index, slot in enumerate(slots):
+        recurrence = (index - slot.config.num_prelude_layers) // slots.num_looped
+        if 0 <= recurrence < slots.num_recurrences:
+            slot.layer_idx -= recurrence * slots.num_looped
+    return before
+
+
 @contextlib.contextmanager
 def shared_slots(model):
     """The control: all recurrences of a layer share one slot, so that an engine gives other texts."""
-    config, slots = model.config, model.model.key_value_slots
-    loop = range(config.num_prelude_layers, len(slots) - config.num_coda_layers)
-    before = [slots[index].layer_idx for index in loop]
-    for index in loop:
-        slots[index].layer_idx = loop.start + (index - loop.start) % config.num_recurrent_layers
+    slots = model.model.key_value_slots
+    before = _share(slots)
     try:
         yield
     finally:
-        for index, layer_idx in zip(loop, before, strict=True):
-            slots[index].layer_idx = layer_idx
+        for slot, layer_idx in zip(slots, before, strict=True):
+            slot.layer_idx = layer_idx
+
+
+def share_all_slots(setattr_=setattr):
+    """The same control for all models that are made from now on."""
+    start = KeyValueSlots.__init__
+
+    def start_shared(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        _share(self)
+
+    setattr_(KeyValueSlots, "__init__", start_shared)
