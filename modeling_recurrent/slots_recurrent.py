@@ -82,12 +82,13 @@ class KeyValueSlots(nn.ModuleList):
     def __init__(self, config, layers, block=None):
         attentions = [_attention_of(layer) for layer in layers]
         # One recurrence stands for all where there are more slots than an engine would ever have memory for.
-        self.num_recurrences = config.num_recurrences if config.num_hidden_layers <= MOST_SLOTS else 1
-        self.num_looped = config.num_recurrent_layers
+        repeats = config.num_recurrences if config.num_hidden_layers <= MOST_SLOTS else 1
         super().__init__(
             KeyValueSlot(config, index, attention, block)
-            for index, attention in enumerate(config.spread_over_slots(attentions, self.num_recurrences))
+            for index, attention in enumerate(config.spread_over_slots(attentions, repeats))
         )
+        self.num_recurrences = repeats
+        self.num_looped = config.num_recurrent_layers
 
     def offset(self, stack: str, recurrence: int) -> int:
         """

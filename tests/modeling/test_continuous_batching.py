@@ -1,0 +1,153 @@
+"""
+Continuous batching at fixed depth: the texts of `generate` and of recomputation without a cache.
+
+The library keeps keys and values by the `layer_idx` of the module that attends. Every test has a control in which all
+recurrences of a layer share one slot: its texts must differ, or the test would prove nothing.
+"""
+
+import pytest
+import torch
+from engines import batched_texts, greedy_config, greedy_texts, shared_slots, varied_model
+from family_models import FAMILY_NAMES, OTHER_NAMES
+from recurrent_models import DECODING_GRID, grid_ids, lively_model, random_ids
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
+
+
+LENGTHS = (29, 7, 18, 3, 33)
+NOISE = ("llama", {"state_init": "normal", "input_injection": "concat", "state_seed": 5})
+OTHERS = [
+    (f"family:{name}", {"num_prelude_layers": 1, "input_injection": "add"})
+    for name in (*FAMILY_NAMES, *OTHER_NAMES)
+    if name != "gemma2"
+]
+
+
+def random_rows(count=None):
+    return [random_ids(length) for length in LENGTHS[:count]]
+
+
+def check(model, rows, **settings):
+    expected = greedy_texts(model, rows)
+    assert batched_texts(model, rows, **settings) == expected
+    with shared_slots(model):
+        assert batched_texts(model, rows, **settings) != expected
+    return expected
+
+
+@pytest.mark.parametrize(
+    ("style", "extra"),
+    [
+        # Not all of the grid by default, but each of its positions, windows, injections and families.
+        pytest.param(*case, marks=() if index % 3 else pytest.mark.slow)
+        for index, case in enumerate([*DECODING_GRID, NOISE], start=2)
+    ],
+    ids=grid_ids([*DECODING_GRID, NOISE]),
+)
+def test_the_texts_are_those_of_generate(style, extra):
+    rows = random_rows()
+    model = varied_model(style, extra, rows)
+    expected = check(model, rows)
+    assert greedy_texts(model, rows, use_cache=False) == expected
+
+
+@pytest.mark.parametrize("style", ["llama", "family:gemma3_text"])
+def test_eager_attention(style):
+    rows = random_rows(4)
+    extra = {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "add"}
+    model = varied_model(style, {**extra, **({"sliding_window": 4} if style == "llama" else {})}, rows)
+    model.set_attn_implementation("eager")
+    check(model, rows)
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("style", "extra"), OTHERS, ids=[style for style, _ in OTHERS])
+def test_every_family(style, extra, attention):
+    rows = random_rows()
+    model = varied_model(style, extra, rows)
+    model.set_attn_implementation(attention)
+    check(model, rows)
+
+
+def test_shared_prefixes(monkeypatch):
+    matched = []
+    search = PagedAttentionCache.search_prefix_match
+
+    def watch(self, *args):
+        matched.append(search(self, *args))
+        return matched[-1]
+
+    monkeypatch.setattr(PagedAttentionCache, "search_prefix_match", watch)
+    prefix = random_ids(26)
+    rows = [torch.cat((prefix, row)) for row in random_rows()]
+    model = varied_model("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "add"}, rows)
+    check(model, rows, num_blocks=12)
+    assert any(matched)
+    matched.clear()
+    check(model, rows, num_blocks=12, allow_block_sharing=False)
+    assert not any(matched)
+
+
+def test_all_at_once():
+    """The control of the sizes: without chunks and waiting requests, the texts are the same."""
+    rows = random_rows()
+    model = varied_model("gpt2", {"input_injection": "add", "num_prelude_layers": 1}, rows)
+    check(model, rows, num_blocks=64, max_batch_tokens=256)
+
+
+def test_the_depth_of_the_config():
+    """Also of a config that was changed after the model was made."""
+    rows = random_rows()
+    model = varied_model("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "add"}, rows)
+    texts = {}
+    for depth in (6, 2):
+        model.config.num_recurrences = depth
+        texts[depth] = check(model, rows)
+        assert len(model.model.key_value_slots) == 2 + 2 * depth
+    assert texts[6] != texts[2]
+
+
+def test_training_mode_does_not_matter():
+    extra = {"recurrence_sampling": "uniform", "recurrence_min": 5, "recurrence_max": 6}
+    rows = random_rows(3)
+    model = varied_model("llama", {"input_injection": "add", **extra}, rows)
+    expected = greedy_texts(model, rows)
+    assert batched_texts(model.train(), rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "generation", "message"),
+    [
+        ({"halting_criterion": "kl"}, {}, "the model's config has halting_criterion='kl'. Set it to None"),
+        ({"cache_recurrences": "last"}, {}, "the model's config has cache_recurrences='last'. Set it to 'all'"),
+        ({}, {"num_recurrences": 7}, "it ignores num_recurrences=7 of the generation_config"),
+        ({}, {"halting_criterion": "kl"}, "it ignores halting_criterion='kl' of the generation_config"),
+        ({}, {"cache_recurrences": "last"}, "it ignores cache_recurrences='last' of the generation_config"),
+        ({"state_init": "normal", "input_injection": "add"}, {"state_seed": 3}, "it ignores state_seed=3"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("of_the_model", [False, True])
+def test_what_would_change_the_texts_is_refused(fields, generation, message, of_the_model):
+    model = lively_model("llama", fields)
+    given = greedy_config(**generation)
+    if of_the_model:
+        # `generate` merges it into the generation config of a call.
+        model.generation_config, given = given, greedy_config()
+    with pytest.raises(ValueError, match=f"Continuous batching would change the texts.*{message}"):
+        batched_texts(model, [random_ids(5)], given)
+
+
+def test_what_changes_no_text_is_accepted():
+    model = lively_model("llama", {"halting_criterion": None})
+    rows = [random_ids(9)]
+    given = greedy_config(num_recurrences=3, halting_criterion="none", kl_threshold=0.1, draft_recurrences=1)
+    assert batched_texts(model, rows, given) == greedy_texts(model, rows)
+
+
+def test_bounded_scores_are_refused_where_the_engine_does_not_bound_them():
+    model = lively_model("family:gemma2", {})
+    assert model.config.attn_logit_softcapping == 5.0
+    with pytest.raises(ValueError, match=r"does not bound the scores of attention.*attn_logit_softcapping=5.0"):
+        batched_texts(model, [random_ids(9)])
