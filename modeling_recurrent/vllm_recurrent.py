@@ -14,6 +14,14 @@ _ROPE_BY_LENGTH = ("dynamic", "longrope")
 _IN_GENERATION_CONFIG = ("num_recurrences", "halting_criterion", "cache_recurrences", "state_seed")
 
 
+def register() -> None:
+    """
+    The entry point `vllm.general_plugins`: where this package is installed, vLLM loads its models without remote code.
+
+    Importing the package registers them, so there is nothing left to do.
+    """
+
+
 def prepare_for_vllm(config) -> None:
     """
     Fills in what vLLM reads from the config of a model, and refuses what it would serve with other texts.
@@ -95,4 +103,4 @@ def _forgotten_depth(config):
     return None
 
 
-__all__ = ["VLLM", "prepare_for_vllm"]
+__all__ = ["VLLM", "prepare_for_vllm", "register"]
