@@ -20,6 +20,7 @@ import pytest
 import torch
 from family_models import tiny_block_config
 from paths import ROOT
+from peft import LoraConfig, get_peft_model
 from recurrent_models import random_ids, tiny_model
 
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
@@ -172,19 +173,22 @@ class TestEngine:
         "compiled": ({"enforce_eager": False}, {}),
         "two processes": ({"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}, {}),
     }
+    # Otherwise every process wants cores of its own.
+    ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
     @pytest.fixture(scope="class")
     def answers(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("engine")
         models = {"own window": own_model("window"), "family qwen3": family_model("qwen3")}
         start = random_ids(64).tolist()
-        prompts = [*prompts_of(*range(1, 29)), *(start + prompt for prompt in prompts_of(3, 20, 40))]
+        prompts = [*prompts_of(*range(1, 13)), *(start + prompt for prompt in prompts_of(3, 20, 40))]
         jobs, names, expected = [], [], {}
         for name, model in models.items():
             model.save_pretrained(folder / name)
             for call, (engine, arguments) in self.CALLS.items():
                 rounds = [prompts, prompts[::-1]] if call == "prefixes" else [prompts]
-                jobs.append({"model": str(folder / name), "engine": ENGINE | engine, "rounds": rounds})
+                job = {"model": str(folder / name), "engine": ENGINE | engine, "rounds": rounds}
+                jobs.append({**job, "environment": self.ENVIRONMENT})
                 names.append((name, call))
                 expected[name, call] = generated(model, prompts, **arguments)
         return dict(zip(names, run_engine(jobs, folder), strict=True)), expected
@@ -209,3 +213,70 @@ class TestEngine:
             {**actual, "texts": actual["texts"][1:], "logprobs": actual["logprobs"][1:]}, (texts[::-1], logprobs[::-1])
         )
         assert actual["metrics"]["vllm:prefix_cache_hits"] >= 64
+
+
+class TestInstalled:
+    """Where this package is installed, vLLM needs no permission to run code of a folder."""
+
+    def test_models_load_without_remote_code(self, installed, tmp_path):
+        model, prompts = own_model("llama"), prompts_of(5, 17)
+        model.save_pretrained(tmp_path / "model")
+        job = {"model": str(tmp_path / "model"), "rounds": [prompts]}
+        alone, *both = run_engine([job, job | {"engine": ENGINE}], tmp_path, installed)
+        for answer in (alone, *both):
+            check(answer, generated(model, prompts))
+        # The control: without the package it asks.
+        (refused,) = run_engine([job], tmp_path)
+        assert "trust_remote_code=True" in refused["error"]
+
+
+class TestAdapters:
+    """A LoRA adapter of a looped layer runs in every recurrence."""
+
+    @pytest.mark.parametrize(
+        ("make", "targets"),
+        [
+            (own_model, ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
+            (family_model, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+        ],
+        ids=["own blocks", "family"],
+    )
+    def test_every_second_request_has_an_adapter(self, make, targets, tmp_path):
+        model, prompts = make("window" if make is own_model else "qwen3"), prompts_of(5, 9, 40, 17)
+        model.save_pretrained(tmp_path / "model")
+        expected = generated(model, prompts)
+        adapted = get_peft_model(model, LoraConfig(r=8, target_modules=targets)).eval()
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1)
+        adapted.save_pretrained(tmp_path / "adapter")
+        others = generated(adapted, prompts)
+        mixed = tuple(
+            [(other if place % 2 else one) for place, (one, other) in enumerate(zip(*pair))]
+            for pair in zip(expected, others)
+        )
+        job = {"model": str(tmp_path / "model"), "rounds": [prompts], "adapter": str(tmp_path / "adapter")}
+        (answer,) = run_engine([job | {"engine": ENGINE | {"enable_lora": True, "max_lora_rank": 8}}], tmp_path)
+        check(answer, mixed)
+        # The control: an adapter changes the texts.
+        assert mixed[0][1] != expected[0][1]
+
+
+class TestRefusals:
+    CASES = {
+        "halting": ({"halting_criterion": "kl"}, {}, "halting_criterion='kl'"),
+        "last recurrence": ({"cache_recurrences": "last"}, {}, "cache_recurrences='last'"),
+        "updates by recurrence": ({"recurrence_lora_rank": 2}, {}, "recurrence_lora_rank=2"),
+        "misspelt": ({}, {"hf_overrides": {"num_recurences": 8}}, "Did you mean 'num_recurrences'"),
+        "no depth": ({}, {"hf_overrides": {"num_recurrences": 0}}, "num_recurrences"),
+        "pipeline": ({}, {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}, ""),
+    }
+
+    def test_what_would_change_the_texts_is_refused_at_load(self, tmp_path):
+        jobs = []
+        for name, (fields, engine, _) in self.CASES.items():
+            own_model("llama", **fields).save_pretrained(tmp_path / name)
+            jobs.append({"model": str(tmp_path / name), "engine": ENGINE | engine, "rounds": [prompts_of(5)]})
+        for answer, (_, _, message) in zip(run_engine(jobs, tmp_path), self.CASES.values(), strict=True):
+            assert message in answer["error"]

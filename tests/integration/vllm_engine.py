@@ -13,6 +13,7 @@ its own, which has imported vLLM already.
 | `model`, `engine` | a folder, and keyword arguments of `LLM` |
 | `rounds` | lists of prompts, each a list of ids; a round is sent at once, and after the one before it |
 | `max_tokens` | the length of an answer |
+| `environment` | variables that vLLM reads |
 | `adapter` | a folder of a LoRA adapter, for every second prompt |
 | `share_slots` | whether all recurrences of a layer get the keys and values of one slot: a control |
 
@@ -66,6 +67,7 @@ def share_slots(llm, recurrences, looped, prelude):
 
 
 def run(job):
+    os.environ.update(job.get("environment", {}))
     llm = LLM(job["model"], **{**DEFAULTS, **job.get("engine", {})})
     if job.get("share_slots"):
         share_slots(llm, *job["share_slots"])
