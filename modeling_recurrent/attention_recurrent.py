@@ -1,10 +1,12 @@
 """Attention functions: the one that a config selects, and attention in plain operations."""
 
+import inspect
 from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .families_recurrent import family_eager_attention
@@ -13,6 +15,9 @@ from .families_recurrent import family_eager_attention
 # Rows of up to this length train faster on a CPU with SDPA's math kernel than with its blocked kernel, whose backward
 # pass takes 12 ms for 13 tokens.
 SHORT_ROW = 128
+
+# Whether a paged cache is updated as the other caches are. In transformers 5.17, it is not.
+_PAGED_LIKE_OTHERS = "kwargs" in inspect.signature(PagedAttentionCache.update).parameters
 
 
 def attention_interface(config, hidden_states, trains, block=None):
@@ -26,9 +31,12 @@ def attention_interface(config, hidden_states, trains, block=None):
         block (`PreTrainedConfig`, *optional*): The config of the family whose eager attention is meant; ours by
             default.
     """
-    interface = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_of(block))
+    name = config._attn_implementation
+    if name == "paged|eager" and bounds_scores(config) and batches_bounded_scores(name):
+        return partial(_attend_to_pages, eager_attention_of(block))
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_of(block))
     trains = trains and not torch.compiler.is_compiling()
-    if trains and config._attn_implementation == "sdpa" and hidden_states.device.type == "cpu":
+    if trains and name == "sdpa" and hidden_states.device.type == "cpu":
         return partial(_with_plain_kernel, interface) if hidden_states.shape[1] <= SHORT_ROW else interface
     return interface
 
@@ -36,6 +44,22 @@ def attention_interface(config, hidden_states, trains, block=None):
 def _with_plain_kernel(interface, *args, **kwargs):
     with sdpa_kernel(SDPBackend.MATH):
         return interface(*args, **kwargs)
+
+
+def bounds_scores(config) -> bool:
+    """Whether the layers bound the scores of attention by `bound * tanh(score / bound)`, as Gemma 2 does."""
+    return getattr(config, "attn_logit_softcapping", None) is not None
+
+
+def batches_bounded_scores(attention: str) -> bool:
+    """Whether continuous batching with an attention implementation bounds scores."""
+    return "flash" in attention or (attention in ("eager", "paged|eager") and _PAGED_LIKE_OTHERS)
+
+
+def _attend_to_pages(eager, module, query, key, value, attention_mask, *, cache, **kwargs):
+    # The library's `paged|eager` does not bound scores.
+    key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs)
+    return eager(module, query, key, value, attention_mask, **kwargs)
 
 
 def eager_attention_of(block=None):
@@ -64,4 +88,10 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-__all__ = ["attention_interface", "eager_attention_forward", "eager_attention_of"]
+__all__ = [
+    "attention_interface",
+    "batches_bounded_scores",
+    "bounds_scores",
+    "eager_attention_forward",
+    "eager_attention_of",
+]

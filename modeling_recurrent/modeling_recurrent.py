@@ -233,7 +233,9 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         cache = None if slots is None else slots.cache
         check_resume(resume, depth, cache)
 
-        hidden_states = self._prepare_embeddings(inputs_embeds, position_ids, past + shape[1])
+        # An engine packs many texts into one row.
+        tokens = 0 if in_engine else past + shape[1]
+        hidden_states = self._prepare_embeddings(inputs_embeds, position_ids, tokens)
         rows = self._open_rows(hidden_states, attention_mask, position_ids, real, documents, slots, trace)
         if documents is not None and is_flash(self.config):
             kwargs["position_ids"] = position_ids
@@ -296,7 +298,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
     def _open_slots(self, cache, use_cache, cache_recurrences, depth, batch):
         """The cache of this forward pass and the slots that it writes; `None` without a cache."""
         if is_stock(cache):
-            check_stock_cache(cache, self.config, depth, batch, cache_recurrences)
+            check_stock_cache(cache, self.config, self.layer_types, depth, batch, cache_recurrences)
         elif cache is not None:
             cache.check(self.config, batch, depth)
         elif use_cache:

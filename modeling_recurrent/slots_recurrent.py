@@ -8,7 +8,7 @@ calls the attention function. A looped layer attends several times in a forward 
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention_recurrent import eager_attention_of
+from .attention_recurrent import batches_bounded_scores, bounds_scores, eager_attention_of
 from .vllm_recurrent import VLLM
 
 
@@ -185,7 +185,7 @@ def check_continuous_batching(config, *generation_configs) -> None:
         )
     elif config.cache_recurrences != "all":
         reason = "it keeps all recurrences, but the model's config has cache_recurrences='last'. Set it to 'all'"
-    elif getattr(config, "attn_logit_softcapping", None) and "flash" not in config._attn_implementation:
+    elif bounds_scores(config) and not batches_bounded_scores(config._attn_implementation):
         reason = (
             f"with attn_implementation={config._attn_implementation!r} it does not bound the scores of attention, but "
             f"the layers have attn_logit_softcapping={config.attn_logit_softcapping}. Use a flash attention"

@@ -80,13 +80,14 @@ class StockSlots:
         return attend(query, key, value, mask)
 
 
-def check_stock_cache(cache: Cache, config, depth, batch: int, cache_recurrences: str | None = None) -> None:
+def check_stock_cache(cache: Cache, config, layer_types, depth, batch: int, cache_recurrences=None) -> None:
     """
     Checks that a library's cache fits a call.
 
     Args:
         cache (`Cache`): The cache.
         config (`RecurrentDepthConfig`): The config of the model.
+        layer_types (`list` of `str`): The types of its physical layers.
         depth (`int` or `HaltingRule`): The depth of the call.
         batch (`int`): The rows of the call.
         cache_recurrences (`str`, *optional*): That of the call.
@@ -107,7 +108,7 @@ def check_stock_cache(cache: Cache, config, depth, batch: int, cache_recurrences
         )
     if torch.compiler.is_compiling():
         return
-    kinds = config_at(config, depth).layer_types
+    kinds = config.spread_over_slots(layer_types, depth)
     if cache.layers and len(cache.layers) != len(kinds):
         raise ValueError(
             f"past_key_values is a {name} of {len(cache.layers)} layers, but num_recurrences={depth} needs "

@@ -11,6 +11,8 @@ from modeling_recurrent.slots_recurrent import KeyValueSlots
 
 
 NEW_TOKENS = 6
+# transformers 5.17 calls it by its older name.
+_PAGE_SIZE = "page_size" if hasattr(ContinuousBatchingConfig(), "page_size") else "block_size"
 
 
 def greedy_config(**fields):
@@ -33,7 +35,7 @@ def batched_texts(model, rows, generation=None, **settings):
     The new tokens that continuous batching writes for each row. By default, prompts span blocks and are cut into
     chunks, and there are more requests than fit into the cache at once.
     """
-    sizes = {"page_size": 8, "num_blocks": 16, "max_batch_tokens": 16, **settings}
+    sizes = {_PAGE_SIZE: 8, "num_blocks": 16, "max_batch_tokens": 16, **settings}
     with frozen_heap():
         outputs = model.generate_batch(
             [row.tolist() for row in rows],

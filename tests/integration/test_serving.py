@@ -7,8 +7,8 @@ and without.
 
     python -c "import modeling_recurrent; from transformers.cli.transformers import main; main()" serve FOLDER
 
-A server uses the depth of the folder's `generation_config.json` or `config.json`. With `--continuous-batching`, it is that
-of `config.json`.
+A server uses the depth of the folder's `generation_config.json` or `config.json`, and continuous batching that of
+`config.json`.
 """
 
 import contextlib
