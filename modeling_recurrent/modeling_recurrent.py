@@ -55,7 +55,7 @@ from .sampling_recurrent import TrainingDraws
 from .slots_recurrent import KeyValueSlots, check_engine, runs_in_engine
 from .stock_caches_recurrent import StockSlots, check_stock_cache, is_stock
 from .versions_recurrent import ReadsOldCheckpoints
-from .vllm_recurrent import VLLM, prepare_for_vllm
+from .vllm_recurrent import PACKED, VLLM, prepare_for_vllm
 
 
 class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, SplitsOverProcesses, PreTrainedModel):
@@ -121,6 +121,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         super().__init__(config)
         if config._attn_implementation == VLLM:
             prepare_for_vllm(config)
+            self.packed_modules_mapping = PACKED
         width = config.hidden_size
         self.layer_types = config.physical_layer_types
         self.block_config = None

@@ -8,6 +8,9 @@ from .parallel_recurrent import tensor_parallel_plan
 # The name under which vLLM registers its attention function.
 VLLM = "vllm"
 
+# Projections that are fused in a checkpoint, for vLLM's LoRA: it would leave out adapters of others without a word.
+PACKED = {"qkv_proj": ["qkv_proj"]}
+
 # Types of RoPE whose angles depend on the longest text of a batch.
 _ROPE_BY_LENGTH = ("dynamic", "longrope")
 # What `generate` also reads from the generation config, and vLLM only from the config of the model.
@@ -103,4 +106,4 @@ def _forgotten_depth(config):
     return None
 
 
-__all__ = ["VLLM", "prepare_for_vllm", "register"]
+__all__ = ["PACKED", "VLLM", "prepare_for_vllm", "register"]

@@ -12,6 +12,7 @@ On a CPU, vLLM needs heads of 32 channels or more.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,10 @@ import torch
 from family_models import tiny_block_config
 from paths import ROOT
 from peft import LoraConfig, get_peft_model
+from processes import _free_port
 from recurrent_models import random_ids, tiny_model
+from test_serving import Client
+from text_models import save_text_model
 
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from modeling_recurrent.families_recurrent import strip_block_config
@@ -90,14 +94,21 @@ def generated(model, prompts, **call):
     return texts, logprobs
 
 
-def run_engine(jobs, folder, environment=None):
+def environment(folder, **variables):
+    """The environment of a process that runs vLLM, with what it loads and compiles in `folder`."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    places = {"HF_MODULES_CACHE": str(folder / "modules"), "VLLM_CACHE_ROOT": str(folder / "cache")}
+    quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return {**clean, **places, **quiet, **variables}
+
+
+def run_engine(jobs, folder, variables=None):
     """What vLLM answers to jobs; see `vllm_engine.py`."""
     (folder / "jobs.json").write_text(json.dumps([{"max_tokens": MAX_TOKENS, **job} for job in jobs]))
     script = Path(__file__).with_name("vllm_engine.py")
-    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_MODULES_CACHE")}
     done = subprocess.run(
         [PYTHON, str(script), str(folder / "jobs.json"), str(folder / "answers.json")],
-        env={**clean, "HF_MODULES_CACHE": str(folder / "modules"), **(environment or {})},
+        env=environment(folder, **(variables or {})),
         cwd=folder,
         capture_output=True,
         text=True,
@@ -257,7 +268,9 @@ class TestAdapters:
             for pair in zip(expected, others)
         )
         job = {"model": str(tmp_path / "model"), "rounds": [prompts], "adapter": str(tmp_path / "adapter")}
-        (answer,) = run_engine([job | {"engine": ENGINE | {"enable_lora": True, "max_lora_rank": 8}}], tmp_path)
+        # With one place for adapters, vLLM 0.32 applies it to all requests on a CPU, whatever the model.
+        lora = {"enable_lora": True, "max_lora_rank": 8, "max_loras": 2}
+        (answer,) = run_engine([job | {"engine": ENGINE | lora}], tmp_path)
         check(answer, mixed)
         # The control: an adapter changes the texts.
         assert mixed[0][1] != expected[0][1]
@@ -280,3 +293,44 @@ class TestRefusals:
             jobs.append({"model": str(tmp_path / name), "engine": ENGINE | engine, "rounds": [prompts_of(5)]})
         for answer, (_, _, message) in zip(run_engine(jobs, tmp_path), self.CASES.values(), strict=True):
             assert message in answer["error"]
+
+
+class TestServer:
+    """`vllm serve FOLDER` over HTTP."""
+
+    DEPTH = 5
+
+    @pytest.fixture
+    def server(self, tmp_path):
+        model, tokenizer = save_text_model(tmp_path / "model", hidden_size=64, num_attention_heads=2)
+        port = _free_port()
+        options = {"--host": "127.0.0.1", "--port": str(port), "--dtype": "float32", "--max-model-len": "128"}
+        options |= {"--block-size": "32", "--hf-overrides": json.dumps({"num_recurrences": self.DEPTH})}
+        command = [PYTHON, "-m", "vllm.entrypoints.cli.main", "serve", str(tmp_path / "model")]
+        command += ["--trust-remote-code", "--enforce-eager", *(part for pair in options.items() for part in pair)]
+        with open(tmp_path / "log", "wb") as log:
+            process = subprocess.Popen(
+                command, env=environment(tmp_path), stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
+            )
+        client = Client(str(tmp_path / "model"), port)
+        try:
+            client.wait(300)
+            yield client, model, tokenizer
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
+
+    def test_concurrent_requests_get_the_texts_of_generate(self, server):
+        client, model, tokenizer = server
+        prompts = ["the cat", "what did the dog see? the dog saw", "a", "the dog ran after"]
+        texts = client.texts(prompts)
+
+        def write(depth):
+            ids = [tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in prompts]
+            rows = [model.generate(row, max_new_tokens=6, do_sample=False, num_recurrences=depth) for row in ids]
+            new = [row[0, given.shape[1] :] for row, given in zip(rows, ids)]
+            return tokenizer.batch_decode(new, skip_special_tokens=True)
+
+        assert texts == write(self.DEPTH)
+        # The control: another depth gives other texts.
+        assert texts != write(model.config.num_recurrences)
