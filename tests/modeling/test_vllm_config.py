@@ -84,7 +84,7 @@ def test_a_depth_in_the_generation_config_is_not_forgotten(vllm, tmp_path):
     model.generation_config.num_recurrences = 6
     model.save_pretrained(tmp_path)
     assert GenerationConfig.from_pretrained(tmp_path).num_recurrences == 6
-    with pytest.raises(ValueError, match="ignores num_recurrences=6 .* and the config has 3"):
+    with pytest.raises(ValueError, match=r"ignores num_recurrences=6 .* and the config has 3"):
         vllm(AutoConfig.from_pretrained(tmp_path))
     # What is set for this server is meant.
     for depth in (6, 8):
