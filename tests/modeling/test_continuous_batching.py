@@ -123,9 +123,13 @@ def test_training_mode_does_not_matter():
     [
         ({"halting_criterion": "kl"}, {}, "the model's config has halting_criterion='kl'. Set it to None"),
         ({"cache_recurrences": "last"}, {}, "the model's config has cache_recurrences='last'. Set it to 'all'"),
-        ({}, {"num_recurrences": 7}, "it ignores num_recurrences=7 of the generation_config"),
-        ({}, {"halting_criterion": "kl"}, "it ignores halting_criterion='kl' of the generation_config"),
-        ({}, {"cache_recurrences": "last"}, "it ignores cache_recurrences='last' of the generation_config"),
+        ({}, {"num_recurrences": 7}, "it ignores num_recurrences=7 of the call or its generation_config"),
+        ({}, {"halting_criterion": "kl"}, "it ignores halting_criterion='kl' of the call or its generation_config"),
+        (
+            {},
+            {"cache_recurrences": "last"},
+            "it ignores cache_recurrences='last' of the call",
+        ),
         ({"state_init": "normal", "input_injection": "add"}, {"state_seed": 3}, "it ignores state_seed=3"),
     ],
     ids=str,
@@ -139,6 +143,25 @@ def test_what_would_change_the_texts_is_refused(fields, generation, message, of_
         model.generation_config, given = given, greedy_config()
     with pytest.raises(ValueError, match=f"Continuous batching would change the texts.*{message}"):
         batched_texts(model, [random_ids(5)], given)
+
+
+def test_arguments_that_the_library_would_drop_are_refused():
+    model = lively_model("llama", {})
+    ids = random_ids(2, 9)
+    rows = ids.tolist()
+    with pytest.raises(ValueError, match="it ignores num_recurrences=7 of the call"):
+        model.generate_batch(rows, generation_config=greedy_config(), num_recurrences=7)
+    with pytest.raises(ValueError, match="it ignores halting_criterion='kl' of the call"):
+        model.generate_batch(rows, generation_config=greedy_config(), halting_criterion="kl")
+    paged = {"cache_implementation": "paged", "generation_config": greedy_config()}
+    with pytest.raises(ValueError, match="it ignores num_recurrences=7 of the call"):
+        model.generate(ids, num_recurrences=7, **paged)
+    with pytest.raises(ValueError, match="depth_schedule cannot be combined with cache_implementation='paged'"):
+        model.generate(ids, depth_schedule=torch.ones_like, **paged)
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0
+    with pytest.raises(ValueError, match="attention_mask has padding"):
+        model.generate(ids, attention_mask=mask, **paged)
 
 
 def test_what_changes_no_text_is_accepted():
