@@ -236,9 +236,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         cache = None if slots is None else slots.cache
         check_resume(resume, depth, cache)
 
-        # An engine packs many texts into one row.
-        tokens = 0 if in_engine else past + shape[1]
-        hidden_states = self._prepare_embeddings(inputs_embeds, position_ids, tokens)
+        # An engine packs many texts into one row, so that its tokens say nothing about positions.
+        hidden_states = self._prepare_embeddings(inputs_embeds, position_ids, 0 if in_engine else past + shape[1])
         rows = self._open_rows(hidden_states, attention_mask, position_ids, real, documents, slots, trace)
         if documents is not None and is_flash(self.config):
             kwargs["position_ids"] = position_ids
