@@ -154,7 +154,9 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             `ValueError`: `generate` would use another depth, or continuous batching would change the texts.
         """
         check_continuous_batching(self.config, generation_config, self.generation_config)
-        self.model.match_slots()
+        if self.model.match_slots():
+            # A persistent manager has a cache of the former depth.
+            self.destroy_cached_continuous_batching_manager()
         return super().init_continuous_batching(generation_config, *args, **kwargs)
 
     def generate_batch(self, inputs, generation_config=None, *args, **kwargs):

@@ -262,10 +262,12 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             num_recurrences=counts,
         )
 
-    def match_slots(self) -> None:
-        """Makes the slots anew if the depth of the config has been changed since they were made."""
-        if len(self.key_value_slots) != self.config.num_hidden_layers:
+    def match_slots(self) -> bool:
+        """Makes the slots anew if the depth of the config has been changed since they were made; returns whether."""
+        changed = len(self.key_value_slots) != self.config.num_hidden_layers
+        if changed:
             self.key_value_slots = KeyValueSlots(self.config, self.layers, self.block_config).train(self.training)
+        return changed
 
     # ---- The arguments of a call ----
 

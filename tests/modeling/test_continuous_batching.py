@@ -7,7 +7,15 @@ recurrences of a layer share one slot: its texts must differ, or the test would 
 
 import pytest
 import torch
-from engines import batched_texts, greedy_config, greedy_texts, shared_slots, varied_model
+from engines import (
+    batched_texts,
+    batching_config,
+    frozen_heap,
+    greedy_config,
+    greedy_texts,
+    shared_slots,
+    varied_model,
+)
 from family_models import FAMILY_NAMES, OTHER_NAMES
 from recurrent_models import DECODING_GRID, grid_ids, lively_model, random_ids
 from transformers.generation.continuous_batching import PagedAttentionCache
@@ -108,6 +116,23 @@ def test_the_depth_of_the_config():
         texts[depth] = check(model, rows)
         assert len(model.model.key_value_slots) == 2 + 2 * depth
     assert texts[6] != texts[2]
+
+
+def test_a_manager_that_was_kept_has_the_depth_of_the_config():
+    """Blocks of a common prefix that were computed at another depth would change the texts."""
+    rows = [torch.cat((random_ids(17), row)) for row in random_rows(3)]
+    model = varied_model("llama", {"num_coda_layers": 1, "input_injection": "add"}, rows)
+    for depth in (4, 4, 2, 5):
+        model.config.num_recurrences = depth
+        with frozen_heap():
+            outputs = model.generate_batch(
+                [row.tolist() for row in rows],
+                generation_config=greedy_config(),
+                continuous_batching_config=batching_config(),
+                persistent_manager=True,
+            )
+        assert [output.generated_tokens for output in outputs.values()] == greedy_texts(model, rows)
+    model.destroy_cached_continuous_batching_manager()
 
 
 def test_training_mode_does_not_matter():
