@@ -7,6 +7,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_recurrent import RecurrentDepthConfig
 from .parallel_recurrent import own_heads
 from .positions_recurrent import rotate
+from .slots_recurrent import KeyValueSlot
 from .vllm_recurrent import VLLM
 
 
@@ -132,7 +133,10 @@ class RecurrentDepthBlock(GradientCheckpointingLayer):
         if is_looped:
             self.self_attn.o_proj.init_scale = self.mlp.down_proj.init_scale = config.residual_init_scale
 
-    def forward(self, hidden_states, attention_mask, position_embeddings, slots, slot, **kwargs):
+    def forward(self, hidden_states, attention_mask=None, position_embeddings=None, slots=None, slot=None, **kwargs):
+        if slot is None:
+            # A block that is called by itself.
+            slot = KeyValueSlot(self.self_attn.config, self.self_attn.layer_idx, self.self_attn)
         attended, weights = self.self_attn(
             self.input_layernorm(hidden_states), attention_mask, position_embeddings, slots, slot, **kwargs
         )

@@ -3,6 +3,7 @@
 import inspect
 from contextvars import ContextVar
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from transformers.generation import (
@@ -154,8 +155,28 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             `ValueError`: `generate` would use another depth, or continuous batching would change the texts.
         """
         check_continuous_batching(self.config, generation_config, self.generation_config)
-        self.model.match_slots()
+        if self.model.match_slots():
+            # A persistent manager has a cache of the former depth.
+            self.destroy_cached_continuous_batching_manager()
         return super().init_continuous_batching(generation_config, *args, **kwargs)
+
+    def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
+        """
+        The library's `generate_batch`, which ignores arguments that it does not know.
+
+        Raises:
+            `ValueError`: As `init_continuous_batching`, also for arguments of depth; or `attention_mask` has padding.
+        """
+        check_continuous_batching(self.config, SimpleNamespace(**kwargs), generation_config, self.generation_config)
+        mask, call = kwargs.get("attention_mask"), self._current_call()
+        if mask is not None and not mask.all():
+            raise ValueError(
+                "attention_mask has padding, which continuous batching would read as text. Pass a list of prompts of "
+                "different lengths to generate_batch."
+            )
+        if call is not None and call.schedule is not None:
+            raise ValueError("depth_schedule cannot be combined with cache_implementation='paged'. Leave it out.")
+        return super().generate_batch(inputs, generation_config, *args, **kwargs)
 
     def _current_call(self):
         call = _CALL.get()

@@ -234,9 +234,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         cache = None if slots is None else slots.cache
         check_resume(resume, depth, cache)
 
-        # An engine packs many texts into one row.
-        tokens = 0 if in_engine else past + shape[1]
-        hidden_states = self._prepare_embeddings(inputs_embeds, position_ids, tokens)
+        # An engine packs many texts into one row, so that its tokens say nothing about positions.
+        hidden_states = self._prepare_embeddings(inputs_embeds, position_ids, 0 if in_engine else past + shape[1])
         rows = self._open_rows(hidden_states, attention_mask, position_ids, real, documents, slots, trace)
         if documents is not None and is_flash(self.config):
             kwargs["position_ids"] = position_ids
@@ -261,10 +260,12 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             num_recurrences=counts,
         )
 
-    def match_slots(self) -> None:
-        """Makes the slots anew if the depth of the config has been changed since they were made."""
-        if len(self.key_value_slots) != self.config.num_hidden_layers:
+    def match_slots(self) -> bool:
+        """Makes the slots anew if the depth of the config has been changed since they were made; returns whether."""
+        changed = len(self.key_value_slots) != self.config.num_hidden_layers
+        if changed:
             self.key_value_slots = KeyValueSlots(self.config, self.layers, self.block_config).train(self.training)
+        return changed
 
     # ---- The arguments of a call ----
 

@@ -160,7 +160,8 @@ def check_continuous_batching(config, *generation_configs) -> None:
 
     Args:
         config (`RecurrentDepthConfig`): The config of the model, which sets the depth of continuous batching.
-        generation_configs (`GenerationConfig` or `None`): What `generate` would follow, the first one first.
+        generation_configs (`GenerationConfig` or `None`): What `generate` would follow, the first one first; also
+            the arguments of a call, as an object.
 
     Raises:
         `ValueError`: `generate` would use another depth, or the texts would change for another reason.
@@ -177,7 +178,7 @@ def check_continuous_batching(config, *generation_configs) -> None:
         given = next((value for value in values if value is not None), None)
         given = None if name == "halting_criterion" and given == "none" else given
         if given is not None and given != value:
-            reason = f"it ignores {name}={given!r} of the generation_config. Set it in the model's config"
+            reason = f"it ignores {name}={given!r} of the call or its generation_config. Set it in the model's config"
     if config.halting_criterion is not None:
         reason = (
             f"it runs every token through all recurrences, but the model's config has halting_criterion="

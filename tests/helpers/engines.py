@@ -30,17 +30,18 @@ def greedy_texts(model, rows, **kwargs):
     return [output[0, len(row) :].tolist() for output, row in zip(outputs, rows, strict=True)]
 
 
+def batching_config(**settings):
+    """By default, prompts span blocks and are cut into chunks, and more requests come than fit into the cache."""
+    return ContinuousBatchingConfig(**{_PAGE_SIZE: 8, "num_blocks": 16, "max_batch_tokens": 16, **settings})
+
+
 def batched_texts(model, rows, generation=None, **settings):
-    """
-    The new tokens that continuous batching writes for each row. By default, prompts span blocks and are cut into
-    chunks, and there are more requests than fit into the cache at once.
-    """
-    sizes = {_PAGE_SIZE: 8, "num_blocks": 16, "max_batch_tokens": 16, **settings}
+    """The new tokens that continuous batching writes for each row; `settings` are those of `batching_config`."""
     with frozen_heap():
         outputs = model.generate_batch(
             [row.tolist() for row in rows],
             generation_config=generation or greedy_config(),
-            continuous_batching_config=ContinuousBatchingConfig(**sizes),
+            continuous_batching_config=batching_config(**settings),
             progress_bar=False,
         )
     errors = {output.error for output in outputs.values()} - {None}

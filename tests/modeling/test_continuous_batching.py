@@ -7,7 +7,15 @@ recurrences of a layer share one slot: its texts must differ, or the test would 
 
 import pytest
 import torch
-from engines import batched_texts, greedy_config, greedy_texts, shared_slots, varied_model
+from engines import (
+    batched_texts,
+    batching_config,
+    frozen_heap,
+    greedy_config,
+    greedy_texts,
+    shared_slots,
+    varied_model,
+)
 from family_models import FAMILY_NAMES, OTHER_NAMES
 from recurrent_models import DECODING_GRID, grid_ids, lively_model, random_ids
 from transformers.generation.continuous_batching import PagedAttentionCache
@@ -110,6 +118,23 @@ def test_the_depth_of_the_config():
     assert texts[6] != texts[2]
 
 
+def test_a_manager_that_was_kept_has_the_depth_of_the_config():
+    """Blocks of a common prefix that were computed at another depth would change the texts."""
+    rows = [torch.cat((random_ids(17), row)) for row in random_rows(3)]
+    model = varied_model("llama", {"num_coda_layers": 1, "input_injection": "add"}, rows)
+    for depth in (4, 4, 2, 5):
+        model.config.num_recurrences = depth
+        with frozen_heap():
+            outputs = model.generate_batch(
+                [row.tolist() for row in rows],
+                generation_config=greedy_config(),
+                continuous_batching_config=batching_config(),
+                persistent_manager=True,
+            )
+        assert [output.generated_tokens for output in outputs.values()] == greedy_texts(model, rows)
+    model.destroy_cached_continuous_batching_manager()
+
+
 def test_training_mode_does_not_matter():
     extra = {"recurrence_sampling": "uniform", "recurrence_min": 5, "recurrence_max": 6}
     rows = random_rows(3)
@@ -123,9 +148,13 @@ def test_training_mode_does_not_matter():
     [
         ({"halting_criterion": "kl"}, {}, "the model's config has halting_criterion='kl'. Set it to None"),
         ({"cache_recurrences": "last"}, {}, "the model's config has cache_recurrences='last'. Set it to 'all'"),
-        ({}, {"num_recurrences": 7}, "it ignores num_recurrences=7 of the generation_config"),
-        ({}, {"halting_criterion": "kl"}, "it ignores halting_criterion='kl' of the generation_config"),
-        ({}, {"cache_recurrences": "last"}, "it ignores cache_recurrences='last' of the generation_config"),
+        ({}, {"num_recurrences": 7}, "it ignores num_recurrences=7 of the call or its generation_config"),
+        ({}, {"halting_criterion": "kl"}, "it ignores halting_criterion='kl' of the call or its generation_config"),
+        (
+            {},
+            {"cache_recurrences": "last"},
+            "it ignores cache_recurrences='last' of the call",
+        ),
         ({"state_init": "normal", "input_injection": "add"}, {"state_seed": 3}, "it ignores state_seed=3"),
     ],
     ids=str,
@@ -139,6 +168,25 @@ def test_what_would_change_the_texts_is_refused(fields, generation, message, of_
         model.generation_config, given = given, greedy_config()
     with pytest.raises(ValueError, match=f"Continuous batching would change the texts.*{message}"):
         batched_texts(model, [random_ids(5)], given)
+
+
+def test_arguments_that_the_library_would_drop_are_refused():
+    model = lively_model("llama", {})
+    ids = random_ids(2, 9)
+    rows = ids.tolist()
+    with pytest.raises(ValueError, match="it ignores num_recurrences=7 of the call"):
+        model.generate_batch(rows, generation_config=greedy_config(), num_recurrences=7)
+    with pytest.raises(ValueError, match="it ignores halting_criterion='kl' of the call"):
+        model.generate_batch(rows, generation_config=greedy_config(), halting_criterion="kl")
+    paged = {"cache_implementation": "paged", "generation_config": greedy_config()}
+    with pytest.raises(ValueError, match="it ignores num_recurrences=7 of the call"):
+        model.generate(ids, num_recurrences=7, **paged)
+    with pytest.raises(ValueError, match="depth_schedule cannot be combined with cache_implementation='paged'"):
+        model.generate(ids, depth_schedule=torch.ones_like, **paged)
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0
+    with pytest.raises(ValueError, match="attention_mask has padding"):
+        model.generate(ids, attention_mask=mask, **paged)
 
 
 def test_what_changes_no_text_is_accepted():
