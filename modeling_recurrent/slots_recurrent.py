@@ -9,7 +9,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention_recurrent import batches_bounded_scores, bounds_scores, eager_attention_of
-from .vllm_recurrent import VLLM
+from .vllm_recurrent import VLLM, check_heads
 
 
 # No engine has memory for the keys and values of so many layers, and modules take memory, too.
@@ -60,6 +60,8 @@ class KeyValueSlot(nn.Module):
             raise ValueError(f"scaling={scaling} of the attention is not that of its slot, {self.scaling}.")
         if interface is None:
             interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, self.eager_attention)
+        if self.config._attn_implementation == VLLM:
+            check_heads(self, query, key)
         # vLLM finds this call in the source, and reads the factor that it must use from the attribute.
         output, weights = interface(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
         if output.ndim == 2:

@@ -49,6 +49,24 @@ def prepare_for_vllm(config) -> None:
             config.logit_scale = 1 / divisor
 
 
+def check_heads(slot, query, key) -> None:
+    """
+    Raises a `ValueError` if vLLM keeps other heads of a slot than the layer computes, where it splits a layer over
+    processes but not its heads.
+
+    Args:
+        slot (`KeyValueSlot`): Its `attn` is vLLM's attention.
+        query, key (`torch.Tensor` of shape `(1, heads, tokens, head_dim)`): What the layer computes.
+    """
+    heads = query.shape[1], key.shape[1]
+    kept = slot.attn.num_heads, slot.attn.num_kv_heads
+    if heads != kept:
+        raise ValueError(
+            f"A layer computes {heads[0]} query heads and {heads[1]} key heads, but vLLM expects {kept[0]} and "
+            f"{kept[1]} of them in each process: it cannot split the heads of this model. Use tensor_parallel_size=1."
+        )
+
+
 def _reason(config):
     if config.halting_criterion is not None:
         return (
@@ -71,7 +89,7 @@ def _reason(config):
     if kinds:
         return (
             f"with rope_type={min(kinds)!r} positions depend on the longest text of a batch, in which it computes "
-            "other requests, too. Serve it with `memreason serve --max-concurrency 1`, or use generate"
+            "other requests, too. Use generate with one text at a time"
         )
     return None
 
@@ -106,4 +124,4 @@ def _forgotten_depth(config):
     return None
 
 
-__all__ = ["PACKED", "VLLM", "prepare_for_vllm", "register"]
+__all__ = ["PACKED", "VLLM", "check_heads", "prepare_for_vllm", "register"]

@@ -1,5 +1,7 @@
 """What vLLM reads from the config of a model, and what is refused before it would be served with other texts."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -10,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from modeling_recurrent import RecurrentDepthModel
 from modeling_recurrent.blocks_recurrent import RecurrentDepthSplitAttention
 from modeling_recurrent.families_recurrent import FAMILIES
+from modeling_recurrent.vllm_recurrent import check_heads
 
 
 @pytest.fixture
@@ -105,3 +108,10 @@ def test_the_attention_for_vllm_computes_the_same():
     for layer in model.model.layers:
         layer.self_attn.__class__ = RecurrentDepthSplitAttention
     assert torch.allclose(model(ids, use_cache=False).logits, expected, atol=1e-6)
+
+
+def test_heads_that_vllm_does_not_split_are_refused():
+    query, key = torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 3, 8)
+    check_heads(SimpleNamespace(attn=SimpleNamespace(num_heads=4, num_kv_heads=2)), query, key)
+    with pytest.raises(ValueError, match="4 query heads and 2 key heads, but vLLM expects 2 and 1"):
+        check_heads(SimpleNamespace(attn=SimpleNamespace(num_heads=2, num_kv_heads=1)), query, key)
