@@ -20,7 +20,7 @@ from .checks_recurrent import check_ids
 from .depth_record_recurrent import DepthRecord, GenerationCall, Prompt, RememberedEnds
 from .halting_recurrent import applies, last_real
 from .masks_recurrent import create_mask
-from .parallel_recurrent import heads_of_process
+from .parallel_recurrent import check_paged_cache, heads_of_process
 from .schedule_recurrent import DepthSchedule
 from .slots_recurrent import check_continuous_batching
 from .speculation_recurrent import Speculation, decode, pads_ends
@@ -155,6 +155,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             `ValueError`: `generate` would use another depth, or continuous batching would change the texts.
         """
         check_continuous_batching(self.config, generation_config, self.generation_config)
+        check_paged_cache(self)
         if self.model.match_slots():
             # A persistent manager has a cache of the former depth.
             self.destroy_cached_continuous_batching_manager()

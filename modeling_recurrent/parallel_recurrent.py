@@ -81,6 +81,19 @@ def check_split(model, processes: int) -> None:
             )
 
 
+def check_paged_cache(model) -> None:
+    """
+    Raises a `ValueError` where continuous batching would have room for the heads of all processes in each of them: it
+    looks for `k_proj` in the plan, which a fused projection does not have.
+    """
+    split = heads_of_process(model) != model.config.num_key_value_heads
+    if split and not any(name.endswith("k_proj") for name in model.tp_plan):
+        raise ValueError(
+            f"Continuous batching does not know the split of a fused projection over tp_size={model._tp_size} "
+            "processes. Use generate, or vLLM with tensor_parallel_size."
+        )
+
+
 def own_heads(states: torch.Tensor, projection, sizes: tuple[int, ...]) -> torch.Tensor:
     """
     The queries, keys and values of this process's heads, from its part of a fused projection.
@@ -140,4 +153,4 @@ class SplitsOverProcesses:
         return super().supports_pp_plan
 
 
-__all__ = ["SplitsOverProcesses", "heads_of_process", "own_heads", "tensor_parallel_plan"]
+__all__ = ["SplitsOverProcesses", "check_paged_cache", "heads_of_process", "own_heads", "tensor_parallel_plan"]

@@ -9,7 +9,7 @@ from recurrent_models import depth_calls, random_ids, relative_error, tiny_model
 from transformers.distributed import DistributedConfig
 
 from modeling_recurrent import RecurrentDepthForCausalLM
-from modeling_recurrent.parallel_recurrent import check_split, splits_heads
+from modeling_recurrent.parallel_recurrent import check_paged_cache, check_split, splits_heads
 
 
 # By name: the style of a model and its fields.
@@ -155,3 +155,13 @@ def test_what_cannot_be_split_is_refused(style, fields, processes, message):
     check_split(model, 1)
     with pytest.raises(ValueError, match=message):
         RecurrentDepthForCausalLM.maybe_distribute_model(model, DistributedConfig(tp_size=processes), None)
+
+
+def test_continuous_batching_that_has_no_split_is_refused():
+    model = tiny_model("llama")
+    model._tp_size = 2
+    with pytest.raises(ValueError, match="does not know the split of a fused projection over tp_size=2"):
+        model.init_continuous_batching()
+    family = tiny_model("family:llama")
+    family._tp_size = 2
+    check_paged_cache(family)
