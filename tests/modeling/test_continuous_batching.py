@@ -200,7 +200,8 @@ def test_bounded_scores():
     """The library's paged attention in plain operations does not bound them. With the control: the bound matters."""
     rows = random_rows(4)
     model = varied_model("family:gemma2", {"num_prelude_layers": 1, "input_injection": "add"}, rows)
-    assert model.config.attn_logit_softcapping == 5.0 and model.config._attn_implementation == "eager"
+    assert model.config.attn_logit_softcapping == 5.0
+    model.set_attn_implementation("eager")
     for layer in model.model.layers:
         layer.self_attn.attn_logit_softcapping = 0.2
     if not batches_bounded_scores("eager"):
