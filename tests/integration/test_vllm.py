@@ -284,7 +284,6 @@ class TestRefusals:
         "updates by recurrence": ({"recurrence_lora_rank": 2}, {}, "recurrence_lora_rank=2"),
         "misspelt": ({}, {"hf_overrides": {"num_recurences": 8}}, "Did you mean 'num_recurrences'"),
         "no depth": ({}, {"hf_overrides": {"num_recurrences": 0}}, "num_recurrences"),
-        "pipeline": ({}, {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}, ""),
     }
 
     def test_what_would_change_the_texts_is_refused_at_load(self, tmp_path):
