@@ -51,5 +51,9 @@ setup(
             "openai",
         ],
     },
-    entry_points={"console_scripts": ["memreason = memreason_hf.cli:main"]},
+    entry_points={
+        "console_scripts": ["memreason = memreason_hf.cli:main"],
+        # vLLM calls it in every process, so that models load without `--trust-remote-code`.
+        "vllm.general_plugins": ["recurrent_depth = modeling_recurrent.vllm_recurrent:register"],
+    },
 )

@@ -109,6 +109,7 @@ _ENGINE_ARGUMENTS = (
     "cache_position",
     "head",
     "logits_indices",
+    "logits_processor_args",
     "max_seqlen_k",
     "max_seqlen_q",
     "read_index",

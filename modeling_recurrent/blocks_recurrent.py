@@ -1,69 +1,17 @@
 """The decoder layers: norms, attention, MLP and block, of the GPT-2, Llama and Qwen families."""
 
-from functools import partial
-
-import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_recurrent import RecurrentDepthConfig
-from .families_recurrent import family_eager_attention
+from .parallel_recurrent import own_heads
 from .positions_recurrent import rotate
+from .slots_recurrent import KeyValueSlot
+from .vllm_recurrent import VLLM
 
 
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
-
-# Rows of up to this length train faster on a CPU with SDPA's math kernel than with its blocked kernel, whose backward
-# pass takes 12 ms for 13 tokens.
-SHORT_ROW = 128
-
-
-def attention_interface(config, hidden_states, trains, block=None):
-    """
-    The attention function that a config selects. It is looked up once for each forward pass, not in every layer.
-
-    Args:
-        config (`RecurrentDepthConfig`): `_attn_implementation` is read.
-        hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): The input of the layers.
-        trains (`bool`): Whether the forward pass trains. In evaluation, the kernel is that of other models.
-        block (`PreTrainedConfig`, *optional*): The config of the family whose eager attention is meant; ours by
-            default.
-    """
-    eager = eager_attention_forward if block is None else family_eager_attention(block)
-    interface = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
-    trains = trains and not torch.compiler.is_compiling()
-    if trains and config._attn_implementation == "sdpa" and hidden_states.device.type == "cpu":
-        return partial(_with_plain_kernel, interface) if hidden_states.shape[1] <= SHORT_ROW else interface
-    return interface
-
-
-def _with_plain_kernel(interface, *args, **kwargs):
-    with sdpa_kernel(SDPBackend.MATH):
-        return interface(*args, **kwargs)
-
-
-def repeat_kv(states, repeats):
-    """`(batch, kv_heads, sequence, head_dim)` -> `(batch, kv_heads * repeats, sequence, head_dim)`."""
-    return states if repeats == 1 else states.repeat_interleave(repeats, dim=1)
-
-
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention in plain PyTorch operations, which also returns the attention weights."""
-    key, value = repeat_kv(key, module.num_key_value_groups), repeat_kv(value, module.num_key_value_groups)
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    # At least float32: in float16, scores below the lowest number would become -inf, and a row of them NaN.
-    precise = torch.promote_types(query.dtype, torch.float32)
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        # Prepared for SDPA: true where a token attends.
-        weights = weights.masked_fill(~attention_mask, torch.finfo(weights.dtype).min)
-    elif attention_mask is not None:
-        weights = weights.to(precise) + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1, dtype=precise).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
 class RecurrentDepthAttention(nn.Module):
@@ -79,27 +27,28 @@ class RecurrentDepthAttention(nn.Module):
         # One projection for queries, keys and values: decoding is bound by reading weights, and one large matrix is
         # read faster than three.
         self.heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.heads) * self.head_dim, bias=config.attention_bias)
-        query_width = config.num_attention_heads * self.head_dim
-        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_output_bias)
+        self.widths = tuple(count * self.head_dim for count in self.heads)
+        self.width = sum(self.widths)
+        self.qkv_proj = nn.Linear(config.hidden_size, self.width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(self.widths[0], config.hidden_size, bias=config.attention_output_bias)
 
-    def forward(
-        self, hidden_states, attention_mask=None, position_embeddings=None, slots=None, interface=None, **kwargs
-    ):
-        if interface is None:
-            interface = attention_interface(self.config, hidden_states, self.training and torch.is_grad_enabled())
+    def forward(self, hidden_states, attention_mask, position_embeddings, slots, slot, **kwargs):
         shape = hidden_states.shape[:-1]
-        states = self.qkv_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
-        query_heads, key_heads, _ = self.heads
+        states, heads = self.qkv_proj(hidden_states), self.heads
+        if states.shape[-1] != self.width:
+            # Tensor parallelism: this process computes its part of the heads.
+            states = own_heads(states, self.qkv_proj, self.widths)
+            heads = tuple(count * states.shape[-1] // self.width for count in heads)
+        states = states.view(*shape, -1, self.head_dim).transpose(1, 2)
+        query_heads, key_heads, _ = heads
         if position_embeddings is None:
-            query, key, value = states.split_with_sizes(self.heads, dim=1)
+            query, key, value = states.split_with_sizes(heads, dim=1)
         else:
             turning, value = states.split_with_sizes((query_heads + key_heads, key_heads), dim=1)
             query, key = rotate(turning, *position_embeddings).split_with_sizes((query_heads, key_heads), dim=1)
 
         def attend(query, key, value, mask):
-            return interface(
-                self,
+            return slot(
                 query,
                 key,
                 value,
@@ -117,13 +66,30 @@ class RecurrentDepthAttention(nn.Module):
         return self.o_proj(output.reshape(*shape, -1)), weights
 
 
+class RecurrentDepthSplitAttention(RecurrentDepthAttention):
+    """
+    The attention for vLLM, which recognises a fused projection by its split in three, and then splits the heads over
+    processes. Elsewhere queries and keys are rotated together, which takes less time.
+    """
+
+    def forward(self, hidden_states, attention_mask, position_embeddings, slots, slot, **kwargs):
+        shape = hidden_states.shape[:-1]
+        query, key, value = self.qkv_proj(hidden_states).split((self.widths[0], self.widths[1], self.widths[2]), -1)
+        query, key, value = (
+            states.reshape(*shape, -1, self.head_dim).transpose(1, 2) for states in (query, key, value)
+        )
+        if position_embeddings is not None:
+            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+        output, weights = slot(query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+        return self.o_proj(output.reshape(*shape, -1)), weights
+
+
 class RecurrentDepthMLP(nn.Module):
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__()
         self.gated = config.gated_mlp
         if self.gated:
-            self.halves = (config.intermediate_size, config.intermediate_size)
-            self.gate_up_proj = nn.Linear(config.hidden_size, sum(self.halves), bias=config.mlp_bias)
+            self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
         else:
             self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
@@ -133,7 +99,7 @@ class RecurrentDepthMLP(nn.Module):
     def forward(self, hidden_states):
         if not self.gated:
             return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
-        gate, up = self.gate_up_proj(hidden_states).split_with_sizes(self.halves, dim=-1)
+        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
         return self.down_proj(self.act_fn(gate) * up)
 
 
@@ -154,7 +120,8 @@ class RecurrentDepthBlock(GradientCheckpointingLayer):
         super().__init__()
         norm = NORMS[config.norm_type]
         self.input_layernorm = norm(config.hidden_size, eps=config.norm_eps)
-        self.self_attn = RecurrentDepthAttention(config, layer_idx, config.sliding_window if is_looped else None)
+        attention = RecurrentDepthSplitAttention if config._attn_implementation == VLLM else RecurrentDepthAttention
+        self.self_attn = attention(config, layer_idx, config.sliding_window if is_looped else None)
         self.post_attention_layernorm = norm(config.hidden_size, eps=config.norm_eps)
         self.mlp = RecurrentDepthMLP(config)
         self.attention_output_layernorm = self.mlp_output_layernorm = None
@@ -166,11 +133,12 @@ class RecurrentDepthBlock(GradientCheckpointingLayer):
         if is_looped:
             self.self_attn.o_proj.init_scale = self.mlp.down_proj.init_scale = config.residual_init_scale
 
-    def forward(
-        self, hidden_states, attention_mask=None, position_embeddings=None, slots=None, interface=None, **kwargs
-    ):
+    def forward(self, hidden_states, attention_mask=None, position_embeddings=None, slots=None, slot=None, **kwargs):
+        if slot is None:
+            # A block that is called by itself.
+            slot = KeyValueSlot(self.self_attn.config, self.self_attn.layer_idx, self.self_attn)
         attended, weights = self.self_attn(
-            self.input_layernorm(hidden_states), attention_mask, position_embeddings, slots, interface, **kwargs
+            self.input_layernorm(hidden_states), attention_mask, position_embeddings, slots, slot, **kwargs
         )
         hidden_states = self._add(hidden_states, attended, self.attention_output_layernorm)
         update = self.mlp(self.post_attention_layernorm(hidden_states))
@@ -183,9 +151,9 @@ class RecurrentDepthBlock(GradientCheckpointingLayer):
         return norm(hidden_states) if self.norms_sums else hidden_states
 
 
-def run_own_layer(layer, hidden_states, mask, angles, slots, interface, **kwargs):
+def run_own_layer(layer, hidden_states, mask, angles, slots, slot, **kwargs):
     """Calls one of our blocks; returns the new hidden states and the attention weights."""
-    return layer(hidden_states, mask, angles, slots, interface, **kwargs)
+    return layer(hidden_states, mask, angles, slots, slot, **kwargs)
 
 
-__all__ = ["NORMS", "RecurrentDepthBlock", "attention_interface", "run_own_layer"]
+__all__ = ["NORMS", "RecurrentDepthBlock", "run_own_layer"]

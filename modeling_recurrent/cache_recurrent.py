@@ -1,7 +1,7 @@
 """The cache of a looped decoder: one buffer for each layer with weights, with a slot for every recurrence."""
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 
 class RecurrentDepthCacheLayer(CacheLayerMixin):
@@ -266,11 +266,11 @@ class RecurrentDepthCache(Cache):
 
 
 def check_cache_type(cache) -> None:
-    """Raises a `TypeError` for a cache of another class."""
-    if cache is not None and not isinstance(cache, RecurrentDepthCache):
+    """Raises a `TypeError` for what is no cache of a decoder."""
+    if cache is not None and (not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache)):
         raise TypeError(
-            f"past_key_values must be a RecurrentDepthCache or None, got a {type(cache).__name__}: a loop needs a "
-            "slot for every recurrence."
+            f"past_key_values must be a RecurrentDepthCache, another Cache of a decoder or None, got a "
+            f"{type(cache).__name__}."
         )
 
 
@@ -325,6 +325,10 @@ class Slots:
             (slice(start, end), slice(places[start], places[end - 1] + 1))
             for start, end in zip(starts, [*starts[1:], len(places)])
         ]
+
+    def commit(self, count: int, depths: int | torch.Tensor, real: torch.Tensor | None = None) -> None:
+        """Ends the forward pass; see `RecurrentDepthCache.commit`."""
+        self.cache.commit(count, depths, real)
 
     def attend(self, layer_idx: int, query, key, value, mask, attend):
         """

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection
 
 import torch
 
+from .cache_recurrent import RecurrentDepthCache
+
 
 def check_inputs(config, input_ids, inputs_embeds, attention_mask, position_ids, use_cache) -> None:
     """
@@ -178,6 +180,16 @@ def _check_labels(name, labels, shape, vocab_size):
             )
 
 
+def check_resume(resume, depth, cache) -> None:
+    """Raises a `ValueError` if a call cannot continue from the recurrence of `resume`."""
+    if resume is None:
+        return
+    if not isinstance(depth, int) or not isinstance(cache, RecurrentDepthCache) or resume[0] >= depth:
+        raise ValueError(
+            f"resume needs a RecurrentDepthCache and an int num_recurrences above its {resume[0]} recurrences."
+        )
+
+
 def check_hooks(arguments: dict) -> None:
     """
     Checks arguments of a forward pass that few calls have.
@@ -214,6 +226,7 @@ __all__ = [
     "check_ids",
     "check_inputs",
     "check_labels",
+    "check_resume",
     "embed_positions",
     "embed_tokens",
 ]

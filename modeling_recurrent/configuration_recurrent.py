@@ -27,6 +27,7 @@ from .fields_recurrent import (
     units_field,
 )
 from .halting_recurrent import HALTING_CRITERIA
+from .parallel_recurrent import tensor_parallel_plan
 from .versions_recurrent import VERSION_KEY, add_version, remember_version, take_version
 
 
@@ -305,7 +306,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
             self.head_dim = max(self.hidden_size // self.num_attention_heads, 1)
         if self.attention_output_bias is None and self.block_model_type is None:
             self.attention_output_bias = self.attention_bias
-        self.base_model_tp_plan = self._tensor_parallel_plan()
+        self.base_model_tp_plan = tensor_parallel_plan(self)
         kwargs.pop(VERSION_KEY, None)
         super().__post_init__(**{"auto_map": dict(_AUTO_MAP), **kwargs})
         if self.block_model_type is not None:
@@ -347,7 +348,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
         super().__setattr__(name, None if name == "halting_criterion" and value == "none" else value)
 
     def __getattr__(self, name):
-        # TRL and vLLM compute logits themselves and read from the config how a family scales and bounds them.
+        # TRL and vLLM compute logits themselves, and vLLM attention. They read from the config how a family scales and
+        # bounds them.
         if name in LOGIT_FIELDS and self.__dict__.get("block_model_type") is not None:
             return getattr(self.make_block_config(), name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -423,6 +425,20 @@ class RecurrentDepthConfig(PreTrainedConfig):
         kinds = {"prelude": "full_attention", "recurrent": looped, "coda": "full_attention"}
         return [kind for name, kind in kinds.items() for _ in range(getattr(self, f"num_{name}_layers"))]
 
+    def spread_over_slots(self, values: list, num_recurrences: int) -> list:
+        """The entries of `values`, one for each physical layer, for each key-value slot of a token at fixed depth."""
+        start = self.num_prelude_layers
+        end = start + self.num_recurrent_layers
+        return [*values[:start], *values[start:end] * num_recurrences, *values[end:]]
+
+    @property
+    def layer_types(self) -> list[str]:
+        """
+        `"full_attention"` or `"sliding_attention"` for each of the `num_hidden_layers` slots, as engines and the
+        caches of the library read it. It is never stored.
+        """
+        return self.spread_over_slots(self.physical_layer_types, self.num_recurrences)
+
     def make_block_config(self) -> PreTrainedConfig:
         """The config of the family whose layers run, for all physical layers."""
         return make_block_config(self)
@@ -438,20 +454,6 @@ class RecurrentDepthConfig(PreTrainedConfig):
         `num_prelude_layers + num_recurrent_layers * num_recurrences + num_coda_layers`. It is never stored.
         """
         return self.num_prelude_layers + self.num_recurrent_layers * self.num_recurrences + self.num_coda_layers
-
-    def _tensor_parallel_plan(self):
-        """The plan for the modules that a model of this config has."""
-        if self.block_model_type is not None:
-            return dict(getattr(self.make_block_config(), "base_model_tp_plan", None) or {})
-        # The output of a fused projection is split into queries, keys and values, or into gate and up projection, so
-        # it has to be gathered first.
-        plan = {
-            "self_attn.qkv_proj": "colwise_gather_output",
-            "self_attn.o_proj": "rowwise_split_input",
-            "mlp.gate_up_proj" if self.gated_mlp else "mlp.up_proj": "colwise_gather_output",
-            "mlp.down_proj": "rowwise_split_input",
-        }
-        return {f"layers.*.{module}": how for module, how in plan.items()}
 
     @classmethod
     def gpt2_style(cls, **kwargs) -> "RecurrentDepthConfig":

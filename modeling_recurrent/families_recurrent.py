@@ -89,13 +89,13 @@ FAMILIES = {
     ),
 }
 
-# Fields that say how logits follow from the output of the head.
+# Fields that say how logits follow from the output of the head, and how the scores of attention are bounded.
 LOGIT_FIELDS = {
     field
     for family in FAMILIES.values()
     for field in (family.logit_divisor, family.logit_factor, family.logit_softcap)
     if field is not None
-}
+} | {"attn_logit_softcapping"}
 
 # Fields of a family's config that `RecurrentDepthConfig` has itself, or that say nothing about a layer.
 OUTER_FIELDS = {
@@ -284,26 +284,27 @@ def attend_in_slots(
     value,
     attention_mask,
     slots=None,
-    interface=None,
+    slot=None,
     maps=None,
     position_embeddings=None,
     **kwargs,
 ):
     """
-    The attention function of a family's layers: writes keys and values into the slots of this recurrence, and attends
-    with the attention function of the model.
+    The attention function of a family's layers: writes keys and values into the cache, and attends in the slot of this
+    layer and recurrence.
 
     Args:
         module (`torch.nn.Module`): The family's attention. Its `layer_idx` is the index of the physical layer.
         query, key, value (`torch.Tensor` of shape `(rows, heads, sequence, head_dim)`): Of the rows still computed.
         attention_mask: The mask of these rows; see `ActiveRows`.
-        slots (`Slots`, *optional*), interface (`Callable`): See `ActiveRows`.
+        slots (`Slots`, *optional*): See `ActiveRows`.
+        slot (`KeyValueSlot`): Attends.
         maps (`AttentionMaps`, *optional*): Receives the attention weights, or `None`.
         position_embeddings: Not used: the keys are rotated already.
     """
 
     def attend(query, key, value, mask):
-        return interface(module, query, key, value, mask, **kwargs)
+        return slot(query, key, value, mask, **kwargs)
 
     if slots is None:
         output, weights = attend(query, key, value, attention_mask)
@@ -317,7 +318,7 @@ def attend_in_slots(
 ALL_ATTENTION_FUNCTIONS.register(SLOT_ATTENTION, attend_in_slots)
 
 
-def run_family_layer(layer, hidden_states, mask, angles, slots, interface, **kwargs):
+def run_family_layer(layer, hidden_states, mask, angles, slots, slot, **kwargs):
     """Calls a family's layer; returns the new hidden states and the attention weights, as our own blocks do."""
     maps = AttentionMaps()
     hidden_states = layer(
@@ -325,7 +326,7 @@ def run_family_layer(layer, hidden_states, mask, angles, slots, interface, **kwa
         attention_mask=mask,
         position_embeddings=angles,
         slots=slots,
-        interface=interface,
+        slot=slot,
         maps=maps,
         **kwargs,
     )

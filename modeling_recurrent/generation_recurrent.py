@@ -3,6 +3,7 @@
 import inspect
 from contextvars import ContextVar
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from transformers.generation import (
@@ -19,9 +20,12 @@ from .checks_recurrent import check_ids
 from .depth_record_recurrent import DepthRecord, GenerationCall, Prompt, RememberedEnds
 from .halting_recurrent import applies, last_real
 from .masks_recurrent import create_mask
+from .parallel_recurrent import check_paged_cache, heads_of_process
 from .schedule_recurrent import DepthSchedule
+from .slots_recurrent import check_continuous_batching
 from .speculation_recurrent import Speculation, decode, pads_ends
 from .static_cache_recurrent import RecurrentDepthStaticCache
+from .stock_caches_recurrent import STOCK_IMPLEMENTATIONS, config_at, is_stock, make_stock_cache
 from .watch_recurrent import FiniteLogits
 
 
@@ -145,24 +149,35 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         """
         The library's continuous batching (`generate_batch`, `transformers serve --continuous-batching`).
 
-        Its paged cache has one slot for each layer and applies a sliding window to every layer. The results are exact
-        for a single recurrence if there is no window, or neither prelude nor coda. All other models raise an error.
+        It runs every token through the `num_recurrences` of the model's config, and gives the texts of `generate`.
+
+        Raises:
+            `ValueError`: `generate` would use another depth, or continuous batching would change the texts.
         """
-        config, given = self.config, generation_config or self.generation_config
-        asked = {name: getattr(given, name, None) for name in (*_IN_GENERATION_CONFIG, *_DRAFTS)}
-        asked = {name: value for name, value in asked.items() if value is not None}
-        reason = None
-        if asked:
-            name, value = next(iter(asked.items()))
-            reason = f"it ignores {name}={value!r} of the generation_config"
-        elif config.num_recurrences != 1 or config.halting_criterion is not None:
-            depth = f"num_recurrences={config.num_recurrences}, halting_criterion={config.halting_criterion!r}"
-            reason = f"it keeps one slot for each layer, but the model's config has {depth}"
-        elif config.sliding_window is not None and config.num_physical_layers > config.num_recurrent_layers:
-            reason = f"it applies sliding_window={config.sliding_window} to every layer, also to prelude and coda"
-        if reason is not None:
-            raise ValueError(f"Continuous batching would change the texts of this model: {reason}. Use generate.")
+        check_continuous_batching(self.config, generation_config, self.generation_config)
+        check_paged_cache(self)
+        if self.model.match_slots():
+            # A persistent manager has a cache of the former depth.
+            self.destroy_cached_continuous_batching_manager()
         return super().init_continuous_batching(generation_config, *args, **kwargs)
+
+    def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
+        """
+        The library's `generate_batch`, which ignores arguments that it does not know.
+
+        Raises:
+            `ValueError`: As `init_continuous_batching`, also for arguments of depth; or `attention_mask` has padding.
+        """
+        check_continuous_batching(self.config, SimpleNamespace(**kwargs), generation_config, self.generation_config)
+        mask, call = kwargs.get("attention_mask"), self._current_call()
+        if mask is not None and not mask.all():
+            raise ValueError(
+                "attention_mask has padding, which continuous batching would read as text. Pass a list of prompts of "
+                "different lengths to generate_batch."
+            )
+        if call is not None and call.schedule is not None:
+            raise ValueError("depth_schedule cannot be combined with cache_implementation='paged'. Leave it out.")
+        return super().generate_batch(inputs, generation_config, *args, **kwargs)
 
     def _current_call(self):
         call = _CALL.get()
@@ -375,35 +390,71 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             self._refuse_for_rows(generation_config, generation_mode)
         cache = model_kwargs.get("past_key_values")
         check_cache_type(cache)
+        implementation = generation_config.cache_implementation
+        if cache is not None and implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation={implementation!r} asks for a new cache, but past_key_values is one already. "
+                "Drop one of them."
+            )
+        if is_stock(cache) or (cache is None and implementation in STOCK_IMPLEMENTATIONS):
+            self._refuse_for_stock(implementation if cache is None else type(cache).__name__, model_kwargs)
         if (call := self._current_call()) is not None:
             call.prompt = self._describe_prompt(call.prompt_ids, generation_config, model_kwargs)
-            if cache is not None and cache.is_compileable:
+            if cache is not None and cache.is_compileable and not all(cache.is_sliding):
                 self._check_room(cache, call.prompt.length, generation_config.max_length - call.prompt_ids)
         if cache is not None:
             cache._is_user_defined = True
-            return
-        if generation_config.use_cache is False:
-            return
-        kept = model_kwargs.get("cache_recurrences")
-        if generation_config.cache_implementation == "static":
-            depth = model_kwargs.get("num_recurrences")
-            depth = self.config.num_recurrences if depth is None else depth
-            model_kwargs["past_key_values"] = RecurrentDepthStaticCache(
+        elif generation_config.use_cache is not False:
+            rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
+            model_kwargs["past_key_values"] = self._make_cache(generation_config, model_kwargs, rows, max_cache_length)
+
+    def _make_cache(self, generation_config, model_kwargs, rows, max_cache_length):
+        """The cache of a call that does not pass one."""
+        implementation, kept = generation_config.cache_implementation, model_kwargs.get("cache_recurrences")
+        depth = self._depth(model_kwargs)
+        if implementation in (None, "dynamic"):
+            return RecurrentDepthCache(self.config, cache_recurrences=kept)
+        if implementation == "static":
+            return RecurrentDepthStaticCache(
                 self.config,
-                max_batch_size=batch_size * max(generation_config.num_beams, generation_config.num_return_sequences),
+                max_batch_size=rows,
                 max_cache_len=max_cache_length,
                 num_recurrences=depth if isinstance(depth, int) else None,
                 dtype=self.dtype,
                 device=self.device,
                 cache_recurrences=kept,
+                num_key_value_heads=heads_of_process(self),
             )
-            return
-        if generation_config.cache_implementation not in (None, "dynamic"):
+        if implementation not in STOCK_IMPLEMENTATIONS:
             raise ValueError(
-                f"cache_implementation={generation_config.cache_implementation!r} has one slot for each layer, but a "
-                "loop needs one for each recurrence. Leave it out, or use 'static'."
+                f"cache_implementation={implementation!r} is not supported. Leave it out, or use one of 'static', "
+                f"{', '.join(map(repr, STOCK_IMPLEMENTATIONS))}."
             )
-        model_kwargs["past_key_values"] = RecurrentDepthCache(self.config, cache_recurrences=kept)
+        if implementation.startswith("offloaded") and self.device.type == "cpu":
+            raise ValueError(
+                f"cache_implementation={implementation!r} moves keys and values from an accelerator to the CPU, but "
+                "the model is on the CPU. Leave it out."
+            )
+        cache = make_stock_cache(
+            implementation, config_at(self.config, depth), max_cache_length, generation_config.cache_config
+        )
+        if generation_config.is_assistant:
+            cache.activate_past_recording()
+        return cache
+
+    def _depth(self, model_kwargs):
+        depth = model_kwargs.get("num_recurrences")
+        return self.config.num_recurrences if depth is None else depth
+
+    def _refuse_for_stock(self, name, model_kwargs):
+        """Refuses the library's caches for calls without a fixed depth, before the prompt is computed."""
+        criterion, depth = self._criterion(model_kwargs), self._depth(model_kwargs)
+        if criterion is not None or not isinstance(depth, int):
+            what = f"halting_criterion={criterion!r}" if criterion is not None else "counts that differ"
+            raise ValueError(
+                f"The cache {name!r} keeps all recurrences of a fixed depth and cannot be combined with {what}. Leave "
+                "it out, or give an int num_recurrences without a criterion."
+            )
 
     def _describe_prompt(self, prompt_ids, generation_config, model_kwargs):
         given = model_kwargs.get("num_recurrences")
@@ -492,12 +543,15 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             outputs, model_kwargs, is_encoder_decoder, num_new_tokens
         )
         cache = outputs.past_key_values
-        counts = outputs.num_recurrences if cache is None else cache.counts
         call = self._current_call()
         if call is None:
             return model_kwargs
-        counts = counts.to(outputs.logits.device)
-        counts = counts[:, None].expand(-1, call.positions) if counts.ndim == 1 else counts
+        own = cache is not None and not is_stock(cache)
+        counts = (cache.counts if own else outputs.num_recurrences).to(outputs.logits.device)
+        if counts.ndim == 1:
+            # All tokens in a cache of the library have the depth of this call.
+            tokens = call.positions if cache is None else int(cache.get_seq_length())
+            counts = counts[:, None].expand(-1, tokens)
         if call.record.prompt is None and (mask := model_kwargs.get("attention_mask")) is not None:
             # A later turn may mask tokens that are in the cache, such as the padding of an earlier turn.
             counts = counts.masked_fill(mask[:, : counts.shape[1]].to(counts.device) == 0, 0)

@@ -501,6 +501,42 @@ def _parameter(name, value):
     return value
 
 
+def check_readable(config, depth, head, documents) -> None:
+    """
+    Refuses halting criteria that a call cannot evaluate.
+
+    Args:
+        config (`RecurrentDepthConfig`): `num_coda_layers` is read.
+        depth (`int` or `HaltingRule`): The depth of the call.
+        head (`Callable`, *optional*), documents (`torch.Tensor`, *optional*): See `RecurrentDepthModel.forward`.
+
+    Raises:
+        `ValueError`: The criterion reads logits that the call does not have or that are still provisional, or decides
+            for a row of several documents.
+    """
+    if not isinstance(depth, HaltingRule) or depth.criterion is None:
+        return
+    name = depth.criterion.name
+    if documents is not None and depth.granularity == "sequence" and not torch.compiler.is_compiling():
+        raise ValueError(
+            f"halting_criterion={name!r} with halting_granularity='sequence' gives a row one count, but rows hold "
+            "several documents. Use halting_granularity='token', or one document per row."
+        )
+    if depth.reads != "log_probs":
+        return
+    if head is None:
+        raise ValueError(
+            f"halting_criterion={name!r} reads logits, which RecurrentDepthModel does not compute: use "
+            "RecurrentDepthForCausalLM, or a criterion on the state."
+        )
+    if depth.granularity == "token" and config.num_coda_layers:
+        raise ValueError(
+            f"halting_criterion={name!r} with halting_granularity='token' and num_coda_layers="
+            f"{config.num_coda_layers}: logits would depend on states that are still provisional. Choose a "
+            "criterion on the state ('state_difference', 'acceleration') or halting_granularity='sequence'."
+        )
+
+
 __all__ = [
     "HALTING_CRITERIA",
     "HaltingCriterion",

@@ -6,7 +6,7 @@ from .masks_recurrent import find_documents, takes_masks
 from .positions_recurrent import cut_off, position_noise
 
 
-def place_tokens(config, position_ids, attention_mask, shape, past, device):
+def place_tokens(config, position_ids, attention_mask, shape, past, device, in_engine=False):
     """
     Finds out where the new tokens of a call stand.
 
@@ -17,6 +17,7 @@ def place_tokens(config, position_ids, attention_mask, shape, past, device):
         shape (`tuple` of two `int`): Batch and sequence.
         past (`int` or 0-d `torch.LongTensor`): The number of tokens in the cache.
         device: The device of the input.
+        in_engine (`bool`): Whether an inference engine calls, which separates documents itself.
 
     Returns:
         The positions of the new tokens; which of them are real, `(batch, sequence)` or `None` if all are; and the
@@ -32,7 +33,8 @@ def place_tokens(config, position_ids, attention_mask, shape, past, device):
     elif given is None:
         position_ids = (real.cumsum(-1) - 1).clamp_min(0)[:, -shape[1] :]
     real = None if real is None else real[:, -shape[1] :]
-    return position_ids, real, _documents(config, given, attention_mask, real, past)
+    documents = None if in_engine else _documents(config, given, attention_mask, real, past)
+    return position_ids, real, documents
 
 
 def _real_tokens(attention_mask, shape, past, device):

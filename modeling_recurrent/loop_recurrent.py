@@ -41,8 +41,8 @@ class RecurrentLoop:
     """
     The part of a recurrent-depth decoder that applies its core layers.
 
-    The decoder has a `config`, its `layers` with their `layer_types`, the last `norm`, and, depending on the config,
-    an `injection`, a `state_norm`, an `exit_gate` and a `recurrence_lora`.
+    The decoder has a `config`, its `layers` with their `layer_types`, the `key_value_slots` in which they attend, the
+    last `norm`, and, depending on the config, an `injection`, a `state_norm`, an `exit_gate` and a `recurrence_lora`.
     """
 
     def stack_range(self, name: str) -> range:
@@ -128,11 +128,13 @@ class RecurrentLoop:
             self.recurrence_lora.attach(self.recurrent_layers)
             kwargs["recurrence"] = rows.recurrence
         run = run_own_layer if self.config.block_model_type is None else run_family_layer
+        offset = self.key_value_slots.offset(stack, rows.recurrence)
         for index in indices:
             kind = self.layer_types[index]
             mask, angles = rows.masks[kind], rows.angles.get(kind)
+            slot = self.key_value_slots[index + offset]
             hidden_states, weights = run(
-                self.layers[index], hidden_states, mask, angles, rows.slots, rows.interface, **kwargs
+                self.layers[index], hidden_states, mask, angles, rows.slots, slot, interface=rows.interface, **kwargs
             )
             if attentions is not None:
                 # A row that has halted repeats the map of this layer in the previous recurrence.

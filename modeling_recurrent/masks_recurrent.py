@@ -91,7 +91,7 @@ def create_mask(config, inputs_embeds, attention_mask, past_key_values, document
         config (`RecurrentDepthConfig`): `_attn_implementation` and `sliding_window` are read.
         inputs_embeds (`torch.Tensor` of shape `(batch, sequence, hidden)`): What is computed now.
         attention_mask (`torch.Tensor` of shape `(batch, past + sequence)`, or prepared, *optional*): 0 on padding.
-        past_key_values (`RecurrentDepthCache`, *optional*): The past of the rows.
+        past_key_values (`Cache`, *optional*): The past of the rows.
         documents (`torch.LongTensor` of shape `(batch or 1, sequence)`, *optional*): See `find_documents`.
         window (`bool`): Whether tokens attend to the sliding window only.
 
@@ -111,6 +111,12 @@ def create_mask(config, inputs_embeds, attention_mask, past_key_values, document
         )
     if is_flash(config):
         return _flash_mask(real, documents, holes)
+    if past_key_values is not None and True in past_key_values.is_sliding:
+        raise ValueError(
+            f"A {type(past_key_values).__name__} with sliding layers keeps a window of slots, but attention_mask has "
+            "padding between the tokens of a row, so that the window of real tokens is longer. Use a "
+            "RecurrentDepthCache, or pad on the left."
+        )
     batch, length, _ = inputs_embeds.shape
     tokens = length if real is None else real.shape[1]
     if past_key_values is not None and past_key_values.is_compileable:

@@ -1,29 +1,30 @@
 """Recurrent-depth decoders: the same core layers applied again and again, to each row as often as it needs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Unpack
 
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
     GenericForTokenClassification,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .arguments_recurrent import RecurrentDepthKwargs, take_depth
-from .blocks_recurrent import NORMS, RecurrentDepthBlock, attention_interface
+from .attention_recurrent import attention_interface
+from .blocks_recurrent import NORMS, RecurrentDepthBlock
 from .cache_recurrent import RecurrentDepthCache, Slots, check_cache_type
 from .card_recurrent import CardMixin
 from .checks_recurrent import (
     check_hooks,
     check_inputs,
     check_labels,
+    check_resume,
     embed_positions,
     embed_tokens,
 )
@@ -39,49 +40,30 @@ from .families_recurrent import (
 from .fields_recurrent import check_token_ids
 from .generation_recurrent import RecurrentDepthGenerationMixin, holds_depth
 from .gradients_recurrent import separate_gradients
-from .halting_recurrent import HaltingRule, last_real, resolve_depth
+from .halting_recurrent import HaltingRule, check_readable, last_real, resolve_depth
 from .injection_recurrent import INJECTIONS
 from .inputs_recurrent import initial_state, place_tokens, wants_cache
 from .loop_recurrent import LoopTrace, RecurrentLoop
 from .losses_recurrent import RecurrenceLoss, choose_labelled, open_losses, warn_bypassed
 from .masks_recurrent import is_flash, with_eager_attention
+from .outputs_recurrent import RecurrentDepthCausalLMOutput, RecurrentDepthModelOutput
+from .parallel_recurrent import SplitsOverProcesses
 from .positions_recurrent import RecurrentDepthRotaryEmbedding, sinusoidal_positions
 from .recurrence_lora_recurrent import RecurrenceLora, RecurrenceLoraPair
 from .rows_recurrent import MASKED_ROWS, ActiveRows
 from .sampling_recurrent import TrainingDraws
+from .slots_recurrent import KeyValueSlots, check_engine, runs_in_engine
+from .stock_caches_recurrent import StockSlots, check_stock_cache, is_stock
 from .versions_recurrent import ReadsOldCheckpoints
+from .vllm_recurrent import PACKED, VLLM, prepare_for_vllm
 
 
-@dataclass
-class RecurrentDepthModelOutput(BaseModelOutputWithPast):
-    """
-    `BaseModelOutputWithPast` with the number of recurrences.
-
-    Attributes:
-        num_recurrences (`torch.LongTensor` of shape `(batch,)`, or `(batch, sequence)` where every token decides for
-            itself): The recurrences that each row or token took; 0 on padding.
-        hidden_states (`tuple` of `torch.Tensor`, *optional*): The initial state and the state after every recurrence.
-            A row that has halted repeats its last one.
-        attentions (`tuple` of `torch.Tensor`, *optional*): The maps in the order in which the layers ran: prelude,
-            recurrence by recurrence, coda. A row that has halted repeats the map of its last recurrence.
-    """
-
-    num_recurrences: torch.LongTensor | None = None
-
-
-@dataclass
-class RecurrentDepthCausalLMOutput(CausalLMOutputWithPast):
-    """`CausalLMOutputWithPast` with `num_recurrences`, as in `RecurrentDepthModelOutput`."""
-
-    num_recurrences: torch.LongTensor | None = None
-
-
-class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, PreTrainedModel):
+class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, SplitsOverProcesses, PreTrainedModel):
     config: RecurrentDepthConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["RecurrentDepthBlock"]
-    _skip_keys_device_placement = ["past_key_values", "slots"]
+    _skip_keys_device_placement = ["past_key_values", "slots", "slot"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -100,15 +82,8 @@ class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, PreTrainedMo
         super().__init__(config, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, *args, distributed_config=None, **kwargs):
-        if getattr(distributed_config, "pp_size", None) not in (None, 1):
-            raise ValueError(
-                f"distributed_config.pp_size={distributed_config.pp_size}: the stages of a pipeline run one after the "
-                "other, but a looped layer runs again after the layers that follow it. Use tp_size or fsdp_size."
-            )
+    def from_pretrained(cls, *args, **kwargs):
         RecurrentDepthConfig.refuse_misspelt(kwargs)
-        if distributed_config is not None:
-            kwargs["distributed_config"] = distributed_config
         return super().from_pretrained(*args, **kwargs)
 
     @torch.no_grad()
@@ -144,6 +119,9 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
 
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__(config)
+        if config._attn_implementation == VLLM:
+            prepare_for_vllm(config)
+            self.packed_modules_mapping = PACKED
         width = config.hidden_size
         self.layer_types = config.physical_layer_types
         self.block_config = None
@@ -151,6 +129,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             self._add_own_blocks(config)
         else:
             self._add_family(FamilyDecoder(config))
+        self.key_value_slots = KeyValueSlots(config, self.layers, self.block_config)
         self.injection = INJECTIONS[config.input_injection](width) if config.input_injection in INJECTIONS else None
         self.state_norm = None
         if config.state_norm in NORMS:
@@ -191,7 +170,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: RecurrentDepthCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         head: Callable | None = None,
@@ -207,7 +186,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             position_ids (`torch.LongTensor` of shape `(batch or 1, sequence)`, *optional*):
                 By default the real tokens are counted, so that padding on either side changes nothing. Positions
                 that restart within a row mark packed documents, which do not attend to each other.
-            past_key_values (`RecurrentDepthCache`, *optional*), use_cache (`bool`, *optional*):
+            past_key_values (`Cache`, *optional*), use_cache (`bool`, *optional*):
+                A `RecurrentDepthCache`, or at a fixed depth a cache of the library with a layer for each slot.
                 A cache is created and returned if `use_cache` is true. By default it has the value of the config
                 without gradients, and is false with them, with packed documents, and in a compiled call with
                 `position_ids`, which may be packed.
@@ -230,10 +210,11 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             kwargs.pop(name, None) for name in ("cache_recurrences", "state_seed", "initial_state")
         )
         trace = self._open_trace(kwargs, head)
+        in_engine = runs_in_engine(self.config, kwargs)
 
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         position_ids, real, documents = place_tokens(
-            self.config, position_ids, attention_mask, shape, past, inputs_embeds.device
+            self.config, position_ids, attention_mask, shape, past, inputs_embeds.device, in_engine
         )
         depth = resolve_depth(
             self.config,
@@ -244,18 +225,17 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             sample=self._sample_num_recurrences,
             **depth_kwargs,
         )
-        self._check_readable(depth, head, documents)
-        use_cache = wants_cache(self.config, use_cache, past_key_values, documents)
+        check_readable(self.config, depth, head, documents)
+        if in_engine:
+            check_engine(self.config, depth, past_key_values, cache_recurrences)
+            self.match_slots()
+        use_cache = not in_engine and wants_cache(self.config, use_cache, past_key_values, documents)
         slots = self._open_slots(past_key_values, use_cache, cache_recurrences, depth, shape[0])
         cache = None if slots is None else slots.cache
-        if resume is not None and not (isinstance(depth, int) and cache is not None and resume[0] < depth):
-            raise ValueError(f"resume needs a cache and an int num_recurrences above its {resume[0]} recurrences.")
+        check_resume(resume, depth, cache)
 
-        if self.block_config is not None:
-            inputs_embeds = scale_embeddings(inputs_embeds, self.block_config)
-        elif self.config.embedding_scale != 1:
-            inputs_embeds = inputs_embeds * self.config.embedding_scale
-        hidden_states = self.embedding_dropout(self._add_positions(inputs_embeds, position_ids, past + shape[1]))
+        # An engine packs many texts into one row, so that its tokens say nothing about positions.
+        hidden_states = self._prepare_embeddings(inputs_embeds, position_ids, 0 if in_engine else past + shape[1])
         rows = self._open_rows(hidden_states, attention_mask, position_ids, real, documents, slots, trace)
         if documents is not None and is_flash(self.config):
             kwargs["position_ids"] = position_ids
@@ -268,8 +248,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             trace.states.append(state)
         state, counts = self.loop(state, rows, depth, trace, head, start, **kwargs)
         hidden_states = self.norm(self.finish(state, rows, trace, **kwargs))
-        if cache is not None:
-            cache.commit(shape[1], depth if isinstance(depth, int) else counts, real)
+        if slots is not None:
+            slots.commit(shape[1], depth if isinstance(depth, int) else counts, real)
         if counts.ndim == 2 and real is not None:
             counts = counts.masked_fill(~real, 0)
         return RecurrentDepthModelOutput(
@@ -279,6 +259,13 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             attentions=None if trace.attentions is None else tuple(trace.attentions),
             num_recurrences=counts,
         )
+
+    def match_slots(self) -> bool:
+        """Makes the slots anew if the depth of the config has been changed since they were made; returns whether."""
+        changed = len(self.key_value_slots) != self.config.num_hidden_layers
+        if changed:
+            self.key_value_slots = KeyValueSlots(self.config, self.layers, self.block_config).train(self.training)
+        return changed
 
     # ---- The arguments of a call ----
 
@@ -312,7 +299,9 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
 
     def _open_slots(self, cache, use_cache, cache_recurrences, depth, batch):
         """The cache of this forward pass and the slots that it writes; `None` without a cache."""
-        if cache is not None:
+        if is_stock(cache):
+            check_stock_cache(cache, self.config, self.layer_types, depth, batch, cache_recurrences)
+        elif cache is not None:
             cache.check(self.config, batch, depth)
         elif use_cache:
             cache = RecurrentDepthCache(self.config, cache_recurrences)
@@ -326,6 +315,8 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             cache = RecurrentDepthCache(self.config, cache_recurrences="last")
         if cache is None:
             return None
+        if is_stock(cache):
+            return StockSlots(cache, self.config, depth)
         certain = isinstance(depth, int)
         return Slots(cache, limit=depth if certain else depth.limit, certain=certain)
 
@@ -359,30 +350,6 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             angles = family_angles(self.rotary_emb, hidden_states, position_ids, self.layer_types)
         return angles if isinstance(angles, dict) else dict.fromkeys(self.layer_types, angles)
 
-    def _check_readable(self, depth, head, documents):
-        """Refuses halting criteria that this call cannot evaluate."""
-        if not isinstance(depth, HaltingRule) or depth.criterion is None:
-            return
-        name = depth.criterion.name
-        if documents is not None and depth.granularity == "sequence" and not torch.compiler.is_compiling():
-            raise ValueError(
-                f"halting_criterion={name!r} with halting_granularity='sequence' gives a row one count, but rows hold "
-                "several documents. Use halting_granularity='token', or one document per row."
-            )
-        if depth.reads != "log_probs":
-            return
-        if head is None:
-            raise ValueError(
-                f"halting_criterion={name!r} reads logits, which RecurrentDepthModel does not compute: use "
-                "RecurrentDepthForCausalLM, or a criterion on the state."
-            )
-        if depth.granularity == "token" and self.config.num_coda_layers:
-            raise ValueError(
-                f"halting_criterion={name!r} with halting_granularity='token' and num_coda_layers="
-                f"{self.config.num_coda_layers}: logits would depend on states that are still provisional. Choose a "
-                "criterion on the state ('state_difference', 'acceleration') or halting_granularity='sequence'."
-            )
-
     def _sample_num_recurrences(self):
         # Trainers of `memreason_hf` pass the count; in any other training loop the model draws it.
         return self.training_draws.num_recurrences(self.config)
@@ -390,6 +357,13 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
     def _draw_state_seed(self, device):
         # In training the noise is drawn from torch's generator, as dropout is.
         return torch.randint(2**31, (), device=device) if self._trains else self.config.state_seed
+
+    def _prepare_embeddings(self, inputs_embeds, position_ids, tokens):
+        if self.block_config is not None:
+            inputs_embeds = scale_embeddings(inputs_embeds, self.block_config)
+        elif self.config.embedding_scale != 1:
+            inputs_embeds = inputs_embeds * self.config.embedding_scale
+        return self.embedding_dropout(self._add_positions(inputs_embeds, position_ids, tokens))
 
     def _add_positions(self, inputs_embeds, position_ids, tokens):
         if self.config.position_embedding_type == "sinusoidal":
@@ -458,7 +432,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: RecurrentDepthCache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         shift_labels: torch.LongTensor | None = None,

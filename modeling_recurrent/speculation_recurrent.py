@@ -17,6 +17,7 @@ from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode, l
 
 from .arguments_recurrent import DEPTH_ARGUMENTS
 from .halting_recurrent import resolve_depth
+from .stock_caches_recurrent import is_stock
 from .watch_recurrent import FiniteLogits
 
 
@@ -108,6 +109,8 @@ class Speculation:
             reason = "counts that differ or a halting criterion: give an int num_recurrences"
         elif self.draft_recurrences >= depth:
             reason = f"num_recurrences={depth}: a draft must take fewer recurrences"
+        elif is_stock(cache):
+            reason = f"a {type(cache).__name__} as past_key_values: use a RecurrentDepthCache"
         elif cache.cache_recurrences != "all":
             reason = f"cache_recurrences={cache.cache_recurrences!r}, which drops the recurrences of drafts. Use 'all'"
         elif cache.is_compileable:

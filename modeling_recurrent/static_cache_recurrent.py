@@ -71,6 +71,8 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
         num_recurrences (`int`, *optional*, defaults to `config.max_recurrences`): The deepest call it can serve.
         dtype, device: The dtype and device of keys and values.
         cache_recurrences (`"all"` or `"last"`, *optional*): As in `RecurrentDepthCache`.
+        num_key_value_heads (`int`, *optional*, defaults to the config's): The key heads of this process, if tensor
+            parallelism splits them.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
         dtype=torch.float32,
         device="cpu",
         cache_recurrences=None,
+        num_key_value_heads=None,
     ):
         super().__init__(config, cache_recurrences)
         slots = config.max_recurrences if num_recurrences is None else num_recurrences
@@ -89,7 +92,8 @@ class RecurrentDepthStaticCache(RecurrentDepthCache):
         for name, value in sizes.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-        shape = (max_batch_size, config.num_key_value_heads, config.head_dim)
+        heads = config.num_key_value_heads if num_key_value_heads is None else num_key_value_heads
+        shape = (max_batch_size, heads, config.head_dim)
         self.layers = [
             RecurrentDepthStaticCacheLayer(1 if layer.single else slots, max_cache_len, shape, dtype, device)
             for layer in self.layers

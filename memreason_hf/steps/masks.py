@@ -187,7 +187,10 @@ def _register(kernel, name):
 
     def attend(module, *args, **kwargs):
         # Every family defines its own eager function in the module of its attention class, without registering it.
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        # The slots of a recurrent-depth model know that of their layers.
+        eager = getattr(module, "eager_attention", None)
+        if eager is None:
+            eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         if kernel == "eager" and eager is None:
             raise ValueError(f"{type(module).__name__} has no eager attention. Use attn_implementation='sdpa'.")
         return ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager)(module, *args, **kwargs)

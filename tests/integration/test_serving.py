@@ -1,33 +1,46 @@
 """
-Serving: one model used by many threads, continuous batching, and `transformers serve` on the loopback interface.
+Serving: one model used by many threads, and `transformers serve` on the loopback interface, with continuous batching
+and without.
 
 `transformers serve` finds the class of a model among the names of `transformers`, remote code or not. Importing
 `modeling_recurrent` puts it there:
 
     python -c "import modeling_recurrent; from transformers.cli.transformers import main; main()" serve FOLDER
 
-A server uses the depth of the folder's `generation_config.json` or `config.json`.
+A server uses the depth of the folder's `generation_config.json` or `config.json`, and continuous batching that of
+`config.json`.
 """
 
+import contextlib
 import importlib.util
 import json
+import os
 import shutil
-import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig, ContinuousBatchingConfig, GenerationConfig
+from engines import frozen_heap, share_all_slots
+from processes import _free_port
+from transformers import GenerationConfig
 
 from modeling_recurrent import RecurrentDepthForCausalLM
 
 
 PROMPTS = ["the cat", "what did the dog see? the dog saw", "a", "the dog ran after"]
+# Long enough to span blocks of the cache, and with a common beginning.
+LONG_PROMPTS = [
+    f"{PROMPTS[1]} the cat on the mat, and the {end}" for end in ("dog", "cat sat", "mat", "dog ran after")
+]
+# Not all requests fit into the cache at once.
+BATCHING = {"continuous_batching": True, "cb_block_size": 8, "cb_num_blocks": 12, "cb_max_batch_tokens": 16}
 HALTING = {"halting_criterion": "kl", "kl_threshold": 0.1}
 
 
@@ -63,107 +76,141 @@ def test_one_model_asked_from_many_threads(saved, continuation):
         assert torch.equal(torch.cat(streamer.ids[1:]), expected)
 
 
-class TestContinuousBatching:
-    """One slot for each layer is exact for a single recurrence. Everything else is refused."""
-
-    def answers(self, model, tokenizer, **generation):
-        config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0, **generation)
-        rows = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-        # By default, the cache would take most of the machine's memory.
-        small = ContinuousBatchingConfig(block_size=16, num_blocks=32, max_batch_tokens=16)
-        outputs = model.generate_batch(
-            rows, generation_config=config, continuous_batching_config=small, progress_bar=False
-        )
-        by_prompt = {tuple(output.prompt_ids): output.generated_tokens for output in outputs.values()}
-        return [by_prompt[tuple(row)] for row in rows]
-
-    @pytest.mark.parametrize("train", [False, True])
-    @pytest.mark.parametrize("window", [None, 3])
-    def test_one_recurrence_is_exact(self, saved, continuation, window, train):
-        fields = {"num_recurrences": 1}
-        if window is not None:
-            fields |= {"sliding_window": window, "num_prelude_layers": 0, "num_coda_layers": 0}
-        torch.manual_seed(0)
-        config = AutoConfig.from_pretrained(saved.folder, **fields)
-        model = RecurrentDepthForCausalLM(config).eval()
-        expected = []
-        for prompt in PROMPTS:
-            ids = saved.tokenizer(prompt, return_tensors="pt")["input_ids"]
-            expected.append(model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=-1)[0, ids.shape[1] :])
-        model.train(train)
-        assert self.answers(model, saved.tokenizer) == [ids.tolist() for ids in expected]
-
-    @pytest.mark.parametrize(
-        ("fields", "message"),
-        [
-            ({}, r"keeps one slot for each layer, but the model's config has num_recurrences=3"),
-            ({"cache_recurrences": "last"}, "keeps one slot for each layer"),
-            ({"num_recurrences": 1, "halting_criterion": "kl"}, "halting_criterion='kl'"),
-            (
-                {"num_recurrences": 1, "sliding_window": 3, "num_prelude_layers": 1},
-                "applies sliding_window=3 to every layer",
-            ),
-        ],
-        ids=str,
-    )
-    def test_what_would_change_the_texts_is_refused(self, saved, fields, message):
-        model = RecurrentDepthForCausalLM(AutoConfig.from_pretrained(saved.folder, **fields))
-        with pytest.raises(ValueError, match=f"Continuous batching would change the texts.*{message}"):
-            self.answers(model, saved.tokenizer)
-
-    def test_a_depth_that_it_would_ignore_is_refused(self, saved):
-        model = RecurrentDepthForCausalLM(AutoConfig.from_pretrained(saved.folder, num_recurrences=1))
-        with pytest.raises(ValueError, match="it ignores num_recurrences=7 of the generation_config"):
-            self.answers(model, saved.tokenizer, num_recurrences=7)
-
-
-@pytest.fixture(params=[None, 7], ids=["the config's depth", "a generation config's depth"])
-def server(saved, request, tmp_path):
-    """Asks a running `transformers serve`: `(path, body)` -> the text of the answer; `server.depth` is its own."""
-    folder = saved.folder
-    if request.param is not None:
-        folder = str(shutil.copytree(saved.folder, tmp_path / "served"))
-        config = json.loads((tmp_path / "served" / "generation_config.json").read_text(encoding="utf-8"))
-        config = GenerationConfig(**{**config, "_from_model_config": False, "num_recurrences": request.param})
-        config.save_pretrained(folder)
+def skip_without_server():
     missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"transformers serve needs {', '.join(missing)}")
+
+
+class Client:
+    """Asks a server for completions of one model."""
+
+    def __init__(self, folder, port):
+        self.folder, self.port = folder, port
+
+    def ask(self, path, body=None):
+        data = None if body is None else json.dumps({"model": self.folder, **body}).encode()
+        url = f"http://127.0.0.1:{self.port}{path}"
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        return urllib.request.urlopen(request, timeout=60).read().decode()
+
+    def wait(self, seconds=10.0):
+        for _ in range(int(seconds * 10)):
+            with contextlib.suppress(urllib.error.URLError):
+                return self.ask("/health")
+            time.sleep(0.1)
+        raise TimeoutError("the server does not answer")
+
+    def complete(self, prompt):
+        body = {"prompt": prompt, "max_tokens": 6, "temperature": 0.0}
+        return json.loads(self.ask("/v1/completions", body))["choices"][0]["text"]
+
+    def stream(self, prompt):
+        body = {"prompt": prompt, "max_tokens": 6, "temperature": 0.0, "stream": True}
+        lines = self.ask("/v1/completions", body).splitlines()
+        parts = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        return "".join(part["choices"][0]["text"] for part in parts)
+
+    def texts(self, prompts):
+        """What it answers at the same time, in a stream and at once, which must be the same."""
+        with ThreadPoolExecutor(2 * len(prompts)) as pool:
+            streams = pool.map(self.stream, prompts)
+            answers = list(pool.map(self.complete, prompts))
+        assert list(streams) == answers
+        return answers
+
+
+@contextlib.contextmanager
+def serving(folder, **options):
+    """A running `transformers serve` in this process."""
+    skip_without_server()
     from transformers.cli.serve import Serve
 
     # Code that imported `transformers` earlier must find the class, too.
     assert transformers.RecurrentDepthForCausalLM is RecurrentDepthForCausalLM
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = Serve(
-        force_model=folder, device="cpu", host="127.0.0.1", port=port, non_blocking=True, log_level="error"
-    )
-
-    def ask(path, body=None):
-        data = None if body is None else json.dumps({"model": folder, **body}).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
-        return urllib.request.urlopen(request, timeout=30).read().decode()
-
-    try:
-        for attempt in range(100):
-            try:
-                ask("/health")
-                break
-            except urllib.error.URLError:
-                if attempt == 99:
-                    raise
-                time.sleep(0.1)
-        yield SimpleNamespace(ask=ask, depth={} if request.param is None else {"num_recurrences": request.param})
-    finally:
-        running.kill_server()
+    client = Client(folder, _free_port())
+    with frozen_heap():
+        running = Serve(
+            force_model=folder,
+            device="cpu",
+            host="127.0.0.1",
+            port=client.port,
+            non_blocking=True,
+            log_level="error",
+            **options,
+        )
+        try:
+            client.wait()
+            yield client
+        finally:
+            running.kill_server()
 
 
-def test_transformers_serve(server, saved, continuation):
-    for prompt in PROMPTS:
-        expected = saved.tokenizer.decode(continuation(prompt, **server.depth)[0], skip_special_tokens=True)
-        answer = json.loads(server.ask("/v1/completions", {"prompt": prompt, "max_tokens": 6, "temperature": 0.0}))
-        assert answer["choices"][0]["text"] == expected
-        stream = server.ask("/v1/completions", {"prompt": prompt, "max_tokens": 6, "temperature": 0.0, "stream": True})
-        parts = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
-        assert "".join(part["choices"][0]["text"] for part in parts) == expected
+@pytest.fixture
+def expected(saved, continuation):
+    """`(prompts, **depth)` -> the texts of `generate` for each prompt alone."""
+
+    def write(prompts, **depth):
+        ids = [continuation(prompt, **depth)[0] for prompt in prompts]
+        return [saved.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+
+    return write
+
+
+@pytest.fixture
+def deeper(saved, tmp_path):
+    """The folder of the model with another depth in its generation config."""
+    folder = Path(shutil.copytree(saved.folder, tmp_path / "served"))
+    config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    GenerationConfig(**{**config, "_from_model_config": False, "num_recurrences": 7}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_transformers_serve(saved, expected):
+    with serving(saved.folder) as client:
+        assert client.texts(PROMPTS) == expected(PROMPTS)
+
+
+def test_transformers_serve_at_the_depth_of_the_generation_config(deeper, expected):
+    """With the control: other depths give other texts."""
+    with serving(deeper) as client:
+        assert client.texts(PROMPTS) == expected(PROMPTS, num_recurrences=7) != expected(PROMPTS)
+
+
+def test_transformers_serve_with_continuous_batching(saved, expected, monkeypatch):
+    """With the control: in slots that all recurrences share, the texts are others."""
+    prompts = PROMPTS + LONG_PROMPTS
+    with serving(saved.folder, **BATCHING) as client:
+        assert client.texts(prompts) == expected(prompts)
+    share_all_slots(monkeypatch.setattr)
+    with serving(saved.folder, **BATCHING) as client:
+        assert [client.complete(prompt) for prompt in prompts] != expected(prompts)
+
+
+def test_continuous_batching_refuses_a_depth_that_it_would_ignore(deeper):
+    with serving(deeper, **BATCHING) as client:
+        for ask in (client.complete, client.stream):
+            with pytest.raises(urllib.error.HTTPError, match="500"):
+                ask(PROMPTS[0])
+        assert json.loads(client.ask("/health"))["status"] == "ok"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batching", [False, True])
+def test_transformers_serve_as_a_process(saved, expected, tmp_path, batching):
+    skip_without_server()
+    client = Client(saved.folder, _free_port())
+    start = "import modeling_recurrent; from transformers.cli.transformers import main; main()"
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in BATCHING.items() if value is not True]
+    options = ["--continuous-batching", *options] if batching else []
+    arguments = ["serve", saved.folder, "--device=cpu", "--host=127.0.0.1", f"--port={client.port}", *options]
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-c", start, *arguments]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        try:
+            client.wait(60)
+            prompts = PROMPTS + LONG_PROMPTS
+            assert client.texts(prompts) == expected(prompts)
+        finally:
+            process.terminate()
+            process.wait(30)

@@ -7,6 +7,7 @@ TRL's trainers on a recurrent-depth model, which must work although they have no
 import pytest
 import torch
 from datasets import Dataset
+from engines import shared_slots
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -108,3 +109,65 @@ def test_grpo_generates_at_the_depth_of_inference(saved, tmp_path):
     ).train()
     assert generated - {0} <= {1, 2, 3, 4} and len(generated - {0}) >= 2
     assert trained <= {5, 6} and trained
+
+
+def grpo_completions(saved, folder, model, **arguments):
+    """Trains with completions of continuous batching; returns them, as the reward function receives them."""
+    config = trl.GRPOConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_completion_length=6,
+        learning_rate=1e-3,
+        use_transformers_continuous_batching=True,
+        # By default, the cache would take half of the machine's memory. Not all requests fit into this one at once.
+        transformers_continuous_batching_config={"page_size": 8, "num_blocks": 6, "max_batch_tokens": 8},
+        **{**COMMON, **arguments},
+    )
+    completions = []
+
+    def reward(completion_ids, **_):
+        completions.extend(completion_ids)
+        return [float(len(set(ids))) for ids in completion_ids]
+
+    trainer = trl.GRPOTrainer(
+        model,
+        reward_funcs=reward,
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": TEXTS[:4]}),
+        processing_class=saved.tokenizer,
+    )
+    trainer.train()
+    assert model.config._attn_implementation == "sdpa"
+    return completions
+
+
+def test_grpo_with_continuous_batching_is_exact(saved, tmp_path):
+    """Sampling from one token is greedy. The control: with one slot for all recurrences, it writes other texts."""
+    expected = set()
+    for text in TEXTS[:4]:
+        ids = saved.tokenizer(text, return_tensors="pt")["input_ids"]
+        output = saved.model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=False)
+        expected.add(tuple(output[0, ids.shape[1] :].tolist()))
+    arguments = {"top_k": 1, "gradient_accumulation_steps": 2}
+    written = grpo_completions(saved, tmp_path, load(saved), **arguments)
+    assert {tuple(ids) for ids in written} == expected and len(written) == 8
+    model = load(saved)
+    with shared_slots(model):
+        assert {tuple(ids) for ids in grpo_completions(saved, tmp_path, model, **arguments)} != expected
+
+
+def test_grpo_trains_on_completions_of_continuous_batching(saved, tmp_path):
+    """The depth of a training step is drawn; that of a completion is the config's."""
+    model = load(saved, recurrence_sampling="uniform", recurrence_min=5, recurrence_max=6)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    generated, trained = set(), set()
+
+    def watch(_, args, output):
+        (trained if torch.is_grad_enabled() else generated).add(int(output.num_recurrences[0]))
+
+    model.model.register_forward_hook(watch)
+    completions = grpo_completions(saved, tmp_path, model, max_steps=3)
+    assert generated == {3} and trained <= {5, 6} and trained
+    assert len({tuple(ids) for ids in completions}) > 4
+    assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters())

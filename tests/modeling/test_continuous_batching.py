@@ -1,0 +1,214 @@
+"""
+Continuous batching at fixed depth: the texts of `generate` and of recomputation without a cache.
+
+The library keeps keys and values by the `layer_idx` of the module that attends. Every test has a control in which all
+recurrences of a layer share one slot: its texts must differ, or the test would prove nothing.
+"""
+
+import pytest
+import torch
+from engines import (
+    batched_texts,
+    batching_config,
+    frozen_heap,
+    greedy_config,
+    greedy_texts,
+    shared_slots,
+    varied_model,
+)
+from family_models import FAMILY_NAMES, OTHER_NAMES
+from recurrent_models import DECODING_GRID, grid_ids, lively_model, random_ids
+from transformers.generation.continuous_batching import PagedAttentionCache
+
+from modeling_recurrent.attention_recurrent import batches_bounded_scores
+
+
+LENGTHS = (29, 7, 18, 3, 33)
+NOISE = ("llama", {"state_init": "normal", "input_injection": "concat", "state_seed": 5})
+OTHERS = [
+    (f"family:{name}", {"num_prelude_layers": 1, "input_injection": "add"}) for name in (*FAMILY_NAMES, *OTHER_NAMES)
+]
+
+
+def random_rows(count=None):
+    return [random_ids(length) for length in LENGTHS[:count]]
+
+
+def check(model, rows, **settings):
+    expected = greedy_texts(model, rows)
+    assert batched_texts(model, rows, **settings) == expected
+    with shared_slots(model):
+        assert batched_texts(model, rows, **settings) != expected
+    return expected
+
+
+@pytest.mark.parametrize(
+    ("style", "extra"),
+    [
+        # Not all of the grid by default, but each of its positions, windows, injections and families.
+        pytest.param(*case, marks=() if index % 3 else pytest.mark.slow)
+        for index, case in enumerate([*DECODING_GRID, NOISE], start=2)
+    ],
+    ids=grid_ids([*DECODING_GRID, NOISE]),
+)
+def test_the_texts_are_those_of_generate(style, extra):
+    rows = random_rows()
+    model = varied_model(style, extra, rows)
+    expected = check(model, rows)
+    assert greedy_texts(model, rows, use_cache=False) == expected
+
+
+@pytest.mark.parametrize("style", ["llama", "family:gemma3_text"])
+def test_eager_attention(style):
+    rows = random_rows(4)
+    extra = {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "add"}
+    model = varied_model(style, {**extra, **({"sliding_window": 4} if style == "llama" else {})}, rows)
+    model.set_attn_implementation("eager")
+    check(model, rows)
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("style", "extra"), OTHERS, ids=[style for style, _ in OTHERS])
+def test_every_family(style, extra, attention):
+    rows = random_rows()
+    model = varied_model(style, extra, rows)
+    if attention == "sdpa" and not model._supports_sdpa:
+        pytest.skip(f"{style} bounds the scores of attention")
+    model.set_attn_implementation(attention)
+    check(model, rows)
+
+
+def test_shared_prefixes(monkeypatch):
+    matched = []
+    search = PagedAttentionCache.search_prefix_match
+
+    def watch(self, *args):
+        matched.append(search(self, *args))
+        return matched[-1]
+
+    monkeypatch.setattr(PagedAttentionCache, "search_prefix_match", watch)
+    prefix = random_ids(26)
+    rows = [torch.cat((prefix, row)) for row in random_rows()]
+    model = varied_model("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "add"}, rows)
+    check(model, rows, num_blocks=12)
+    assert any(matched)
+    matched.clear()
+    check(model, rows, num_blocks=12, allow_block_sharing=False)
+    assert not any(matched)
+
+
+def test_all_at_once():
+    """The control of the sizes: without chunks and waiting requests, the texts are the same."""
+    rows = random_rows()
+    model = varied_model("gpt2", {"input_injection": "add", "num_prelude_layers": 1}, rows)
+    check(model, rows, num_blocks=64, max_batch_tokens=256)
+
+
+def test_the_depth_of_the_config():
+    """Also of a config that was changed after the model was made."""
+    rows = random_rows()
+    model = varied_model("llama", {"num_prelude_layers": 1, "num_coda_layers": 1, "input_injection": "add"}, rows)
+    texts = {}
+    for depth in (6, 2):
+        model.config.num_recurrences = depth
+        texts[depth] = check(model, rows)
+        assert len(model.model.key_value_slots) == 2 + 2 * depth
+    assert texts[6] != texts[2]
+
+
+def test_a_manager_that_was_kept_has_the_depth_of_the_config():
+    """Blocks of a common prefix that were computed at another depth would change the texts."""
+    rows = [torch.cat((random_ids(17), row)) for row in random_rows(3)]
+    model = varied_model("llama", {"num_coda_layers": 1, "input_injection": "add"}, rows)
+    for depth in (4, 4, 2, 5):
+        model.config.num_recurrences = depth
+        with frozen_heap():
+            outputs = model.generate_batch(
+                [row.tolist() for row in rows],
+                generation_config=greedy_config(),
+                continuous_batching_config=batching_config(),
+                persistent_manager=True,
+            )
+        assert [output.generated_tokens for output in outputs.values()] == greedy_texts(model, rows)
+    model.destroy_cached_continuous_batching_manager()
+
+
+def test_training_mode_does_not_matter():
+    extra = {"recurrence_sampling": "uniform", "recurrence_min": 5, "recurrence_max": 6}
+    rows = random_rows(3)
+    model = varied_model("llama", {"input_injection": "add", **extra}, rows)
+    expected = greedy_texts(model, rows)
+    assert batched_texts(model.train(), rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "generation", "message"),
+    [
+        ({"halting_criterion": "kl"}, {}, "the model's config has halting_criterion='kl'. Set it to None"),
+        ({"cache_recurrences": "last"}, {}, "the model's config has cache_recurrences='last'. Set it to 'all'"),
+        ({}, {"num_recurrences": 7}, "it ignores num_recurrences=7 of the call or its generation_config"),
+        ({}, {"halting_criterion": "kl"}, "it ignores halting_criterion='kl' of the call or its generation_config"),
+        (
+            {},
+            {"cache_recurrences": "last"},
+            "it ignores cache_recurrences='last' of the call",
+        ),
+        ({"state_init": "normal", "input_injection": "add"}, {"state_seed": 3}, "it ignores state_seed=3"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("of_the_model", [False, True])
+def test_what_would_change_the_texts_is_refused(fields, generation, message, of_the_model):
+    model = lively_model("llama", fields)
+    given = greedy_config(**generation)
+    if of_the_model:
+        # `generate` merges it into the generation config of a call.
+        model.generation_config, given = given, greedy_config()
+    with pytest.raises(ValueError, match=f"Continuous batching would change the texts.*{message}"):
+        batched_texts(model, [random_ids(5)], given)
+
+
+def test_arguments_that_the_library_would_drop_are_refused():
+    model = lively_model("llama", {})
+    ids = random_ids(2, 9)
+    rows = ids.tolist()
+    with pytest.raises(ValueError, match="it ignores num_recurrences=7 of the call"):
+        model.generate_batch(rows, generation_config=greedy_config(), num_recurrences=7)
+    with pytest.raises(ValueError, match="it ignores halting_criterion='kl' of the call"):
+        model.generate_batch(rows, generation_config=greedy_config(), halting_criterion="kl")
+    paged = {"cache_implementation": "paged", "generation_config": greedy_config()}
+    with pytest.raises(ValueError, match="it ignores num_recurrences=7 of the call"):
+        model.generate(ids, num_recurrences=7, **paged)
+    with pytest.raises(ValueError, match="depth_schedule cannot be combined with cache_implementation='paged'"):
+        model.generate(ids, depth_schedule=torch.ones_like, **paged)
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0
+    with pytest.raises(ValueError, match="attention_mask has padding"):
+        model.generate(ids, attention_mask=mask, **paged)
+
+
+def test_what_changes_no_text_is_accepted():
+    model = lively_model("llama", {"halting_criterion": None})
+    rows = [random_ids(9)]
+    given = greedy_config(num_recurrences=3, halting_criterion="none", kl_threshold=0.1, draft_recurrences=1)
+    assert batched_texts(model, rows, given) == greedy_texts(model, rows)
+
+
+def test_bounded_scores():
+    """The library's paged attention in plain operations does not bound them. With the control: the bound matters."""
+    rows = random_rows(4)
+    model = varied_model("family:gemma2", {"num_prelude_layers": 1, "input_injection": "add"}, rows)
+    assert model.config.attn_logit_softcapping == 5.0
+    model.set_attn_implementation("eager")
+    for layer in model.model.layers:
+        layer.self_attn.attn_logit_softcapping = 0.2
+    if not batches_bounded_scores("eager"):
+        with pytest.raises(ValueError, match=r"does not bound the scores of attention.*attn_logit_softcapping=5.0"):
+            batched_texts(model, rows)
+        return
+    bounded = check(model, rows)
+    for layer in model.model.layers:
+        layer.self_attn.attn_logit_softcapping = None
+    assert greedy_texts(model, rows) != bounded
