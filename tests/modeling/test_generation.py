@@ -298,7 +298,6 @@ BAD = [
         {"halting_criterion": "kl", "halting_granularity": "sequence", "num_beams": 2, "use_cache": False},
         "num_beams=2",
     ),
-    ({"cache_implementation": "hybrid"}, "cache_implementation='hybrid' is not supported"),
     (
         {"cache_implementation": "quantized", "halting_criterion": "kl"},
         "'quantized' keeps all recurrences of a fixed depth and cannot be combined with halting_criterion='kl'",
