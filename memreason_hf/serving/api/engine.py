@@ -216,7 +216,6 @@ class Engine:
 
     def _obey(self):
         """Carries out what has been asked; waits where there is nothing to decode. False: the thread shall end."""
-        self.counters.stats = self._batcher.stats()
         while True:
             try:
                 command = self._commands.get(block=not self._batcher.has_work)
@@ -234,6 +233,8 @@ class Engine:
             self._recover(error)
             return
         self._failures_in_a_row = 0
+        # Before the outputs are handed on: who has read the last token finds its memory freed.
+        self.counters.stats = self._batcher.stats()
         self.counters.add(outputs)
         news = []
         for output in outputs:
@@ -259,6 +260,8 @@ class Engine:
         except Exception as next_error:
             logger.exception("The decode loop cannot be made again.")
             said = f"{type(next_error).__name__}: {first_line(next_error)}"
+        else:
+            self.counters.stats = self._batcher.stats()
         if self._batcher is None or self._failures_in_a_row >= _MOST_FAILURES:
             self._die(said)
 

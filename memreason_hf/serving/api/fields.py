@@ -23,6 +23,8 @@ from modeling_recurrent.halting_recurrent import criterion_parameters
 Fields = TypeVar("Fields", bound=BaseModel)
 # Seeds are those that torch takes.
 _LEAST_SEED, _GREATEST_SEED = -(2**63), 2**63 - 1
+# Far beyond what the limits of any server allow; larger numbers do not fit into the integers of torch.
+_MOST = 2**31 - 1
 MOST_STOPS = 16
 MOST_STOP_LETTERS = 256
 MOST_LOGPROBS = 20
@@ -97,7 +99,7 @@ def _depth_fields():
     }
     for name in criterion_parameters():
         kind = int if RecurrentDepthConfig.__annotations__[name] is int else float
-        fields[name] = (kind | None, Field(None, allow_inf_nan=False) if kind is float else None)
+        fields[name] = (kind | None, Field(None, allow_inf_nan=False) if kind is float else Field(None, le=_MOST))
     return fields
 
 
@@ -111,14 +113,14 @@ class RequestFields(_DepthFields):
     """The fields that both endpoints have."""
 
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    n: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=_MOST)
+    n: int | None = Field(None, ge=1, le=_MOST)
     stop: Any = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     do_sample: bool | None = None
     temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
-    top_k: int | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=0, le=_MOST)
     top_p: float | None = Field(None, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -155,7 +157,7 @@ class ChatFields(RequestFields):
     """The fields of `POST /v1/chat/completions`."""
 
     messages: Any = None
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=_MOST)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 

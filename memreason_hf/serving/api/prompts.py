@@ -162,7 +162,7 @@ def _check_message(where, message):
         if name not in _MESSAGE_KEYS and value not in (None, []):
             raise _refused(f"{where}.{name[:64]}: this server reads {', '.join(_MESSAGE_KEYS)} of a message")
     for name in ("role", "name"):
-        if not isinstance(message.get(name, ""), str):
+        if not isinstance(message.get(name), str | None):
             raise _refused(f"{where}.{name}={shortened(message[name])} must be a text")
     if not message.get("role"):
         raise _refused(f"{where}.role is not given. Send system, user or assistant")
