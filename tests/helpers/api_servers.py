@@ -127,8 +127,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(served=None, **options):
-    """A server in a thread, on a free port. It has ended when the block ends."""
+def running(served=None, send_buffer=None, **options):
+    """
+    A server in a thread, on a free port. It has ended when the block ends. A small `send_buffer` lets a client that
+    reads nothing be noticed after few bytes.
+    """
     from memreason_hf.serving.api.server import Server, bind
 
     served = served_model() if served is None else served
@@ -137,6 +140,8 @@ def running(served=None, **options):
     server = Server(served, on_start=started.set, **options)
     bound = bind("127.0.0.1", 0)
     port = bound.getsockname()[1]
+    if send_buffer is not None:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     failures = []
 
     def serve():
@@ -167,9 +172,14 @@ def reference(served, prompt, max_new_tokens=6, **arguments):
         if seed is not None:
             torch.manual_seed(seed)
         output = model.generate(
-            ids, max_new_tokens=max_new_tokens, return_dict_in_generate=True, eos_token_id=tokenizer.eos_token_id,
+            ids,
+            # Without a mask, padding in a prompt would be hidden.
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            return_dict_in_generate=True,
+            eos_token_id=tokenizer.eos_token_id,
             **arguments,
-        )  # fmt: skip
+        )
     new = output.sequences[0, ids.shape[1] :].tolist()
     shown = [one for one in new if one not in (tokenizer.eos_token_id, tokenizer.pad_token_id)]
     return tokenizer.decode(shown, skip_special_tokens=False), new, output.num_recurrences[0].tolist()

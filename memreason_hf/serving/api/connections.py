@@ -1,11 +1,13 @@
 """Connections that slow or silent clients cannot keep: uvicorn itself has no such limits."""
 
 import asyncio
+import json
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from memreason_hf.serving.api.limits import Limits
+from memreason_hf.serving.api.refusals import ApiError
 
 
 # While a request is in one of these states, more bytes of it must come.
@@ -54,6 +56,20 @@ class Connection(H11Protocol):
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
+        self._watch_reader()
+
+    def send_400_response(self, msg: str) -> None:
+        refusal = ApiError(400, "This is not a request of HTTP/1.1, or its headers are too long.", code="not_http")
+        body = json.dumps(refusal.body()).encode()
+        headers = [("content-type", "application/json"), ("connection", "close")]
+        response = h11.Response(status_code=400, headers=[*headers, ("content-length", str(len(body)))])
+        try:
+            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        except h11.LocalProtocolError:
+            # The client sent nonsense while it was being answered.
+            self.transport.abort()
+        self.transport.close()
         self._watch_reader()
 
     def connection_lost(self, exc: Exception | None) -> None:

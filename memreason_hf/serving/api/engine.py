@@ -34,6 +34,8 @@ _MOST_FAILURES = 3
 # The tokens of so many seconds give the tokens a second.
 _WINDOW = 10.0
 _RETRY_SECONDS = 1.0
+# Tokens and log-probabilities that may wait for a client: some ten megabytes.
+_MOST_WAITING = 100_000
 
 
 @dataclass
@@ -87,12 +89,20 @@ class Answers:
     The tokens of the requests that were submitted together, in the order in which they are decoded.
 
     An asynchronous iterator of lists of `(index of the request, TokenOutput)`: all that have come since the last one.
-    It ends after the last token of the last request, and raises `ApiError` where the model failed. For a reader who
-    is slow, at most `max_new_tokens` outputs of a request wait.
+    It ends after the last token of the last request, and raises `ApiError` where the model failed.
+
+    A reader who is slow does not hold up the model: outputs wait, up to a number that is far beyond what a reader lags
+    who reads at all. Then the requests end with an error.
+
+    Args:
+        engine: decodes the requests.
+        count: of the requests.
+        most_waiting: tokens and log-probabilities that may wait for the reader.
     """
 
-    def __init__(self, engine: "Engine", count: int):
-        self._engine = engine
+    def __init__(self, engine: "Engine", count: int, most_waiting: int = _MOST_WAITING):
+        self._engine, self._most_waiting = engine, most_waiting
+        self._waiting = 0
         self._running = set(range(count))
         self._news: list[tuple[int, TokenOutput]] = []
         self._has_news = asyncio.Event()
@@ -110,7 +120,7 @@ class Answers:
                 raise StopAsyncIteration
             self._has_news.clear()
             await self._has_news.wait()
-        news, self._news = self._news, []
+        news, self._news, self._waiting = self._news, [], 0
         return news
 
     def cancel(self) -> None:
@@ -120,7 +130,15 @@ class Answers:
             self._engine.cancel(self)
 
     def _put(self, index, output):
+        if self._error is not None:
+            return
         self._news.append((index, output))
+        self._waiting += 1 + len(output.logprobs or ())
+        if self._waiting > self._most_waiting:
+            self.cancel()
+            self._news.clear()
+            self._fail(ApiError(408, "The client reads its answer too slowly.", code="client_too_slow"))
+            return
         if output.finish_reason is not None:
             self._running.discard(index)
         self._has_news.set()

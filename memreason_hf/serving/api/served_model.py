@@ -18,6 +18,8 @@ from modeling_recurrent.halting_recurrent import HALTING_CRITERIA
 _DRAWS = ("temperature", "top_k", "top_p", "min_p")
 _COUNTS = ("num_recurrences", "min_recurrences", "max_recurrences")
 _SEEDS = 2**63
+# The most tokens, and log-probabilities of other tokens, in the answers to one request: tens of megabytes.
+MOST_ENTRIES = 2**18
 
 
 class ShownTokens:
@@ -126,17 +128,29 @@ class ServedModel:
             "stop_strings": given.stops,
             "top_logprobs": given.num_logprobs,
         }
+        lengths = [self._new_tokens(given, len(prompt.ids)) for prompt in prompts]
+        self._check_size(given, sum(lengths) * count)
         first = given.seed if given.seed is not None else secrets.randbelow(_SEEDS)
         return [
             GenerationRequest(
                 prompt.ids,
-                max_new_tokens=self._new_tokens(given, len(prompt.ids)),
+                max_new_tokens=length,
                 seed=_seed(first + index),
                 **common,
             )
-            for prompt in prompts
+            for prompt, length in zip(prompts, lengths)
             for index in range(count)
         ]
+
+    @staticmethod
+    def _check_size(given, tokens):
+        entries = tokens * (1 + (given.num_logprobs or 0))
+        if entries > MOST_ENTRIES:
+            message = (
+                f"The answers may have {tokens:,} tokens, which with their log-probabilities are {entries:,} entries. "
+                f"A request gets at most {MOST_ENTRIES:,}. Lower n or max_tokens, or send several requests."
+            )
+            raise ApiError(400, message, param="max_tokens", code="invalid_value")
 
     def _sampling(self, given):
         """

@@ -241,3 +241,25 @@ def test_everything_can_be_ended_with_an_error(served):
             await asyncio.sleep(0.01)
 
     in_engine(engine, act)
+
+
+def test_a_reader_who_reads_nothing_cannot_fill_the_memory(served):
+    engine = Engine(lambda: served.make_batcher())
+
+    async def act():
+        answers = await engine.submit([request(served, max_new_tokens=200, top_logprobs=5)])
+        answers._most_waiting = 60
+        while engine.counters.tokens < 20:
+            await asyncio.sleep(0.01)
+        while engine.counters.stats.running:
+            await asyncio.sleep(0.01)
+        with pytest.raises(ApiError, match="too slowly") as failed:
+            await ids_of(answers)
+        assert failed.value.status == 408 and not answers._news
+        # It was ended early, and not for one who reads.
+        assert engine.counters.tokens < 150
+        read = await engine.submit([request(served, max_new_tokens=100, top_logprobs=5)])
+        read._most_waiting = 60
+        assert len((await ids_of(read))[0]) == 100
+
+    in_engine(engine, act)
