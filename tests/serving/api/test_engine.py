@@ -249,7 +249,7 @@ def test_a_reader_who_reads_nothing_cannot_fill_the_memory(served):
     async def act():
         answers = await engine.submit([request(served, max_new_tokens=200, top_logprobs=5)])
         answers._most_waiting = 60
-        while engine.counters.tokens < 20:
+        while engine.counters.tokens < 5:
             await asyncio.sleep(0.01)
         while engine.counters.stats.running:
             await asyncio.sleep(0.01)
