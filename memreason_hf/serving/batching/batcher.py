@@ -237,14 +237,10 @@ class DepthBatcher(OfflineMixin):
                 self._inputs, self._state = inputs, state
             else:
                 self._place(torch.tensor(starting, device=inputs.device), inputs, state)
-        cells = self.memory.cells
         for row in rows:
             row.recurrence += 1
             if row.recurrence > row.deepest:
-                # Nothing went deeper so far: the past reads as what it was at the last recurrence.
-                slots = row.region.recurrences(cells)
-                slots[row.recurrence - 1, :, :, : row.position] = slots[row.recurrence - 2, :, :, : row.position]
-                row.deepest = row.recurrence
+                self._open_slot(row)
         self._state = self._core.recur(rows, self._state, self._inputs)
         halted, logits = self._judge(rows)
         if not halted:
@@ -252,12 +248,26 @@ class DepthBatcher(OfflineMixin):
         leaving = [rows[index] for index in halted]
         for row in leaving:
             if row.recurrence < row.deepest:
-                slots, count, place = row.region.recurrences(cells), row.recurrence, row.position
-                slots[count : row.deepest, :, :, place] = slots[count - 1 : count, :, :, place]
+                self._fill_deeper(row)
         if logits is None:
             state = self._state if len(halted) == len(rows) else self._state[self._index(halted)]
             logits = self.model.compute_logits(self._core.finish(leaving, state))
         return self._give_out(leaving, logits)
+
+    # At recurrence t a row reads of each token what it computed at recurrence min(t, its count). A slot that no token
+    # of the row has reached is not filled at all, which at depths far below the limit saves most of the copies.
+
+    def _open_slot(self, row):
+        """Fills the first slot that is deeper than any so far: for the past it repeats the one before."""
+        slots = row.region.recurrences(self.memory.cells)
+        slots[row.recurrence - 1, :, :, : row.position] = slots[row.recurrence - 2, :, :, : row.position]
+        row.deepest = row.recurrence
+
+    def _fill_deeper(self, row):
+        """Repeats the last recurrence of a token that has halted in the deeper slots of its row."""
+        slots = row.region.recurrences(self.memory.cells)
+        last = slots[row.recurrence - 1 : row.recurrence, :, :, row.position]
+        slots[row.recurrence : row.deepest, :, :, row.position] = last
 
     def _judge(self, rows):
         """The rows (indices) whose token has halted, and their logits if a criterion has computed them."""

@@ -71,7 +71,7 @@ class RequestPlanner:
             generator=self._generator(request.seed) if config.do_sample else None,
             text=self._text(request, config),
             top_logprobs=_whole("top_logprobs", request.top_logprobs, 0),
-            state_seed=depth_arguments.get("state_seed"),
+            state_seed=depth_arguments.get("state_seed", self.model.config.state_seed),
         )
 
     def _tokens(self, prompt_ids):

@@ -37,10 +37,13 @@ class Prefill:
         count = self.remaining if depth.whole else min(most, self.remaining)
         end = self.done + count
         arguments = depth.of_prompt(self.prompt, self.done, end)
-        if self.row.state_seed is not None:
-            arguments["state_seed"] = self.row.state_seed
         output = self.model(
-            self.prompt[:, self.done : end], past_key_values=self.cache, use_cache=True, logits_to_keep=1, **arguments
+            self.prompt[:, self.done : end],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            state_seed=self.row.state_seed,
+            **arguments,
         )
         self.done = end
         if self.remaining:

@@ -25,7 +25,7 @@ class Row:
         generator (`torch.Generator`, *optional*): The row's own random numbers; `None` for greedy decoding.
         text (`TextStream`, *optional*): Turns tokens into text.
         top_logprobs (`int`, *optional*): How many log-probabilities are reported.
-        state_seed (`int`, *optional*): The seed of the noise of the initial state.
+        state_seed (`int`): The seed of the noise of the initial state.
         region (`Region`, *optional*): The memory of the row while it runs.
         position (`int`): The index of the token that is computed.
         recurrence (`int`): The recurrences that this token has taken.
@@ -44,7 +44,7 @@ class Row:
     generator: torch.Generator | None
     text: TextStream | None
     top_logprobs: int | None
-    state_seed: int | None
+    state_seed: int
     region: Region | None = None
     position: int = 0
     recurrence: int = 0
