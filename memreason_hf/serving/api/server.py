@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import uvicorn
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 # After the last requests have been answered with an error, their clients have so long to read it.
 _LAST_SECONDS = 2
+_INTERVAL = 0.05
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -66,7 +68,7 @@ class Server(uvicorn.Server):
     Uvicorn with a model behind it.
 
     When it ends, it takes no new connections and lets running requests finish. What still runs after
-    `limits.shutdown_seconds` is answered with an error. A second signal ends it at once.
+    `limits.shutdown_seconds` is answered with an error, and after a second signal that happens at once.
 
     Args:
         served: the model.
@@ -85,7 +87,7 @@ class Server(uvicorn.Server):
         log: Callable[[str], None] | None = None,
         on_start: Callable[[], None] = lambda: None,
     ):
-        self.limits, self._on_start = served.limits, on_start
+        self.limits, self._on_start, self._hurries = served.limits, on_start, False
         options = dict(batcher_options or {})
         self.engine = Engine(lambda: served.make_batcher(**options), on_death=self._end)
         metrics = Metrics(self.engine)
@@ -108,7 +110,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                timeout_graceful_shutdown=self.limits.shutdown_seconds + _LAST_SECONDS,
+                timeout_graceful_shutdown=self.limits.shutdown_seconds + 2 * _LAST_SECONDS,
             )
         )
 
@@ -143,12 +145,20 @@ class Server(uvicorn.Server):
             late.cancel()
 
     def handle_exit(self, sig: int, frame: object) -> None:
-        self.force_exit = self.should_exit
-        super().handle_exit(sig, frame)
+        if self.should_exit:
+            # Uvicorn would stop here and cancel its tasks, without a word to the clients.
+            self._hurries = True
+        else:
+            super().handle_exit(sig, frame)
 
     def _end(self):
         self.should_exit = True
 
     async def _end_late_requests(self):
-        await asyncio.sleep(self.limits.shutdown_seconds)
+        deadline = time.monotonic() + self.limits.shutdown_seconds
+        while time.monotonic() < deadline and not self._hurries:
+            await asyncio.sleep(_INTERVAL)
         self.engine.fail_all(ApiError(503, "The server is shutting down.", code="unavailable"))
+        await asyncio.sleep(_LAST_SECONDS)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
