@@ -1,7 +1,5 @@
 """`memreason serve`: help, refusals before anything is loaded, a server in a process, and how signals end it."""
 
-import contextlib
-import http.client
 import importlib.util
 import json
 import os
@@ -9,25 +7,22 @@ import re
 import signal
 import socket
 import time
-from pathlib import Path
 
 import pytest
 from api_servers import reference
 from demo_models import demo_model, save
-from processes import child_process
 from refusals import refused
+from served_processes import KEY, fail_in_child, served_process
 from text_models import save_text_model
 
 from memreason_hf.commands import serve
 from memreason_hf.commands.serve import main
 from memreason_hf.serving.api.limits import Limits
 from memreason_hf.serving.api.served_model import ServedModel
-from memreason_hf.serving.batching import DepthBatcher
 
 
 MISSING = [name for name in ("fastapi", "uvicorn", "prometheus_client") if importlib.util.find_spec(name) is None]
 needs_extra = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")
-KEY = "a-key-of-the-tests"
 
 
 @pytest.fixture(scope="module")
@@ -130,74 +125,11 @@ def test_a_port_that_is_taken_is_refused(saved, capsys):
         assert f"port={port}: Address already in use" in refused(capsys, main, [saved.name, "--port", str(port)])
 
 
-def serve_in_child(log, environment, argv):
-    """Runs in a child process, with its output in a file."""
-    with open(log, "wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.environ.update(environment)
-    raise SystemExit(main(argv))
-
-
-def fail_in_child(*args):
-    """As `serve_in_child`, with a model that fails."""
-
-    def step(self):
-        raise RuntimeError("out of luck")
-
-    DepthBatcher.step = step
-    serve_in_child(*args)
-
-
-class Served:
-    """A server in a process."""
-
-    def __init__(self, process, log):
-        self.process, self.log = process, log
-        line = self.wait_for(r"^Serving (.*) at http://\S+:(\d+)/v1, (.*)$")
-        self.name, self.port, self.depth = line[1], int(line[2]), line[3]
-
-    def wait_for(self, pattern, seconds=60):
-        deadline = time.monotonic() + seconds
-        while (found := re.search(pattern, self.log.read_text(), re.MULTILINE)) is None:
-            assert self.process.is_alive() and time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
-        return found
-
-    def begin(self, **fields):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
-        connection.request("POST", "/v1/completions", json.dumps(fields), headers)
-        return connection
-
-    def ask(self, **fields):
-        with contextlib.closing(self.begin(**fields)) as connection:
-            return json.loads(connection.getresponse().read())
-
-    def end(self):
-        """The exit code, and what was printed."""
-        self.process.join(60)
-        return self.process.exitcode, self.log.read_text()
-
-
-@contextlib.contextmanager
-def server_process(tmp_path, argv, environment=None, run=serve_in_child):
-    log = Path(tmp_path) / "log.txt"
-    log.touch()
-    with child_process(run, str(log), environment or {}, [*argv, "--port", "0", "--device", "cpu"]) as process:
-        yield Served(process, log)
-
-
-def read_events(connection):
-    lines = connection.getresponse().read().decode().split("\n\n")
-    return [line.removeprefix("data: ") for line in lines if line]
-
-
 @needs_extra
 def test_sigterm_lets_a_running_request_finish(saved, tmp_path):
     depth = {"halting_criterion": "kl", "kl_threshold": 0.3}
     flags = [part for name, value in depth.items() for part in (f"--{name}", str(value))]
-    with server_process(tmp_path, [saved.name, *flags, "--name", "tutor"], {"MEMREASON_API_KEY": KEY}) as server:
+    with served_process(tmp_path, [saved.name, *flags, "--name", "tutor"], {"MEMREASON_API_KEY": KEY}) as server:
         assert server.name == "tutor" and server.depth.startswith("halting by kl (kl_threshold 0.3)")
         # The depth of the flags is that of requests that say nothing.
         text, _, _ = reference(saved, "the cat", 40, **depth)
@@ -222,7 +154,7 @@ def test_sigterm_lets_a_running_request_finish(saved, tmp_path):
 
 @needs_extra
 def test_requests_that_take_too_long_are_told_that_the_server_ends(saved, tmp_path):
-    with server_process(tmp_path, [saved.name, "--shutdown_seconds", "0.3"]) as server:
+    with served_process(tmp_path, [saved.name, "--shutdown_seconds", "0.3"]) as server:
         slow = {"prompt": ["the cat"] * 32, "max_tokens": 2000}
         stream, whole = server.begin(**slow, stream=True), server.begin(**slow)
         response = stream.getresponse()
@@ -239,9 +171,10 @@ def test_requests_that_take_too_long_are_told_that_the_server_ends(saved, tmp_pa
     assert printed.rstrip().endswith("stopped by Ctrl-C; it takes no more requests.") and "Traceback" not in printed
 
 
+@pytest.mark.slow
 @needs_extra
 def test_a_second_signal_ends_it_at_once(saved, tmp_path):
-    with server_process(tmp_path, [saved.name, "--shutdown_seconds", "600"]) as server:
+    with served_process(tmp_path, [saved.name, "--shutdown_seconds", "600"]) as server:
         response = server.begin(prompt=["the cat"] * 32, max_tokens=2000, stream=True).getresponse()
         response.read(10)
         started = time.monotonic()
@@ -253,9 +186,10 @@ def test_a_second_signal_ends_it_at_once(saved, tmp_path):
     assert code == 143 and time.monotonic() - started < 10 and "Traceback" not in printed
 
 
+@pytest.mark.slow
 @needs_extra
 def test_a_model_that_fails_for_good_ends_the_server_with_the_reason(saved, tmp_path):
-    with server_process(tmp_path, [saved.name], run=fail_in_child) as server:
+    with served_process(tmp_path, [saved.name], run=fail_in_child) as server:
         for _ in range(3):
             error = server.ask(prompt="the cat")["error"]
             assert error["type"] == "server_error" and "out of luck" in error["message"]
@@ -264,9 +198,10 @@ def test_a_model_that_fails_for_good_ends_the_server_with_the_reason(saved, tmp_
     assert "memreason serve: error: The model has failed: RuntimeError: out of luck." in printed
 
 
+@pytest.mark.slow
 @needs_extra
 def test_a_host_that_others_reach_is_warned_about(saved, tmp_path):
-    with server_process(tmp_path, [saved.name, "--host", "0.0.0.0", "--log_requests"]) as server:
+    with served_process(tmp_path, [saved.name, "--host", "0.0.0.0", "--log_requests"]) as server:
         assert server.ask(prompt="the cat")["choices"][0]["text"] == reference(saved, "the cat", 256)[0]
         os.kill(server.process.pid, signal.SIGTERM)
         code, printed = server.end()
