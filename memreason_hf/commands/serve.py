@@ -230,6 +230,7 @@ def _serve(model, arguments, limit_arguments, depth):
             _set_depth(network, depth)
         name = arguments.name or model.short_name
         served = ServedModel(name, network, tokenizer, limits, created=int(time.time()))
+        served.warm_up()
         _run(server, served, bound, arguments, limit_arguments, keys, is_local)
     finally:
         bound.close()

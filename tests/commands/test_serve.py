@@ -111,6 +111,14 @@ def test_what_is_no_key_is_refused(saved, capsys, pretend_extra, monkeypatch, ke
 
 
 @needs_extra
+def test_a_model_that_no_request_can_run_on_is_refused(tmp_path, capsys):
+    model, _ = save_text_model(tmp_path / "beams")
+    model.generation_config.num_beams = 4
+    model.generation_config.save_pretrained(tmp_path / "beams")
+    assert "num_beams=4" in refused(capsys, main, [str(tmp_path / "beams"), "--port", "0"])
+
+
+@needs_extra
 @pytest.mark.parametrize(("host", "said"), [("nowhere.invalid", "host='nowhere.invalid'"), ("192.0.2.1", "192.0.2.1")])
 def test_a_host_that_this_machine_is_not(saved, capsys, host, said):
     assert said in refused(capsys, main, [saved.name, "--host", host])

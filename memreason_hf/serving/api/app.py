@@ -6,7 +6,6 @@ The endpoints, in FastAPI, which is an optional dependency: `pip install "memrea
 
 import asyncio
 import contextlib
-import functools
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,11 +41,10 @@ def build_app(served: ServedModel, engine: Engine, metrics: Metrics) -> FastAPI:
         engine: not started yet.
         metrics: of this engine.
     """
-    app = FastAPI(
-        title="memreason serve", docs_url=None, redoc_url=None, lifespan=functools.partial(_lifespan, engine)
-    )
-    _add_error_handlers(app, metrics)
     handler = _Handler(served, engine, metrics)
+    # The pages for /docs would load scripts of other servers.
+    app = FastAPI(title="memreason serve", docs_url=None, redoc_url=None, lifespan=handler.lifespan)
+    _add_error_handlers(app, metrics)
 
     @app.get("/health")
     async def health() -> dict:
@@ -82,14 +80,6 @@ def build_app(served: ServedModel, engine: Engine, metrics: Metrics) -> FastAPI:
         return await handler.answer(ChatFields, request)
 
     return app
-
-
-@contextlib.asynccontextmanager
-async def _lifespan(engine, app):
-    engine.start()
-    yield
-    # Joining blocks, and the thread tells this loop what it does.
-    await asyncio.to_thread(engine.close)
 
 
 def _body_of(kind):
@@ -155,6 +145,15 @@ class _Handler:
         # Reading a long prompt takes too long for the event loop, and a reader is for one thread at a time.
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="memreason-prompts")
 
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Runs the engine while the server runs."""
+        self.engine.start()
+        yield
+        self._threads.shutdown(wait=False)
+        # Joining blocks, and the thread tells this loop what it does.
+        await asyncio.to_thread(self.engine.close)
+
     async def answer(self, kind: type[RequestFields], request: Request) -> Response:
         """The response to one request."""
         try:
@@ -181,16 +180,20 @@ class _Handler:
 
     def _read(self, kind, body):
         """Runs in a thread of its own."""
-        fields = read_fields(kind, parse_json(body))
+        try:
+            return self._read_fields(kind, parse_json(body))
+        except RecursionError:
+            # What could just be parsed may be too deep to be shown.
+            raise ApiError(400, "The body is nested too deeply.", code="not_json") from None
+
+    def _read_fields(self, kind, content):
+        fields = read_fields(kind, content)
         check_name(self.served, fields.model)
         if kind is ChatFields:
             prompts = [self.reader.read_messages(fields.messages)]
         else:
             prompts = self.reader.read_prompts(fields.prompt)
-        try:
-            return fields, prompts, self.served.requests(fields, prompts)
-        except (ValueError, TypeError) as error:
-            raise wrong_request(error, kind.model_fields) from error
+        return fields, prompts, self.served.requests(fields, prompts)
 
     async def _submit(self, requests: Sequence[GenerationRequest], fields: RequestFields) -> Answers:
         try:

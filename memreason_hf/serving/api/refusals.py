@@ -38,7 +38,8 @@ class ApiError(Exception):
         retry_after: float | None = None,
     ):
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, visible(message), param, code
+        self.status, self.message, self.code = status, visible(message), code
+        self.param = None if param is None else visible(param)
         self.retry_after = retry_after
 
     @property
@@ -82,5 +83,7 @@ def wrong_request(error: ValueError | TypeError, fields: Mapping[str, object]) -
         fields: those of the request, by name.
     """
     message = str(error)
+    if message.startswith("prompt_ids"):
+        return ApiError(400, message, param="prompt" if "prompt" in fields else "messages", code="invalid_value")
     param = next((name for name in fields if message.startswith((f"{name}=", f"{name} ", f"{name}:"))), None)
     return ApiError(400, message, param=param, code="invalid_value")

@@ -73,6 +73,19 @@ class ServedModel:
         """A decode loop without requests."""
         return DepthBatcher(self.model, ShownTokens(self.tokenizer), **options)
 
+    def warm_up(self) -> None:
+        """
+        Generates two tokens: the first pass of a process takes much longer than those after it.
+
+        Raises:
+            ValueError: no request can run, because of the generation config or the weights.
+        """
+        batcher = self.make_batcher(max_rows=1, max_cache_tokens=64)
+        batcher.submit(GenerationRequest([self.tokenizer.eos_token_id or 0], max_new_tokens=2))
+        for output in batcher:
+            if output.error is not None:
+                raise ValueError(f"The model cannot generate: {output.error}")
+
     def describe(self) -> dict:
         """The model as an object of OpenAI's API, with its depth."""
         depth = self.default_depth()

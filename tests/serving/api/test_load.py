@@ -61,7 +61,7 @@ async def ask(port, fields, cancels):
         head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
         if cancels:
-            await asyncio.sleep(random.random() * 0.5)
+            await asyncio.sleep(random.random() * random.choice([0.01, 0.5, 3]))
             return None
         answer = await reader.read()
     finally:

@@ -82,13 +82,24 @@ def test_paths_and_methods(server):
         ('{"prompt":' * 90_000, "nested too deeply"),
         ('{"prompt": "a", "prompt": "b"}', "given twice"),
         ('{"prompt": "\\ud800"}', "half of a character"),
+        ('{"\\ud800": "a"}', "is not a field"),
+        ('{"model": "\\ud800", "prompt": "a"}', "this server has"),
         ('{"prompt": "a", "temperature": 1e999}', "finite number"),
     ],
     ids=lambda value: str(value)[:30],
 )
 def test_bodies_that_are_no_requests(server, body, said):
     answer = server.ask("POST", "/v1/completions", body)
-    assert answer.status == 400 and said in answer.error["message"]
+    assert answer.status in (400, 404) and said in answer.error["message"]
+
+
+def test_lists_in_lists_of_every_depth(server):
+    """Somewhere between what is read and what is not, there must be no other error."""
+    for depth in (10, 100, *range(300, 1100, 40), 3000):
+        for field in ("prompt", "stop", "messages", "quux", "tools", "n"):
+            body = f'{{"{field}": {"[" * depth}{"]" * depth}}}'
+            for path in ("/v1/completions", "/v1/chat/completions"):
+                assert server.ask("POST", path, body).status == 400
 
 
 def test_other_types_of_body(server):
