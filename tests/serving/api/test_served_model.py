@@ -130,33 +130,30 @@ def test_only_the_tokens_that_begin_end_or_pad_a_text_are_hidden():
     assert shown == "<memory>the"
 
 
+COUNTED = (
+    "memreason_generated_tokens_total",
+    "memreason_recurrences_total",
+    "memreason_prompt_tokens_total",
+    'memreason_requests_total{endpoint="/v1/completions",status="200"}',
+    'memreason_request_seconds_count{endpoint="/v1/completions"}',
+    'memreason_first_token_seconds_count{endpoint="/v1/completions"}',
+)
+
+
 def test_metrics_count_what_was_done(server):
-    answer = server.complete(prompt=["the cat", "the dog ran"], max_tokens=5, **HALTING).body
-    before = {
-        name: server.metric(name) for name in ("memreason_generated_tokens_total", "memreason_recurrences_total")
-    }
-    prompt_tokens = server.metric("memreason_prompt_tokens_total")
-    again = server.complete(prompt=["the cat", "the dog ran"], max_tokens=5, **HALTING).body
-    usage = again["usage"]
-    assert usage == answer["usage"]
-    assert (
-        server.metric("memreason_generated_tokens_total") - before["memreason_generated_tokens_total"]
-        == (usage["completion_tokens"])
-    )
-    assert (
-        server.metric("memreason_recurrences_total") - before["memreason_recurrences_total"]
-        == (usage["recurrences"]["total"])
-    )
-    assert server.metric("memreason_prompt_tokens_total") - prompt_tokens == usage["prompt_tokens"]
+    fields = {"prompt": ["the cat", "the dog ran"], "max_tokens": 5, **HALTING}
+    usage = server.complete(**fields).body["usage"]
+    before = [server.metric(name) for name in COUNTED]
+    assert server.complete(**fields).body["usage"] == usage
+    added = [server.metric(name) - old for name, old in zip(COUNTED, before)]
+    spent = (usage["completion_tokens"], usage["recurrences"]["total"], usage["prompt_tokens"])
+    assert added == [*spent, 1, 1, 1]
     assert server.metric("memreason_mean_recurrences") == pytest.approx(
         server.metric("memreason_recurrences_total") / server.metric("memreason_generated_tokens_total")
     )
     assert server.metric("memreason_tokens_per_second") > 0
     assert server.metric("memreason_slot_occupancy") == server.metric("memreason_slots_used") == 0
     assert server.metric("memreason_slots") > 0 and server.metric("memreason_engine_up") == 1
-    counted = server.metric('memreason_requests_total{endpoint="/v1/completions",status="200"}')
-    assert counted == server.metric('memreason_request_seconds_count{endpoint="/v1/completions"}')
-    assert counted == server.metric('memreason_first_token_seconds_count{endpoint="/v1/completions"}')
 
 
 def test_metrics_show_what_runs(server):
