@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from demo_models import looped
 from text_models import text_tokenizer
@@ -132,6 +133,9 @@ def running(served=None, send_buffer=None, **options):
     A server in a thread, on a free port. It has ended when the block ends. A small `send_buffer` lets a client that
     reads nothing be noticed after few bytes.
     """
+    for name in ("fastapi", "uvicorn", "prometheus_client"):
+        pytest.importorskip(name, reason='needs pip install "memreason-hf[serve]"')
+    # A module of the extra.
     from memreason_hf.serving.api.server import Server, bind
 
     served = served_model() if served is None else served

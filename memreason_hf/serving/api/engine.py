@@ -34,6 +34,8 @@ _MOST_FAILURES = 3
 # The tokens of so many seconds give the tokens a second.
 _WINDOW = 10.0
 _RETRY_SECONDS = 1.0
+# Requests and cancellations between two steps: a flood of them must not hold up the model.
+_MOST_COMMANDS = 64
 # Tokens and log-probabilities that may wait for a client: some ten megabytes.
 _MOST_WAITING = 100_000
 
@@ -234,21 +236,27 @@ class Engine:
 
     def _obey(self):
         """Carries out what has been asked; waits where there is nothing to decode. False: the thread shall end."""
-        while True:
+        for _ in range(_MOST_COMMANDS):
             try:
                 command = self._commands.get(block=not self._batcher.has_work)
             except queue.Empty:
-                return True
+                break
             if command is None:
                 return False
             command()
             self.counters.stats = self._batcher.stats()
+        return True
 
     def _step(self):
+        said = None
         try:
             outputs = self._batcher.step()
         except Exception as error:  # whatever a model can raise: clients must not wait for ever
-            self._recover(error)
+            logger.exception("The model failed. The requests that were running are answered with an error.")
+            said = f"{type(error).__name__}: {first_line(error)}"
+        if said is not None:
+            # The error is gone by now, and with it what holds the memory of the failed step.
+            self._recover(said)
             return
         self._failures_in_a_row = 0
         # Before the outputs are handed on: who has read the last token finds its memory freed.
@@ -265,13 +273,10 @@ class Engine:
         if news:
             self._tell(_deliver, news)
 
-    def _recover(self, error):
-        logger.exception("The model failed. The requests that were running are answered with an error.")
+    def _recover(self, said):
         self.counters.failures += 1
         self._failures_in_a_row += 1
-        said = f"{type(error).__name__}: {first_line(error)}"
         self._fail_all(ApiError(500, f"The model failed: {said}.", code="engine_error"), cancels=False)
-        # The failed loop may hold most of the memory.
         self._batcher = None
         try:
             self._batcher = self._make_batcher()

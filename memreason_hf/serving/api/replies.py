@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 
 from memreason_hf.analysis.token_depths import PieceReader
 from memreason_hf.serving.api.fields import ChatFields, RequestFields
-from memreason_hf.serving.api.served_model import ShownTokens
+from memreason_hf.serving.api.served_model import PARTIAL, ShownTokens, describe_token
 from memreason_hf.serving.batching import TokenOutput
 
 
 # Stands for log-probabilities of minus infinity, which JSON does not have, as in OpenAI's API.
 _IMPOSSIBLE = -9999.0
-# What decoders write for a part of a character.
-_PARTIAL = "\ufffd"
 
 
 @dataclass
@@ -86,7 +84,7 @@ class ChoiceReader:
     """
 
     def __init__(self, shown: ShownTokens, num_logprobs: int | None):
-        self.tokenizer, self.num_logprobs = shown.tokenizer, num_logprobs
+        self._shown, self.num_logprobs = shown, num_logprobs
         self._pieces = PieceReader(shown.tokenizer, shown.hidden_ids)
         self._waiting: list[dict] = []
         self._offset = 0
@@ -112,9 +110,9 @@ class ChoiceReader:
         done = []
         for piece in pieces:
             entries, self._waiting = self._waiting[: len(piece.tokens)], self._waiting[len(piece.tokens) :]
-            if len(entries) == 1 and piece.text and _PARTIAL not in piece.text:
+            if len(entries) == 1 and piece.text and PARTIAL not in piece.text:
                 # The text of a token depends on the token before it.
-                entries[0] |= _token(piece.text)
+                entries[0] |= describe_token(piece.text)
             done += [entry | {"offset": self._offset} for entry in entries]
             self._offset += len(piece.text)
         return done
@@ -123,22 +121,10 @@ class ChoiceReader:
         # The chosen token is among them, also where it is not one of the most probable.
         best = sorted(output.logprobs.items(), key=lambda pair: -pair[1])[: self.num_logprobs]
         return {
-            **self._token(output.token_id),
+            **self._shown.token(output.token_id),
             "logprob": _finite(output.logprobs[output.token_id]),
-            "top_logprobs": [{**self._token(one), "logprob": _finite(value)} for one, value in best],
+            "top_logprobs": [{**self._shown.token(one), "logprob": _finite(value)} for one, value in best],
         }
-
-    def _token(self, token_id):
-        text = self.tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if _PARTIAL not in text:
-            return _token(text)
-        # The name in the vocabulary tells parts of characters apart, and their bytes are not known.
-        name = self.tokenizer.convert_ids_to_tokens(token_id)
-        return {"token": f"<{token_id}>" if name is None else name, "bytes": None}
-
-
-def _token(text):
-    return {"token": text, "bytes": list(text.encode("utf-8"))}
 
 
 def _finite(value):

@@ -19,7 +19,9 @@ _DRAWS = ("temperature", "top_k", "top_p", "min_p")
 _COUNTS = ("num_recurrences", "min_recurrences", "max_recurrences")
 _SEEDS = 2**63
 # The most tokens, and log-probabilities of other tokens, in the answers to one request: tens of megabytes.
-MOST_ENTRIES = 2**18
+MOST_ENTRIES = 2**17
+# What decoders write for a part of a character.
+PARTIAL = "\ufffd"
 
 
 class ShownTokens:
@@ -39,11 +41,30 @@ class ShownTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
         self.hidden_ids = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+        self._tokens: dict[int, dict] = {}
 
     def decode(self, ids: Sequence[int], **options) -> str:
         """The text of ids. Options of the tokenizer's method have no effect."""
         kept = [token_id for token_id in ids if token_id not in self.hidden_ids]
         return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def token(self, token_id: int) -> dict:
+        """
+        A token alone as `token` and `bytes`. For a part of a character, these are its name in the vocabulary, which
+        tells such parts apart, and None.
+        """
+        if token_id not in self._tokens:
+            text = self.tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            self._tokens[token_id] = describe_token(text)
+            if PARTIAL in text:
+                name = self.tokenizer.convert_ids_to_tokens(token_id) or f"<{token_id}>"
+                self._tokens[token_id] = {"token": name, "bytes": None}
+        return self._tokens[token_id]
+
+
+def describe_token(text: str) -> dict:
+    """A text as the token of a log-probability."""
+    return {"token": text, "bytes": list(text.encode("utf-8"))}
 
 
 @dataclass(frozen=True)

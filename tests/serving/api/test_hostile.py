@@ -13,7 +13,6 @@ from api_servers import reference, running, served_model
 
 @pytest.fixture(scope="module")
 def server():
-    pytest.importorskip("fastapi", reason='needs "memreason-hf[serve]"')
     with running(served_model(limits={"read_seconds": 1.0, "stall_seconds": 1.0})) as asked:
         yield asked
 
@@ -186,6 +185,30 @@ def test_a_prompt_of_nothing_but_special_tokens(server):
         assert server.complete(prompt=text).body["choices"][0]["text"] == expected
     for ids in ([tokenizer.pad_token_id] * 5, [tokenizer.eos_token_id] * 5):
         assert server.complete(prompt=ids).body["choices"][0]["text"] == reference(server.served, ids)[0]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"repetition_penalty": 1e-300},
+        {"repetition_penalty": 1e300},
+        {"repetition_penalty": 1e-40, "temperature": 1},
+        {"temperature": 0.001},
+        {"temperature": 1e38},
+        {"temperature": 1e300},
+        {"temperature": 0.001, "top_p": 1e-300, "min_p": 1, "top_k": 1},
+        {"top_k": 2**31 - 1},
+        {"halting_criterion": "kl", "kl_threshold": 1e300},
+        {"halting_criterion": "kl", "kl_threshold": 1e-300},
+        {"halting_criterion": "argmax_stability", "argmax_patience": 2**31 - 1},
+    ],
+    ids=str,
+)
+def test_extreme_numbers_get_an_answer_or_an_error(server, fields):
+    """They must not end the step of others, which `nothing_is_left` looks for."""
+    answer = server.complete(prompt="the cat", max_tokens=12, seed=1, **fields)
+    assert answer.status in (200, 400) or answer.error["code"] == "engine_error", answer.text
+    assert answer.status != 500 or "The model failed: " in answer.error["message"]
 
 
 def test_many_idle_connections(server):

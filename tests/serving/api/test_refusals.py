@@ -36,7 +36,7 @@ def check(answer, status, said, param=None, code=None):
         ({"prompt": ["the cat"] * 9, "n": 8}, "makes 72 answers", "n"),
         ({"prompt": ["the cat"] * 2, "n": 2**31 - 1}, "makes 4,294,967,294 answers", "n"),
         ({"prompt": "the cat", "max_tokens": 256}, "needs 257 positions", "max_tokens"),
-        ({"prompt": ["a"] * 50, "logprobs": 20, "max_tokens": 250}, "at most 262,144. Lower n", "max_tokens"),
+        ({"prompt": ["a"] * 50, "logprobs": 20, "max_tokens": 250}, "at most 131,072. Lower n", "max_tokens"),
         ({"prompt": "the cat", "num_recurrences": 10}, "num_recurrences=10 must be at most 9", "num_recurrences"),
         ({"prompt": "the cat", "max_recurrences": 10}, "max_recurrences=10 must be at most 9", "max_recurrences"),
         ({"prompt": "the cat", "halting_criterion": "magic"}, "magic", "halting_criterion"),

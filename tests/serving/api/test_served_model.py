@@ -34,7 +34,6 @@ def planned(served, length=4, kind=CompletionFields, **fields):
     ids=str,
 )
 def test_what_a_request_leaves_out_is_that_of_the_generation_config(values):
-    pytest.importorskip("fastapi")
     served = with_generation_config(served_model(), **values)
     length = values.get("max_new_tokens", 6)
     with running(served) as server:
