@@ -20,7 +20,7 @@ from memreason_hf.serving.api.engine import Answers, Engine
 from memreason_hf.serving.api.events import EventStream, until_gone
 from memreason_hf.serving.api.fields import ChatFields, CompletionFields, RequestFields, read_fields, schema
 from memreason_hf.serving.api.metrics import Metrics
-from memreason_hf.serving.api.prompts import Prompt, PromptReader
+from memreason_hf.serving.api.prompts import Prompt, PromptReader, count_prompts
 from memreason_hf.serving.api.refusals import ApiError, wrong_request
 from memreason_hf.serving.api.replies import ChoiceReader, Part, Reply, Usage
 from memreason_hf.serving.api.served_model import ServedModel, ShownTokens
@@ -29,6 +29,8 @@ from memreason_hf.serving.batching import GenerationRequest
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 ENDPOINTS = (COMPLETIONS, CHAT, "/v1/models", "/health", "/metrics", "/openapi.json")
+# Bytes of a body that is read in less than a tenth of a second.
+_SHORT_BODY = 2**16
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -135,22 +137,53 @@ class _Response(Response):
         await self.application(scope, receive, send)
 
 
+class _Lane:
+    """
+    A thread that reads requests: a long prompt takes too long for the event loop.
+
+    One thread, because a `PromptReader` is for one at a time.
+    """
+
+    def __init__(self, served):
+        self.served, self.reader = served, PromptReader(served.tokenizer, served.limits.context)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="memreason-prompts")
+
+    def read(self, kind: type[RequestFields], body: bytes) -> tuple:
+        """The fields, prompts and requests of a body. Runs in the thread."""
+        try:
+            return self._read_fields(kind, parse_json(body))
+        except RecursionError:
+            # What could just be parsed may be too deep to be shown.
+            raise ApiError(400, "The body is nested too deeply.", code="not_json") from None
+
+    def _read_fields(self, kind, content):
+        fields = read_fields(kind, content)
+        check_name(self.served, fields.model)
+        if kind is ChatFields:
+            prompts = [self.reader.read_messages(fields.messages)]
+        else:
+            # Before thousands of them are read.
+            self.served.check_choices(fields, count_prompts(fields.prompt))
+            prompts = self.reader.read_prompts(fields.prompt)
+        return fields, prompts, self.served.requests(fields, prompts)
+
+
 class _Handler:
     """Answers completions and chats."""
 
     def __init__(self, served, engine, metrics):
         self.served, self.engine, self.metrics = served, engine, metrics
-        self.reader = PromptReader(served.tokenizer, served.limits.context)
         self.shown = ShownTokens(served.tokenizer)
-        # Reading a long prompt takes too long for the event loop, and a reader is for one thread at a time.
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="memreason-prompts")
+        # Long prompts have a lane of their own, so that short ones do not wait behind them.
+        self._lanes = [_Lane(served), _Lane(served)]
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Runs the engine while the server runs."""
         self.engine.start()
         yield
-        self._threads.shutdown(wait=False)
+        for lane in self._lanes:
+            lane.thread.shutdown(wait=False)
         # Joining blocks, and the thread tells this loop what it does.
         await asyncio.to_thread(self.engine.close)
 
@@ -159,8 +192,9 @@ class _Handler:
         try:
             body = await read_body(request.headers, request.receive, self.served.limits.body_bytes)
             started = time.perf_counter()
-            loop = asyncio.get_running_loop()
-            fields, prompts, requests = await loop.run_in_executor(self._threads, self._read, kind, body)
+            lane = self._lanes[len(body) > _SHORT_BODY]
+            read = asyncio.get_running_loop().run_in_executor(lane.thread, lane.read, kind, body)
+            fields, prompts, requests = await read
             answers = await self._submit(requests, fields)
         except ClientGone:
             self.metrics.cancelled.inc()
@@ -177,23 +211,6 @@ class _Handler:
             raise
         finally:
             answers.cancel()
-
-    def _read(self, kind, body):
-        """Runs in a thread of its own."""
-        try:
-            return self._read_fields(kind, parse_json(body))
-        except RecursionError:
-            # What could just be parsed may be too deep to be shown.
-            raise ApiError(400, "The body is nested too deeply.", code="not_json") from None
-
-    def _read_fields(self, kind, content):
-        fields = read_fields(kind, content)
-        check_name(self.served, fields.model)
-        if kind is ChatFields:
-            prompts = [self.reader.read_messages(fields.messages)]
-        else:
-            prompts = self.reader.read_prompts(fields.prompt)
-        return fields, prompts, self.served.requests(fields, prompts)
 
     async def _submit(self, requests: Sequence[GenerationRequest], fields: RequestFields) -> Answers:
         try:

@@ -49,6 +49,8 @@ class PromptReader:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int):
         self.tokenizer = copy.deepcopy(tokenizer)
         self.context = context
+        # A token stands for no more characters than its name has, so that longer texts need not be read to be refused.
+        self.most_characters = context * max(map(len, tokenizer.get_vocab()))
 
     @property
     def has_chat_template(self) -> bool:
@@ -85,6 +87,7 @@ class PromptReader:
                 messages, or the prompt is too long.
         """
         messages = _check_messages(given)
+        self._check_size("messages", sum(len(message["content"]) for message in messages))
         tokenizer = self.tokenizer
         if tokenizer.chat_template is None and SCHEME_KEY in tokenizer.init_kwargs:
             if len(messages) != 1 or messages[0]["role"] != "user":
@@ -106,6 +109,7 @@ class PromptReader:
         return self._fits("messages", self._encode(_apply_template, "messages", messages))
 
     def _read_text(self, text):
+        self._check_size("prompt", len(text))
         _check_characters("prompt", text)
         return self._fits("prompt", self._encode(_encode_text, "prompt", text), text)
 
@@ -116,6 +120,15 @@ class PromptReader:
             if type(token_id) is not int or not 0 <= token_id < rows:
                 raise wrong("prompt", token_id, f"is no token id: these are whole numbers from 0 to {rows - 1}")
         return self._fits("prompt", ids)
+
+    def _check_size(self, param, characters):
+        if characters > self.most_characters:
+            raise ApiError(
+                400,
+                f"{param} has {characters:,} characters, which are more than {self.context:,} tokens. Shorten it.",
+                param=param,
+                code="context_length_exceeded",
+            )
 
     def _encode(self, function, param, given):
         try:
@@ -131,6 +144,19 @@ class PromptReader:
             message = f"The prompt has {len(ids):,} tokens, but at most {self.context:,} are read here. Shorten it."
             raise ApiError(400, message, param=param, code="context_length_exceeded")
         return Prompt(tuple(ids), text)
+
+
+def count_prompts(given: object) -> int:
+    """
+    How many prompts a completion is for, without reading them.
+
+    Example:
+
+        >>> [count_prompts(given) for given in ("a", ["a", "b"], [5, 6, 7], [[5, 6], [7]])]
+        [1, 2, 1, 2]
+    """
+    is_several = isinstance(given, list) and given and isinstance(given[0], str | list)
+    return len(given) if is_several else 1
 
 
 def _encode_text(tokenizer, text):

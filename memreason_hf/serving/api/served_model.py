@@ -149,12 +149,7 @@ class ServedModel:
             ApiError: a field is beyond the limits of the server.
         """
         count = given.n or 1
-        if count * len(prompts) > self.limits.choices:
-            message = (
-                f"n={count} for {len(prompts):,} prompts makes {count * len(prompts):,} answers, but a request gets "
-                f"at most {self.limits.choices}. Send several requests."
-            )
-            raise ApiError(400, message, param="n", code="invalid_value")
+        self.check_choices(given, len(prompts))
         common = {
             **self._sampling(given),
             **self._depth(given),
@@ -185,6 +180,21 @@ class ServedModel:
                 f"A request gets at most {MOST_ENTRIES:,}. Lower n or max_tokens, or send several requests."
             )
             raise ApiError(400, message, param="max_tokens", code="invalid_value")
+
+    def check_choices(self, given: RequestFields, prompts: int) -> None:
+        """
+        Checks the number of answers.
+
+        Raises:
+            ApiError: there would be more than a request gets.
+        """
+        count = given.n or 1
+        if count * prompts > self.limits.choices:
+            message = (
+                f"n={count} for {prompts:,} prompts makes {count * prompts:,} answers, but a request gets at most "
+                f"{self.limits.choices}. Send several requests."
+            )
+            raise ApiError(400, message, param="n", code="invalid_value")
 
     def _sampling(self, given):
         """

@@ -36,6 +36,7 @@ def reader(tokenizer=None, template=TEMPLATE, context=50):
         (5, "must be a text"),
         ("the " * 60, r"has \d+ tokens, but at most 50"),
         ([5] * 51, "has 51 tokens"),
+        ("the " * 2000, "has 8,000 characters, which are more than 50 tokens"),
         ("half \ud800", "half of a character"),
     ],
     ids=lambda value: str(value)[:20].encode("ascii", "replace").decode(),
@@ -85,6 +86,7 @@ def test_messages_go_through_the_template():
         ([{"role": "user", "content": "x", "tool_calls": [1]}], "tool_calls: this server reads role, content, name"),
         ([{"role": "user", "content": "\udfff"}], "half of a character"),
         ([{"role": "user", "content": "the " * 60}], "at most 50"),
+        ([{"role": "user", "content": "the " * 2000}], "has 8,000 characters"),
     ],
     ids=lambda value: str(value)[:30].encode("ascii", "replace").decode(),
 )
@@ -125,3 +127,12 @@ def test_the_tokenizer_of_the_model_is_not_touched():
     tokenizer.chat_template = TEMPLATE
     assert PromptReader(tokenizer, 9).tokenizer is not tokenizer
     assert PromptReader(tokenizer, 9).tokenizer.backend_tokenizer is not tokenizer.backend_tokenizer
+
+
+def test_no_prompt_that_fits_is_refused_for_its_characters():
+    made = reader(context=4)
+    tokenizer = made.tokenizer
+    longest = max(tokenizer.get_vocab(), key=len)
+    text = tokenizer.convert_tokens_to_string([longest] * 4)
+    (prompt,) = made.read_prompts(text)
+    assert len(prompt.ids) <= 4

@@ -33,6 +33,7 @@ def check(answer, status, said, param=None, code=None):
         ({"prompt": "the cat", "tools": [{"type": "function"}]}, "does not have this field", "tools"),
         ({"prompt": "the cat", "stop": ["x"] * 10_000}, "stop has 10,000 texts", "stop"),
         ({"prompt": "the cat", "n": 65}, "makes 65 answers, but a request gets at most 64", "n"),
+        ({"prompt": ["the cat"] * 50_000}, "makes 50,000 answers", "n"),
         ({"prompt": ["the cat"] * 9, "n": 8}, "makes 72 answers", "n"),
         ({"prompt": ["the cat"] * 2, "n": 2**31 - 1}, "makes 4,294,967,294 answers", "n"),
         ({"prompt": "the cat", "max_tokens": 256}, "needs 257 positions", "max_tokens"),
