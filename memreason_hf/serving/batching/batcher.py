@@ -388,9 +388,8 @@ def _usable(model):
         if getattr(model.active_peft_config, "is_prompt_learning", False):
             raise ValueError("An adapter that adds a prompt cannot be batched by depth. Use generate.")
         model = model.get_base_model()
-    config = model.config
-    reason = None
-    if not hasattr(config, "max_recurrences"):
+    config, reason = getattr(model, "config", None), None
+    if not hasattr(config, "max_recurrences") or not hasattr(model, "compute_logits"):
         raise ValueError(f"DepthBatcher needs a RecurrentDepthForCausalLM, got {type(model).__name__}.")
     if model.training:
         reason = "it is in training mode, with dropout. Call model.eval()"

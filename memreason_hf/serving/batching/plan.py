@@ -56,6 +56,7 @@ class RequestPlanner:
             `ValueError`, `TypeError`: The request holds what cannot run. The message names the field.
         """
         tokens = self._tokens(request.prompt_ids)
+        _whole("max_new_tokens", request.max_new_tokens, 1)
         config, depth_arguments = self._generation_config(request)
         max_new_tokens = self._new_tokens(request, config, len(tokens))
         self._check_length(len(tokens), max_new_tokens)

@@ -58,8 +58,11 @@ class TextStream:
         if waits and not last:
             return ""
         new = text[len(self._before) :]
-        self._start, self._read = self._read, len(self.tokens)
-        self._before = self._decode(self.tokens[self._start :])
+        before = self._decode(self.tokens[self._read :])
+        # Tokens without a text, such as special ones, do not show whether a space precedes the next.
+        if before:
+            self._start, text = self._read, before
+        self._read, self._before = len(self.tokens), text
         return new
 
     def _decode(self, tokens):
