@@ -7,6 +7,11 @@ import threading
 
 import pytest
 from api_servers import HALTING, reference, running, served_model
+from demo_models import demo_model
+
+from memreason_hf.serving.api.limits import Limits
+from memreason_hf.serving.api.served_model import ServedModel
+from memreason_hf.steps.tokenization import encode_prompt
 
 
 def streamed(server, **fields):
@@ -61,6 +66,19 @@ def test_the_events_of_a_chat(server):
         deltas = [c["delta"] for event in events for c in event["choices"] if c["index"] == index]
         assert deltas[0] == {"role": "assistant", "content": ""}
         assert "".join(delta.get("content", "") for delta in deltas) == text
+
+
+def test_a_chat_with_a_model_of_steps():
+    """Its question is what the user says, and the marks of its steps are in the answer."""
+    demo = demo_model("steps", seed=1)
+    served = ServedModel("tests/steps", demo.model, demo.tokenizer, Limits(context=200, most_recurrences=8))
+    question = "Is the memory a step?"
+    text, _, _ = reference(served, encode_prompt(demo.tokenizer, question), 30)
+    with running(served) as server:
+        answer = server.chat(question, max_tokens=30).body
+        assert answer["choices"][0]["message"]["content"] == text
+        events = server.chat(question, max_tokens=30, stream=True).events
+        assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == text
 
 
 def test_log_probabilities_of_a_chat(server):
