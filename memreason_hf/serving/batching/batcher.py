@@ -346,7 +346,7 @@ class DepthBatcher(OfflineMixin):
                 self._take(row, output)
             if output.finish_reason is None:
                 try:
-                    row.begin_token(self.model.device)
+                    row.begin_token(self._core.device)
                 except Exception as problem:  # a schedule of the request must not end the others
                     output.finish_reason, output.error = "error", f"{type(problem).__name__}: {problem}"
             if output.finish_reason is not None:

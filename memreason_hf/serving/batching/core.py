@@ -64,6 +64,8 @@ class DepthCore:
 
     def __init__(self, model, memory: CacheMemory):
         self.model, self.decoder, self.config = model, model.model, model.config
+        # The library looks for the device in all parameters, which takes as long as a layer.
+        self.device = model.device
         self.memory = memory
         self.angles = AngleTable(self.decoder)
         self.masks = dict.fromkeys(self.decoder.layer_types)
@@ -82,7 +84,7 @@ class DepthCore:
 
         Returns the input of the loop and the state before the first recurrence, both `(rows, 1, hidden)`.
         """
-        decoder, config, device = self.decoder, self.config, self.model.device
+        decoder, config, device = self.decoder, self.config, self.device
         positions = torch.tensor([[row.position] for row in rows], device=device)
         ids = torch.tensor([[row.tokens[row.position]] for row in rows], device=device)
         hidden_states = decoder.embed_tokens(ids)
