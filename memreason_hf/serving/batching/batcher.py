@@ -130,6 +130,9 @@ class DepthBatcher(OfflineMixin):
         """
         if self.max_waiting is not None and len(self._waiting) >= self.max_waiting:
             raise QueueFull(f"max_waiting={self.max_waiting} requests are waiting. Try again later.")
+        return self._enter(request)
+
+    def _enter(self, request):
         request_id = request.request_id or uuid.uuid4().hex
         if request_id in self._known:
             raise ValueError(f"request_id={request_id!r} is in use.")

@@ -10,7 +10,7 @@ from modeling_recurrent.families_recurrent import scale_embeddings
 from modeling_recurrent.inputs_recurrent import initial_state
 
 from .memory import CacheMemory
-from .slots import Place, RegionSlots
+from .slots import GatheredSlots, Place, RegionSlots
 
 
 @dataclass
@@ -77,6 +77,7 @@ class DepthCore:
         like = self.decoder.embed_tokens.weight[:1, None]
         self.interface = attention_interface(self.config, like, False, self.decoder.block_config)
         self.plain = self.interface is sdpa and self.decoder.block_config is None
+        self.slots = RegionSlots if self.device.type == "cpu" else GatheredSlots
 
     def start(self, rows: list) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -129,7 +130,7 @@ class DepthCore:
     def _open(self, rows, stack, hidden_states):
         decoder = self.decoder
         places = [Place(row.region, row.position, row.recurrence) for row in rows]
-        slots = RegionSlots(self.memory, places, self.windows, decoder.stack_range(stack), self.plain)
+        slots = self.slots(self.memory, places, self.windows, decoder.stack_range(stack), self.plain)
         positions = [row.position for row in rows]
         index = torch.tensor(positions, device=hidden_states.device)
         opened = CoreRows(self.masks, self.angles.of(hidden_states, positions, index), slots, self.interface)
