@@ -21,7 +21,7 @@ class CoreRows:
     angles: dict
     slots: RegionSlots
     interface: object
-    recurrence: int | torch.Tensor = 1
+    recurrence: int = 1
     indices: None = None
 
 
@@ -115,8 +115,12 @@ class DepthCore:
             if updated is not state:
                 first = torch.tensor(first, device=state.device)
                 updated = updated.index_copy(0, first, decoder._inject(state[first], inputs[first], True))
-        opened = self._open(rows, "recurrent", updated)
-        return decoder.run_layers("recurrent", updated, opened)
+        kwargs = {}
+        if decoder.recurrence_lora is not None:
+            recurrences = [row.recurrence for row in rows]
+            same = len(set(recurrences)) == 1
+            kwargs["recurrence"] = recurrences[0] if same else torch.tensor(recurrences, device=state.device)
+        return decoder.run_layers("recurrent", updated, self._open(rows, "recurrent", updated), **kwargs)
 
     def finish(self, rows: list, state: torch.Tensor) -> torch.Tensor:
         """The hidden states behind the logits, `(rows, hidden)`: after the coda and the last norm."""
@@ -133,12 +137,7 @@ class DepthCore:
         slots = self.slots(self.memory, places, self.windows, decoder.stack_range(stack), self.plain)
         positions = [row.position for row in rows]
         index = torch.tensor(positions, device=hidden_states.device)
-        opened = CoreRows(self.masks, self.angles.of(hidden_states, positions, index), slots, self.interface)
-        if stack == "recurrent" and decoder.recurrence_lora is not None:
-            recurrences = [row.recurrence for row in rows]
-            same = len(set(recurrences)) == 1
-            opened.recurrence = recurrences[0] if same else torch.tensor(recurrences, device=hidden_states.device)
-        return opened
+        return CoreRows(self.masks, self.angles.of(hidden_states, positions, index), slots, self.interface)
 
 
 __all__ = ["DepthCore"]

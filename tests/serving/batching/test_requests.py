@@ -250,11 +250,12 @@ def test_models_that_cannot_be_batched_are_refused():
 
 def test_an_adapter_is_part_of_the_model():
     model = lively_model("llama", {"input_injection": "add"})
-    request = GenerationRequest([1, 2, 3], max_new_tokens=8)
-    plain = alone(model, request)
+    request = GenerationRequest([1, 2, 3], max_new_tokens=8, top_logprobs=0)
+    (plain,) = run(DepthBatcher(model, max_cache_tokens=100), request)
     adapted = get_peft_model(model, LoraConfig(target_modules=["qkv_proj", "down_proj"], init_lora_weights=False))
-    output = batched(DepthBatcher(adapted.eval(), max_cache_tokens=100), [request])
-    assert output == [alone(model, request)] != [plain]
+    (output,) = run(DepthBatcher(adapted.eval(), max_cache_tokens=100), request)
+    assert (output.generated_tokens, output.num_recurrences) == alone(model, request)
+    assert output.logprobs != plain.logprobs
     prompted = get_peft_model(
         tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     ).eval()

@@ -1,6 +1,7 @@
 """Batching by depth gives the texts and depths of `generate`, row by row."""
 
 import itertools
+import random
 from collections import Counter
 
 import pytest
@@ -21,7 +22,9 @@ def calls_of(model):
 @pytest.mark.parametrize(("style", "extra"), DECODING_GRID, ids=grid_ids(DECODING_GRID))
 def test_texts_and_depths_are_those_of_generate(style, extra):
     model = lively_model(style, extra)
-    requests = random_requests(14, list(calls_of(model).values()))
+    calls = list(calls_of(model).values())
+    requests = random_requests(3 * len(calls), calls)
+    random.shuffle(requests)
     batcher = DepthBatcher(model, max_rows=5, max_cache_tokens=90, prefill_tokens=4)
     outputs = batched(batcher, requests)
     expected = [alone(model, request) for request in requests]
