@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from modeling_recurrent.blocks_recurrent import attention_interface
 from modeling_recurrent.families_recurrent import scale_embeddings
 from modeling_recurrent.inputs_recurrent import initial_state
+from modeling_recurrent.modeling_recurrent import attention_interface
 
 from .memory import CacheMemory
 from .slots import GatheredSlots, Place, RegionSlots
