@@ -14,15 +14,15 @@ _FOR_GENERATE = (*GENERATION_FIELDS, *DEPTH_ARGUMENTS, "depth_schedule", "state_
 
 
 def random_requests(count, calls, longest_prompt=9, most_tokens=8, **fields):
-    """`count` requests with one of `calls` (dictionaries of depth arguments) each."""
+    """`count` requests that take `calls` (dictionaries of depth arguments) in turns."""
     return [
         GenerationRequest(
             random_ids(random.randint(1, longest_prompt)).tolist(),
             max_new_tokens=random.randint(1, most_tokens),
             **fields,
-            **random.choice(calls),
+            **calls[index % len(calls)],
         )
-        for _ in range(count)
+        for index in range(count)
     ]
 
 
@@ -46,5 +46,5 @@ def batched(batcher, requests):
 
 
 def token_depths(most, factor=7919):
-    """A `depth_schedule`: the depth of a token is a function of its id, from 1 to `most`."""
-    return lambda ids: ids * factor % most + 1
+    """A `depth_schedule`: the depth of a token follows from its id and its place, from 1 to `most`."""
+    return lambda ids: (ids * factor + torch.arange(ids.shape[1])) % most + 1

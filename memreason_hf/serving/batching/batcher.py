@@ -130,6 +130,9 @@ class DepthBatcher(OfflineMixin):
         """
         if self.max_waiting is not None and len(self._waiting) >= self.max_waiting:
             raise QueueFull(f"max_waiting={self.max_waiting} requests are waiting. Try again later.")
+        return self._enter(request)
+
+    def _enter(self, request):
         request_id = request.request_id or uuid.uuid4().hex
         if request_id in self._known:
             raise ValueError(f"request_id={request_id!r} is in use.")
@@ -346,7 +349,7 @@ class DepthBatcher(OfflineMixin):
                 self._take(row, output)
             if output.finish_reason is None:
                 try:
-                    row.begin_token(self.model.device)
+                    row.begin_token(self._core.device)
                 except Exception as problem:  # a schedule of the request must not end the others
                     output.finish_reason, output.error = "error", f"{type(problem).__name__}: {problem}"
             if output.finish_reason is not None:

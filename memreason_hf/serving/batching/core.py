@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from modeling_recurrent.blocks_recurrent import attention_interface
 from modeling_recurrent.families_recurrent import scale_embeddings
 from modeling_recurrent.inputs_recurrent import initial_state
+from modeling_recurrent.modeling_recurrent import attention_interface
 
 from .memory import CacheMemory
-from .slots import Place, RegionSlots
+from .slots import GatheredSlots, Place, RegionSlots
 
 
 @dataclass
@@ -21,7 +21,7 @@ class CoreRows:
     angles: dict
     slots: RegionSlots
     interface: object
-    recurrence: int | torch.Tensor = 1
+    recurrence: int = 1
     indices: None = None
 
 
@@ -64,6 +64,8 @@ class DepthCore:
 
     def __init__(self, model, memory: CacheMemory):
         self.model, self.decoder, self.config = model, model.model, model.config
+        # The library looks for the device in all parameters, which takes as long as a layer.
+        self.device = model.device
         self.memory = memory
         self.angles = AngleTable(self.decoder)
         self.masks = dict.fromkeys(self.decoder.layer_types)
@@ -75,6 +77,7 @@ class DepthCore:
         like = self.decoder.embed_tokens.weight[:1, None]
         self.interface = attention_interface(self.config, like, False, self.decoder.block_config)
         self.plain = self.interface is sdpa and self.decoder.block_config is None
+        self.slots = RegionSlots if self.device.type == "cpu" else GatheredSlots
 
     def start(self, rows: list) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -82,7 +85,7 @@ class DepthCore:
 
         Returns the input of the loop and the state before the first recurrence, both `(rows, 1, hidden)`.
         """
-        decoder, config, device = self.decoder, self.config, self.model.device
+        decoder, config, device = self.decoder, self.config, self.device
         positions = torch.tensor([[row.position] for row in rows], device=device)
         ids = torch.tensor([[row.tokens[row.position]] for row in rows], device=device)
         hidden_states = decoder.embed_tokens(ids)
@@ -112,8 +115,12 @@ class DepthCore:
             if updated is not state:
                 first = torch.tensor(first, device=state.device)
                 updated = updated.index_copy(0, first, decoder._inject(state[first], inputs[first], True))
-        opened = self._open(rows, "recurrent", updated)
-        return decoder.run_layers("recurrent", updated, opened)
+        kwargs = {}
+        if decoder.recurrence_lora is not None:
+            recurrences = [row.recurrence for row in rows]
+            same = len(set(recurrences)) == 1
+            kwargs["recurrence"] = recurrences[0] if same else torch.tensor(recurrences, device=state.device)
+        return decoder.run_layers("recurrent", updated, self._open(rows, "recurrent", updated), **kwargs)
 
     def finish(self, rows: list, state: torch.Tensor) -> torch.Tensor:
         """The hidden states behind the logits, `(rows, hidden)`: after the coda and the last norm."""
@@ -127,15 +134,10 @@ class DepthCore:
     def _open(self, rows, stack, hidden_states):
         decoder = self.decoder
         places = [Place(row.region, row.position, row.recurrence) for row in rows]
-        slots = RegionSlots(self.memory, places, self.windows, decoder.stack_range(stack), self.plain)
+        slots = self.slots(self.memory, places, self.windows, decoder.stack_range(stack), self.plain)
         positions = [row.position for row in rows]
         index = torch.tensor(positions, device=hidden_states.device)
-        opened = CoreRows(self.masks, self.angles.of(hidden_states, positions, index), slots, self.interface)
-        if stack == "recurrent" and decoder.recurrence_lora is not None:
-            recurrences = [row.recurrence for row in rows]
-            same = len(set(recurrences)) == 1
-            opened.recurrence = recurrences[0] if same else torch.tensor(recurrences, device=hidden_states.device)
-        return opened
+        return CoreRows(self.masks, self.angles.of(hidden_states, positions, index), slots, self.interface)
 
 
 __all__ = ["DepthCore"]

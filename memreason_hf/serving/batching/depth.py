@@ -77,9 +77,7 @@ class RequestDepth:
         """
         if self.schedule is None:
             return self._count, self._most
-        arguments = self._scheduled(ids, 1)
-        (value,) = arguments.values()
-        value = int(value)
+        value = self.schedule.of_last(ids)
         if value > self.limit:
             raise ValueError(
                 f"depth_schedule returned {value} recurrences, but the memory of this request was cut for "

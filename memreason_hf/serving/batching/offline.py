@@ -64,22 +64,27 @@ class OfflineMixin:
         return requests
 
     def _run(self, requests):
+        if self.has_work:
+            raise ValueError(
+                "The batcher holds other requests, whose outputs would be lost: run them to their end with step first."
+            )
         results = {
             request.request_id: RequestOutput(request.request_id, list(request.prompt_ids)) for request in requests
         }
-        todo = iter(requests)
-        upcoming = next(todo, None)
-        while upcoming is not None or self.has_work:
-            while upcoming is not None and len(self._waiting) < 2 * self.max_rows:
-                self.submit(upcoming)
-                upcoming = next(todo, None)
-            for output in self.step():
-                result = results.get(output.request_id)
-                if result is None:
-                    continue
-                result.add(output)
-                if result.is_finished():
-                    yield result
+        try:
+            # All requests are checked before the first runs.
+            for request in requests:
+                self._enter(request)
+            while self.has_work:
+                for output in self.step():
+                    result = results[output.request_id]
+                    result.add(output)
+                    if result.is_finished():
+                        yield result
+        finally:
+            for request in requests:
+                self.cancel(request.request_id)
+            self._notices.clear()
 
 
 __all__ = ["OfflineMixin"]

@@ -27,7 +27,8 @@ def poison(monkeypatch, value=float("nan")):
 
     def poisoned_free(self, region):
         if self.cells is not None:
-            self.cells[region.start : region.start + region.size] = value
+            with torch.inference_mode():
+                self.cells[region.start : region.start + region.size] = value
         free(self, region)
 
     monkeypatch.setattr(CacheMemory, "ready", poisoned_ready)
@@ -104,6 +105,7 @@ def test_two_hundred_requests_at_random_times(monkeypatch):
     calls = [call for name, call in depth_calls(model).items() if name not in ("rows", "sequence-kl")]
     calls += [{"depth_schedule": token_depths(7)}, {"num_recurrences": 1}]
     requests = random_requests(200, calls, longest_prompt=7, most_tokens=6)
+    random.shuffle(requests)
     for request in random.sample(requests, 40):
         request.do_sample, request.seed, request.temperature = True, random.randrange(2**40), 0.7
     poison(monkeypatch)

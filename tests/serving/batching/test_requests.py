@@ -250,13 +250,39 @@ def test_models_that_cannot_be_batched_are_refused():
 
 def test_an_adapter_is_part_of_the_model():
     model = lively_model("llama", {"input_injection": "add"})
-    request = GenerationRequest([1, 2, 3], max_new_tokens=8)
-    plain = alone(model, request)
+    request = GenerationRequest([1, 2, 3], max_new_tokens=8, top_logprobs=0)
+    (plain,) = run(DepthBatcher(model, max_cache_tokens=100), request)
     adapted = get_peft_model(model, LoraConfig(target_modules=["qkv_proj", "down_proj"], init_lora_weights=False))
-    output = batched(DepthBatcher(adapted.eval(), max_cache_tokens=100), [request])
-    assert output == [alone(model, request)] != [plain]
+    (output,) = run(DepthBatcher(adapted.eval(), max_cache_tokens=100), request)
+    assert (output.generated_tokens, output.num_recurrences) == alone(model, request)
+    assert output.logprobs != plain.logprobs
     prompted = get_peft_model(
         tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     ).eval()
     with pytest.raises(ValueError, match="adds a prompt"):
         DepthBatcher(prompted)
+
+
+def test_a_list_of_prompts_is_checked_first_and_given_up_whole():
+    model = lively_model("llama", {})
+    batcher = DepthBatcher(model, max_rows=2, max_cache_tokens=60, max_waiting=1)
+    prompts = [random_ids(length).tolist() for length in (3, 1, 4, 2)]
+    with pytest.raises(ValueError, match="prompt_ids holds 61"):
+        batcher.generate_batch([*prompts, [61]], max_new_tokens=3, progress_bar=False)
+    with pytest.raises(TypeError, match="max_tokens=3"):
+        batcher.generate_batch(prompts, max_tokens=3)
+    assert not batcher.has_work
+    outputs = batcher.generate_batch(
+        prompts, GenerationConfig(num_recurrences=2), max_new_tokens=3, progress_bar=False
+    )
+    assert list(outputs) == ["req_0", "req_1", "req_2", "req_3"]
+    expected = [alone(model, GenerationRequest(prompt, max_new_tokens=3, num_recurrences=2)) for prompt in prompts]
+    assert [(output.generated_tokens, output.num_recurrences) for output in outputs.values()] == expected
+    first = next(results := batcher.generate_iter(prompts, max_new_tokens=3))
+    assert first.finish_reason == "length"
+    results.close()
+    assert not batcher.has_work and batcher.stats().slots_used == 0
+    name = batcher.submit(GenerationRequest([1], max_new_tokens=2))
+    with pytest.raises(ValueError, match="other requests"):
+        batcher.generate_batch(prompts, progress_bar=False)
+    assert {output.request_id for output in batcher} == {name}

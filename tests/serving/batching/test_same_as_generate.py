@@ -1,6 +1,7 @@
 """Batching by depth gives the texts and depths of `generate`, row by row."""
 
 import itertools
+import random
 from collections import Counter
 
 import pytest
@@ -9,7 +10,7 @@ from depth_batches import alone, batched, random_requests, token_depths
 from recurrent_models import DECODING_GRID, depth_calls, grid_ids, lively_model, random_ids, tiny_model
 
 from memreason_hf.serving.batching import DepthBatcher, GenerationRequest
-from memreason_hf.serving.batching.slots import Place
+from memreason_hf.serving.batching.slots import GatheredSlots, Place
 
 
 def calls_of(model):
@@ -21,7 +22,9 @@ def calls_of(model):
 @pytest.mark.parametrize(("style", "extra"), DECODING_GRID, ids=grid_ids(DECODING_GRID))
 def test_texts_and_depths_are_those_of_generate(style, extra):
     model = lively_model(style, extra)
-    requests = random_requests(14, list(calls_of(model).values()))
+    calls = list(calls_of(model).values())
+    requests = random_requests(3 * len(calls), calls)
+    random.shuffle(requests)
     batcher = DepthBatcher(model, max_rows=5, max_cache_tokens=90, prefill_tokens=4)
     outputs = batched(batcher, requests)
     expected = [alone(model, request) for request in requests]
@@ -29,6 +32,30 @@ def test_texts_and_depths_are_those_of_generate(style, extra):
     assert batcher.stats().slots_used == 0 and not batcher.has_work
     depths = Counter(count for _, counts in outputs for count in counts)
     assert len(depths) >= 4, depths
+
+
+@pytest.mark.parametrize(
+    ("style", "extra"),
+    [
+        ("llama", {"num_key_value_heads": 2, "sliding_window": 4, "num_prelude_layers": 1, "num_coda_layers": 1}),
+        ("gpt2", {"input_injection": "add"}),
+        ("family:gemma3_text", {}),
+    ],
+)
+def test_gathered_keys_give_the_same(style, extra, monkeypatch):
+    """What a GPU does. Memory that nobody has written holds NaN."""
+    model = lively_model(style, extra)
+    requests = random_requests(10, [{"depth_schedule": token_depths(7)}], most_tokens=12)
+    batcher = DepthBatcher(model, max_rows=5, max_cache_tokens=100)
+    batcher.memory.ready(torch.zeros(1, dtype=torch.float64)).fill_(float("nan"))
+    batcher._core.slots = GatheredSlots
+    calls = []
+    attend = GatheredSlots.attend
+    monkeypatch.setattr(
+        GatheredSlots, "attend", lambda self, *args: calls.append(len(self.places)) or attend(self, *args)
+    )
+    assert batched(batcher, requests) == [alone(model, request) for request in requests]
+    assert max(calls) == 5
 
 
 def share_one_slot(monkeypatch):
