@@ -6,6 +6,8 @@ from collections.abc import Sequence
 # A character of UTF-8 has at most four bytes. Longer runs of this sign are the model's own.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 INCOMPLETE_TOKENS = 4
+# Tokens that are decoded again for each new one, at the most.
+MOST_DECODED = 64
 
 
 class TextStream:
@@ -53,16 +55,21 @@ class TextStream:
         return held[: len(held) - keep], False
 
     def _new_text(self, last):
-        text = self._decode(self.tokens[self._start :])
-        waits = len(self.tokens) - self._read < INCOMPLETE_TOKENS and text.endswith(REPLACEMENT)
-        if waits and not last:
-            return ""
+        text = whole = self._decode(self.tokens[self._start :])
+        end = len(self.tokens)
+        if whole.endswith(REPLACEMENT) and not last:
+            # The bytes of a character that is not complete yet are in the last three tokens.
+            end -= INCOMPLETE_TOKENS - 1
+            text = self._decode(self.tokens[self._start : end]) if end > self._read else ""
+            if not text or not whole.startswith(text):
+                return ""
         new = text[len(self._before) :]
-        before = self._decode(self.tokens[self._read :])
-        # Tokens without a text, such as special ones, do not show whether a space precedes the next.
-        if before:
-            self._start, text = self._read, before
-        self._read, self._before = len(self.tokens), text
+        # Broken characters are decoded together: how many signs stand for them depends on where they begin.
+        is_clean = new and not new.endswith(REPLACEMENT) and not self._before.endswith(REPLACEMENT)
+        if is_clean or end - self._start > MOST_DECODED:
+            self._start = self._read
+        self._read = end
+        self._before = self._decode(self.tokens[self._start : end])
         return new
 
     def _decode(self, tokens):
