@@ -40,6 +40,8 @@ setup(
         "test": ["pytest>=8.0", "pytest-randomly>=3.15", "pytest-xdist>=3.6", "ruff>=0.14"],
         # The page of `memreason demo`.
         "demo": ["gradio>=6.31,<7"],
+        # The server of `memreason serve`.
+        "serve": ["fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.21"],
         # What tests/integration tries where it is installed.
         "integrations": [
             "lm-eval>=0.4.13",
@@ -48,6 +50,7 @@ setup(
             "playwright",
             "fastapi",
             "uvicorn",
+            "prometheus-client",
             "openai",
         ],
     },

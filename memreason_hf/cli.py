@@ -23,6 +23,7 @@ VERBS = {
     "lm-eval": "Score a model on lm-eval's tasks after several numbers of recurrences, in one table.",
     "generate": "Continue prompts, and show how many recurrences each token took.",
     "demo": "Open a page for a model: its answers, the depth of every token, and what it says at other depths.",
+    "serve": "Serve a model over HTTP, with the endpoints of OpenAI's API, batched by depth.",
     "evaluate-steps": "Let a model solve annotated questions in memory and reason steps, and judge the solutions.",
     "attention": "Show where a model looks while it writes a solution: maps over its steps, shares by kind.",
     "testbed": "Train four small models on one world whose truth is known, to see where errors come from.",

@@ -126,7 +126,7 @@ class RecurrentLoop:
         indices = self.stack_range(stack)
         if stack == "recurrent" and self.recurrence_lora is not None:
             self.recurrence_lora.attach(self.recurrent_layers)
-            kwargs["recurrence"] = rows.recurrence
+            kwargs.setdefault("recurrence", rows.recurrence)
         run = run_own_layer if self.config.block_model_type is None else run_family_layer
         offset = self.key_value_slots.offset(stack, rows.recurrence)
         for index in indices:

@@ -38,7 +38,15 @@ class RecurrenceLoraPair(nn.Module):
         return 0.0 if pair is None else self.scale * (self.up[pair] @ self.down[pair])
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The update of this recurrence, which must not be the first."""
+        """
+        The update of this recurrence, which must not be the first; or, where `recurrence` is a `torch.LongTensor` of
+        shape `(rows,)`, of each row of `inputs` (`(rows, sequence, in_features)`) at its own recurrence.
+        """
+        if isinstance(self.recurrence, torch.Tensor):
+            pairs = (self.recurrence - 2).clamp(0, len(self.down) - 1)
+            hidden = torch.bmm(inputs.to(self.down.dtype), self.down[pairs].mT)
+            update = self.scale * torch.bmm(hidden, self.up[pairs].mT)
+            return update.masked_fill((self.recurrence == 1)[:, None, None], 0.0)
         pair = self.index(self.recurrence)
         hidden = nn.functional.linear(inputs.to(self.down.dtype), self.down[pair])
         return self.scale * nn.functional.linear(hidden, self.up[pair])
@@ -46,7 +54,9 @@ class RecurrenceLoraPair(nn.Module):
     def add_update(self, module, args, output):
         """A forward hook of the linear layer."""
         # A call of the module, not of its matrices: accelerate loads offloaded weights before it.
-        return output if self.recurrence == 1 else output + self(args[0]).to(output.dtype)
+        if not isinstance(self.recurrence, torch.Tensor) and self.recurrence == 1:
+            return output
+        return output + self(args[0]).to(output.dtype)
 
 
 class RecurrenceLora(nn.ModuleList):

@@ -48,6 +48,20 @@ class DepthSchedule:
                 f"past_key_values holds {past} tokens and the input adds {tokens}, but there are only "
                 f"{input_ids.shape[1]} ids. depth_schedule reads the whole text: pass all of its input_ids."
             )
+        depths = self._depths_of(input_ids)
+        depths = depths[:, -tokens:].to(input_ids.device)
+        if (depths < 1).any():
+            raise ValueError(f"depth_schedule must return counts of at least 1, got {int(depths.min())}.")
+        return {"max_recurrences": depths} if halts else {"num_recurrences": _simplest(depths)}
+
+    def of_last(self, input_ids: torch.LongTensor) -> int:
+        """The depth of the last token of one text, `(1, tokens)`."""
+        depth = self._depths_of(input_ids)[0, -1].item()
+        if depth < 1:
+            raise ValueError(f"depth_schedule must return counts of at least 1, got {depth}.")
+        return depth
+
+    def _depths_of(self, input_ids):
         depths = self.depths(input_ids)
         if not isinstance(depths, torch.Tensor) or depths.shape != input_ids.shape or depths.dtype != torch.long:
             got = f"{depths.dtype} {tuple(depths.shape)}" if isinstance(depths, torch.Tensor) else repr(depths)
@@ -55,10 +69,7 @@ class DepthSchedule:
                 f"depth_schedule must return a LongTensor of shape {tuple(input_ids.shape)}, a count for each token, "
                 f"got {got}."
             )
-        depths = depths[:, -tokens:].to(input_ids.device)
-        if (depths < 1).any():
-            raise ValueError(f"depth_schedule must return counts of at least 1, got {int(depths.min())}.")
-        return {"max_recurrences": depths} if halts else {"num_recurrences": _simplest(depths)}
+        return depths
 
 
 def _simplest(counts):

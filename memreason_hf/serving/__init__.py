@@ -1,1 +1,1 @@
-"""Models behind a server: the demo page."""
+"""Models behind a server: batching by depth, and the demo page."""

@@ -26,6 +26,7 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         "lm-eval",
         "generate",
         "demo",
+        "serve",
         "evaluate-steps",
         "attention",
     ]

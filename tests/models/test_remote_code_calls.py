@@ -167,6 +167,7 @@ VERBS = {
         )
     ],
     "generate": lambda tmp_path, model: [str(model)],
+    "serve": lambda tmp_path, model: [str(model)],
 }
 
 
@@ -174,6 +175,7 @@ VERBS = {
 def test_no_verb_runs_code_or_reads_an_answer(verb, foreign, marker, answers, tmp_path, capsys, monkeypatch):
     # The model is read before lm-eval is needed.
     monkeypatch.setattr("memreason_hf.commands.lm_eval.check_lm_eval", lambda: None)
+    monkeypatch.setattr("memreason_hf.commands.serve._server_module", lambda: None)
     (tmp_path / "texts.jsonl").write_text('{"text": "the text"}\n')
     for split in ("train", "test"):
         rows = [{"question": f"Is {split}?", "answer": "True", "cot_steps": ["[rag]: It is."]}]

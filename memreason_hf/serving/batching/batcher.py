@@ -1,0 +1,410 @@
+"""The decode loop that is batched by depth."""
+
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .choosing import TokenChooser
+from .core import DepthCore
+from .halting import RowCriteria
+from .memory import CacheMemory, CacheShape, default_cache_tokens
+from .offline import OfflineMixin
+from .plan import RequestPlanner
+from .prefill import Prefill
+from .requests import GenerationRequest, QueueFull, TokenOutput
+from .rows import Row
+
+
+@dataclass
+class BatcherStats:
+    """
+    What a batcher holds and has done.
+
+    Attributes:
+        waiting, running (`int`): Requests that wait, and those that have memory.
+        slots_used, slots_total (`int`): Cells of the cache. A cell holds a key or a value of one head for one token
+            in one layer at one recurrence.
+        tokens (`int`): New tokens so far.
+        prompt_tokens (`int`): Tokens of prompts so far.
+        recurrences (`int`): Recurrences behind the new tokens so far.
+        finished (`int`): Requests that have ended.
+    """
+
+    waiting: int
+    running: int
+    slots_used: int
+    slots_total: int
+    tokens: int
+    prompt_tokens: int
+    recurrences: int
+    finished: int
+
+
+class DepthBatcher(OfflineMixin):
+    """
+    Generates the texts of many requests at once, batched by depth.
+
+    Every row stands at its own recurrence of its own token, and one forward of the core moves all rows by one
+    recurrence. A row whose token has halted gives it out and goes on with its next token in the next forward, so no
+    row waits for a deeper one. Requests enter in the order of their submission as soon as there is memory for all of
+    their tokens, and leave it when they end. Texts and depths are those of `generate` for each request alone.
+
+    One thread drives the batcher: none of the methods may run at the same time as another.
+
+    Args:
+        model (`RecurrentDepthForCausalLM`): The model, in evaluation mode.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): For text and stop strings.
+        max_rows (`int`, defaults to 32): The most requests that run at once.
+        max_cache_tokens (`int`, *optional*): The tokens that fit into the cache at `max_recurrences` of the config;
+            more if requests are shallower. By default a part of the free memory, but no more than `max_rows` texts of
+            `max_position_embeddings` tokens need.
+        max_waiting (`int`, *optional*): The most requests that wait.
+        prefill_tokens (`int`, defaults to 256): The tokens of prompts that run between two forwards of the core, so
+            that a long prompt does not hold up the other rows. A prompt that has one count as a whole is not cut.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
+    >>> from memreason_hf.serving.batching import DepthBatcher, GenerationRequest
+
+    >>> config = RecurrentDepthConfig.llama_style(vocab_size=100, hidden_size=32, num_attention_heads=4)
+    >>> batcher = DepthBatcher(RecurrentDepthForCausalLM(config).eval(), max_cache_tokens=64)
+    >>> for recurrences in (2, 5):
+    ...     name = batcher.submit(GenerationRequest([1, 2, 3], max_new_tokens=4, num_recurrences=recurrences))
+    >>> outputs = []
+    >>> while batcher.has_work:
+    ...     outputs += batcher.step()
+    >>> len(outputs), {output.num_recurrences for output in outputs} == {2, 5}
+    (8, True)
+    ```
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer=None,
+        *,
+        max_rows: int = 32,
+        max_cache_tokens: int | None = None,
+        max_waiting: int | None = None,
+        prefill_tokens: int = 256,
+    ):
+        model = _usable(model)
+        for name, value in (("max_rows", max_rows), ("prefill_tokens", prefill_tokens)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be an int of at least 1.")
+        config = model.config
+        recurrences = max(config.max_recurrences, config.num_recurrences)
+        if max_cache_tokens is None:
+            size = model.dtype.itemsize
+            max_cache_tokens = default_cache_tokens(config, model.device, size, max_rows, recurrences)
+        self.model, self.tokenizer = model, tokenizer
+        self.max_rows, self.max_waiting, self.prefill_tokens = max_rows, max_waiting, prefill_tokens
+        self.memory = CacheMemory(config, CacheShape(config).cells(max_cache_tokens, recurrences))
+        self._planner = RequestPlanner(model, tokenizer)
+        self._core, self._chooser = DepthCore(model, self.memory), TokenChooser()
+        self._waiting: deque[Row] = deque()
+        self._prefills: deque[Prefill] = deque()
+        self._rows: list[Row] = []
+        self._known: dict[str, Row] = {}
+        self._notices: list[TokenOutput] = []
+        self._criteria = RowCriteria()
+        self._state: torch.Tensor | None = None
+        self._inputs: torch.Tensor | None = None
+        self._done = BatcherStats(0, 0, 0, self.memory.total, 0, 0, 0, 0)
+
+    # ---- Requests ----
+
+    def submit(self, request: GenerationRequest) -> str:
+        """
+        Adds a request to the end of the queue and returns its id.
+
+        Raises:
+            `ValueError`, `TypeError`: The request holds what cannot run. The message names the field.
+            `QueueFull`: `max_waiting` requests wait.
+        """
+        if self.max_waiting is not None and len(self._waiting) >= self.max_waiting:
+            raise QueueFull(f"max_waiting={self.max_waiting} requests are waiting. Try again later.")
+        return self._enter(request)
+
+    def _enter(self, request):
+        request_id = request.request_id or uuid.uuid4().hex
+        if request_id in self._known:
+            raise ValueError(f"request_id={request_id!r} is in use.")
+        row = self._planner.plan(request, request_id)
+        if not self.memory.fits(row.capacity, row.depth.limit):
+            raise ValueError(
+                f"prompt_ids has {row.prompt_length} tokens and max_new_tokens={row.max_new_tokens}, which at up to "
+                f"{row.depth.limit} recurrences do not fit into the cache: they need "
+                f"{self.memory.shape.cells(row.capacity, row.depth.limit):,} of its {self.memory.total:,} slots. "
+                "Shorten the text, lower max_recurrences, or raise max_cache_tokens."
+            )
+        self._known[request_id] = row
+        self._waiting.append(row)
+        return request_id
+
+    def cancel(self, request_id: str) -> bool:
+        """
+        Ends a request and frees its memory at once. Its last output comes with the next step.
+
+        Returns whether there was such a request.
+        """
+        row = self._known.get(request_id)
+        if row is None:
+            return False
+        if row in self._rows:
+            self._leave([row])
+        else:
+            self._waiting = deque(other for other in self._waiting if other is not row)
+            self._prefills = deque(other for other in self._prefills if other.row is not row)
+        self._notices.append(TokenOutput(request_id, finish_reason="cancelled"))
+        self._release(row)
+        return True
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._known or self._notices)
+
+    def stats(self) -> BatcherStats:
+        """What the batcher holds now and has done so far."""
+        self._done.waiting, self._done.running = len(self._waiting), len(self._known) - len(self._waiting)
+        self._done.slots_used = self.memory.used
+        return BatcherStats(**vars(self._done))
+
+    def __iter__(self) -> Iterator[TokenOutput]:
+        """The outputs of all requests, until there is no work left. Requests may be added meanwhile."""
+        while self.has_work:
+            yield from self.step()
+
+    # ---- One step ----
+
+    @torch.inference_mode()
+    def step(self) -> list[TokenOutput]:
+        """
+        Runs parts of prompts, then one forward of the core over all rows, whatever their recurrence.
+
+        Returns the new tokens and the ends of requests.
+        """
+        outputs, self._notices = self._notices, []
+        self._admit()
+        outputs += self._run_prompts()
+        if self._rows:
+            outputs += self._run_core()
+        return outputs
+
+    def _admit(self):
+        """Gives memory to requests in their order. None passes the first, so that a long one is not starved."""
+        while self._waiting and len(self._rows) + len(self._prefills) < self.max_rows:
+            row = self._waiting[0]
+            row.region = self.memory.allocate(row.capacity, row.depth.limit)
+            if row.region is None:
+                return
+            self._waiting.popleft()
+            self._prefills.append(Prefill(self.model, row))
+
+    def _run_prompts(self):
+        outputs, left = [], self.prefill_tokens
+        while self._prefills and left > 0:
+            prefill = self._prefills[0]
+            row = prefill.row
+            try:
+                ran, logits, recurrences = prefill.advance(left)
+                if logits is not None:
+                    row.deepest = prefill.move(self.memory)
+            except Exception as problem:  # a schedule of the request must not end the others
+                self._prefills.popleft()
+                outputs.append(self._fail(row, problem))
+                continue
+            left -= ran
+            self._done.prompt_tokens += ran
+            if logits is not None:
+                self._prefills.popleft()
+                row.recurrence = recurrences
+                outputs += self._give_out([row], logits)
+                if row.request_id in self._known:
+                    self._join(row)
+        return outputs
+
+    def _run_core(self):
+        rows = self._rows
+        starting = [index for index, row in enumerate(rows) if row.recurrence == 0]
+        if starting:
+            inputs, state = self._core.start([rows[index] for index in starting])
+            if len(starting) == len(rows):
+                self._inputs, self._state = inputs, state
+            else:
+                self._place(torch.tensor(starting, device=inputs.device), inputs, state)
+        for row in rows:
+            row.recurrence += 1
+            if row.recurrence > row.deepest:
+                self._open_slot(row)
+        self._state = self._core.recur(rows, self._state, self._inputs)
+        halted, logits = self._judge(rows)
+        if not halted:
+            return []
+        leaving = [rows[index] for index in halted]
+        for row in leaving:
+            if row.recurrence < row.deepest:
+                self._fill_deeper(row)
+        if logits is None:
+            state = self._state if len(halted) == len(rows) else self._state[self._index(halted)]
+            logits = self.model.compute_logits(self._core.finish(leaving, state))
+        return self._give_out(leaving, logits)
+
+    # At recurrence t a row reads of each token what it computed at recurrence min(t, its count). A slot that no token
+    # of the row has reached is not filled at all, which at depths far below the limit saves most of the copies.
+
+    def _open_slot(self, row):
+        """Fills the first slot that is deeper than any so far: for the past it repeats the one before."""
+        slots = row.region.recurrences(self.memory.cells)
+        slots[row.recurrence - 1, :, :, : row.position] = slots[row.recurrence - 2, :, :, : row.position]
+        row.deepest = row.recurrence
+
+    def _fill_deeper(self, row):
+        """Repeats the last recurrence of a token that has halted in the deeper slots of its row."""
+        slots = row.region.recurrences(self.memory.cells)
+        last = slots[row.recurrence - 1 : row.recurrence, :, :, row.position]
+        slots[row.recurrence : row.deepest, :, :, row.position] = last
+
+    def _judge(self, rows):
+        """The rows (indices) whose token has halted, and their logits if a criterion has computed them."""
+        core, state = self._core, self._state
+        logits_of: dict[int, int] = {}
+        computed: list[torch.Tensor] = []
+
+        def read(what, indices):
+            part = state if len(indices) == len(rows) else state[self._index(indices)]
+            if what == "state":
+                return part[:, 0].float()
+            if what == "exit_gate":
+                return core.decoder.exit_gate(core.decoder.norm(part))[:, 0].float().sigmoid()
+            logits = self.model.compute_logits(core.finish([rows[index] for index in indices], part))
+            logits_of.update((index, place) for place, index in enumerate(indices))
+            computed.append(logits)
+            return logits.float().log_softmax(-1)
+
+        opinions = self._criteria.ask(rows, read)
+        halted = []
+        for index, row in enumerate(rows):
+            if row.count is None:
+                done = row.recurrence >= row.limit
+                done = done or (opinions[index] and row.recurrence >= row.depth.min_recurrences)
+            else:
+                done = row.recurrence >= row.count
+            if done:
+                halted.append(index)
+        if computed and all(index in logits_of for index in halted):
+            return halted, computed[0][self._index([logits_of[index] for index in halted])]
+        return halted, None
+
+    def _index(self, indices):
+        return torch.tensor(indices, dtype=torch.long, device=self._state.device)
+
+    # ---- Rows that come, give out a token, and go ----
+
+    def _place(self, places, inputs, state):
+        """Sets the rows that start a token. Rows that have joined since the last step stand at the end."""
+        missing = len(self._rows) - len(self._state)
+        if missing:
+            room = state.new_zeros((missing, *state.shape[1:]))
+            self._state, self._inputs = torch.cat((self._state, room)), torch.cat((self._inputs, room))
+        self._inputs.index_copy_(0, places, inputs)
+        self._state.index_copy_(0, places, state)
+
+    def _join(self, row):
+        self._rows.append(row)
+        self._criteria.add(1)
+
+    def _leave(self, rows):
+        gone = {id(row) for row in rows}
+        kept = [index for index, row in enumerate(self._rows) if id(row) not in gone]
+        self._rows = [self._rows[index] for index in kept]
+        if self._state is not None:
+            index = self._index(kept)
+            self._criteria.keep(index)
+            index = index[: sum(place < len(self._state) for place in kept)]
+            self._state, self._inputs = self._state[index], self._inputs[index]
+
+    def _release(self, row):
+        if row.region is not None:
+            self.memory.free(row.region)
+            row.region = None
+        del self._known[row.request_id]
+        self._done.finished += 1
+
+    def _give_out(self, rows, logits):
+        outputs, ended = [], []
+        for row, (token, logprobs, error) in zip(rows, self._chooser.choose(rows, logits)):
+            output = TokenOutput(row.request_id, token, row.recurrence, logprobs, None, None, error)
+            outputs.append(output)
+            if token is None:
+                output.finish_reason, output.num_recurrences = "error", 0
+            else:
+                self._take(row, output)
+            if output.finish_reason is None:
+                try:
+                    row.begin_token(self._core.device)
+                except Exception as problem:  # a schedule of the request must not end the others
+                    output.finish_reason, output.error = "error", f"{type(problem).__name__}: {problem}"
+            if output.finish_reason is not None:
+                ended.append(row)
+        if ended:
+            running = [row for row in ended if row in self._rows]
+            if running:
+                self._leave(running)
+            for row in ended:
+                self._release(row)
+        return outputs
+
+    def _take(self, row, output):
+        """Adds a token to its row, and finds out whether it is the last."""
+        row.tokens.append(output.token_id)
+        self._done.tokens += 1
+        self._done.recurrences += row.recurrence
+        if output.token_id in row.ends:
+            output.finish_reason = "stop"
+        elif len(row.tokens) - row.prompt_length >= row.max_new_tokens:
+            output.finish_reason = "length"
+        if row.text is not None:
+            output.text, stops = row.text.add(output.token_id, last=output.finish_reason is not None)
+            output.finish_reason = "stop" if stops else output.finish_reason
+
+    def _fail(self, row, problem):
+        self._release(row)
+        return TokenOutput(row.request_id, finish_reason="error", error=f"{type(problem).__name__}: {problem}")
+
+
+def _usable(model):
+    """
+    The model itself, without a PEFT wrapper.
+
+    Raises:
+        `ValueError`: The model cannot be batched by depth.
+    """
+    if hasattr(model, "get_base_model"):
+        if getattr(model.active_peft_config, "is_prompt_learning", False):
+            raise ValueError("An adapter that adds a prompt cannot be batched by depth. Use generate.")
+        model = model.get_base_model()
+    config, reason = getattr(model, "config", None), None
+    if not hasattr(config, "max_recurrences") or not hasattr(model, "compute_logits"):
+        raise ValueError(f"DepthBatcher needs a RecurrentDepthForCausalLM, got {type(model).__name__}.")
+    if model.training:
+        reason = "it is in training mode, with dropout. Call model.eval()"
+    elif config._attn_implementation not in ("sdpa", "eager"):
+        reason = f"attn_implementation={config._attn_implementation!r} is not 'sdpa' or 'eager'"
+    elif config.cache_recurrences != "all":
+        reason = f"cache_recurrences={config.cache_recurrences!r} keeps one recurrence, but rows read their own"
+    elif len({parameter.device for parameter in model.parameters()}) > 1:
+        reason = "its weights are on several devices"
+    if reason is not None:
+        raise ValueError(f"The model cannot be batched by depth: {reason}.")
+    return model
+
+
+__all__ = ["BatcherStats", "DepthBatcher"]

@@ -1,0 +1,143 @@
+"""The forward passes of the decode loop: start tokens, one recurrence of all rows, logits of those that halted."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from modeling_recurrent.families_recurrent import scale_embeddings
+from modeling_recurrent.inputs_recurrent import initial_state
+from modeling_recurrent.modeling_recurrent import attention_interface
+
+from .memory import CacheMemory
+from .slots import GatheredSlots, Place, RegionSlots
+
+
+@dataclass
+class CoreRows:
+    """What the layers of the model read of `ActiveRows`. There is no padding, so there are no masks."""
+
+    masks: dict
+    angles: dict
+    slots: RegionSlots
+    interface: object
+    recurrence: int = 1
+    indices: None = None
+
+
+class AngleTable:
+    """The rotation angles of all positions, computed once."""
+
+    def __init__(self, decoder):
+        self.decoder = decoder
+        self.room = 0
+        self.angles: dict = {}
+
+    def of(self, hidden_states: torch.Tensor, positions: list[int], index: torch.LongTensor) -> dict:
+        """The angles for the decoder's layers, of rows of one token at `positions`; `index` holds them as a tensor."""
+        if self.decoder.rotary_emb is None:
+            return {}
+        if max(positions) >= self.room:
+            self.room = max(2 * self.room, max(positions) + 1, 256)
+            places = torch.arange(self.room, device=hidden_states.device)[None]
+            self.angles = self.decoder._angles(hidden_states[:1], places)
+        chosen: dict = {}
+        # Types of layers may share one pair.
+        pairs = {id(pair): pair for pair in self.angles.values()}
+        rows = {
+            name: tuple(angle.index_select(-2, index).transpose(0, -2) for angle in pair)
+            for name, pair in pairs.items()
+        }
+        for kind, pair in self.angles.items():
+            chosen[kind] = rows[id(pair)]
+        return chosen
+
+
+class DepthCore:
+    """
+    Runs the parts of the model for rows of one token each.
+
+    Args:
+        model (`RecurrentDepthForCausalLM`): The model.
+        memory (`CacheMemory`): Where the rows keep their keys and values.
+    """
+
+    def __init__(self, model, memory: CacheMemory):
+        self.model, self.decoder, self.config = model, model.model, model.config
+        # The library looks for the device in all parameters, which takes as long as a layer.
+        self.device = model.device
+        self.memory = memory
+        self.angles = AngleTable(self.decoder)
+        self.masks = dict.fromkeys(self.decoder.layer_types)
+        window = self.config.sliding_window
+        self.windows = {
+            index: window for index, kind in enumerate(self.decoder.layer_types) if kind == "sliding_attention"
+        }
+        sdpa = ALL_ATTENTION_FUNCTIONS.get("sdpa")
+        like = self.decoder.embed_tokens.weight[:1, None]
+        self.interface = attention_interface(self.config, like, False, self.decoder.block_config)
+        self.plain = self.interface is sdpa and self.decoder.block_config is None
+        self.slots = RegionSlots if self.device.type == "cpu" else GatheredSlots
+
+    def start(self, rows: list) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Embeds the newest token of each row and runs the prelude.
+
+        Returns the input of the loop and the state before the first recurrence, both `(rows, 1, hidden)`.
+        """
+        decoder, config, device = self.decoder, self.config, self.device
+        positions = torch.tensor([[row.position] for row in rows], device=device)
+        ids = torch.tensor([[row.tokens[row.position]] for row in rows], device=device)
+        hidden_states = decoder.embed_tokens(ids)
+        if decoder.block_config is not None:
+            hidden_states = scale_embeddings(hidden_states, decoder.block_config)
+        elif config.embedding_scale != 1:
+            hidden_states = hidden_states * config.embedding_scale
+        hidden_states = decoder.embedding_dropout(decoder._add_positions(hidden_states, positions, 0))
+        if config.num_prelude_layers:
+            hidden_states = decoder.run_layers("prelude", hidden_states, self._open(rows, "prelude", hidden_states))
+        if config.state_init in ("embedding", "zeros"):
+            return hidden_states, initial_state(config, hidden_states, positions, 0)
+        states = [
+            initial_state(config, hidden_states[index : index + 1], positions[index : index + 1], row.state_seed)
+            for index, row in enumerate(rows)
+        ]
+        return hidden_states, torch.cat(states)
+
+    def recur(self, rows: list, state: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """One recurrence of all rows, at whatever recurrence each stands."""
+        first = [index for index, row in enumerate(rows) if row.recurrence == 1]
+        decoder = self.decoder
+        if len(first) in (0, len(rows)):
+            updated = decoder._inject(state, inputs, bool(first))
+        else:
+            updated = decoder._inject(state, inputs, False)
+            if updated is not state:
+                first = torch.tensor(first, device=state.device)
+                updated = updated.index_copy(0, first, decoder._inject(state[first], inputs[first], True))
+        kwargs = {}
+        if decoder.recurrence_lora is not None:
+            recurrences = [row.recurrence for row in rows]
+            same = len(set(recurrences)) == 1
+            kwargs["recurrence"] = recurrences[0] if same else torch.tensor(recurrences, device=state.device)
+        return decoder.run_layers("recurrent", updated, self._open(rows, "recurrent", updated), **kwargs)
+
+    def finish(self, rows: list, state: torch.Tensor) -> torch.Tensor:
+        """The hidden states behind the logits, `(rows, hidden)`: after the coda and the last norm."""
+        decoder = self.decoder
+        if self.config.coda_norm:
+            state = decoder.norm(state)
+        if self.config.num_coda_layers:
+            state = decoder.run_layers("coda", state, self._open(rows, "coda", state))
+        return decoder.norm(state)[:, 0]
+
+    def _open(self, rows, stack, hidden_states):
+        decoder = self.decoder
+        places = [Place(row.region, row.position, row.recurrence) for row in rows]
+        slots = self.slots(self.memory, places, self.windows, decoder.stack_range(stack), self.plain)
+        positions = [row.position for row in rows]
+        index = torch.tensor(positions, device=hidden_states.device)
+        return CoreRows(self.masks, self.angles.of(hidden_states, positions, index), slots, self.interface)
+
+
+__all__ = ["DepthCore"]
