@@ -48,7 +48,7 @@ class RequestDepth:
             resolve_depth(config, (1, 1), prompt.device, **self._token_arguments),
         )
         for rule in rules:
-            model.model._check_readable(rule, model.compute_logits, None)
+            _refuse_provisional_logits(config, rule)
         new = rules[1]
         self.criterion = new.criterion if isinstance(new, HaltingRule) else None
         self.min_recurrences = new.min_recurrences if isinstance(new, HaltingRule) else 1
@@ -91,6 +91,18 @@ class RequestDepth:
         if self.schedule is None:
             return {}
         return self.schedule.arguments(ids, tokens, ids.shape[1] - tokens, self.criterion is not None)
+
+
+def _refuse_provisional_logits(config, rule):
+    """The forward of the prompt would refuse this as well, but only when the request runs."""
+    if not isinstance(rule, HaltingRule) or rule.granularity != "token" or rule.reads != "log_probs":
+        return
+    if config.num_coda_layers:
+        raise ValueError(
+            f"halting_criterion={rule.criterion.name!r} reads logits, which with num_coda_layers="
+            f"{config.num_coda_layers} depend on tokens that are still provisional. Choose a criterion on the state "
+            "('state_difference', 'acceleration') or halting_granularity='sequence'."
+        )
 
 
 def _counts_of_prompt(counts, length: int) -> torch.LongTensor:
