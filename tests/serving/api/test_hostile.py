@@ -118,7 +118,7 @@ def test_a_client_that_asks_first_is_refused_before_it_sends(server):
 @pytest.mark.parametrize(
     "sent",
     [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + os.urandom(200),
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + os.urandom(200),  # its first 11 bytes name the test
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"GET\r\n\r\n",
         b"\r\n" * 10 + b"nonsense\r\n\r\n",
@@ -134,7 +134,7 @@ def test_a_client_that_asks_first_is_refused_before_it_sends(server):
         b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"y" * 500_000,
         b"\x00" * 100_000,
     ],
-    ids=lambda sent: str(sent[:30]),
+    ids=lambda sent: str(sent[:11]),
 )
 def test_what_is_no_http_gets_an_error_and_an_end(server, sent):
     with server.raw(timeout=10) as connection:
