@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from memreason_hf.checks import check_int
+
 from .choosing import TokenChooser
 from .core import DepthCore
 from .halting import RowCriteria
@@ -95,9 +97,11 @@ class DepthBatcher(OfflineMixin):
         prefill_tokens: int = 256,
     ):
         model = _usable(model)
-        for name, value in (("max_rows", max_rows), ("prefill_tokens", prefill_tokens)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be an int of at least 1.")
+        check_int("max_rows", max_rows, 1)
+        check_int("prefill_tokens", prefill_tokens, 1)
+        for name, value, least in (("max_cache_tokens", max_cache_tokens, 1), ("max_waiting", max_waiting, 0)):
+            if value is not None:
+                check_int(name, value, least)
         config = model.config
         recurrences = max(config.max_recurrences, config.num_recurrences)
         if max_cache_tokens is None:
@@ -133,6 +137,8 @@ class DepthBatcher(OfflineMixin):
         return self._enter(request)
 
     def _enter(self, request):
+        if self.model.training:
+            raise ValueError("The model is in training mode, with dropout. Call model.eval().")
         request_id = request.request_id or uuid.uuid4().hex
         if request_id in self._known:
             raise ValueError(f"request_id={request_id!r} is in use.")

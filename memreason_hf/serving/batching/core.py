@@ -25,12 +25,29 @@ class CoreRows:
     indices: None = None
 
 
+def fixed_positions(rotary) -> int | None:
+    """
+    The number of positions whose rotation angles do not depend on the longest position of a call; `None` if all.
+
+    Dynamic and longrope rotations choose other frequencies beyond it.
+    """
+    parameters = {} if rotary is None else rotary.config.rope_parameters
+    nested = [values for values in parameters.values() if isinstance(values, dict)]
+    ends = [
+        values.get("original_max_position_embeddings") or rotary.config.max_position_embeddings
+        for values in nested or [parameters]
+        if values.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(ends, default=None)
+
+
 class AngleTable:
     """The rotation angles of all positions, computed once."""
 
     def __init__(self, decoder):
         self.decoder = decoder
         self.room = 0
+        self.most = fixed_positions(decoder.rotary_emb)
         self.angles: dict = {}
 
     def of(self, hidden_states: torch.Tensor, positions: list[int], index: torch.LongTensor) -> dict:
@@ -39,6 +56,9 @@ class AngleTable:
             return {}
         if max(positions) >= self.room:
             self.room = max(2 * self.room, max(positions) + 1, 256)
+            if self.most is not None:
+                # Longer texts are refused.
+                self.room = min(self.room, self.most)
             places = torch.arange(self.room, device=hidden_states.device)[None]
             self.angles = self.decoder._angles(hidden_states[:1], places)
         chosen: dict = {}

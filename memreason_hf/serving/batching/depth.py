@@ -78,11 +78,7 @@ class RequestDepth:
         if self.schedule is None:
             return self._count, self._most
         value = self.schedule.of_last(ids)
-        if value > self.limit:
-            raise ValueError(
-                f"depth_schedule returned {value} recurrences, but the memory of this request was cut for "
-                f"{self.limit}, the model's max_recurrences. Return at most this."
-            )
+        self._check_scheduled(value)
         if self.criterion is not None and self.min_recurrences > value:
             raise ValueError(f"min_recurrences={self.min_recurrences} is above max_recurrences={value}.")
         return (None if self.criterion is not None else value), value
@@ -90,7 +86,17 @@ class RequestDepth:
     def _scheduled(self, ids, tokens):
         if self.schedule is None:
             return {}
-        return self.schedule.arguments(ids, tokens, ids.shape[1] - tokens, self.criterion is not None)
+        arguments = self.schedule.arguments(ids, tokens, ids.shape[1] - tokens, self.criterion is not None)
+        for value in arguments.values():
+            self._check_scheduled(int(torch.as_tensor(value).max()))
+        return arguments
+
+    def _check_scheduled(self, value):
+        if value > self.limit:
+            raise ValueError(
+                f"depth_schedule returned {value} recurrences, but the memory of this request was cut for "
+                f"{self.limit}, the model's max_recurrences. Return at most this."
+            )
 
 
 def _refuse_provisional_logits(config, rule):

@@ -1,10 +1,16 @@
 """Where keys and values lie: one block of memory, cut into a region for each running request."""
 
-import os
+from pathlib import Path
 
+import psutil  # accelerate needs it
 import torch
 
 
+# Where a container finds its limit and what it has taken of it, by version of control groups.
+_CONTROL_GROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 # Of the memory that is free when a batcher is created, the part that its cache may take.
 FREE_MEMORY_SHARE = {"cpu": 0.3, "cuda": 0.8}
 
@@ -127,6 +133,17 @@ class CacheMemory:
         return self.cells
 
 
+def free_memory() -> int:
+    """The bytes that this process can still take, with those of the page cache, within the limit of its container."""
+    free = psutil.virtual_memory().available
+    for limit, taken in _CONTROL_GROUPS:
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(taken).read_text()))
+        except (OSError, ValueError):  # there is no such group, or its limit is "max"
+            continue
+    return max(0, free)
+
+
 def default_cache_tokens(config, device: torch.device, itemsize: int, max_rows: int, recurrences: int) -> int:
     """
     The tokens that a cache may hold by default: those of `max_rows` rows of the longest texts, or as many as fit into
@@ -135,11 +152,13 @@ def default_cache_tokens(config, device: torch.device, itemsize: int, max_rows: 
     shape = CacheShape(config)
     bytes_of_token = shape.cells(1, recurrences) * shape.width * itemsize
     if device.type == "cuda":
+        # What torch keeps of freed tensors does not count as free.
+        torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = free_memory()
     share = FREE_MEMORY_SHARE.get(device.type, FREE_MEMORY_SHARE["cpu"])
     return max(1, min(max_rows * config.max_position_embeddings, int(share * free) // bytes_of_token))
 
 
-__all__ = ["CacheMemory", "CacheShape", "Region", "default_cache_tokens"]
+__all__ = ["CacheMemory", "CacheShape", "Region", "default_cache_tokens", "free_memory"]

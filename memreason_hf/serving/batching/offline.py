@@ -68,13 +68,12 @@ class OfflineMixin:
             raise ValueError(
                 "The batcher holds other requests, whose outputs would be lost: run them to their end with step first."
             )
-        results = {
-            request.request_id: RequestOutput(request.request_id, list(request.prompt_ids)) for request in requests
-        }
+        results = {}
         try:
             # All requests are checked before the first runs.
             for request in requests:
-                self._enter(request)
+                name = self._enter(request)
+                results[name] = RequestOutput(name, list(self._known[name].tokens))
             while self.has_work:
                 for output in self.step():
                     result = results[output.request_id]

@@ -7,8 +7,10 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import GenerationMode, LogitsProcessorList
 
+from memreason_hf.checks import check_int, shortened
 from modeling_recurrent.arguments_recurrent import DEPTH_ARGUMENTS
 
+from .core import fixed_positions
 from .depth import RequestDepth
 from .requests import GENERATION_FIELDS, GenerationRequest
 from .rows import Row
@@ -57,16 +59,20 @@ class RequestPlanner:
         """
         tokens = self._tokens(request.prompt_ids)
         _whole("max_new_tokens", request.max_new_tokens, 1)
+        _as_ids(request.eos_token_id)
         config, depth_arguments = self._generation_config(request)
+        ends = frozenset(_as_ids(config.eos_token_id))
         max_new_tokens = self._new_tokens(request, config, len(tokens))
         self._check_length(len(tokens), max_new_tokens)
         prompt = torch.tensor([tokens], device=self.model.device)
-        processors = self._processors(config, len(tokens))
+        # Processors such as that of `forced_eos_token_id` read it.
+        config.max_length = len(tokens) + max_new_tokens
+        processors = self._processors(config, prompt)
         return Row(
             request_id=request_id,
             tokens=tokens,
             max_new_tokens=max_new_tokens,
-            ends=frozenset(_as_ids(config.eos_token_id)),
+            ends=ends,
             depth=RequestDepth(self.model, prompt, depth_arguments, request.depth_schedule),
             processors=processors,
             generator=self._generator(request.seed) if config.do_sample else None,
@@ -80,7 +86,7 @@ class RequestPlanner:
             prompt_ids = prompt_ids.tolist()
         is_list = isinstance(prompt_ids, Sequence) and not isinstance(prompt_ids, str | bytes)
         if not is_list or not all(isinstance(token, int) and not isinstance(token, bool) for token in prompt_ids):
-            raise TypeError(f"prompt_ids must be a list of token ids, got {_short(prompt_ids)}.")
+            raise TypeError(f"prompt_ids must be a list of token ids, got {shortened(prompt_ids)}.")
         if not prompt_ids:
             raise ValueError("prompt_ids is empty, but a text needs at least one token to continue from.")
         vocabulary = self.model.config.vocab_size
@@ -131,28 +137,24 @@ class RequestPlanner:
     def _check_length(self, prompt_length, max_new_tokens):
         config, total = self.model.config, prompt_length + max_new_tokens - 1
         # Positions without a learned embedding have no end, as in `generate`.
-        room = config.max_position_embeddings
-        if total <= room:
-            return
+        room, fixed = config.max_position_embeddings, fixed_positions(self.model.model.rotary_emb)
         reason = None
-        if config.position_embedding_type == "learned":
+        if config.position_embedding_type == "learned" and total > room:
             reason = f"max_position_embeddings={room} learned positions exist"
-        elif _rope_types(self.model.model.rotary_emb) & {"dynamic", "longrope"}:
-            reason = (
-                f"beyond max_position_embeddings={room} the rotation angles of a row would depend on the other rows"
-            )
+        elif fixed is not None and total > fixed:
+            reason = f"beyond {fixed} positions the rotation angles of a row would depend on the other rows"
         if reason is not None:
             raise ValueError(
                 f"prompt_ids has {prompt_length} tokens and max_new_tokens={max_new_tokens}, but {reason}. Shorten "
                 "the prompt or lower max_new_tokens."
             )
 
-    def _processors(self, config, prompt_length):
+    def _processors(self, config, prompt):
         self.model._prepare_special_tokens(config, False, device=self.model.device)
         return self.model._get_logits_processor(
             config,
-            input_ids_seq_length=prompt_length,
-            encoder_input_ids=None,
+            input_ids_seq_length=prompt.shape[1],
+            encoder_input_ids=prompt,
             prefix_allowed_tokens_fn=None,
             logits_processor=LogitsProcessorList(),
             device=self.model.device,
@@ -176,7 +178,9 @@ class RequestPlanner:
             raise ValueError(f"stop_strings holds {wrong!r}, but must hold strings of at least one character.")
         if self.tokenizer is None:
             if stop:
-                raise ValueError(f"stop_strings={_short(stop)} needs text: create the DepthBatcher with a tokenizer.")
+                raise ValueError(
+                    f"stop_strings={shortened(stop)} needs text: create the DepthBatcher with a tokenizer."
+                )
             return None
         return TextStream(self.tokenizer, stop)
 
@@ -186,28 +190,16 @@ def _as_ids(value):
         return ()
     if isinstance(value, torch.Tensor):
         value = value.tolist()
-    return (value,) if isinstance(value, int) else tuple(value)
+    ids = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        raise TypeError(f"eos_token_id={shortened(value)} must be a token id or a list of token ids.")
+    return tuple(ids)
 
 
 def _whole(name, value, least):
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}.")
-    if value < least:
-        raise ValueError(f"{name}={value} must be at least {least}.")
+    if value is not None:
+        check_int(name, value, least)
     return value
-
-
-def _rope_types(rotary):
-    """The kinds of rotation of a model."""
-    kinds = getattr(rotary, "rope_type", None)
-    return set(kinds.values()) if isinstance(kinds, dict) else {kinds}
-
-
-def _short(value):
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 __all__ = ["RequestPlanner"]

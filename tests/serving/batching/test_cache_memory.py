@@ -2,13 +2,14 @@
 
 import random
 
+import psutil
 import pytest
 import torch
 from depth_batches import alone, batched, random_requests, token_depths
 from recurrent_models import depth_calls, lively_model, tiny_config, tiny_model
 
-from memreason_hf.serving.batching import DepthBatcher, GenerationRequest
-from memreason_hf.serving.batching.memory import CacheMemory, default_cache_tokens
+from memreason_hf.serving.batching import DepthBatcher, GenerationRequest, memory
+from memreason_hf.serving.batching.memory import CacheMemory, default_cache_tokens, free_memory
 
 
 MODEL = {"input_injection": "add", "state_norm": "rmsnorm", "num_prelude_layers": 1, "num_coda_layers": 1}
@@ -168,3 +169,18 @@ def test_default_size_is_that_of_the_longest_texts_or_of_the_free_memory(monkeyp
     monkeypatch.setattr("os.sysconf", lambda name: 1000)
     bytes_of_token = 2 * 2 * 12 * config.num_key_value_heads * config.head_dim * 4
     assert default_cache_tokens(config, torch.device("cpu"), 4, 3, 12) == 300_000 // bytes_of_token
+
+
+def test_free_memory_is_what_the_machine_and_the_container_leave(tmp_path, monkeypatch):
+    available = free_memory()
+    # With the page cache, which the count of free pages leaves out; other processes may take some meanwhile.
+    assert 0 < available < 2 * psutil.virtual_memory().available
+    (tmp_path / "limit").write_text("5000000\n")
+    (tmp_path / "taken").write_text("2000000\n")
+    files = (str(tmp_path / "limit"), str(tmp_path / "taken"))
+    monkeypatch.setattr(memory, "_CONTROL_GROUPS", (("/nowhere", "/nowhere"), files))
+    assert free_memory() == 3_000_000
+    (tmp_path / "taken").write_text("6000000\n")
+    assert free_memory() == 0
+    (tmp_path / "limit").write_text("max\n")
+    assert free_memory() > 3_000_000

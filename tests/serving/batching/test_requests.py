@@ -56,6 +56,16 @@ def test_processors_of_the_generation_config_apply():
     assert outputs != batched(DepthBatcher(model, max_cache_tokens=400), plain)
 
 
+def test_processors_that_read_the_prompt_and_the_length():
+    model = lively_model("gpt2", {})
+    configs = (GenerationConfig(forced_eos_token_id=7), GenerationConfig(encoder_repetition_penalty=1.5))
+    requests = random_requests(8, [{"generation_config": config} for config in configs], most_tokens=9)
+    outputs = batched(DepthBatcher(model, max_cache_tokens=400), requests)
+    assert outputs == [alone(model, request) for request in requests]
+    forced = [tokens for request, (tokens, _) in zip(requests, outputs) if request.generation_config is configs[0]]
+    assert len(forced) == 4 and all(tokens[-1] == 7 for tokens in forced)
+
+
 def test_ends_and_their_reasons():
     model = lively_model("llama", {})
     text, _ = alone(model, GenerationRequest([4, 5], max_new_tokens=9))
@@ -159,6 +169,8 @@ def test_a_full_queue_is_refused_and_ids_are_unique():
         ({"prompt_ids": [1, 61]}, "prompt_ids holds 61"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"max_new_tokens": 1.5}, "max_new_tokens"),
+        ({"eos_token_id": "x"}, "eos_token_id='x'"),
+        ({"eos_token_id": [3, "x"]}, "eos_token_id="),
         ({"max_new_tokens": 63}, "max_position_embeddings=64"),
         ({"prompt_ids": [1] * 30, "max_new_tokens": 30, "num_recurrences": 12}, "max_cache_tokens"),
         ({"num_recurrences": 0}, "num_recurrences=0"),
@@ -215,14 +227,19 @@ def test_an_error_ends_one_request_and_not_the_others():
     def broken(ids):
         raise RuntimeError("no depth")
 
-    good, deep, wrong = run(
+    def deep_prompt(ids):
+        return torch.full_like(ids, 99)
+
+    good, deep, deeper, wrong = run(
         DepthBatcher(model, max_cache_tokens=100),
         GenerationRequest([1, 2], **fields),
         GenerationRequest([1, 2], depth_schedule=too_deep, **fields),
+        GenerationRequest([1, 2], depth_schedule=deep_prompt, **fields),
         GenerationRequest([1, 2], depth_schedule=broken, **fields),
     )
     assert good.generated_tokens == alone(model, GenerationRequest([1, 2], **fields))[0]
-    assert deep.finish_reason == wrong.finish_reason == "error"
+    assert deep.finish_reason == deeper.finish_reason == wrong.finish_reason == "error"
+    assert "99 recurrences" in deeper.error and not deeper.generated_tokens
     assert "99 recurrences" in deep.error and "no depth" in wrong.error and len(deep.generated_tokens) == 2
     with torch.no_grad():
         model.lm_head.weight[7] = float("nan")
@@ -242,8 +259,17 @@ def test_models_that_cannot_be_batched_are_refused():
     model.set_attn_implementation("flex_attention")
     with pytest.raises(ValueError, match="flex_attention"):
         DepthBatcher(model)
-    with pytest.raises(ValueError, match="max_rows=0"):
-        DepthBatcher(tiny_model(), max_rows=0)
+    limits = {"max_rows": 0, "prefill_tokens": 0, "max_cache_tokens": -5, "max_waiting": -1}
+    for name, value in limits.items():
+        with pytest.raises(ValueError, match=f"{name}={value}"):
+            DepthBatcher(tiny_model(), **{name: value})
+        with pytest.raises(TypeError, match=f"{name}=2.5"):
+            DepthBatcher(tiny_model(), **{name: 2.5})
+    model = tiny_model()
+    batcher = DepthBatcher(model, max_cache_tokens=20)
+    model.train()
+    with pytest.raises(ValueError, match="training mode"):
+        batcher.submit(GenerationRequest([1]))
     with pytest.raises(ValueError, match="RecurrentDepthForCausalLM"):
         DepthBatcher(torch.nn.Linear(2, 2))
 
@@ -271,6 +297,8 @@ def test_a_list_of_prompts_is_checked_first_and_given_up_whole():
         batcher.generate_batch([*prompts, [61]], max_new_tokens=3, progress_bar=False)
     with pytest.raises(TypeError, match="max_tokens=3"):
         batcher.generate_batch(prompts, max_tokens=3)
+    with pytest.raises(TypeError, match="prompt_ids must be a list of token ids, got 1"):
+        batcher.generate_batch([1, 2, 3])
     assert not batcher.has_work
     outputs = batcher.generate_batch(
         prompts, GenerationConfig(num_recurrences=2), max_new_tokens=3, progress_bar=False

@@ -40,11 +40,15 @@ def test_texts_and_depths_are_those_of_generate(style, extra):
         ("llama", {"num_key_value_heads": 2, "sliding_window": 4, "num_prelude_layers": 1, "num_coda_layers": 1}),
         ("gpt2", {"input_injection": "add"}),
         ("family:gemma3_text", {}),
+        ("llama", {"num_key_value_heads": 2, "attn_implementation": "eager"}),
     ],
 )
 def test_gathered_keys_give_the_same(style, extra, monkeypatch):
     """What a GPU does. Memory that nobody has written holds NaN."""
+    extra = dict(extra)
+    attention = extra.pop("attn_implementation", "sdpa")
     model = lively_model(style, extra)
+    model.set_attn_implementation(attention)
     requests = random_requests(10, [{"depth_schedule": token_depths(7)}], most_tokens=12)
     batcher = DepthBatcher(model, max_rows=5, max_cache_tokens=100)
     batcher.memory.ready(torch.zeros(1, dtype=torch.float64)).fill_(float("nan"))
@@ -56,6 +60,31 @@ def test_gathered_keys_give_the_same(style, extra, monkeypatch):
     )
     assert batched(batcher, requests) == [alone(model, request) for request in requests]
     assert max(calls) == 5
+
+
+@pytest.mark.parametrize(
+    ("rope", "most"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, None),
+        ({"rope_type": "dynamic", "factor": 4.0}, 64),
+        (
+            {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 24}
+            | {"short_factor": [1.0, 1.5], "long_factor": [3.0, 9.0]},
+            24,
+        ),
+    ],
+    ids=["yarn", "dynamic", "longrope"],
+)
+def test_rotations_that_depend_on_the_length(rope, most):
+    model = lively_model("llama", {"rope_parameters": {"rope_theta": 10000.0, **rope}, "head_dim": 4})
+    requests = random_requests(8, [{"depth_schedule": token_depths(5)}], most_tokens=10)
+    assert all(len(request.prompt_ids) + request.max_new_tokens <= 24 for request in requests)
+    batcher = DepthBatcher(model, max_cache_tokens=400)
+    assert batched(batcher, requests) == [alone(model, request) for request in requests]
+    if most is not None:
+        with pytest.raises(ValueError, match=f"beyond {most} positions"):
+            batcher.submit(GenerationRequest([1] * 5, max_new_tokens=most))
+        batcher.submit(GenerationRequest([1] * 5, max_new_tokens=most - 4))
 
 
 def share_one_slot(monkeypatch):
