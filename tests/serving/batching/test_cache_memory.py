@@ -166,7 +166,7 @@ def test_a_long_prompt_does_not_hold_up_the_others():
 def test_default_size_is_that_of_the_longest_texts_or_of_the_free_memory(monkeypatch):
     config = tiny_config("llama", max_position_embeddings=64)
     assert default_cache_tokens(config, torch.device("cpu"), 4, 3, 12) == 3 * 64
-    monkeypatch.setattr("os.sysconf", lambda name: 1000)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1_000_000)
     bytes_of_token = 2 * 2 * 12 * config.num_key_value_heads * config.head_dim * 4
     assert default_cache_tokens(config, torch.device("cpu"), 4, 3, 12) == 300_000 // bytes_of_token
 
