@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from depth_batches import alone, batched, random_requests, token_depths
+from depth_batches import alone, batched, token_depths
 from recurrent_models import DECODING_GRID, depth_calls, grid_ids, lively_model, random_ids, tiny_model
 
 from memreason_hf.serving.batching import DepthBatcher, GenerationRequest
@@ -196,11 +196,13 @@ def forget_earlier_parts(prefill, recurrence, start, end):
 )
 def test_a_wrong_slot_rule_changes_the_texts(part, wrong, monkeypatch):
     model = lively_model("llama", {"input_injection": "add", "state_norm": "rmsnorm"})
-    requests = random_requests(8, [{"depth_schedule": token_depths(7)}], longest_prompt=24)
+    requests = [
+        GenerationRequest(random_ids(24).tolist(), max_new_tokens=8, depth_schedule=token_depths(7)) for _ in range(12)
+    ]
     expected = [alone(model, request) for request in requests]
 
     def texts():
-        batcher = DepthBatcher(model, max_rows=4, max_cache_tokens=200, prefill_tokens=4)
+        batcher = DepthBatcher(model, max_rows=4, max_cache_tokens=200, prefill_tokens=2)
         batcher.memory.ready(torch.zeros(1, dtype=torch.float64)).zero_()
         return batched(batcher, requests)
 
