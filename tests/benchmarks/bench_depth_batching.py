@@ -148,7 +148,7 @@ class Bench:
 
     def throughput(self, runs):
         count, schedule = 64, by_token(SKEWED)
-        # Short prompts: both sides run each until its deepest token has halted, which is the same work.
+        # Short prompts: only `generate` runs all of their tokens until the deepest has halted.
         lengths = [(random.randint(4, 16), random.randint(16, 96)) for _ in range(count)]
         prompts = [ids(length).tolist() for length, _ in lengths]
         total = sum(new for _, new in lengths)

@@ -15,7 +15,7 @@ from .halting import RowCriteria
 from .memory import CacheMemory, CacheShape, default_cache_tokens
 from .offline import OfflineMixin
 from .plan import RequestPlanner
-from .prefill import Prefill
+from .prefill import Prefill, open_prefill
 from .requests import GenerationRequest, QueueFull, TokenOutput
 from .rows import Row
 
@@ -212,7 +212,7 @@ class DepthBatcher(OfflineMixin):
             if row.region is None:
                 return
             self._waiting.popleft()
-            self._prefills.append(Prefill(self.model, row))
+            self._prefills.append(open_prefill(self._core, row))
 
     def _run_prompts(self):
         outputs, left = [], self.prefill_tokens
@@ -221,8 +221,6 @@ class DepthBatcher(OfflineMixin):
             row = prefill.row
             try:
                 ran, logits, recurrences = prefill.advance(left)
-                if logits is not None:
-                    row.deepest = prefill.move(self.memory)
             except Exception as problem:  # a schedule of the request must not end the others
                 self._prefills.popleft()
                 outputs.append(self._fail(row, problem))

@@ -10,6 +10,7 @@ from modeling_recurrent.inputs_recurrent import initial_state
 from modeling_recurrent.modeling_recurrent import attention_interface
 
 from .memory import CacheMemory
+from .prompt_slots import PromptSlots
 from .slots import GatheredSlots, Place, RegionSlots
 
 
@@ -19,7 +20,7 @@ class CoreRows:
 
     masks: dict
     angles: dict
-    slots: RegionSlots
+    slots: RegionSlots | PromptSlots
     interface: object
     recurrence: int = 1
     indices: None = None
@@ -52,25 +53,25 @@ class AngleTable:
 
     def of(self, hidden_states: torch.Tensor, positions: list[int], index: torch.LongTensor) -> dict:
         """The angles for the decoder's layers, of rows of one token at `positions`; `index` holds them as a tensor."""
+        chosen = self.of_row(hidden_states, max(positions), index)
+        # Types of layers may share one pair.
+        rows = {id(pair): tuple(angle.transpose(0, -2) for angle in pair) for pair in chosen.values()}
+        return {kind: rows[id(pair)] for kind, pair in chosen.items()}
+
+    def of_row(self, hidden_states: torch.Tensor, most: int, index: torch.LongTensor) -> dict:
+        """The angles of one row of tokens at the positions `index`, of which none is above `most`."""
         if self.decoder.rotary_emb is None:
             return {}
-        if max(positions) >= self.room:
-            self.room = max(2 * self.room, max(positions) + 1, 256)
+        if most >= self.room:
+            self.room = max(2 * self.room, most + 1, 256)
             if self.most is not None:
                 # Longer texts are refused.
                 self.room = min(self.room, self.most)
             places = torch.arange(self.room, device=hidden_states.device)[None]
             self.angles = self.decoder._angles(hidden_states[:1], places)
-        chosen: dict = {}
-        # Types of layers may share one pair.
         pairs = {id(pair): pair for pair in self.angles.values()}
-        rows = {
-            name: tuple(angle.index_select(-2, index).transpose(0, -2) for angle in pair)
-            for name, pair in pairs.items()
-        }
-        for kind, pair in self.angles.items():
-            chosen[kind] = rows[id(pair)]
-        return chosen
+        chosen = {name: tuple(angle.index_select(-2, index) for angle in pair) for name, pair in pairs.items()}
+        return {kind: chosen[id(pair)] for kind, pair in self.angles.items()}
 
 
 class DepthCore:
@@ -108,12 +109,7 @@ class DepthCore:
         decoder, config, device = self.decoder, self.config, self.device
         positions = torch.tensor([[row.position] for row in rows], device=device)
         ids = torch.tensor([[row.tokens[row.position]] for row in rows], device=device)
-        hidden_states = decoder.embed_tokens(ids)
-        if decoder.block_config is not None:
-            hidden_states = scale_embeddings(hidden_states, decoder.block_config)
-        elif config.embedding_scale != 1:
-            hidden_states = hidden_states * config.embedding_scale
-        hidden_states = decoder.embedding_dropout(decoder._add_positions(hidden_states, positions, 0))
+        hidden_states = self._embed(ids, positions)
         if config.num_prelude_layers:
             hidden_states = decoder.run_layers("prelude", hidden_states, self._open(rows, "prelude", hidden_states))
         if config.state_init in ("embedding", "zeros"):
@@ -150,6 +146,54 @@ class DepthCore:
         if self.config.num_coda_layers:
             state = decoder.run_layers("coda", state, self._open(rows, "coda", state))
         return decoder.norm(state)[:, 0]
+
+    # ---- The prompt of one row: many tokens, of which some may have halted ----
+
+    def start_prompt(self, row, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Embeds the tokens from `start` to `end` of a row and runs the prelude.
+
+        Returns the input of the loop and the state before the first recurrence, both `(1, tokens, hidden)`.
+        """
+        positions = torch.arange(start, end, device=self.device)
+        hidden_states = self._embed(torch.tensor([row.tokens[start:end]], device=self.device), positions[None])
+        hidden_states = self._run_prompt("prelude", hidden_states, row, positions)
+        return hidden_states, initial_state(self.config, hidden_states, positions[None], row.state_seed)
+
+    def recur_prompt(self, row, places: torch.LongTensor, recurrence: int, state, inputs) -> torch.Tensor:
+        """One recurrence of the tokens of a row at the positions `places`."""
+        updated = self.decoder._inject(state, inputs, recurrence == 1)
+        return self._run_prompt("recurrent", updated, row, places, recurrence)
+
+    def judge_prompt(self, rule, recurrence: int, state: torch.Tensor) -> None:
+        """Passes the rule, whose units are the tokens of `state`, what it reads."""
+        self.decoder._judge(rule, recurrence, state[0], None, self.model.compute_logits)
+
+    def finish_prompt(self, row, start: int, end: int, state: torch.Tensor) -> torch.Tensor:
+        """The hidden state behind the logits of the last token, `(1, hidden)`: after the coda and the last norm."""
+        if self.config.coda_norm:
+            state = self.decoder.norm(state)
+        state = self._run_prompt("coda", state, row, torch.arange(start, end, device=self.device))
+        return self.decoder.norm(state[:, -1])
+
+    def _run_prompt(self, stack, hidden_states, row, places, recurrence=1):
+        decoder = self.decoder
+        if not len(decoder.stack_range(stack)):
+            return hidden_states
+        slots = PromptSlots(self.memory, row.region, places, recurrence, self.windows, self.plain)
+        angles = self.angles.of_row(hidden_states, slots.length - 1, places)
+        looped = stack == "recurrent" and decoder.recurrence_lora is not None
+        kwargs = {"recurrence": recurrence} if looped else {}
+        return decoder.run_layers(stack, hidden_states, CoreRows(self.masks, angles, slots, self.interface), **kwargs)
+
+    def _embed(self, ids, positions):
+        decoder = self.decoder
+        hidden_states = decoder.embed_tokens(ids)
+        if decoder.block_config is not None:
+            hidden_states = scale_embeddings(hidden_states, decoder.block_config)
+        elif self.config.embedding_scale != 1:
+            hidden_states = hidden_states * self.config.embedding_scale
+        return decoder.embedding_dropout(decoder._add_positions(hidden_states, positions, 0))
 
     def _open(self, rows, stack, hidden_states):
         decoder = self.decoder

@@ -22,6 +22,7 @@ class RequestDepth:
         criterion (`HaltingCriterion`, *optional*): Decides about new tokens, if no count does.
         min_recurrences (`int`): The first recurrence at which the criterion may halt a new token.
         whole (`bool`): Whether the prompt has one count, decided at its last token, and so must not be cut.
+        by_token (`bool`): Whether the tokens of the prompt may differ in their counts.
         reads_coda (`bool`): Whether the criterion reads logits after the coda.
 
     Raises:
@@ -56,6 +57,7 @@ class RequestDepth:
         self._most = new.limit if isinstance(new, HaltingRule) else new
         self.limit = max(rule.limit if isinstance(rule, HaltingRule) else rule for rule in rules)
         self.whole = any(isinstance(rule, HaltingRule) and rule.granularity == "sequence" for rule in rules)
+        self.by_token = not self.whole and (schedule is not None or isinstance(rules[0], HaltingRule))
         if self.schedule is not None:
             self.limit = max(self.limit, config.max_recurrences)
         reads = None if self.criterion is None else self.criterion.reads
