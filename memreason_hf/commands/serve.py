@@ -166,7 +166,9 @@ class LimitArguments:
         least = max(config.num_recurrences if config.halting_criterion is None else 1, config.min_recurrences)
         deepest = max(config.max_recurrences, least) if self.most_recurrences is None else self.most_recurrences
         if deepest < least:
-            raise ValueError(f"most_recurrences={deepest} is below the {least} recurrences of the model's config.")
+            raise ValueError(
+                f"most_recurrences={deepest} is below the {least} recurrences of a request that does not say any."
+            )
         return Limits(
             context=context,
             most_recurrences=deepest,
@@ -213,7 +215,7 @@ def _serve(model, arguments, limit_arguments, depth):
     server = _server_module()
     config = model.load_recurrent_config()
     wanted = _with_depth(config, None, depth)
-    limits = limit_arguments.limits(wanted, arguments.shutdown_seconds)
+    limit_arguments.limits(wanted, arguments.shutdown_seconds)
     tokenizer = model.load_tokenizer(config)
     bound = server.bind(arguments.host, arguments.port)
     try:
@@ -228,6 +230,9 @@ def _serve(model, arguments, limit_arguments, depth):
         network = model.load_model()
         if given_depth(depth):
             _set_depth(network, depth)
+        # The depth of the generation config is known only now.
+        wanted = _with_depth(network.config, network.generation_config, None)
+        limits = limit_arguments.limits(wanted, arguments.shutdown_seconds)
         name = arguments.name or model.short_name
         served = ServedModel(name, network, tokenizer, limits, created=int(time.time()))
         served.warm_up()

@@ -14,6 +14,7 @@ from demo_models import demo_model, save
 from refusals import refused
 from served_processes import KEY, fail_in_child, served_process
 from text_models import save_text_model
+from transformers import GenerationConfig
 
 from memreason_hf.commands import serve
 from memreason_hf.commands.serve import main
@@ -116,6 +117,15 @@ def test_a_model_that_no_request_can_run_on_is_refused(tmp_path, capsys):
     model.generation_config.num_beams = 4
     model.generation_config.save_pretrained(tmp_path / "beams")
     assert "num_beams=4" in refused(capsys, main, [str(tmp_path / "beams"), "--port", "0"])
+
+
+@needs_extra
+def test_the_depth_of_the_generation_config_must_be_allowed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(serve, "_run", lambda *arguments: None)
+    save_text_model(tmp_path / "deep")
+    GenerationConfig(num_recurrences=9).save_pretrained(tmp_path / "deep")
+    flags = [str(tmp_path / "deep"), "--port", "0", "--most_recurrences", "4"]
+    assert "most_recurrences=4 is below the 9 recurrences" in refused(capsys, main, flags)
 
 
 @needs_extra

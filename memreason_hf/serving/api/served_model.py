@@ -219,8 +219,15 @@ class ServedModel:
         default = self.default_depth()
         otherwise = None if "num_recurrences" in depth else default["halting_criterion"]
         criterion = depth.get("halting_criterion", otherwise)
-        if criterion not in (None, "none") and "max_recurrences" not in depth and default["max_recurrences"] > most:
-            depth["max_recurrences"] = most
+        if criterion not in (None, "none"):
+            if "max_recurrences" not in depth and default["max_recurrences"] > most:
+                depth["max_recurrences"] = most
+        elif depth.get("num_recurrences", default["num_recurrences"]) > most:
+            message = (
+                f"num_recurrences is not given, and the model's own {default['num_recurrences']} are more than the "
+                f"{most} that this server runs. Send num_recurrences or a halting criterion."
+            )
+            raise ApiError(400, message, param="num_recurrences", code="invalid_value")
         return depth
 
     def _ends(self):

@@ -99,6 +99,15 @@ class TestDepthBeyondTheLimit:
         assert planned(served_model(), **HALTING).max_recurrences is None
         assert planned(with_generation_config(served, **HALTING)).max_recurrences == 5
 
+    def test_the_depth_of_the_model_cannot_be_asked_for_without_its_number(self):
+        """A server whose requests halt may have a model with more recurrences than it runs."""
+        served = served_model(limits={"most_recurrences": 4}, num_recurrences=9, **HALTING)
+        assert planned(served).max_recurrences == 4
+        with pytest.raises(ApiError, match="the model's own 9 are more than the 4 that this server runs") as refused:
+            planned(served, halting_criterion="none")
+        assert refused.value.param == "num_recurrences"
+        assert planned(served, halting_criterion="none", num_recurrences=4).num_recurrences == 4
+
 
 def test_the_model_says_its_depth():
     fixed = served_model().describe()
