@@ -23,7 +23,7 @@ from memreason_hf.serving.api.metrics import Metrics
 from memreason_hf.serving.api.prompts import Prompt, PromptReader, count_prompts
 from memreason_hf.serving.api.refusals import ApiError, wrong_request
 from memreason_hf.serving.api.replies import ChoiceReader, Part, Reply, Usage
-from memreason_hf.serving.api.served_model import ServedModel, ShownTokens
+from memreason_hf.serving.api.served_model import ServedModel
 from memreason_hf.serving.batching import GenerationRequest
 
 
@@ -173,7 +173,7 @@ class _Handler:
 
     def __init__(self, served, engine, metrics):
         self.served, self.engine, self.metrics = served, engine, metrics
-        self.shown = ShownTokens(served.tokenizer)
+        self.shown = served.shown_tokens()
         # Long prompts have a lane of their own, so that short ones do not wait behind them.
         self._lanes = [_Lane(served), _Lane(served)]
 

@@ -1,7 +1,7 @@
 """The model of a server: what its requests take from the generation config, and what they may ask for."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,11 @@ class ShownTokens:
     The marks of steps, such as `<memory>`, and all other special tokens are a part of the text, as everywhere in this
     package. Only the tokens that begin, end or pad a text are left out.
 
+    Args:
+        tokenizer: of the model.
+        ends: the ids that end a text, beside that of the tokenizer. Models of chats often have a token for the end of
+            a turn.
+
     Example:
 
         >>> ids = [tokenizer.eos_token_id, *tokenizer("the").input_ids]
@@ -38,9 +43,10 @@ class ShownTokens:
         'the'
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()):
         self.tokenizer = tokenizer
-        self.hidden_ids = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+        special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        self.hidden_ids = {*special, *ends} - {None}
         self._tokens: dict[int, dict] = {}
 
     def decode(self, ids: Sequence[int], **options) -> str:
@@ -90,9 +96,15 @@ class ServedModel:
         """The config of the model."""
         return self.model.config
 
+    def shown_tokens(self) -> ShownTokens:
+        """What clients see of a text of the model."""
+        ends = self._ends()
+        ends = [ends] if isinstance(ends, int) else ends or ()
+        return ShownTokens(self.tokenizer, ends)
+
     def make_batcher(self, **options) -> DepthBatcher:
         """A decode loop without requests."""
-        return DepthBatcher(self.model, ShownTokens(self.tokenizer), **options)
+        return DepthBatcher(self.model, self.shown_tokens(), **options)
 
     def warm_up(self) -> None:
         """

@@ -138,6 +138,21 @@ def test_only_the_tokens_that_begin_end_or_pad_a_text_are_hidden():
     assert shown == "<memory>the"
 
 
+def test_no_text_ends_with_the_token_that_ends_a_turn():
+    served = served_model()
+    _, ids, _ = reference(served, "user: the cat\nassistant:")
+    turn = ids[-1]
+    length = ids.index(turn)
+    with_generation_config(served, eos_token_id=[served.tokenizer.eos_token_id, turn])
+    expected = served.tokenizer.decode(ids[:length])
+    with running(served) as server:
+        choice = server.chat("the cat", max_tokens=6, return_token_ids=True).body["choices"][0]
+        assert choice["finish_reason"] == "stop" and choice["token_ids"] == ids[: length + 1]
+        assert choice["message"]["content"] == expected
+        events = server.chat("the cat", max_tokens=6, stream=True).events
+        assert "".join(event["choices"][0]["delta"].get("content") or "" for event in events) == expected
+
+
 COUNTED = (
     "memreason_generated_tokens_total",
     "memreason_recurrences_total",
