@@ -144,6 +144,17 @@ def test_a_port_that_is_taken_is_refused(saved, capsys):
 
 
 @needs_extra
+def test_a_port_that_is_taken_while_the_model_loads_is_refused(saved, capsys, monkeypatch):
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        # Both can bind the port: whoever listens first has it.
+        monkeypatch.setattr(ServedModel, "warm_up", lambda served: other.listen())
+        assert f"port={port}: Address already in use" in refused(capsys, main, [saved.name, "--port", str(port)])
+
+
+@needs_extra
 def test_sigterm_lets_a_running_request_finish(saved, tmp_path):
     depth = {"halting_criterion": "kl", "kl_threshold": 0.3}
     flags = [part for name, value in depth.items() for part in (f"--{name}", str(value))]
