@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from memreason_hf.serving.api.fields import ChatFields, RequestFields
 from memreason_hf.serving.api.limits import Limits
@@ -253,7 +253,7 @@ class ServedModel:
         names = ("max_completion_tokens", "max_tokens") if isinstance(given, ChatFields) else ("max_tokens",)
         name = next((name for name in names if getattr(given, name) is not None), None)
         if name is None:
-            return min(self.model.generation_config.max_new_tokens or self.limits.new_tokens, room)
+            return min(self._default_tokens(given, prompt), room)
         wanted = getattr(given, name)
         if wanted > room:
             message = (
@@ -262,6 +262,22 @@ class ServedModel:
             )
             raise ApiError(400, message, param=name, code="context_length_exceeded")
         return wanted
+
+    def _default_tokens(self, given, prompt):
+        """As `generate`: max_length counts the prompt, and has no effect where it has its default."""
+        generation = self.model.generation_config
+        if generation.max_new_tokens is not None:
+            return generation.max_new_tokens
+        if generation.max_length in (None, GenerationConfig().max_length):
+            return self.limits.new_tokens
+        if prompt >= generation.max_length:
+            message = (
+                f"The prompt has {prompt:,} tokens, and max_length={generation.max_length} of generation_config.json "
+                "leaves none for the answer. Shorten the prompt, or send max_tokens."
+            )
+            param = "messages" if isinstance(given, ChatFields) else "prompt"
+            raise ApiError(400, message, param=param, code="context_length_exceeded")
+        return generation.max_length - prompt
 
 
 def _parameters():

@@ -59,6 +59,12 @@ def test_the_length_of_an_answer():
         with pytest.raises(ApiError, match=f"{name}=8 after a prompt of 250 tokens needs 257 positions") as refused:
             planned(served, length=250, kind=kind, **{name: 8})
         assert refused.value.code == "context_length_exceeded" and refused.value.param == name
+    # As in `generate`, max_length counts the prompt.
+    assert planned(with_generation_config(served, max_length=14)).max_new_tokens == 10
+    assert planned(served, length=14, max_tokens=5).max_new_tokens == 5
+    with pytest.raises(ApiError, match="14 tokens, and max_length=14 of generation_config") as refused:
+        planned(served, length=14)
+    assert refused.value.param == "prompt"
     assert planned(with_generation_config(served, max_new_tokens=3)).max_new_tokens == 3
 
 
