@@ -83,6 +83,8 @@ def test_without_the_extra_it_is_named(saved, capsys, monkeypatch):
         (["--context", "0"], "context=0 must be at least 1"),
         (["--body_bytes", "0"], "body_bytes=0"),
         (["--read_seconds", "-1"], "read_seconds=-1 must be from 0"),
+        (["--read_seconds", "0"], "read_seconds=0 must be above 0"),
+        (["--stall_seconds", "0"], "stall_seconds=0 must be above 0"),
         (["--shutdown_seconds", "inf"], "shutdown_seconds=inf"),
         (["--stall_seconds", "nan"], "stall_seconds=nan"),
         (["--most_recurrences", "2"], "most_recurrences=2 is below the 3 recurrences"),

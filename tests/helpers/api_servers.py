@@ -82,7 +82,7 @@ class Running:
         return self.server.engine.counters.stats
 
     def ask(self, method, path, body=None, headers=None, timeout=60):
-        """Sends a request; a body that is no text or bytes is sent as JSON."""
+        """Sends a request; a body that is neither text nor bytes is sent as JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         headers = dict(headers or {})
         if body is not None:

@@ -118,7 +118,7 @@ class PromptReader:
         for token_id in ids:
             # True is an int.
             if type(token_id) is not int or not 0 <= token_id < rows:
-                raise wrong("prompt", token_id, f"is no token id: these are whole numbers from 0 to {rows - 1}")
+                raise wrong("prompt", token_id, f"is not a token id: these are whole numbers from 0 to {rows - 1}")
         return self._fits("prompt", ids)
 
     def _check_size(self, param, characters):
