@@ -21,6 +21,7 @@ from memreason_hf.serving.api.access import KEY_VARIABLE, LOCAL_NAMES, read_keys
 from memreason_hf.serving.api.engine import EngineFailed
 from memreason_hf.serving.api.limits import Limits
 from memreason_hf.serving.api.served_model import ServedModel
+from memreason_hf.serving.batching.memory import CacheShape
 from modeling_recurrent.arguments_recurrent import DEPTH_ARGUMENTS
 
 
@@ -252,7 +253,7 @@ def _run(server, served, bound, arguments, limit_arguments, keys, is_local):
         print(f"Serving {served.name} at {address}/v1, {describe_depth(settings)}", flush=True)
         print("Ctrl-C ends it.", file=sys.stderr, flush=True)
 
-    server.Server(
+    ready = server.Server(
         served,
         keys=keys,
         host_names=_host_names(arguments.host) if is_local and not keys else (),
@@ -263,7 +264,22 @@ def _run(server, served, bound, arguments, limit_arguments, keys, is_local):
         },
         log=_log if arguments.log_requests else None,
         on_start=say,
-    ).serve_on(bound)
+    )
+    _warn_of_small_cache(served, ready.engine.counters.stats.slots_total)
+    ready.serve_on(bound)
+
+
+def _warn_of_small_cache(served, cells):
+    limits = served.limits
+    fits = cells // CacheShape(served.config).cells(1, limits.most_recurrences)
+    if fits < limits.context:
+        print(
+            f"Warning: the cache holds {fits:,} tokens at {limits.most_recurrences} recurrences, but "
+            f"context={limits.context}: larger requests are refused. Raise max_cache_tokens, or lower context or "
+            "most_recurrences.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _log(line):

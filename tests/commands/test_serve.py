@@ -157,6 +157,19 @@ def test_a_port_that_is_taken_while_the_model_loads_is_refused(saved, capsys, mo
 
 
 @needs_extra
+@pytest.mark.parametrize("tokens", [99, 100])
+def test_a_cache_that_cannot_hold_the_longest_request_is_warned_about(saved, capsys, monkeypatch, tokens):
+    from memreason_hf.serving.api.server import Server
+
+    monkeypatch.setattr(Server, "serve_on", lambda server, bound: None)
+    flags = ["--port", "0", "--context", "100", "--max_cache_tokens", str(tokens)]
+    assert main([saved.name, *flags]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Warning")]
+    said = "Warning: the cache holds 99 tokens at 9 recurrences, but context=100: larger requests are refused. Raise "
+    assert [line.startswith(said + "max_cache_tokens") for line in warnings] == [True] * (100 - tokens)
+
+
+@needs_extra
 def test_sigterm_lets_a_running_request_finish(saved, tmp_path):
     depth = {"halting_criterion": "kl", "kl_threshold": 0.3}
     flags = [part for name, value in depth.items() for part in (f"--{name}", str(value))]

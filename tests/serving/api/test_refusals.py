@@ -126,6 +126,18 @@ def test_messages_that_cannot_be_read(server):
         check(other.chat("hello"), 400, "has no chat template", "messages", "no_chat_template")
 
 
+def test_a_request_that_the_cache_cannot_hold_is_told_the_limit_of_the_server():
+    with running(batcher_options={"max_cache_tokens": 40}) as other:
+        # The model halts after at most 9 recurrences, and a fixed depth of 4 needs less.
+        answer = other.complete(prompt=[5] * 10, max_tokens=32, num_recurrences=9)
+        said = "needs 41 positions, but the cache of this server holds 40 at up to 9 recurrences. Shorten the prompt"
+        check(answer, 400, said, "prompt", "context_length_exceeded")
+        assert "max_cache_tokens" not in answer.text
+        assert other.complete(prompt=[5] * 10, max_tokens=31, num_recurrences=9).status == 200
+        assert other.complete(prompt=[5] * 10, max_tokens=32, num_recurrences=4).status == 200
+        check(other.chat("the cat", max_tokens=200), 400, "of this server holds", "messages")
+
+
 def test_errors_are_counted_by_kind(server):
     before = server.metric('memreason_errors_total{kind="unknown_field"}') or 0
     server.complete(prompt="the cat", quux=1)
