@@ -21,6 +21,7 @@ from memreason_hf.serving.api.access import KEY_VARIABLE, LOCAL_NAMES, read_keys
 from memreason_hf.serving.api.engine import EngineFailed
 from memreason_hf.serving.api.limits import Limits
 from memreason_hf.serving.api.served_model import ServedModel
+from memreason_hf.serving.batching.memory import CacheShape
 from modeling_recurrent.arguments_recurrent import DEPTH_ARGUMENTS
 
 
@@ -166,7 +167,9 @@ class LimitArguments:
         least = max(config.num_recurrences if config.halting_criterion is None else 1, config.min_recurrences)
         deepest = max(config.max_recurrences, least) if self.most_recurrences is None else self.most_recurrences
         if deepest < least:
-            raise ValueError(f"most_recurrences={deepest} is below the {least} recurrences of the model's config.")
+            raise ValueError(
+                f"most_recurrences={deepest} is below the {least} recurrences of a request that does not say any."
+            )
         return Limits(
             context=context,
             most_recurrences=deepest,
@@ -213,7 +216,7 @@ def _serve(model, arguments, limit_arguments, depth):
     server = _server_module()
     config = model.load_recurrent_config()
     wanted = _with_depth(config, None, depth)
-    limits = limit_arguments.limits(wanted, arguments.shutdown_seconds)
+    limit_arguments.limits(wanted, arguments.shutdown_seconds)
     tokenizer = model.load_tokenizer(config)
     bound = server.bind(arguments.host, arguments.port)
     try:
@@ -228,6 +231,9 @@ def _serve(model, arguments, limit_arguments, depth):
         network = model.load_model()
         if given_depth(depth):
             _set_depth(network, depth)
+        # The depth of the generation config is known only now.
+        wanted = _with_depth(network.config, network.generation_config, None)
+        limits = limit_arguments.limits(wanted, arguments.shutdown_seconds)
         name = arguments.name or model.short_name
         served = ServedModel(name, network, tokenizer, limits, created=int(time.time()))
         served.warm_up()
@@ -247,7 +253,7 @@ def _run(server, served, bound, arguments, limit_arguments, keys, is_local):
         print(f"Serving {served.name} at {address}/v1, {describe_depth(settings)}", flush=True)
         print("Ctrl-C ends it.", file=sys.stderr, flush=True)
 
-    server.Server(
+    ready = server.Server(
         served,
         keys=keys,
         host_names=_host_names(arguments.host) if is_local and not keys else (),
@@ -258,7 +264,22 @@ def _run(server, served, bound, arguments, limit_arguments, keys, is_local):
         },
         log=_log if arguments.log_requests else None,
         on_start=say,
-    ).serve_on(bound)
+    )
+    _warn_of_small_cache(served, ready.engine.counters.stats.slots_total)
+    ready.serve_on(bound)
+
+
+def _warn_of_small_cache(served, cells):
+    limits = served.limits
+    fits = cells // CacheShape(served.config).cells(1, limits.most_recurrences)
+    if fits < limits.context:
+        print(
+            f"Warning: the cache holds {fits:,} tokens at {limits.most_recurrences} recurrences, but "
+            f"context={limits.context}: larger requests are refused. Raise max_cache_tokens, or lower context or "
+            "most_recurrences.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _log(line):

@@ -14,6 +14,7 @@ from demo_models import demo_model, save
 from refusals import refused
 from served_processes import KEY, fail_in_child, served_process
 from text_models import save_text_model
+from transformers import GenerationConfig
 
 from memreason_hf.commands import serve
 from memreason_hf.commands.serve import main
@@ -82,6 +83,8 @@ def test_without_the_extra_it_is_named(saved, capsys, monkeypatch):
         (["--context", "0"], "context=0 must be at least 1"),
         (["--body_bytes", "0"], "body_bytes=0"),
         (["--read_seconds", "-1"], "read_seconds=-1 must be from 0"),
+        (["--read_seconds", "0"], "read_seconds=0 must be above 0"),
+        (["--stall_seconds", "0"], "stall_seconds=0 must be above 0"),
         (["--shutdown_seconds", "inf"], "shutdown_seconds=inf"),
         (["--stall_seconds", "nan"], "stall_seconds=nan"),
         (["--most_recurrences", "2"], "most_recurrences=2 is below the 3 recurrences"),
@@ -119,6 +122,15 @@ def test_a_model_that_no_request_can_run_on_is_refused(tmp_path, capsys):
 
 
 @needs_extra
+def test_the_depth_of_the_generation_config_must_be_allowed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(serve, "_run", lambda *arguments: None)
+    save_text_model(tmp_path / "deep")
+    GenerationConfig(num_recurrences=9).save_pretrained(tmp_path / "deep")
+    flags = [str(tmp_path / "deep"), "--port", "0", "--most_recurrences", "4"]
+    assert "most_recurrences=4 is below the 9 recurrences" in refused(capsys, main, flags)
+
+
+@needs_extra
 @pytest.mark.parametrize(("host", "said"), [("nowhere.invalid", "host='nowhere.invalid'"), ("192.0.2.1", "192.0.2.1")])
 def test_a_host_that_this_machine_is_not(saved, capsys, host, said):
     assert said in refused(capsys, main, [saved.name, "--host", host])
@@ -131,6 +143,30 @@ def test_a_port_that_is_taken_is_refused(saved, capsys):
         taken.listen()
         port = taken.getsockname()[1]
         assert f"port={port}: Address already in use" in refused(capsys, main, [saved.name, "--port", str(port)])
+
+
+@needs_extra
+def test_a_port_that_is_taken_while_the_model_loads_is_refused(saved, capsys, monkeypatch):
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        # Both can bind the port: whoever listens first has it.
+        monkeypatch.setattr(ServedModel, "warm_up", lambda served: other.listen())
+        assert f"port={port}: Address already in use" in refused(capsys, main, [saved.name, "--port", str(port)])
+
+
+@needs_extra
+@pytest.mark.parametrize("tokens", [99, 100])
+def test_a_cache_that_cannot_hold_the_longest_request_is_warned_about(saved, capsys, monkeypatch, tokens):
+    from memreason_hf.serving.api.server import Server
+
+    monkeypatch.setattr(Server, "serve_on", lambda server, bound: None)
+    flags = ["--port", "0", "--context", "100", "--max_cache_tokens", str(tokens)]
+    assert main([saved.name, *flags]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Warning")]
+    said = "Warning: the cache holds 99 tokens at 9 recurrences, but context=100: larger requests are refused. Raise "
+    assert [line.startswith(said + "max_cache_tokens") for line in warnings] == [True] * (100 - tokens)
 
 
 @needs_extra

@@ -82,7 +82,7 @@ class Running:
         return self.server.engine.counters.stats
 
     def ask(self, method, path, body=None, headers=None, timeout=60):
-        """Sends a request; a body that is no text or bytes is sent as JSON."""
+        """Sends a request; a body that is neither text nor bytes is sent as JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         headers = dict(headers or {})
         if body is not None:
@@ -130,8 +130,8 @@ class Running:
 @contextlib.contextmanager
 def running(served=None, send_buffer=None, **options):
     """
-    A server in a thread, on a free port. It has ended when the block ends. A small `send_buffer` lets a client that
-    reads nothing be noticed after few bytes.
+    A server in a thread, on a free port. It has ended without an error when the block ends. A small `send_buffer` lets
+    a client that reads nothing be noticed after few bytes.
     """
     for name in ("fastapi", "uvicorn", "prometheus_client"):
         pytest.importorskip(name, reason='needs pip install "memreason-hf[serve]"')
@@ -153,18 +153,20 @@ def running(served=None, send_buffer=None, **options):
             server.serve_on(bound)
         except Exception as error:
             failures.append(error)
+        finally:
+            # Who waits for the start shall not wait in vain.
+            started.set()
 
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        assert started.wait(30)
-        asked = Running(served, server, port)
-        asked.failures = failures
-        yield asked
+        assert started.wait(30) and not failures, failures
+        yield Running(served, server, port)
     finally:
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive()
+    assert not failures, failures
 
 
 def reference(served, prompt, max_new_tokens=6, **arguments):

@@ -23,7 +23,7 @@ from memreason_hf.serving.api.metrics import Metrics
 from memreason_hf.serving.api.prompts import Prompt, PromptReader, count_prompts
 from memreason_hf.serving.api.refusals import ApiError, wrong_request
 from memreason_hf.serving.api.replies import ChoiceReader, Part, Reply, Usage
-from memreason_hf.serving.api.served_model import ServedModel, ShownTokens
+from memreason_hf.serving.api.served_model import ServedModel
 from memreason_hf.serving.batching import GenerationRequest
 
 
@@ -96,11 +96,15 @@ def _add_error_handlers(app, metrics):
 
     @app.exception_handler(HTTPException)
     async def not_found(request, error):
-        messages = {
-            404: f"There is no {shortened(request.url.path)}. The paths are {', '.join(ENDPOINTS)}.",
-            405: f"{request.method} {request.url.path} is not allowed.",
-        }
-        refusal = ApiError(error.status_code, messages.get(error.status_code, str(error.detail)), code="no_such_path")
+        if error.status_code == 404:
+            message = f"There is no {shortened(request.url.path)}. The paths are {', '.join(ENDPOINTS)}."
+            refusal = ApiError(404, message, code="no_such_path")
+        elif error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            message = f"{request.method} {request.url.path} is not allowed. Send {allowed}."
+            refusal = ApiError(405, message, code="method_not_allowed")
+        else:
+            refusal = ApiError(error.status_code, str(error.detail))
         metrics.errors.labels(refusal.kind).inc()
         return JSONResponse(refusal.body(), error.status_code, error.headers)
 
@@ -173,7 +177,7 @@ class _Handler:
 
     def __init__(self, served, engine, metrics):
         self.served, self.engine, self.metrics = served, engine, metrics
-        self.shown = ShownTokens(served.tokenizer)
+        self.shown = served.shown_tokens()
         # Long prompts have a lane of their own, so that short ones do not wait behind them.
         self._lanes = [_Lane(served), _Lane(served)]
 

@@ -37,8 +37,8 @@ class Connection(H11Protocol):
         super().data_received(data)
         if self.conn.their_state not in _UNFINISHED:
             self._reading = _cancel(self._reading)
-        elif self._reading is None:
-            self._reading = self.loop.call_later(self.limits.read_seconds, self.transport.abort)
+        else:
+            self._watch_sender()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -53,6 +53,11 @@ class Connection(H11Protocol):
         if self.transport.is_closing():
             # A closed transport stays until its last byte has been read.
             self._watch_reader()
+        elif self.conn.our_state is h11.SEND_RESPONSE:
+            # The next request has come already: it was sent together with the one that has just been answered.
+            self._unset_keepalive_if_required()
+            if self.conn.their_state in _UNFINISHED:
+                self._watch_sender()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
@@ -75,6 +80,10 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._reading, self._stalled = _cancel(self._reading), _cancel(self._stalled)
         super().connection_lost(exc)
+
+    def _watch_sender(self):
+        if self._reading is None:
+            self._reading = self.loop.call_later(self.limits.read_seconds, self.transport.abort)
 
     def _watch_reader(self):
         if self._stalled is None:

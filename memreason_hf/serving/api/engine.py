@@ -155,8 +155,8 @@ class Engine:
     """
     Runs a decode loop in a thread of its own.
 
-    A step that raises an error ends the requests that were running with status 500, and the engine goes on with a
-    new decode loop. After three such failures in a row, or if no new loop can be made, the engine is dead, and
+    A step that raises an error ends all requests, also those that wait, with status 500, and the engine goes on with
+    a new decode loop. After three such failures in a row, or if no new loop can be made, the engine is dead, and
     `on_death` is called.
 
     Args:
@@ -252,7 +252,7 @@ class Engine:
         try:
             outputs = self._batcher.step()
         except Exception as error:  # whatever a model can raise: clients must not wait for ever
-            logger.exception("The model failed. The requests that were running are answered with an error.")
+            logger.exception("The model failed. The requests that were running or waiting are answered with an error.")
             said = f"{type(error).__name__}: {first_line(error)}"
         if said is not None:
             # The error is gone by now, and with it what holds the memory of the failed step.

@@ -41,5 +41,7 @@ class Limits:
             if name.endswith("_seconds"):
                 if not 0 <= value <= 86_400:
                     raise ValueError(f"{name}={value:g} must be from 0 to 86400 seconds.")
+                if value == 0 and name != "shutdown_seconds":
+                    raise ValueError(f"{name}=0 must be above 0: no client could be answered in time.")
             elif value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")

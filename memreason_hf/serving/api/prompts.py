@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from memreason_hf.checks import shortened
 from memreason_hf.messages import first_line
 from memreason_hf.serving.api.refusals import ApiError, wrong
+from memreason_hf.serving.api.text_lengths import characters_of_token
 from memreason_hf.steps.tokenization import SCHEME_KEY, encode_prompt
 
 
@@ -49,8 +50,9 @@ class PromptReader:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int):
         self.tokenizer = copy.deepcopy(tokenizer)
         self.context = context
-        # A token stands for no more characters than its name has, so that longer texts need not be read to be refused.
-        self.most_characters = context * max(map(len, tokenizer.get_vocab()))
+        # Longer texts need not be read to be refused.
+        characters = characters_of_token(self.tokenizer)
+        self.most_characters = None if characters is None else context * characters
 
     @property
     def has_chat_template(self) -> bool:
@@ -87,7 +89,6 @@ class PromptReader:
                 messages, or the prompt is too long.
         """
         messages = _check_messages(given)
-        self._check_size("messages", sum(len(message["content"]) for message in messages))
         tokenizer = self.tokenizer
         if tokenizer.chat_template is None and SCHEME_KEY in tokenizer.init_kwargs:
             if len(messages) != 1 or messages[0]["role"] != "user":
@@ -97,7 +98,9 @@ class PromptReader:
                     param="messages",
                     code="invalid_value",
                 )
-            return self._fits("messages", self._encode(encode_prompt, "messages", messages[0]["content"]))
+            question = messages[0]["content"]
+            self._check_size("messages", len(question))
+            return self._fits("messages", self._encode(encode_prompt, "messages", question))
         if tokenizer.chat_template is None:
             raise ApiError(
                 400,
@@ -106,7 +109,10 @@ class PromptReader:
                 param="messages",
                 code="no_chat_template",
             )
-        return self._fits("messages", self._encode(_apply_template, "messages", messages))
+        text = self._encode(_apply_template, "messages", messages)
+        # Templates can shorten what they are given.
+        self._check_size("messages", len(text))
+        return self._fits("messages", self._encode(_encode_rendered, "messages", text))
 
     def _read_text(self, text):
         self._check_size("prompt", len(text))
@@ -118,11 +124,11 @@ class PromptReader:
         for token_id in ids:
             # True is an int.
             if type(token_id) is not int or not 0 <= token_id < rows:
-                raise wrong("prompt", token_id, f"is no token id: these are whole numbers from 0 to {rows - 1}")
+                raise wrong("prompt", token_id, f"is not a token id: these are whole numbers from 0 to {rows - 1}")
         return self._fits("prompt", ids)
 
     def _check_size(self, param, characters):
-        if characters > self.most_characters:
+        if self.most_characters is not None and characters > self.most_characters:
             raise ApiError(
                 400,
                 f"{param} has {characters:,} characters, which are more than {self.context:,} tokens. Shorten it.",
@@ -164,7 +170,12 @@ def _encode_text(tokenizer, text):
 
 
 def _apply_template(tokenizer, messages):
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def _encode_rendered(tokenizer, text):
+    # The template has written the special tokens.
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _check_characters(param, text):

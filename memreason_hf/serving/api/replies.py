@@ -147,7 +147,7 @@ class Reply:
         self.created = int(time.time())
 
     def whole(self, parts: Sequence[Part], usage: Usage) -> dict:
-        """The answer of a request that is no stream; `parts` has one part for each choice."""
+        """The answer of a request that is not a stream; `parts` has one part for each choice."""
         choices = [self._choice(index, part, is_whole=True) for index, part in enumerate(parts)]
         return {**self._head(is_whole=True), "choices": choices, "usage": usage.body()}
 

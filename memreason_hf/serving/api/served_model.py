@@ -1,10 +1,10 @@
 """The model of a server: what its requests take from the generation config, and what they may ask for."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from memreason_hf.serving.api.fields import ChatFields, RequestFields
 from memreason_hf.serving.api.limits import Limits
@@ -31,6 +31,11 @@ class ShownTokens:
     The marks of steps, such as `<memory>`, and all other special tokens are a part of the text, as everywhere in this
     package. Only the tokens that begin, end or pad a text are left out.
 
+    Args:
+        tokenizer: of the model.
+        ends: the ids that end a text, beside that of the tokenizer. Models of chats often have a token for the end of
+            a turn.
+
     Example:
 
         >>> ids = [tokenizer.eos_token_id, *tokenizer("the").input_ids]
@@ -38,9 +43,10 @@ class ShownTokens:
         'the'
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()):
         self.tokenizer = tokenizer
-        self.hidden_ids = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+        special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        self.hidden_ids = {*special, *ends} - {None}
         self._tokens: dict[int, dict] = {}
 
     def decode(self, ids: Sequence[int], **options) -> str:
@@ -90,9 +96,15 @@ class ServedModel:
         """The config of the model."""
         return self.model.config
 
+    def shown_tokens(self) -> ShownTokens:
+        """What clients see of a text of the model."""
+        ends = self._ends()
+        ends = [ends] if isinstance(ends, int) else ends or ()
+        return ShownTokens(self.tokenizer, ends)
+
     def make_batcher(self, **options) -> DepthBatcher:
         """A decode loop without requests."""
-        return DepthBatcher(self.model, ShownTokens(self.tokenizer), **options)
+        return DepthBatcher(self.model, self.shown_tokens(), **options)
 
     def warm_up(self) -> None:
         """
@@ -219,8 +231,15 @@ class ServedModel:
         default = self.default_depth()
         otherwise = None if "num_recurrences" in depth else default["halting_criterion"]
         criterion = depth.get("halting_criterion", otherwise)
-        if criterion not in (None, "none") and "max_recurrences" not in depth and default["max_recurrences"] > most:
-            depth["max_recurrences"] = most
+        if criterion not in (None, "none"):
+            if "max_recurrences" not in depth and default["max_recurrences"] > most:
+                depth["max_recurrences"] = most
+        elif depth.get("num_recurrences", default["num_recurrences"]) > most:
+            message = (
+                f"num_recurrences is not given, and the model's own {default['num_recurrences']} are more than the "
+                f"{most} that this server runs. Send num_recurrences or a halting criterion."
+            )
+            raise ApiError(400, message, param="num_recurrences", code="invalid_value")
         return depth
 
     def _ends(self):
@@ -234,7 +253,7 @@ class ServedModel:
         names = ("max_completion_tokens", "max_tokens") if isinstance(given, ChatFields) else ("max_tokens",)
         name = next((name for name in names if getattr(given, name) is not None), None)
         if name is None:
-            return min(self.model.generation_config.max_new_tokens or self.limits.new_tokens, room)
+            return min(self._default_tokens(given, prompt), room)
         wanted = getattr(given, name)
         if wanted > room:
             message = (
@@ -243,6 +262,22 @@ class ServedModel:
             )
             raise ApiError(400, message, param=name, code="context_length_exceeded")
         return wanted
+
+    def _default_tokens(self, given, prompt):
+        """As `generate`: max_length counts the prompt, and has no effect where it has its default."""
+        generation = self.model.generation_config
+        if generation.max_new_tokens is not None:
+            return generation.max_new_tokens
+        if generation.max_length in (None, GenerationConfig().max_length):
+            return self.limits.new_tokens
+        if prompt >= generation.max_length:
+            message = (
+                f"The prompt has {prompt:,} tokens, and max_length={generation.max_length} of generation_config.json "
+                "leaves none for the answer. Shorten the prompt, or send max_tokens."
+            )
+            param = "messages" if isinstance(given, ChatFields) else "prompt"
+            raise ApiError(400, message, param=param, code="context_length_exceeded")
+        return generation.max_length - prompt
 
 
 def _parameters():

@@ -53,8 +53,12 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise ValueError(f"host={host!r}, port={port}: {os.strerror(error.errno)}. Choose another port.") from None
+        raise _taken(host, port, error) from None
     return bound
+
+
+def _taken(host, port, error):
+    return ValueError(f"host={host!r}, port={port}: {os.strerror(error.errno)}. Choose another port.")
 
 
 def url(bound: socket.socket) -> str:
@@ -122,9 +126,14 @@ class Server(uvicorn.Server):
             bound: see `bind`. Closed at the end.
 
         Raises:
+            ValueError: another process has begun to listen on the port since it was bound.
             EngineFailed: the model has failed for good.
         """
         try:
+            try:
+                bound.listen(self.config.backlog)
+            except OSError as error:
+                raise _taken(*bound.getsockname()[:2], error) from None
             self.run([bound])
         finally:
             bound.close()

@@ -3,8 +3,9 @@
 import pytest
 from api_servers import TEMPLATE
 from small_finetunes import SCHEME
-from small_tokenizers import byte_level, word_level
+from small_tokenizers import byte_level, sentence_piece, word_level
 from text_models import text_tokenizer
+from tokenizers import AddedToken, normalizers, pre_tokenizers
 
 from memreason_hf.serving.api.prompts import PromptReader
 from memreason_hf.serving.api.refusals import ApiError
@@ -24,14 +25,14 @@ def reader(tokenizer=None, template=TEMPLATE, context=50):
         ("", "has no tokens"),
         ([], "must be a text"),
         ([[]], "has no tokens"),
-        (["the", 5], "is no token id"),
-        ([5, "the"], "is no token id"),
-        ([True], "prompt=True is no token id"),
-        ([-1], "prompt=-1 is no token id"),
-        ([10**6], "is no token id"),
-        ([5.0], "is no token id"),
-        ([[5], ["the"]], "is no token id"),
-        ([[[5]]], "is no token id"),
+        (["the", 5], "is not a token id"),
+        ([5, "the"], "is not a token id"),
+        ([True], "prompt=True is not a token id"),
+        ([-1], "prompt=-1 is not a token id"),
+        ([10**6], "is not a token id"),
+        ([5.0], "is not a token id"),
+        ([[5], ["the"]], "is not a token id"),
+        ([[[5]]], "is not a token id"),
         ({"a": 1}, "must be a text"),
         (5, "must be a text"),
         ("the " * 60, r"has \d+ tokens, but at most 50"),
@@ -86,7 +87,7 @@ def test_messages_go_through_the_template():
         ([{"role": "user", "content": "x", "tool_calls": [1]}], "tool_calls: this server reads role, content, name"),
         ([{"role": "user", "content": "\udfff"}], "half of a character"),
         ([{"role": "user", "content": "the " * 60}], "at most 50"),
-        ([{"role": "user", "content": "the " * 2000}], "has 8,000 characters"),
+        ([{"role": "user", "content": "the " * 2000}], "has 8,017 characters"),
     ],
     ids=lambda value: str(value)[:30].encode("ascii", "replace").decode(),
 )
@@ -136,3 +137,48 @@ def test_no_prompt_that_fits_is_refused_for_its_characters():
     text = tokenizer.convert_tokens_to_string([longest] * 4)
     (prompt,) = made.read_prompts(text)
     assert len(prompt.ids) <= 4
+
+
+@pytest.mark.parametrize("make", [text_tokenizer, byte_level, sentence_piece])
+def test_texts_beyond_all_doubt_are_refused_without_being_read(make):
+    made = reader(make())
+    made._encode = None
+    with pytest.raises(ApiError, match="characters, which are more than 50 tokens"):
+        made.read_prompts("the " * 5000)
+
+
+def with_part(name, part):
+    tokenizer = byte_level()
+    old = getattr(tokenizer.backend_tokenizer, name)
+    kind = normalizers if name == "normalizer" else pre_tokenizers
+    setattr(tokenizer.backend_tokenizer, name, part if old is None else kind.Sequence([part, old]))
+    return tokenizer
+
+
+def with_stripping_token():
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("<mask>", lstrip=True)])
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [
+        (word_level(), "the" + " " * 1000 + "step"),
+        (word_level(), "x" * 1000),
+        (with_part("normalizer", normalizers.Strip()), " " * 1000 + "the"),
+        (with_part("pre_tokenizer", pre_tokenizers.WhitespaceSplit()), "the" + " " * 1000 + "step"),
+        (with_part("pre_tokenizer", pre_tokenizers.Split(" ", "removed")), "the" + " " * 1000 + "step"),
+        (with_stripping_token(), " " * 1000 + "<mask>"),
+    ],
+    ids=["dropped spaces", "an unknown word", "a normalizer", "a pre-tokenizer", "a split", "a token that strips"],
+)
+def test_long_texts_of_few_tokens_are_read(tokenizer, text):
+    (prompt,) = reader(tokenizer, context=8).read_prompts(text)
+    assert list(prompt.ids) == tokenizer(text)["input_ids"]
+
+
+def test_messages_that_a_template_shortens_are_read():
+    template = "{% for m in messages %}{{ m['content'] | trim }}{% endfor %}"
+    (made, message) = reader(template=template), {"role": "user", "content": "the" + " " * 5000}
+    assert list(made.read_messages([message]).ids) == text_tokenizer()("the")["input_ids"]

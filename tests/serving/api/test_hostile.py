@@ -45,10 +45,14 @@ def resident():
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
+BODY = HEAD + b"Content-Length: 100\r\n\r\n{"
+WHOLE = HEAD + b"Content-Length: 2\r\n\r\n{}"  # is refused at once: the prompt is missing
+
+
 @pytest.mark.parametrize(
     "start",
-    [b"", b"P", b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n", HEAD + b"Content-Length: 100\r\n\r\n{"],
-    ids=["nothing", "one byte", "headers", "a body"],
+    [b"", b"P", b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n", BODY, WHOLE + BODY],
+    ids=["nothing", "one byte", "headers", "a body", "a body after a request"],
 )
 def test_requests_that_never_end_are_closed(server, start):
     slow = [server.raw() for _ in range(20)]
@@ -58,7 +62,8 @@ def test_requests_that_never_end_are_closed(server, start):
             connection.sendall(start)
         assert server.complete(prompt="the dog").status == 200
         for connection in slow:
-            assert read_all(connection) == b""
+            answer = read_all(connection)
+            assert answer.count(b"HTTP/1.1 400") == (1 if start.startswith(WHOLE) else 0) == bool(answer)
         assert time.monotonic() - started < 5
     finally:
         for connection in slow:

@@ -46,7 +46,7 @@ def check(answer, status, said, param=None, code=None):
         ({"prompt": "the cat", "halting_criterion": "kl", "argmax_patience": 0}, "argmax_patience", None),
         ({"prompt": "the cat", "halting_criterion": "kl", "num_recurrences": 3}, "num_recurrences", None),
         ({"prompt": "the cat", "halting_criterion": "kl", "min_recurrences": 5, "max_recurrences": 3}, "recur", None),
-        ({"prompt": [5, 10**9]}, "is no token id", "prompt"),
+        ({"prompt": [5, 10**9]}, "is not a token id", "prompt"),
         ({"prompt": "the " * 400}, "at most 256 are read here", "prompt"),
         ({"prompt": "the cat", "echo": True, "logprobs": 1}, "not computed for the prompt", "echo"),
     ],
@@ -69,8 +69,10 @@ def test_a_model_that_is_not_here(server):
 def test_paths_and_methods(server):
     check(server.get("/v1/embeddings"), 404, "There is no '/v1/embeddings'", code="no_such_path")
     check(server.get("/" + "a" * 3000), 404, "There is no")
-    check(server.get("/v1/completions"), 405, "GET /v1/completions is not allowed")
-    check(server.ask("DELETE", "/v1/models"), 405, "is not allowed")
+    for method, path, allowed in (("GET", "/v1/completions", "POST"), ("DELETE", "/v1/models", "GET")):
+        answer = server.ask(method, path)
+        check(answer, 405, f"{method} {path} is not allowed. Send {allowed}.", code="method_not_allowed")
+        assert answer.headers["allow"] == allowed
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,18 @@ def test_messages_that_cannot_be_read(server):
     check(answer, 400, "messages[0].content=5 must be a text", "messages")
     with running(served_model(template=None)) as other:
         check(other.chat("hello"), 400, "has no chat template", "messages", "no_chat_template")
+
+
+def test_a_request_that_the_cache_cannot_hold_is_told_the_limit_of_the_server():
+    with running(batcher_options={"max_cache_tokens": 40}) as other:
+        # The model halts after at most 9 recurrences, and a fixed depth of 4 needs less.
+        answer = other.complete(prompt=[5] * 10, max_tokens=32, num_recurrences=9)
+        said = "needs 41 positions, but the cache of this server holds 40 at up to 9 recurrences. Shorten the prompt"
+        check(answer, 400, said, "prompt", "context_length_exceeded")
+        assert "max_cache_tokens" not in answer.text
+        assert other.complete(prompt=[5] * 10, max_tokens=31, num_recurrences=9).status == 200
+        assert other.complete(prompt=[5] * 10, max_tokens=32, num_recurrences=4).status == 200
+        check(other.chat("the cat", max_tokens=200), 400, "of this server holds", "messages")
 
 
 def test_errors_are_counted_by_kind(server):

@@ -59,6 +59,12 @@ def test_the_length_of_an_answer():
         with pytest.raises(ApiError, match=f"{name}=8 after a prompt of 250 tokens needs 257 positions") as refused:
             planned(served, length=250, kind=kind, **{name: 8})
         assert refused.value.code == "context_length_exceeded" and refused.value.param == name
+    # As in `generate`, max_length counts the prompt.
+    assert planned(with_generation_config(served, max_length=14)).max_new_tokens == 10
+    assert planned(served, length=14, max_tokens=5).max_new_tokens == 5
+    with pytest.raises(ApiError, match="14 tokens, and max_length=14 of generation_config") as refused:
+        planned(served, length=14)
+    assert refused.value.param == "prompt"
     assert planned(with_generation_config(served, max_new_tokens=3)).max_new_tokens == 3
 
 
@@ -99,6 +105,15 @@ class TestDepthBeyondTheLimit:
         assert planned(served_model(), **HALTING).max_recurrences is None
         assert planned(with_generation_config(served, **HALTING)).max_recurrences == 5
 
+    def test_the_depth_of_the_model_cannot_be_asked_for_without_its_number(self):
+        """A server whose requests halt may have a model with more recurrences than it runs."""
+        served = served_model(limits={"most_recurrences": 4}, num_recurrences=9, **HALTING)
+        assert planned(served).max_recurrences == 4
+        with pytest.raises(ApiError, match="the model's own 9 are more than the 4 that this server runs") as refused:
+            planned(served, halting_criterion="none")
+        assert refused.value.param == "num_recurrences"
+        assert planned(served, halting_criterion="none", num_recurrences=4).num_recurrences == 4
+
 
 def test_the_model_says_its_depth():
     fixed = served_model().describe()
@@ -127,6 +142,21 @@ def test_only_the_tokens_that_begin_end_or_pad_a_text_are_hidden():
     assert len(ids) == 5
     shown = ShownTokens(tokenizer).decode(ids, skip_special_tokens=True)
     assert shown == "<memory>the"
+
+
+def test_no_text_ends_with_the_token_that_ends_a_turn():
+    served = served_model()
+    _, ids, _ = reference(served, "user: the cat\nassistant:")
+    turn = ids[-1]
+    length = ids.index(turn)
+    with_generation_config(served, eos_token_id=[served.tokenizer.eos_token_id, turn])
+    expected = served.tokenizer.decode(ids[:length])
+    with running(served) as server:
+        choice = server.chat("the cat", max_tokens=6, return_token_ids=True).body["choices"][0]
+        assert choice["finish_reason"] == "stop" and choice["token_ids"] == ids[: length + 1]
+        assert choice["message"]["content"] == expected
+        events = server.chat("the cat", max_tokens=6, stream=True).events
+        assert "".join(event["choices"][0]["delta"].get("content") or "" for event in events) == expected
 
 
 COUNTED = (
