@@ -5,6 +5,8 @@ import io
 import logging
 import os
 import signal
+import sys
+from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from transformers import dynamic_module_utils
 from transformers.utils import logging as transformers_logging
 
 
@@ -40,6 +43,23 @@ def one_environment():
     """datasets' `map` with several processes leaves a copy as `os.environ`; rich and others go on with the first."""
     yield
     os.environ = ENVIRONMENT  # noqa: B003
+
+
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch):
+    """Code that is loaded from checkpoints is cached in a folder of the test, and leaves no modules."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    package = dynamic_module_utils.TRANSFORMERS_DYNAMIC_MODULE_NAME
+    # Other tests may have loaded that package from the usual folder, or put this folder in front.
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not (Path(entry) / package).is_dir()])
+    for name in list(sys.modules):
+        if name.startswith(package):
+            monkeypatch.delitem(sys.modules, name)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(package):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -54,9 +54,8 @@ def marker(tmp_path):
 
 
 @pytest.fixture
-def foreign(tmp_path, marker, monkeypatch):
+def foreign(tmp_path, marker, own_modules):
     """A folder whose model and tokenizer are its own code, which leaves a mark when it runs."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = tmp_path / "foreign"
     byte_level().save_pretrained(folder)
     (folder / "configuration_foreign.py").write_text(CODE.format(marker=str(marker)))

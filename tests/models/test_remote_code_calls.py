@@ -97,8 +97,7 @@ Path({marker!r}).write_text("the code ran")
 
 
 @pytest.fixture
-def marker(tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def marker(tmp_path, own_modules):
     return tmp_path / "marker"
 
 

@@ -1,8 +1,6 @@
 """Attention between steps: saving and loading, PEFT, and what is refused."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -146,23 +144,6 @@ def test_a_damaged_file(content, message, tmp_path):
     (tmp_path / STEP_ATTENTION_FILE).write_text(content)
     with pytest.raises(ValueError, match=message):
         restore_step_attention(model, tmp_path)
-
-
-@pytest.fixture
-def own_modules(tmp_path, monkeypatch):
-    """Code that is loaded from checkpoints is cached in a folder of the test, and leaves no modules."""
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    package = dynamic_module_utils.TRANSFORMERS_DYNAMIC_MODULE_NAME
-    # Other tests may have loaded that package from the usual folder, or put this folder in front.
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not (Path(entry) / package).is_dir()])
-    for name in list(sys.modules):
-        if name.startswith(package):
-            monkeypatch.delitem(sys.modules, name)
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith(package):
-            del sys.modules[name]
 
 
 def test_code_beside_the_weights_keeps_rows_apart(tmp_path, own_modules):

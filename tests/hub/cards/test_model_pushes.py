@@ -13,6 +13,7 @@ from small_adapters import SCHEME, adapted, save_base
 from small_tokenizers import byte_level, llama
 from text_models import save_text_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from memreason_hf.adapters.modes import save_adapter
 from memreason_hf.hub.cards import is_generated
@@ -147,11 +148,8 @@ def test_an_adapter_goes_with_its_card(at_hub, tmp_path):
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "user/base"
 
 
-def test_a_model_of_its_own_code_goes_with_that_code_again(at_hub, folders, tmp_path, monkeypatch):
+def test_a_model_of_its_own_code_goes_with_that_code_again(at_hub, folders, own_modules):
     """The class that `trust_remote_code` loads pushes as the package's does."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
     cls = get_class_from_dynamic_module("modeling_recurrent.RecurrentDepthForCausalLM", folders("bare"))
     cls.register_for_auto_class("AutoModelForCausalLM")
     cls.from_pretrained(folders("bare")).push_to_hub(REPO)
