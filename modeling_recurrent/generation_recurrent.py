@@ -25,7 +25,7 @@ from .schedule_recurrent import DepthSchedule
 from .slots_recurrent import check_continuous_batching
 from .speculation_recurrent import Speculation, decode, pads_ends
 from .static_cache_recurrent import RecurrentDepthStaticCache
-from .stock_caches_recurrent import STOCK_IMPLEMENTATIONS, config_at, is_stock, make_stock_cache
+from .stock_caches_recurrent import STOCK_IMPLEMENTATIONS, config_at, is_stock, keeps_windows, make_stock_cache
 from .watch_recurrent import FiniteLogits
 
 
@@ -400,7 +400,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             self._refuse_for_stock(implementation if cache is None else type(cache).__name__, model_kwargs)
         if (call := self._current_call()) is not None:
             call.prompt = self._describe_prompt(call.prompt_ids, generation_config, model_kwargs)
-            if cache is not None and cache.is_compileable and not all(cache.is_sliding):
+            if cache is not None and cache.is_compileable and not keeps_windows(cache, self.config):
                 self._check_room(cache, call.prompt.length, generation_config.max_length - call.prompt_ids)
         if cache is not None:
             cache._is_user_defined = True
