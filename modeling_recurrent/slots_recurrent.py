@@ -9,6 +9,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention_recurrent import batches_bounded_scores, bounds_scores, eager_attention_of
+from .positions_recurrent import ROPE_BY_LENGTH, rope_types
 from .vllm_recurrent import VLLM, check_heads
 
 
@@ -188,6 +189,11 @@ def check_continuous_batching(config, *generation_configs) -> None:
         )
     elif config.cache_recurrences != "all":
         reason = "it keeps all recurrences, but the model's config has cache_recurrences='last'. Set it to 'all'"
+    elif kinds := rope_types(config) & set(ROPE_BY_LENGTH):
+        reason = (
+            f"with rope_type={min(kinds)!r} positions depend on the longest text of a batch, in which other requests "
+            "run, too. Serve it with `memreason serve`"
+        )
     elif bounds_scores(config) and not batches_bounded_scores(config._attn_implementation):
         reason = (
             f"with attn_implementation={config._attn_implementation!r} it does not bound the scores of attention, but "

@@ -3,6 +3,7 @@
 from transformers import GenerationConfig, PreTrainedConfig
 
 from .parallel_recurrent import tensor_parallel_plan
+from .positions_recurrent import ROPE_BY_LENGTH, rope_types
 
 
 # The name under which vLLM registers its attention function.
@@ -11,8 +12,6 @@ VLLM = "vllm"
 # Projections that are fused in a checkpoint, for vLLM's LoRA: it would leave out adapters of others without a word.
 PACKED = {"qkv_proj": ["qkv_proj"]}
 
-# Types of RoPE whose angles depend on the longest text of a batch.
-_ROPE_BY_LENGTH = ("dynamic", "longrope")
 # What `generate` also reads from the generation config, and vLLM only from the config of the model.
 _IN_GENERATION_CONFIG = ("num_recurrences", "halting_criterion", "cache_recurrences", "state_seed")
 
@@ -85,21 +84,13 @@ def _reason(config):
             f"{config.recurrence_lora_rank}, updates of them that differ between recurrences. Serve it with "
             "`memreason serve`"
         )
-    kinds = set(_rope_types(config)) & set(_ROPE_BY_LENGTH)
+    kinds = rope_types(config) & set(ROPE_BY_LENGTH)
     if kinds:
         return (
             f"with rope_type={min(kinds)!r} positions depend on the longest text of a batch, in which it computes "
             "other requests, too. Use generate with one text at a time"
         )
     return None
-
-
-def _rope_types(config):
-    block = config if config.block_model_type is None else config.make_block_config()
-    parameters = getattr(block, "rope_parameters", None) or {}
-    for values in (parameters, *parameters.values()):
-        if isinstance(values, dict) and "rope_type" in values:
-            yield values["rope_type"]
 
 
 def _forgotten_depth(config):

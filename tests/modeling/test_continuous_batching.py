@@ -17,10 +17,11 @@ from engines import (
     varied_model,
 )
 from family_models import FAMILY_NAMES, OTHER_NAMES
-from recurrent_models import DECODING_GRID, grid_ids, lively_model, random_ids
+from recurrent_models import DECODING_GRID, grid_ids, lively_model, random_ids, tiny_config
 from transformers.generation.continuous_batching import PagedAttentionCache
 
 from modeling_recurrent.attention_recurrent import batches_bounded_scores
+from modeling_recurrent.slots_recurrent import check_continuous_batching
 
 
 LENGTHS = (29, 7, 18, 3, 33)
@@ -148,6 +149,11 @@ def test_training_mode_does_not_matter():
     [
         ({"halting_criterion": "kl"}, {}, "the model's config has halting_criterion='kl'. Set it to None"),
         ({"cache_recurrences": "last"}, {}, "the model's config has cache_recurrences='last'. Set it to 'all'"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            {},
+            "with rope_type='dynamic' positions depend on the longest text",
+        ),
         ({}, {"num_recurrences": 7}, "it ignores num_recurrences=7 of the call or its generation_config"),
         ({}, {"halting_criterion": "kl"}, "it ignores halting_criterion='kl' of the call or its generation_config"),
         (
@@ -168,6 +174,20 @@ def test_what_would_change_the_texts_is_refused(fields, generation, message, of_
         model.generation_config, given = given, greedy_config()
     with pytest.raises(ValueError, match=f"Continuous batching would change the texts.*{message}"):
         batched_texts(model, [random_ids(5)], given)
+
+
+def test_rotations_of_a_family_that_depend_on_the_length_are_refused():
+    config = tiny_config("family:gemma3_text", num_prelude_layers=1)
+    check_continuous_batching(config)
+    config.block_config["rope_parameters"]["full_attention"] = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 16,
+    }
+    with pytest.raises(ValueError, match="with rope_type='longrope' positions depend on the longest text"):
+        check_continuous_batching(config)
 
 
 def test_arguments_that_the_library_would_drop_are_refused():
