@@ -8,8 +8,7 @@ calls the attention function. A looped layer attends several times in a forward 
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention_recurrent import batches_bounded_scores, bounds_scores, eager_attention_of
-from .positions_recurrent import ROPE_BY_LENGTH, rope_types
+from .attention_recurrent import eager_attention_of
 from .vllm_recurrent import VLLM, check_heads
 
 
@@ -157,50 +156,4 @@ def check_engine(config, depth, past_key_values=None, cache_recurrences=None) ->
         )
 
 
-def check_continuous_batching(config, *generation_configs) -> None:
-    """
-    Checks that continuous batching gives the texts of `generate`.
-
-    Args:
-        config (`RecurrentDepthConfig`): The config of the model, which sets the depth of continuous batching.
-        generation_configs (`GenerationConfig` or `None`): What `generate` would follow, the first one first; also
-            the arguments of a call, as an object.
-
-    Raises:
-        `ValueError`: `generate` would use another depth, or the texts would change for another reason.
-    """
-    asked = {
-        "num_recurrences": config.num_recurrences,
-        "halting_criterion": config.halting_criterion,
-        "cache_recurrences": config.cache_recurrences,
-        "state_seed": config.state_seed,
-    }
-    reason = None
-    for name, value in asked.items():
-        values = (getattr(generation_config, name, None) for generation_config in generation_configs)
-        given = next((value for value in values if value is not None), None)
-        given = None if name == "halting_criterion" and given == "none" else given
-        if given is not None and given != value:
-            reason = f"it ignores {name}={given!r} of the call or its generation_config. Set it in the model's config"
-    if config.halting_criterion is not None:
-        reason = (
-            f"it runs every token through all recurrences, but the model's config has halting_criterion="
-            f"{config.halting_criterion!r}. Set it to None"
-        )
-    elif config.cache_recurrences != "all":
-        reason = "it keeps all recurrences, but the model's config has cache_recurrences='last'. Set it to 'all'"
-    elif kinds := rope_types(config) & set(ROPE_BY_LENGTH):
-        reason = (
-            f"with rope_type={min(kinds)!r} positions depend on the longest text of a batch, in which other requests "
-            "run, too. Serve it with `memreason serve`"
-        )
-    elif bounds_scores(config) and not batches_bounded_scores(config._attn_implementation):
-        reason = (
-            f"with attn_implementation={config._attn_implementation!r} it does not bound the scores of attention, but "
-            f"the layers have attn_logit_softcapping={config.attn_logit_softcapping}. Use a flash attention"
-        )
-    if reason is not None:
-        raise ValueError(f"Continuous batching would change the texts of this model: {reason}, or use generate.")
-
-
-__all__ = ["KeyValueSlot", "KeyValueSlots", "check_continuous_batching", "check_engine", "runs_in_engine"]
+__all__ = ["KeyValueSlot", "KeyValueSlots", "check_engine", "runs_in_engine"]
