@@ -9,7 +9,8 @@ from .positions_recurrent import ROPE_BY_LENGTH, rope_types
 # The name under which vLLM registers its attention function.
 VLLM = "vllm"
 
-# Projections that are fused in a checkpoint, for vLLM's LoRA: it would leave out adapters of others without a word.
+# Projections that are fused in a checkpoint, for vLLM's LoRA: without this entry it silently skips
+# adapters of these projections.
 PACKED = {"qkv_proj": ["qkv_proj"]}
 
 # What `generate` also reads from the generation config, and vLLM only from the config of the model.
@@ -84,6 +85,12 @@ def _reason(config):
             f"{config.recurrence_lora_rank}, updates of them that differ between recurrences. Serve it with "
             "`memreason serve`"
         )
+    step = getattr(config, "step_attention", None)
+    if step and step.get("variant"):
+        return (
+            f"it attends to all tokens, but the config has step_attention with variant={step['variant']!r}. Serve it "
+            "with `memreason serve`"
+        )
     kinds = rope_types(config) & set(ROPE_BY_LENGTH)
     if kinds:
         return (
@@ -105,13 +112,17 @@ def _forgotten_depth(config):
     for name in _IN_GENERATION_CONFIG:
         given, value = getattr(generation_config, name, None), getattr(config, name)
         given = None if given == "none" else given
-        # A value that was changed for this server is meant.
+        # A value that was changed for this server is intentional.
         if given is None or given == value or written.get(name, fields[name].default) != value:
             continue
-        return (
-            f"it ignores {name}={given!r} in generation_config.json, and the config has {value!r}. Remove it there, "
-            "or set it in the config, for one server with --hf-overrides"
+        ignored = (
+            f"it ignores {name}={given!r} in generation_config.json, and the config has {value!r}. Remove it from "
+            "generation_config.json"
         )
+        if name in ("halting_criterion", "cache_recurrences"):
+            # vLLM would refuse them in the config, too.
+            return f"{ignored}, or serve with `memreason serve`"
+        return f"{ignored}, or set {name}={given!r} in the config, for one server with --hf-overrides"
     return None
 
 
