@@ -16,7 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .arguments_recurrent import RecurrentDepthKwargs, take_depth
-from .attention_recurrent import attention_interface
+from .attention_recurrent import VLLM, attention_interface
 from .blocks_recurrent import NORMS, RecurrentDepthBlock
 from .cache_recurrent import RecurrentDepthCache, Slots, check_cache_type
 from .card_recurrent import CardMixin
@@ -55,7 +55,7 @@ from .sampling_recurrent import TrainingDraws
 from .slots_recurrent import KeyValueSlots, check_engine, runs_in_engine
 from .stock_caches_recurrent import StockSlots, check_stock_cache, check_stock_losses, is_stock
 from .versions_recurrent import ReadsOldCheckpoints
-from .vllm_recurrent import PACKED, VLLM, prepare_for_vllm
+from .vllm_recurrent import PACKED, prepare_for_vllm
 
 
 class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, SplitsOverProcesses, PreTrainedModel):

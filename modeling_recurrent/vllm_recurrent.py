@@ -6,9 +6,6 @@ from .parallel_recurrent import tensor_parallel_plan
 from .positions_recurrent import ROPE_BY_LENGTH, rope_types
 
 
-# The name under which vLLM registers its attention function.
-VLLM = "vllm"
-
 # Projections that are fused in a checkpoint, for vLLM's LoRA: without this entry it silently skips
 # adapters of these projections.
 PACKED = {"qkv_proj": ["qkv_proj"]}
@@ -126,4 +123,4 @@ def _forgotten_depth(config):
     return None
 
 
-__all__ = ["PACKED", "VLLM", "check_heads", "prepare_for_vllm", "register"]
+__all__ = ["PACKED", "check_heads", "prepare_for_vllm", "register"]

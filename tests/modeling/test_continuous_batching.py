@@ -28,8 +28,8 @@ from modeling_recurrent.batching_recurrent import check_continuous_batching
 LENGTHS = (29, 7, 18, 3, 33)
 NOISE = ("llama", {"state_init": "normal", "input_injection": "concat", "state_seed": 5})
 GRID = [*DECODING_GRID, NOISE]
-# By default each type of positions and injection, windows, each start of the state, and one family.
-FAST = [GRID[index] for index in (0, 1, 2, 4, 7, 10)] + [NOISE]
+# By default each type of positions and injection, windows, each start of the state, and two families.
+FAST = [GRID[index] for index in (0, 1, 2, 5, 6, 8, 9)] + [NOISE]
 OTHERS = [
     (f"family:{name}", {"num_prelude_layers": 1, "input_injection": "add"}) for name in (*FAMILY_NAMES, *OTHER_NAMES)
 ]
