@@ -8,7 +8,7 @@ from transformers import DynamicCache, EncoderDecoderCache, LlamaConfig, Quantiz
 
 from memreason_hf.models.conversion.decoder import unroll_decoder
 from modeling_recurrent import RecurrentDepthCache
-from modeling_recurrent.stock_caches_recurrent import config_at
+from modeling_recurrent.stock_caches_recurrent import StockSlots, config_at
 
 
 NEW_TOKENS = 6
@@ -31,26 +31,40 @@ def write(model, ids, mask, **kwargs):
     )
 
 
+def keep_last(slots, *args):
+    """In place of `StockSlots.commit`: all recurrences of a layer have the keys and values of the last one."""
+    for start in slots.loop:
+        layers = slots.cache.layers[start :: len(slots.loop)][: slots.depth]
+        for layer in layers:
+            layer.keys, layer.values = layers[-1].keys, layers[-1].values
+
+
 @pytest.fixture
 def prompts():
     return pad([random_ids(length) for length in (9, 4, 7)], "left")
 
 
 @pytest.mark.parametrize(("style", "extra"), DECODING_GRID, ids=grid_ids(DECODING_GRID))
-def test_the_texts_and_depths_are_those_of_our_own_cache(style, extra, prompts):
+def test_the_texts_and_depths_are_those_of_our_own_cache(style, extra, prompts, monkeypatch):
     """With the control: a cache with one slot for all recurrences gives other texts."""
     ids, mask = prompts
-    model = varied_model(style, extra, [row[real.bool()] for row, real in zip(*prompts, strict=True)])
-    # Not the depth of the config.
     depth = 4
+    rows = [row[real.bool()] for row, real in zip(*prompts, strict=True)]
+    model = varied_model(style, {**extra, "num_recurrences": depth}, rows)
+    # The depth of the call is not that of the config.
+    model.config.num_recurrences = 3
     expected = write(model, ids, mask, num_recurrences=depth)
     for name, make in CACHES.items():
         cache = make(config_at(model.config, depth))
         output = write(model, ids, mask, past_key_values=cache, num_recurrences=depth)
         assert same_decoding(output, expected), name
         assert output.past_key_values is cache
-    texts = [write(model, ids, mask, cache_recurrences=kept).sequences for kept in ("all", "last")]
-    assert not torch.equal(*texts)
+    monkeypatch.setattr(StockSlots, "commit", keep_last)
+    cache = DynamicCache(config=config_at(model.config, depth))
+    shared = write(model, ids, mask, past_key_values=cache, num_recurrences=depth).sequences
+    assert not torch.equal(shared, expected.sequences)
+    last = write(model, ids, mask, cache_recurrences="last", num_recurrences=depth)
+    assert torch.equal(shared, last.sequences)
 
 
 @pytest.mark.parametrize("name", CACHES)
