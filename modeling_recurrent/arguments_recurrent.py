@@ -84,6 +84,8 @@ DEPTH_ARGUMENTS = tuple(DepthKwargs.__annotations__)
 OWN_ARGUMENTS = tuple(
     name for name in RecurrentDepthKwargs.__annotations__ if name not in TransformersKwargs.__annotations__
 )
+# The arguments that `generate` has in addition.
+GENERATE_ARGUMENTS = ("draft_recurrences", "draft_tokens", "depth_schedule")
 # The other arguments of `forward`.
 _LIBRARY_ARGUMENTS = (
     *TransformersKwargs.__annotations__,
@@ -166,4 +168,12 @@ def refuse_misspelt(kwargs: dict, function: str, *, known: tuple[str, ...] = (),
             )
 
 
-__all__ = ["DEPTH_ARGUMENTS", "OWN_ARGUMENTS", "DepthKwargs", "RecurrentDepthKwargs", "refuse_misspelt", "take_depth"]
+__all__ = [
+    "DEPTH_ARGUMENTS",
+    "GENERATE_ARGUMENTS",
+    "OWN_ARGUMENTS",
+    "DepthKwargs",
+    "RecurrentDepthKwargs",
+    "refuse_misspelt",
+    "take_depth",
+]

@@ -16,8 +16,16 @@ from .families_recurrent import family_eager_attention
 # pass takes 12 ms for 13 tokens.
 SHORT_ROW = 128
 
+# The name under which vLLM registers its attention function.
+VLLM = "vllm"
+
 # Whether a paged cache is updated as the other caches are. In transformers 5.17, it is not.
 _PAGED_LIKE_OTHERS = "kwargs" in inspect.signature(PagedAttentionCache.update).parameters
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
+    """The attention of a layer, ours or a family's: the module that has the index of the layer."""
+    return next(module for module in layer.children() if hasattr(module, "layer_idx"))
 
 
 def attention_interface(config, hidden_states, trains, block=None):
@@ -89,7 +97,9 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 __all__ = [
+    "VLLM",
     "attention_interface",
+    "attention_of",
     "batches_bounded_scores",
     "bounds_scores",
     "eager_attention_forward",

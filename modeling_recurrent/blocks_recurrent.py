@@ -4,11 +4,11 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .attention_recurrent import VLLM
 from .configuration_recurrent import RecurrentDepthConfig
 from .parallel_recurrent import own_heads
 from .positions_recurrent import rotate
 from .slots_recurrent import KeyValueSlot
-from .vllm_recurrent import VLLM
 
 
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}

@@ -28,7 +28,7 @@ from .fields_recurrent import (
 )
 from .halting_recurrent import HALTING_CRITERIA
 from .parallel_recurrent import tensor_parallel_plan
-from .versions_recurrent import VERSION_KEY, add_version, remember_version, take_version
+from .versions_recurrent import VERSION_KEY, add_version, drop_layer_types, remember_version, take_version
 
 
 logger = logging.get_logger(__name__)
@@ -394,7 +394,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
                 f"The checkpoint holds a model of type {model_type!r}, which cannot be loaded as a "
                 f"{cls.model_type!r} model. Load it with AutoModelForCausalLM."
             )
-        config_dict, version = take_version(config_dict)
+        config_dict, version = take_version(drop_layer_types(config_dict))
         # A later release may write keys that this one does not know, so unknown keys are kept in a file. In a call
         # they are an error.
         unknown = {key: value for key, value in config_dict.items() if cls._is_unknown(key)}

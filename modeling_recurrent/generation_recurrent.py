@@ -14,7 +14,8 @@ from transformers.generation import (
 )
 from transformers.utils import ModelOutput
 
-from .arguments_recurrent import DEPTH_ARGUMENTS, OWN_ARGUMENTS, refuse_misspelt
+from .arguments_recurrent import DEPTH_ARGUMENTS, GENERATE_ARGUMENTS, OWN_ARGUMENTS, refuse_misspelt
+from .batching_recurrent import check_continuous_batching, check_positions, check_requests
 from .cache_recurrent import RecurrentDepthCache, check_cache_type
 from .checks_recurrent import check_ids
 from .depth_record_recurrent import DepthRecord, GenerationCall, Prompt, RememberedEnds
@@ -22,10 +23,9 @@ from .halting_recurrent import applies, last_real
 from .masks_recurrent import create_mask
 from .parallel_recurrent import check_paged_cache, heads_of_process
 from .schedule_recurrent import DepthSchedule
-from .slots_recurrent import check_continuous_batching
 from .speculation_recurrent import Speculation, decode, pads_ends
 from .static_cache_recurrent import RecurrentDepthStaticCache
-from .stock_caches_recurrent import STOCK_IMPLEMENTATIONS, config_at, is_stock, make_stock_cache
+from .stock_caches_recurrent import STOCK_IMPLEMENTATIONS, config_at, is_stock, keeps_windows, make_stock_cache
 from .watch_recurrent import FiniteLogits
 
 
@@ -113,6 +113,9 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 f"max_recurrences has shape {tuple(limits.shape)}, but generate takes an int or one number per row. "
                 "For other numbers per token, pass depth_schedule."
             )
+        if kwargs.get("cache_implementation") == "paged":
+            # The library calls `generate_batch` with a generation config from which the depth was taken.
+            check_continuous_batching(self.config, bound.get("generation_config"))
         call = GenerationCall(self, DepthRecord(bound.get("streamer")))
         if draft_recurrences is not None:
             call.speculation = Speculation(draft_recurrences, draft_tokens)
@@ -159,14 +162,17 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         if self.model.match_slots():
             # A persistent manager has a cache of the former depth.
             self.destroy_cached_continuous_batching_manager()
-        return super().init_continuous_batching(generation_config, *args, **kwargs)
+        manager = super().init_continuous_batching(generation_config, *args, **kwargs)
+        check_requests(manager, self.config)
+        return manager
 
     def generate_batch(self, inputs, generation_config=None, *args, **kwargs):
         """
         The library's `generate_batch`, which ignores arguments that it does not know.
 
         Raises:
-            `ValueError`: As `init_continuous_batching`, also for arguments of depth; or `attention_mask` has padding.
+            `ValueError`: As `init_continuous_batching`, also for arguments of the call; `attention_mask` has padding;
+                or a text needs more learned positions than there are.
         """
         check_continuous_batching(self.config, SimpleNamespace(**kwargs), generation_config, self.generation_config)
         mask, call = kwargs.get("attention_mask"), self._current_call()
@@ -177,6 +183,10 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             )
         if call is not None and call.schedule is not None:
             raise ValueError("depth_schedule cannot be combined with cache_implementation='paged'. Leave it out.")
+        new = kwargs.get("max_new_tokens")
+        new = (generation_config or self.generation_config).max_new_tokens if new is None else new
+        for index, prompt in enumerate(inputs):
+            check_positions(self.config, f"inputs[{index}]", prompt, new)
         return super().generate_batch(inputs, generation_config, *args, **kwargs)
 
     def _current_call(self):
@@ -216,7 +226,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in OWN_ARGUMENTS})
         except ValueError:
             # The library's message has no suggestion.
-            refuse_misspelt(model_kwargs, "generate", known=(*_DRAFTS, "depth_schedule"), warns=False)
+            refuse_misspelt(model_kwargs, "generate", known=GENERATE_ARGUMENTS, warns=False)
             raise
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
@@ -400,7 +410,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             self._refuse_for_stock(implementation if cache is None else type(cache).__name__, model_kwargs)
         if (call := self._current_call()) is not None:
             call.prompt = self._describe_prompt(call.prompt_ids, generation_config, model_kwargs)
-            if cache is not None and cache.is_compileable and not all(cache.is_sliding):
+            if cache is not None and cache.is_compileable and not keeps_windows(cache, self.config):
                 self._check_room(cache, call.prompt.length, generation_config.max_length - call.prompt_ids)
         if cache is not None:
             cache._is_user_defined = True

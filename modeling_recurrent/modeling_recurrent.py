@@ -16,7 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .arguments_recurrent import RecurrentDepthKwargs, take_depth
-from .attention_recurrent import attention_interface
+from .attention_recurrent import VLLM, attention_interface
 from .blocks_recurrent import NORMS, RecurrentDepthBlock
 from .cache_recurrent import RecurrentDepthCache, Slots, check_cache_type
 from .card_recurrent import CardMixin
@@ -53,9 +53,9 @@ from .recurrence_lora_recurrent import RecurrenceLora, RecurrenceLoraPair
 from .rows_recurrent import MASKED_ROWS, ActiveRows
 from .sampling_recurrent import TrainingDraws
 from .slots_recurrent import KeyValueSlots, check_engine, runs_in_engine
-from .stock_caches_recurrent import StockSlots, check_stock_cache, is_stock
+from .stock_caches_recurrent import StockSlots, check_stock_cache, check_stock_losses, is_stock
 from .versions_recurrent import ReadsOldCheckpoints
-from .vllm_recurrent import PACKED, VLLM, prepare_for_vllm
+from .vllm_recurrent import PACKED, prepare_for_vllm
 
 
 class RecurrentDepthPreTrainedModel(CardMixin, ReadsOldCheckpoints, SplitsOverProcesses, PreTrainedModel):
@@ -230,7 +230,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             check_engine(self.config, depth, past_key_values, cache_recurrences)
             self.match_slots()
         use_cache = not in_engine and wants_cache(self.config, use_cache, past_key_values, documents)
-        slots = self._open_slots(past_key_values, use_cache, cache_recurrences, depth, shape[0])
+        slots = self._open_slots(past_key_values, use_cache, cache_recurrences, depth, shape, trace)
         cache = None if slots is None else slots.cache
         check_resume(resume, depth, cache)
 
@@ -297,12 +297,13 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             separation=kwargs.pop("separation", None),
         )
 
-    def _open_slots(self, cache, use_cache, cache_recurrences, depth, batch):
+    def _open_slots(self, cache, use_cache, cache_recurrences, depth, shape, trace):
         """The cache of this forward pass and the slots that it writes; `None` without a cache."""
         if is_stock(cache):
-            check_stock_cache(cache, self.config, self.layer_types, depth, batch, cache_recurrences)
+            check_stock_cache(cache, self.config, self.layer_types, depth, shape, cache_recurrences)
+            check_stock_losses(cache, self.config, trace.on_recurrence)
         elif cache is not None:
-            cache.check(self.config, batch, depth)
+            cache.check(self.config, shape[0], depth)
         elif use_cache:
             cache = RecurrentDepthCache(self.config, cache_recurrences)
         if cache is not None and self.gradient_checkpointing and self._trains:

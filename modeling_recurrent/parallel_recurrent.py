@@ -3,6 +3,8 @@
 import torch
 from torch.distributed import is_available
 
+from .attention_recurrent import VLLM
+
 
 if is_available():
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
@@ -148,7 +150,7 @@ class SplitsOverProcesses:
     @property
     def supports_pp_plan(self) -> bool:
         """As in transformers. vLLM asks before it cuts a model into stages, which is refused."""
-        if self.config._attn_implementation == "vllm":
+        if self.config._attn_implementation == VLLM:
             raise ValueError(f"pipeline_parallel_size must be 1: {_NO_PIPELINE} Use tensor_parallel_size.")
         return super().supports_pp_plan
 

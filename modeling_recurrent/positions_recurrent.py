@@ -9,6 +9,18 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_u
 from .configuration_recurrent import RecurrentDepthConfig
 
 
+# Types of RoPE whose angles depend on the longest text of a batch.
+ROPE_BY_LENGTH = ("dynamic", "longrope")
+
+
+def rope_types(config) -> set[str]:
+    """The types of RoPE of a `RecurrentDepthConfig`: a family's layers may have one for each type of layer."""
+    block = config if config.block_model_type is None else config.make_block_config()
+    parameters = getattr(block, "rope_parameters", None) or {}
+    nested = (parameters, *parameters.values())
+    return {values["rope_type"] for values in nested if isinstance(values, dict) and "rope_type" in values}
+
+
 class RecurrentDepthRotaryEmbedding(nn.Module):
     """
     Cosines and signed sines of the rotation angles, for the RoPE variants of `transformers.modeling_rope_utils`.
@@ -102,4 +114,12 @@ def cut_off(noise, bound=3.0):
     return torch.erfinv(torch.erf(noise / math.sqrt(2)) * inside) * math.sqrt(2)
 
 
-__all__ = ["RecurrentDepthRotaryEmbedding", "cut_off", "position_noise", "rotate", "sinusoidal_positions"]
+__all__ = [
+    "ROPE_BY_LENGTH",
+    "RecurrentDepthRotaryEmbedding",
+    "cut_off",
+    "position_noise",
+    "rope_types",
+    "rotate",
+    "sinusoidal_positions",
+]

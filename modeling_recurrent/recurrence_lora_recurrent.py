@@ -5,6 +5,8 @@ from torch import nn
 from transformers import initialization as init
 from transformers.pytorch_utils import Conv1D
 
+from .attention_recurrent import attention_of
+
 
 class RecurrenceLoraPair(nn.Module):
     """
@@ -98,8 +100,7 @@ class RecurrenceLora(nn.ModuleList):
         self._hooked, self._handles = [], []
         for layer, pairs in zip(layers, self, strict=True):
             # Not the layer itself: gradient checkpointing runs a layer again without the hooks of the layer.
-            attention = next(module for module in layer.children() if hasattr(module, "layer_idx"))
-            take = attention.register_forward_pre_hook(_TakeRecurrence(pairs).take, with_kwargs=True)
+            take = attention_of(layer).register_forward_pre_hook(_TakeRecurrence(pairs).take, with_kwargs=True)
             self._handles.append(take)
             for key, pair in pairs.items():
                 path, _, name = key.replace("/", ".").rpartition(".")

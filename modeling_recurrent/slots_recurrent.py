@@ -6,10 +6,11 @@ calls the attention function. A looped layer attends several times in a forward 
 """
 
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention_recurrent import batches_bounded_scores, bounds_scores, eager_attention_of
-from .vllm_recurrent import VLLM, check_heads
+from .attention_recurrent import VLLM, attention_of, eager_attention_of
+from .vllm_recurrent import check_heads
 
 
 # No engine has memory for the keys and values of so many layers, and modules take memory, too.
@@ -26,8 +27,8 @@ class KeyValueSlot(nn.Module):
     Args:
         config (`RecurrentDepthConfig`): The config of the model.
         layer_idx (`int`): The index of the slot, in the order in which the slots of a token are computed.
-        attention (`torch.nn.Module`): The attention of the layer, ours or a family's. What it says about itself
-            (`is_causal`, `sliding_window`, `scaling`, `num_key_value_groups`, …) the slot says, too.
+        attention (`torch.nn.Module`): The attention of the layer, ours or a family's. The slot copies its plain
+            attributes (`is_causal`, `sliding_window`, `scaling`, `num_key_value_groups`, …).
         block (`PreTrainedConfig`, *optional*): The config of the family whose layers run.
     """
 
@@ -73,7 +74,7 @@ class KeyValueSlot(nn.Module):
 class KeyValueSlots(nn.ModuleList):
     """
     All slots of a token in the order in which they are computed: those of the prelude, of the looped layers in every
-    recurrence, and of the coda. There are `config.num_hidden_layers`.
+    recurrence, and of the coda. There are `config.num_hidden_layers`, as long as these are at most `MOST_SLOTS`.
 
     Args:
         config (`RecurrentDepthConfig`): The config of the model.
@@ -82,7 +83,7 @@ class KeyValueSlots(nn.ModuleList):
     """
 
     def __init__(self, config, layers, block=None):
-        attentions = [_attention_of(layer) for layer in layers]
+        attentions = [attention_of(layer) for layer in layers]
         # One recurrence stands for all where there are more slots than an engine would ever have memory for.
         repeats = config.num_recurrences if config.num_hidden_layers <= MOST_SLOTS else 1
         super().__init__(
@@ -104,18 +105,22 @@ class KeyValueSlots(nn.ModuleList):
         return self.num_looped * ((last if stack == "coda" else min(recurrence, last)) - 1)
 
 
-def _attention_of(layer: nn.Module) -> nn.Module:
-    return next(module for module in layer.children() if hasattr(module, "layer_idx"))
-
-
 def runs_in_engine(config, kwargs: dict) -> bool:
     """
-    Whether an inference engine calls, which keeps keys and values itself.
+    Whether the call comes from an inference engine, which keeps keys and values itself.
 
     Args:
         config (`RecurrentDepthConfig`): `_attn_implementation` is read.
         kwargs (`dict`): The keyword arguments of the forward pass.
+
+    Raises:
+        `TypeError`: `cache` is the cache of a caller who keeps it.
     """
+    if isinstance(kwargs.get("cache"), Cache):
+        raise TypeError(
+            f"cache is a {type(kwargs['cache']).__name__}, but is an argument of inference engines. Did you mean "
+            "past_key_values?"
+        )
     return config._attn_implementation == VLLM or any(kwargs.get(name) is not None for name in ENGINE_ARGUMENTS)
 
 
@@ -156,45 +161,4 @@ def check_engine(config, depth, past_key_values=None, cache_recurrences=None) ->
         )
 
 
-def check_continuous_batching(config, *generation_configs) -> None:
-    """
-    Checks that continuous batching gives the texts of `generate`.
-
-    Args:
-        config (`RecurrentDepthConfig`): The config of the model, which sets the depth of continuous batching.
-        generation_configs (`GenerationConfig` or `None`): What `generate` would follow, the first one first; also
-            the arguments of a call, as an object.
-
-    Raises:
-        `ValueError`: `generate` would use another depth, or the texts would change for another reason.
-    """
-    asked = {
-        "num_recurrences": config.num_recurrences,
-        "halting_criterion": config.halting_criterion,
-        "cache_recurrences": config.cache_recurrences,
-        "state_seed": config.state_seed,
-    }
-    reason = None
-    for name, value in asked.items():
-        values = (getattr(generation_config, name, None) for generation_config in generation_configs)
-        given = next((value for value in values if value is not None), None)
-        given = None if name == "halting_criterion" and given == "none" else given
-        if given is not None and given != value:
-            reason = f"it ignores {name}={given!r} of the call or its generation_config. Set it in the model's config"
-    if config.halting_criterion is not None:
-        reason = (
-            f"it runs every token through all recurrences, but the model's config has halting_criterion="
-            f"{config.halting_criterion!r}. Set it to None"
-        )
-    elif config.cache_recurrences != "all":
-        reason = "it keeps all recurrences, but the model's config has cache_recurrences='last'. Set it to 'all'"
-    elif bounds_scores(config) and not batches_bounded_scores(config._attn_implementation):
-        reason = (
-            f"with attn_implementation={config._attn_implementation!r} it does not bound the scores of attention, but "
-            f"the layers have attn_logit_softcapping={config.attn_logit_softcapping}. Use a flash attention"
-        )
-    if reason is not None:
-        raise ValueError(f"Continuous batching would change the texts of this model: {reason}, or use generate.")
-
-
-__all__ = ["KeyValueSlot", "KeyValueSlots", "check_continuous_batching", "check_engine", "runs_in_engine"]
+__all__ = ["KeyValueSlot", "KeyValueSlots", "check_engine", "runs_in_engine"]

@@ -80,7 +80,7 @@ class StockSlots:
         return attend(query, key, value, mask)
 
 
-def check_stock_cache(cache: Cache, config, layer_types, depth, batch: int, cache_recurrences=None) -> None:
+def check_stock_cache(cache: Cache, config, layer_types, depth, shape, cache_recurrences=None) -> None:
     """
     Checks that a library's cache fits a call.
 
@@ -89,11 +89,12 @@ def check_stock_cache(cache: Cache, config, layer_types, depth, batch: int, cach
         config (`RecurrentDepthConfig`): The config of the model.
         layer_types (`list` of `str`): The types of its physical layers.
         depth (`int` or `HaltingRule`): The depth of the call.
-        batch (`int`): The rows of the call.
+        shape (`tuple` of two `int`): The rows and the tokens of the call.
         cache_recurrences (`str`, *optional*): That of the call.
 
     Raises:
-        `ValueError`: The cache has other layers than the call needs, or other rows, or the call has no fixed depth.
+        `ValueError`: The cache has other layers than the call needs, other rows or no room for the tokens, or the call
+            has no fixed depth.
     """
     name = type(cache).__name__
     if not isinstance(depth, int):
@@ -106,8 +107,6 @@ def check_stock_cache(cache: Cache, config, layer_types, depth, batch: int, cach
             f"cache_recurrences='last' with a {name} as past_key_values, which keeps all recurrences. Use a "
             "RecurrentDepthCache, or cache_recurrences='all'."
         )
-    if torch.compiler.is_compiling():
-        return
     kinds = config.spread_over_slots(layer_types, depth)
     if cache.layers and len(cache.layers) != len(kinds):
         raise ValueError(
@@ -116,14 +115,46 @@ def check_stock_cache(cache: Cache, config, layer_types, depth, batch: int, cach
             f"the cache with a config whose num_recurrences is {depth}, or pass a RecurrentDepthCache."
         )
     for index, (layer, kind) in enumerate(zip(cache.layers, kinds, strict=False)):
-        if not _fits(layer, config.sliding_window if kind == "sliding_attention" else None):
+        window = config.sliding_window if kind == "sliding_attention" else None
+        if not _fits(layer, window):
             raise ValueError(
                 f"past_key_values is a {name} whose layer {index} keeps a sliding window, but the model has "
                 f"{kind} with sliding_window={config.sliding_window} there. Make the cache with this model's config."
             )
+        if layer.is_sliding and (kept := layer.get_max_length()) < window:
+            needed = layer.get_seq_length() + shape[1]
+            if needed > kept:
+                raise ValueError(
+                    f"past_key_values has room for {kept} tokens, fewer than sliding_window={window}, but needs to "
+                    f"keep {needed}. Create the {name} with a greater max_cache_len."
+                )
     keys = cache.layers[0].keys if cache.layers else None
-    if isinstance(keys, torch.Tensor) and keys.ndim == 4 and keys.shape[0] != batch:
-        raise ValueError(f"past_key_values holds {keys.shape[0]} rows, but the input has {batch}.")
+    if isinstance(keys, torch.Tensor) and keys.ndim == 4 and keys.shape[0] != shape[0]:
+        raise ValueError(f"past_key_values holds {keys.shape[0]} rows, but the input has {shape[0]}.")
+
+
+def check_stock_losses(cache: Cache, config, on_recurrence) -> None:
+    """
+    Checks that the coda runs once in a call with a library's cache, which keeps what every run writes.
+
+    Args:
+        cache (`Cache`): The cache of the call.
+        config (`RecurrentDepthConfig`): The config of the model.
+        on_recurrence (`Callable`, *optional*): That of the call; losses at several recurrences have one, too.
+
+    Raises:
+        `ValueError`: The coda would run after each recurrence.
+    """
+    if on_recurrence is not None and config.num_coda_layers:
+        raise ValueError(
+            "on_recurrence and losses at several recurrences run the coda after each recurrence, and a "
+            f"{type(cache).__name__} would keep the keys and values of every run. Use a RecurrentDepthCache."
+        )
+
+
+def keeps_windows(cache: Cache, config) -> bool:
+    """Whether all layers of a cache keep a whole window, so that texts of any length fit."""
+    return all(layer.is_sliding and layer.get_max_length() == config.sliding_window for layer in cache.layers)
 
 
 def _fits(layer, window: int | None) -> bool:
@@ -139,7 +170,9 @@ __all__ = [
     "STOCK_IMPLEMENTATIONS",
     "StockSlots",
     "check_stock_cache",
+    "check_stock_losses",
     "config_at",
     "is_stock",
+    "keeps_windows",
     "make_stock_cache",
 ]

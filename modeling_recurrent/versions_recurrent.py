@@ -47,6 +47,17 @@ def take_version(config_dict: dict) -> tuple[dict, str | None]:
     return fields, version
 
 
+def drop_layer_types(config_dict: dict) -> dict:
+    """The config without `layer_types`, which the config computes and other tools may have written."""
+    if "layer_types" not in config_dict:
+        return config_dict
+    logger.warning(
+        "config.json holds layer_types, which is not read: the types of layers follow from sliding_window, or from "
+        "block_config."
+    )
+    return {key: value for key, value in config_dict.items() if key != "layer_types"}
+
+
 def warn_if_newer(version: str | None, file: str) -> None:
     """Warns once in a process that a newer release than this one wrote a file. `None` is an older one."""
     if version is not None and is_newer(version):

@@ -3,16 +3,13 @@
 from transformers import GenerationConfig, PreTrainedConfig
 
 from .parallel_recurrent import tensor_parallel_plan
+from .positions_recurrent import ROPE_BY_LENGTH, rope_types
 
 
-# The name under which vLLM registers its attention function.
-VLLM = "vllm"
-
-# Projections that are fused in a checkpoint, for vLLM's LoRA: it would leave out adapters of others without a word.
+# Projections that are fused in a checkpoint, for vLLM's LoRA: without this entry it silently skips
+# adapters of these projections.
 PACKED = {"qkv_proj": ["qkv_proj"]}
 
-# Types of RoPE whose angles depend on the longest text of a batch.
-_ROPE_BY_LENGTH = ("dynamic", "longrope")
 # What `generate` also reads from the generation config, and vLLM only from the config of the model.
 _IN_GENERATION_CONFIG = ("num_recurrences", "halting_criterion", "cache_recurrences", "state_seed")
 
@@ -85,21 +82,19 @@ def _reason(config):
             f"{config.recurrence_lora_rank}, updates of them that differ between recurrences. Serve it with "
             "`memreason serve`"
         )
-    kinds = set(_rope_types(config)) & set(_ROPE_BY_LENGTH)
+    step = getattr(config, "step_attention", None)
+    if step and step.get("variant"):
+        return (
+            f"it attends to all tokens, but the config has step_attention with variant={step['variant']!r}. Serve it "
+            "with `memreason serve`"
+        )
+    kinds = rope_types(config) & set(ROPE_BY_LENGTH)
     if kinds:
         return (
             f"with rope_type={min(kinds)!r} positions depend on the longest text of a batch, in which it computes "
             "other requests, too. Use generate with one text at a time"
         )
     return None
-
-
-def _rope_types(config):
-    block = config if config.block_model_type is None else config.make_block_config()
-    parameters = getattr(block, "rope_parameters", None) or {}
-    for values in (parameters, *parameters.values()):
-        if isinstance(values, dict) and "rope_type" in values:
-            yield values["rope_type"]
 
 
 def _forgotten_depth(config):
@@ -114,14 +109,18 @@ def _forgotten_depth(config):
     for name in _IN_GENERATION_CONFIG:
         given, value = getattr(generation_config, name, None), getattr(config, name)
         given = None if given == "none" else given
-        # A value that was changed for this server is meant.
+        # A value that was changed for this server is intentional.
         if given is None or given == value or written.get(name, fields[name].default) != value:
             continue
-        return (
-            f"it ignores {name}={given!r} in generation_config.json, and the config has {value!r}. Remove it there, "
-            "or set it in the config, for one server with --hf-overrides"
+        ignored = (
+            f"it ignores {name}={given!r} in generation_config.json, and the config has {value!r}. Remove it from "
+            "generation_config.json"
         )
+        if name in ("halting_criterion", "cache_recurrences"):
+            # vLLM would refuse them in the config, too.
+            return f"{ignored}, or serve with `memreason serve`"
+        return f"{ignored}, or set {name}={given!r} in the config, for one server with --hf-overrides"
     return None
 
 
-__all__ = ["PACKED", "VLLM", "check_heads", "prepare_for_vllm", "register"]
+__all__ = ["PACKED", "check_heads", "prepare_for_vllm", "register"]

@@ -107,6 +107,22 @@ def test_keys_of_a_later_release_are_kept_with_a_warning(tmp_path, capture_warni
         RecurrentDepthConfig(field_of_tomorrow=7)
 
 
+def test_layer_types_in_a_file_are_dropped_with_a_warning(tmp_path, capture_warnings):
+    """Other tools write them; here they follow from other fields."""
+    config = tiny_config("llama", num_prelude_layers=1, sliding_window=4)
+    config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    assert "layer_types" not in values
+    path.write_text(json.dumps({**values, "layer_types": ["full_attention"] * 7}))
+    with capture_warnings() as text:
+        loaded = AutoConfig.from_pretrained(tmp_path)
+    assert "layer_types, which is not read: the types of layers follow from sliding_window" in text()
+    assert loaded.layer_types == config.layer_types == ["full_attention"] + ["sliding_attention"] * 6
+    loaded.save_pretrained(tmp_path)
+    assert "layer_types" not in json.loads(path.read_text())
+
+
 def test_keys_of_other_packages_are_registered(tmp_path, monkeypatch, capture_warnings):
     monkeypatch.setattr(RecurrentDepthConfig, "registered_keys", set())
     RecurrentDepthConfig.register_key("notes_of_a_package")

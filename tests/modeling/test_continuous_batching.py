@@ -8,6 +8,7 @@ recurrences of a layer share one slot: its texts must differ, or the test would 
 import pytest
 import torch
 from engines import (
+    NEW_TOKENS,
     batched_texts,
     batching_config,
     frozen_heap,
@@ -17,14 +18,18 @@ from engines import (
     varied_model,
 )
 from family_models import FAMILY_NAMES, OTHER_NAMES
-from recurrent_models import DECODING_GRID, grid_ids, lively_model, random_ids
+from recurrent_models import DECODING_GRID, grid_ids, lively_model, random_ids, tiny_config
 from transformers.generation.continuous_batching import PagedAttentionCache
 
 from modeling_recurrent.attention_recurrent import batches_bounded_scores
+from modeling_recurrent.batching_recurrent import check_continuous_batching
 
 
 LENGTHS = (29, 7, 18, 3, 33)
 NOISE = ("llama", {"state_init": "normal", "input_injection": "concat", "state_seed": 5})
+GRID = [*DECODING_GRID, NOISE]
+# By default each type of positions and injection, windows, each start of the state, and two families.
+FAST = [GRID[index] for index in (0, 1, 2, 5, 6, 8, 9)] + [NOISE]
 OTHERS = [
     (f"family:{name}", {"num_prelude_layers": 1, "input_injection": "add"}) for name in (*FAMILY_NAMES, *OTHER_NAMES)
 ]
@@ -44,12 +49,8 @@ def check(model, rows, **settings):
 
 @pytest.mark.parametrize(
     ("style", "extra"),
-    [
-        # Not all of the grid by default, but each of its positions, windows, injections and families.
-        pytest.param(*case, marks=() if index % 3 else pytest.mark.slow)
-        for index, case in enumerate([*DECODING_GRID, NOISE], start=2)
-    ],
-    ids=grid_ids([*DECODING_GRID, NOISE]),
+    [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in GRID],
+    ids=grid_ids(GRID),
 )
 def test_the_texts_are_those_of_generate(style, extra):
     rows = random_rows()
@@ -148,6 +149,11 @@ def test_training_mode_does_not_matter():
     [
         ({"halting_criterion": "kl"}, {}, "the model's config has halting_criterion='kl'. Set it to None"),
         ({"cache_recurrences": "last"}, {}, "the model's config has cache_recurrences='last'. Set it to 'all'"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            {},
+            "with rope_type='dynamic' positions depend on the longest text",
+        ),
         ({}, {"num_recurrences": 7}, "it ignores num_recurrences=7 of the call or its generation_config"),
         ({}, {"halting_criterion": "kl"}, "it ignores halting_criterion='kl' of the call or its generation_config"),
         (
@@ -170,6 +176,20 @@ def test_what_would_change_the_texts_is_refused(fields, generation, message, of_
         batched_texts(model, [random_ids(5)], given)
 
 
+def test_rotations_of_a_family_that_depend_on_the_length_are_refused():
+    config = tiny_config("family:gemma3_text", num_prelude_layers=1)
+    check_continuous_batching(config)
+    config.block_config["rope_parameters"]["full_attention"] = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 16,
+    }
+    with pytest.raises(ValueError, match="with rope_type='longrope' positions depend on the longest text"):
+        check_continuous_batching(config)
+
+
 def test_arguments_that_the_library_would_drop_are_refused():
     model = lively_model("llama", {})
     ids = random_ids(2, 9)
@@ -187,6 +207,75 @@ def test_arguments_that_the_library_would_drop_are_refused():
     mask[0, 0] = 0
     with pytest.raises(ValueError, match="attention_mask has padding"):
         model.generate(ids, attention_mask=mask, **paged)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"num_recurrences": torch.tensor([3, 2])}, ValueError, r"it ignores num_recurrences=tensor\(\[3, 2\]\)"),
+        ({"max_recurrences": 2}, ValueError, "it ignores max_recurrences=2 .* Leave it out"),
+        ({"kl_threshold": 0.1}, ValueError, "it ignores kl_threshold=0.1 .* Leave it out"),
+        ({"depth_schedule": torch.ones_like}, ValueError, "it ignores depth_schedule=.* Leave it out"),
+        ({"on_recurrence": print}, ValueError, "it ignores on_recurrence=.* Leave it out"),
+        ({"num_recurences": 7}, TypeError, "num_recurences=7: .* Did you mean 'num_recurrences'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_generate_follows_or_refuses_is_refused(given, error, message):
+    model = lively_model("llama", {})
+    rows = random_ids(2, 9).tolist()
+    with pytest.raises(error, match=message):
+        model.generate_batch(rows, generation_config=greedy_config(), **given)
+    with pytest.raises(error, match=message):
+        model.generate_batch(rows, generation_config=greedy_config(**given))
+    with pytest.raises(error, match=message):
+        model.init_continuous_batching(greedy_config(**given))
+    model.generation_config = greedy_config(**given)
+    with pytest.raises(error, match=message):
+        model.generate_batch(rows, generation_config=greedy_config())
+
+
+def test_the_depth_of_a_generation_config_is_refused_by_generate():
+    """The library passes a generation config on from which the model has taken the depth."""
+    model = lively_model("llama", {})
+    with pytest.raises(ValueError, match="it ignores num_recurrences=7 of the call or its generation_config"):
+        model.generate(
+            random_ids(2, 9), generation_config=greedy_config(num_recurrences=7), cache_implementation="paged"
+        )
+
+
+def test_texts_with_too_many_learned_positions_are_refused():
+    """One of them would fail all others."""
+    room = 16
+    model = lively_model("gpt2", {"max_position_embeddings": room})
+    longest = room - NEW_TOKENS + 1
+    rows = [random_ids(length) for length in (4, longest, 5)]
+    assert batched_texts(model, rows) == greedy_texts(model, rows)
+    rows[1] = random_ids(longest + 1)
+    with pytest.raises(ValueError, match=r"inputs\[1\] has 12 tokens, and with max_new_tokens=6 the text needs 17"):
+        batched_texts(model, rows)
+    prompts = [row.tolist() for row in rows]
+    with pytest.raises(ValueError, match=r"inputs\[0\] has 4 tokens, and with max_new_tokens=14"):
+        model.generate_batch(prompts, generation_config=greedy_config(), max_new_tokens=14)
+
+
+def test_a_manager_refuses_texts_with_too_many_learned_positions():
+    """As in `transformers serve`, where requests of others run in the same batch."""
+    model = lively_model("gpt2", {"max_position_embeddings": 16})
+    row = random_ids(5)
+    with frozen_heap():
+        manager = model.init_continuous_batching(greedy_config(), batching_config())
+        manager.start()
+        try:
+            with pytest.raises(ValueError, match="The request 'long' has 12 tokens"):
+                manager.add_request(random_ids(12).tolist(), "long")
+            with pytest.raises(ValueError, match="with max_new_tokens=13 the text needs 17 positions"):
+                manager.add_request(row.tolist(), max_new_tokens=13)
+            request = manager.add_request(row.tolist())
+            output = manager.get_result(request, timeout=60)
+        finally:
+            manager.stop(block=True)
+    assert [output.generated_tokens] == greedy_texts(model, [row])
 
 
 def test_what_changes_no_text_is_accepted():

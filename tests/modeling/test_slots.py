@@ -8,7 +8,7 @@ import torch
 from engines import greedy_texts, shared_slots, varied_model
 from recurrent_models import DECODING_GRID, grid_ids, lively_model, random_ids, tiny_config, tiny_model
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, AutoModel
+from transformers import AttentionInterface, AutoConfig, AutoModel, DynamicCache
 
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from modeling_recurrent.slots_recurrent import MOST_SLOTS, KeyValueSlot
@@ -206,3 +206,10 @@ def test_the_base_model_by_its_auto_class(tmp_path):
     config = AutoConfig.from_pretrained(tmp_path, num_recurrences=4)
     model = AutoModel.from_config(config)
     assert model._supports_attention_backend and len(model.key_value_slots) == config.num_hidden_layers == 9
+
+
+def test_a_cache_under_the_name_of_an_engine_is_refused():
+    """It would be taken for the call of an engine, and never written."""
+    model = tiny_model("llama")
+    with pytest.raises(TypeError, match=r"cache is a DynamicCache, .* Did you mean past_key_values"):
+        model(random_ids(1, 5), cache=DynamicCache(config=model.config))

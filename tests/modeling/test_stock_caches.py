@@ -8,7 +8,7 @@ from transformers import DynamicCache, EncoderDecoderCache, LlamaConfig, Quantiz
 
 from memreason_hf.models.conversion.decoder import unroll_decoder
 from modeling_recurrent import RecurrentDepthCache
-from modeling_recurrent.stock_caches_recurrent import config_at
+from modeling_recurrent.stock_caches_recurrent import StockSlots, config_at
 
 
 NEW_TOKENS = 6
@@ -31,26 +31,40 @@ def write(model, ids, mask, **kwargs):
     )
 
 
+def keep_last(slots, *args):
+    """In place of `StockSlots.commit`: all recurrences of a layer have the keys and values of the last one."""
+    for start in slots.loop:
+        layers = slots.cache.layers[start :: len(slots.loop)][: slots.depth]
+        for layer in layers:
+            layer.keys, layer.values = layers[-1].keys, layers[-1].values
+
+
 @pytest.fixture
 def prompts():
     return pad([random_ids(length) for length in (9, 4, 7)], "left")
 
 
 @pytest.mark.parametrize(("style", "extra"), DECODING_GRID, ids=grid_ids(DECODING_GRID))
-def test_the_texts_and_depths_are_those_of_our_own_cache(style, extra, prompts):
+def test_the_texts_and_depths_are_those_of_our_own_cache(style, extra, prompts, monkeypatch):
     """With the control: a cache with one slot for all recurrences gives other texts."""
     ids, mask = prompts
-    model = varied_model(style, extra, [row[real.bool()] for row, real in zip(*prompts, strict=True)])
-    # Not the depth of the config.
     depth = 4
+    rows = [row[real.bool()] for row, real in zip(*prompts, strict=True)]
+    model = varied_model(style, {**extra, "num_recurrences": depth}, rows)
+    # The depth of the call is not that of the config.
+    model.config.num_recurrences = 3
     expected = write(model, ids, mask, num_recurrences=depth)
     for name, make in CACHES.items():
         cache = make(config_at(model.config, depth))
         output = write(model, ids, mask, past_key_values=cache, num_recurrences=depth)
         assert same_decoding(output, expected), name
         assert output.past_key_values is cache
-    texts = [write(model, ids, mask, cache_recurrences=kept).sequences for kept in ("all", "last")]
-    assert not torch.equal(*texts)
+    monkeypatch.setattr(StockSlots, "commit", keep_last)
+    cache = DynamicCache(config=config_at(model.config, depth))
+    shared = write(model, ids, mask, past_key_values=cache, num_recurrences=depth).sequences
+    assert not torch.equal(shared, expected.sequences)
+    last = write(model, ids, mask, cache_recurrences="last", num_recurrences=depth)
+    assert torch.equal(shared, last.sequences)
 
 
 @pytest.mark.parametrize("name", CACHES)
@@ -216,3 +230,78 @@ def test_a_window_of_slots_is_not_one_of_tokens():
     # A cache that keeps all tokens is exact.
     expected = write(model, ids, mask)
     assert same_decoding(write(model, ids, mask, past_key_values=DynamicCache()), expected)
+
+
+@pytest.mark.parametrize("past", [0, 6])
+def test_a_coda_after_each_recurrence_is_refused(past):
+    """It would append to the layers of the coda in each of its runs."""
+    model = lively_model("llama", {"num_coda_layers": 1})
+    ids = random_ids(2, 9)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        if past:
+            model(ids[:, :past], past_key_values=cache)
+        with pytest.raises(ValueError, match="a DynamicCache would keep the keys and values of every run"):
+            model(ids[:, past:], past_key_values=cache, on_recurrence=lambda *_: None)
+        with torch.enable_grad(), pytest.raises(ValueError, match="losses at several recurrences run the coda after"):
+            model.train()(ids[:, past:], labels=ids[:, past:], past_key_values=cache, recurrence_loss="uniform")
+        # The refused calls have written nothing, and one without a callback is exact.
+        logits = model.eval()(ids[:, past:], past_key_values=cache).logits
+        assert torch.allclose(logits, model(ids).logits[:, past:], atol=1e-9)
+
+
+def test_on_recurrence_without_a_coda_is_exact():
+    model = lively_model("llama", {"num_prelude_layers": 1})
+    ids = random_ids(2, 9)
+    seen = []
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids[:, :6], past_key_values=cache)
+        model(ids[:, 6:], past_key_values=cache, on_recurrence=lambda *shown: seen.append(shown[2]))
+        assert len(seen) == 3 and torch.allclose(seen[-1], model(ids).logits[:, 6:], atol=1e-9)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_compiled_step_at_another_depth_is_refused(window):
+    model = tiny_model("llama", num_prelude_layers=1, num_coda_layers=1, sliding_window=window)
+    ids = random_ids(2, 7)
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    step = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        model(ids[:, :6], past_key_values=cache)
+        with pytest.raises(ValueError, match="is a StaticCache of 8 layers, but num_recurrences=2 needs 6"):
+            step(ids[:, 6:], past_key_values=cache, num_recurrences=2)
+
+
+def test_a_static_cache_that_is_shorter_than_the_window():
+    """Where all layers slide, it would forget tokens that are in the window."""
+    model = lively_model("llama", {"sliding_window": 16})
+    ids = random_ids(1, 6)
+    mask = torch.ones_like(ids)
+    expected = write(model, ids, mask, disable_compile=True)
+    # The last new token is not stored.
+    needed = ids.shape[1] + NEW_TOKENS - 1
+    for room in (needed, 16, 40):
+        cache = StaticCache(config=model.config, max_cache_len=room)
+        assert same_decoding(write(model, ids, mask, past_key_values=cache, disable_compile=True), expected)
+    cache = StaticCache(config=model.config, max_cache_len=needed - 1)
+    with pytest.raises(ValueError, match=f"past_key_values has room for {needed - 1} tokens"):
+        write(model, ids, mask, past_key_values=cache, disable_compile=True)
+    # Beyond a whole window it forgets what no token attends to.
+    cache = StaticCache(config=model.config, max_cache_len=40)
+    long = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "disable_compile": True}
+    texts = [model.generate(ids, attention_mask=mask, past_key_values=past, **long) for past in (cache, None)]
+    assert torch.equal(*texts)
+
+
+def test_a_forward_pass_beyond_a_cache_that_is_shorter_than_the_window():
+    model = lively_model("llama", {"sliding_window": 16})
+    ids = random_ids(2, 9)
+    cache = StaticCache(config=model.config, max_cache_len=8)
+    with torch.no_grad():
+        logits = [model(piece, past_key_values=cache).logits for piece in ids[:, :8].split([5, 3], dim=1)]
+        assert torch.allclose(torch.cat(logits, 1), model(ids[:, :8]).logits, atol=1e-9)
+        with pytest.raises(ValueError, match="room for 8 tokens, fewer than sliding_window=16, but needs to keep 9"):
+            model(ids[:, 8:], past_key_values=cache)
+        with pytest.raises(ValueError, match="fewer than sliding_window=16, but needs to keep 9"):
+            model(ids, past_key_values=StaticCache(config=model.config, max_cache_len=8))

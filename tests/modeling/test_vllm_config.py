@@ -1,5 +1,6 @@
 """What vLLM reads from the config of a model, and what is refused before it would be served with other texts."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +40,9 @@ def test_every_slot_says_what_vllm_reads(vllm, style):
     for slot in slots:
         assert isinstance(slot.scaling, float) and slot.config is config and not list(slot.parameters())
     windows = [kind == "sliding_attention" for kind in config.layer_types]
+    if hasattr(slots[0], "sliding_window"):
+        # EXAONE 4 has the attribute in all layers, and another one that says in which it counts.
+        assert [getattr(slot, "is_sliding", slot.sliding_window is not None) for slot in slots] == windows
     assert not any(windows) or config.sliding_window == 5
 
 
@@ -82,6 +86,44 @@ def test_the_remedy_of_the_message_works(vllm, fields, remedy):
     vllm(tiny_config("llama", **fields), **remedy)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("halting_criterion", "kl", "or serve with `memreason serve`"),
+        ("cache_recurrences", "last", "or serve with `memreason serve`"),
+        ("num_recurrences", 6, "or set num_recurrences=6 in the config, for one server with --hf-overrides"),
+    ],
+)
+def test_the_remedy_for_a_generation_config_works(vllm, tmp_path, name, value, remedy):
+    model = tiny_model("llama", num_recurrences=3)
+    setattr(model.generation_config, name, value)
+    model.save_pretrained(tmp_path)
+    message = rf"ignores {name}={value!r} .* Remove it from generation_config.json, {remedy}\."
+    with pytest.raises(ValueError, match=message):
+        vllm(AutoConfig.from_pretrained(tmp_path))
+    if "--hf-overrides" in remedy:
+        assert getattr(vllm(AutoConfig.from_pretrained(tmp_path), **{name: value}).config, name) == value
+    else:
+        with pytest.raises(ValueError, match="vLLM would change the texts"):
+            vllm(AutoConfig.from_pretrained(tmp_path), **{name: value})
+    path = tmp_path / "generation_config.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    assert fields.pop(name) == value
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    vllm(AutoConfig.from_pretrained(tmp_path))
+
+
+def test_attention_between_steps_is_refused(vllm):
+    """vLLM has its own attention. A setting that was removed again leaves a record without a variant."""
+    step = {"variant": "tokens", "tokens": {"prefix": [50]}}
+    config = tiny_config("llama")
+    config.step_attention = step
+    with pytest.raises(ValueError, match="the config has step_attention with variant='tokens'"):
+        vllm(config)
+    config.step_attention = {**step, "variant": None}
+    vllm(config)
+
+
 def test_a_depth_in_the_generation_config_is_not_forgotten(vllm, tmp_path):
     model = tiny_model("llama", num_recurrences=3)
     model.generation_config.num_recurrences = 6
@@ -89,7 +131,7 @@ def test_a_depth_in_the_generation_config_is_not_forgotten(vllm, tmp_path):
     assert GenerationConfig.from_pretrained(tmp_path).num_recurrences == 6
     with pytest.raises(ValueError, match=r"ignores num_recurrences=6 .* and the config has 3"):
         vllm(AutoConfig.from_pretrained(tmp_path))
-    # What is set for this server is meant.
+    # What is set for this server is intentional.
     for depth in (6, 8):
         assert vllm(AutoConfig.from_pretrained(tmp_path), num_recurrences=depth).config.num_recurrences == depth
 
