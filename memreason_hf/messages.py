@@ -19,6 +19,8 @@ def first_few(items: Sequence, limit: int = 5) -> str:
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit:,} more"
 
 
+# Decoding gives it for the bytes of a character that is not complete.
+REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 # Characters that are not shown, but change what others look like: embeddings, overrides and isolates of the writing
 # direction, line separators, and the tag characters, which spell invisible text. Joiners and directional marks, which
 # Persian, Hebrew and emoji need, are left as they are.
@@ -26,10 +28,10 @@ _HIDDEN = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, *rang
 _PICTURES = {
     **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
     0x7F: "\u2421",
-    **dict.fromkeys(range(0x80, 0xA0), "\ufffd"),
+    **dict.fromkeys(range(0x80, 0xA0), REPLACEMENT_CHARACTER),
     **{code: f"[U+{code:04X}]" for code in _HIDDEN},
     # Half of a character cannot be written as UTF-8.
-    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
+    **dict.fromkeys(range(0xD800, 0xE000), REPLACEMENT_CHARACTER),
 }
 
 

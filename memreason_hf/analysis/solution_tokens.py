@@ -16,6 +16,7 @@ from itertools import accumulate
 from transformers import PreTrainedTokenizerBase
 
 from memreason_hf.evaluation.solutions.answers import end_of_question
+from memreason_hf.messages import REPLACEMENT_CHARACTER
 from memreason_hf.steps import KINDS, QUESTION_MARKER, StepScheme
 from memreason_hf.steps.marks import split_at
 from memreason_hf.steps.tokenization import begin_ids, encode_plain, read_scheme
@@ -24,7 +25,6 @@ from memreason_hf.steps.tokenization import begin_ids, encode_plain, read_scheme
 BEGIN, QUESTION, PLAN, MARKS = "begin", "question", "plan", "marks"
 # What a token can belong to, in the order of a text; `marks` only if they are counted apart.
 TOKEN_KINDS = (BEGIN, QUESTION, PLAN, *KINDS, MARKS)
-_INCOMPLETE = "\ufffd"
 _LINE_END = re.compile(r"[^\S\n]*\n?")
 
 
@@ -141,7 +141,7 @@ def token_label(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """A short text for a token, without blanks around it; a token of blanks and line breaks becomes signs."""
     name = tokenizer.convert_ids_to_tokens(token_id)
     text = tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    if not text or _INCOMPLETE in text:
+    if not text or REPLACEMENT_CHARACTER in text:
         # Part of a character, so its name in the vocabulary is shown.
         return name or f"<{token_id}>"
     return text.strip() or "".join({"\n": "⏎", "\t": "→"}.get(character, "␣") for character in text)

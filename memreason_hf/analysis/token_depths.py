@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict
 
 from memreason_hf.evaluation.results import Document, Environment, ModelDescription, new_document, register_kind
+from memreason_hf.messages import REPLACEMENT_CHARACTER
 
 
 # Decoders write this for bytes that are not a character (yet).
-_INCOMPLETE = "\ufffd"
 # A character has at most four bytes, and two characters may share a token: more tokens never become a character.
 _MOST_WAITING = 8
 _MOST_LEGEND_DEPTHS = 16
@@ -162,7 +162,7 @@ class PieceReader:
         self._ids.append(token_id)
         self._waiting.append(token)
         text = self._decode(self._ids)
-        if not text.endswith(_INCOMPLETE):
+        if not text.endswith(REPLACEMENT_CHARACTER):
             return [self._hand_out(text)]
         return [] if len(self._waiting) < _MOST_WAITING else self.finish()
 

@@ -1,20 +1,15 @@
 """What a client is told when a request cannot be answered: an HTTP status and the error object of OpenAI's API."""
 
 import math
-import re
 from collections.abc import Mapping
 
 from memreason_hf.checks import shortened
 from memreason_hf.messages import visible
+from memreason_hf.serving.batching import CacheTooSmall
 
 
 # The `type` that OpenAI's API gives to the errors of a status.
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-# What `DepthBatcher` says about a request that its whole cache cannot hold.
-_NO_ROOM = re.compile(
-    r"prompt_ids has (\d+) tokens and max_new_tokens=(\d+), which at up to (\d+) recurrences do not fit into the "
-    r"cache: they need ([\d,]+) of its ([\d,]+) slots"
-)
 
 
 class ApiError(Exception):
@@ -90,21 +85,20 @@ def wrong_request(error: ValueError | TypeError, fields: Mapping[str, object]) -
     """
     message = str(error)
     if message.startswith("prompt_ids"):
-        param, no_room = "prompt" if "prompt" in fields else "messages", _NO_ROOM.match(message)
-        if no_room is not None:
-            return ApiError(400, _too_large(no_room), param=param, code="context_length_exceeded")
+        param = "prompt" if "prompt" in fields else "messages"
+        if isinstance(error, CacheTooSmall):
+            return ApiError(400, _too_large(error), param=param, code="context_length_exceeded")
         return ApiError(400, message, param=param, code="invalid_value")
     param = next((name for name in fields if message.startswith((f"{name}=", f"{name} ", f"{name}:"))), None)
     return ApiError(400, message, param=param, code="invalid_value")
 
 
-def _too_large(no_room):
+def _too_large(error):
     """Its own message tells the owner of the cache to make it larger."""
-    prompt, new, recurrences, needed, total = (int(part.replace(",", "")) for part in no_room.groups())
     # The last new token is not fed back.
-    tokens = prompt + new - 1
+    tokens = error.prompt_tokens + error.new_tokens - 1
     return (
-        f"A prompt of {prompt:,} tokens with an answer of {new:,} needs {tokens:,} positions, but the cache of this "
-        f"server holds {tokens * total // needed:,} at up to {recurrences} recurrences. Shorten the prompt, or lower "
-        "max_tokens or the recurrences."
+        f"A prompt of {error.prompt_tokens:,} tokens with an answer of {error.new_tokens:,} needs {tokens:,} "
+        f"positions, but the cache of this server holds {tokens * error.total // error.needed:,} at up to "
+        f"{error.recurrences} recurrences. Shorten the prompt, or lower max_tokens or the recurrences."
     )

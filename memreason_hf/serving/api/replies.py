@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from memreason_hf.analysis.token_depths import PieceReader
+from memreason_hf.messages import REPLACEMENT_CHARACTER
 from memreason_hf.serving.api.fields import ChatFields, RequestFields
-from memreason_hf.serving.api.served_model import PARTIAL, ShownTokens, describe_token
+from memreason_hf.serving.api.served_model import ShownTokens, describe_token
 from memreason_hf.serving.batching import TokenOutput
 
 
@@ -110,7 +111,7 @@ class ChoiceReader:
         done = []
         for piece in pieces:
             entries, self._waiting = self._waiting[: len(piece.tokens)], self._waiting[len(piece.tokens) :]
-            if len(entries) == 1 and piece.text and PARTIAL not in piece.text:
+            if len(entries) == 1 and piece.text and REPLACEMENT_CHARACTER not in piece.text:
                 # The text of a token depends on the token before it.
                 entries[0] |= describe_token(piece.text)
             done += [entry | {"offset": self._offset} for entry in entries]

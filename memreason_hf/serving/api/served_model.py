@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from memreason_hf.messages import REPLACEMENT_CHARACTER
 from memreason_hf.serving.api.fields import ChatFields, RequestFields
 from memreason_hf.serving.api.limits import Limits
 from memreason_hf.serving.api.prompts import Prompt
@@ -21,7 +22,6 @@ _SEEDS = 2**63
 # The most tokens, and log-probabilities of other tokens, in the answers to one request: tens of megabytes.
 MOST_ENTRIES = 2**17
 # What decoders write for a part of a character.
-PARTIAL = "\ufffd"
 
 
 class ShownTokens:
@@ -62,7 +62,7 @@ class ShownTokens:
         if token_id not in self._tokens:
             text = self.tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
             self._tokens[token_id] = describe_token(text)
-            if PARTIAL in text:
+            if REPLACEMENT_CHARACTER in text:
                 name = self.tokenizer.convert_ids_to_tokens(token_id) or f"<{token_id}>"
                 self._tokens[token_id] = {"token": name, "bytes": None}
         return self._tokens[token_id]

@@ -16,7 +16,7 @@ from .memory import CacheMemory, CacheShape, default_cache_tokens
 from .offline import OfflineMixin
 from .plan import RequestPlanner
 from .prefill import Prefill, open_prefill
-from .requests import GenerationRequest, QueueFull, TokenOutput
+from .requests import CacheTooSmall, GenerationRequest, QueueFull, TokenOutput
 from .rows import Row
 
 
@@ -144,12 +144,8 @@ class DepthBatcher(OfflineMixin):
             raise ValueError(f"request_id={request_id!r} is in use.")
         row = self._planner.plan(request, request_id)
         if not self.memory.fits(row.capacity, row.depth.limit):
-            raise ValueError(
-                f"prompt_ids has {row.prompt_length} tokens and max_new_tokens={row.max_new_tokens}, which at up to "
-                f"{row.depth.limit} recurrences do not fit into the cache: they need "
-                f"{self.memory.shape.cells(row.capacity, row.depth.limit):,} of its {self.memory.total:,} slots. "
-                "Shorten the text, lower max_recurrences, or raise max_cache_tokens."
-            )
+            needed = self.memory.shape.cells(row.capacity, row.depth.limit)
+            raise CacheTooSmall(row.prompt_length, row.max_new_tokens, row.depth.limit, needed, self.memory.total)
         self._known[request_id] = row
         self._waiting.append(row)
         return request_id

@@ -8,6 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from modeling_recurrent.families_recurrent import scale_embeddings
 from modeling_recurrent.inputs_recurrent import initial_state
 from modeling_recurrent.modeling_recurrent import attention_interface
+from modeling_recurrent.positions_recurrent import ROPE_BY_LENGTH
 
 from .memory import CacheMemory
 from .prompt_slots import PromptSlots
@@ -37,7 +38,7 @@ def fixed_positions(rotary) -> int | None:
     ends = [
         values.get("original_max_position_embeddings") or rotary.config.max_position_embeddings
         for values in nested or [parameters]
-        if values.get("rope_type") in ("dynamic", "longrope")
+        if values.get("rope_type") in ROPE_BY_LENGTH
     ]
     return min(ends, default=None)
 

@@ -164,10 +164,7 @@ class RequestPlanner:
     def _generator(self, seed):
         if seed is None:
             seed = int(torch.randint(2**31, ()))
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be an int, got {seed!r}.")
-        if not -(2**63) <= seed < 2**64:
-            raise ValueError(f"seed={seed} must fit into 64 bits.")
+        check_int("seed", seed, -(2**63), 2**64 - 1, "the bits of a seed")
         return torch.Generator(self.model.device).manual_seed(seed)
 
     def _text(self, request, config):

@@ -107,15 +107,10 @@ class TokenPrefill(Prefill):
 
     def _rule(self, tokens, arguments):
         """Decides about each token of a part, as the model's own forward does."""
-        limit, device = self.row.region.limit, self.core.device
+        device = self.core.device
         rule = resolve_depth(self.core.config, (1, tokens), device, **arguments)
         if not isinstance(rule, HaltingRule):
             rule = HaltingRule(rule, torch.full((1, tokens), rule, device=device), None, 1, "token")
-        if rule.limit > limit:
-            raise ValueError(
-                f"depth_schedule returned {rule.limit} recurrences, but the memory of this request was cut for "
-                f"{limit}, the model's max_recurrences. Return at most this."
-            )
         limits = None if rule.limits is None else rule.limits.flatten()
         # One axis, so that tokens can leave as the rows of a batch do.
         return HaltingRule(rule.limit, rule.counts.flatten(), rule.criterion, rule.min_recurrences, "token", limits)

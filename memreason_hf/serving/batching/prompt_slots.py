@@ -3,6 +3,7 @@
 import torch
 
 from .memory import CacheMemory, Region
+from .slots import attend_grouped
 
 
 class PromptSlots:
@@ -60,13 +61,7 @@ class PromptSlots:
         keys, values = (states[None, :, start : self.length] for states in (keys, values))
         if not self.plain:
             return attend(query, keys, values, mask)
-        heads, groups = key.shape[1], query.shape[1] // key.shape[1]
-        # The heads that share keys are passed as queries of one head: no key is repeated.
-        grouped = query.reshape(1, heads, groups * query.shape[2], query.shape[3])
-        if mask is not None and groups > 1:
-            mask = mask.repeat(1, 1, groups, 1)
-        output = torch.nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
-        return output.reshape(query.shape).transpose(1, 2), None
+        return attend_grouped(query, keys, values, mask), None
 
     def _write(self, plane, states):
         if self.dense:

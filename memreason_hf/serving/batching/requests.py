@@ -14,6 +14,26 @@ class QueueFull(RuntimeError):
     """As many requests wait as `max_waiting` allows."""
 
 
+class CacheTooSmall(ValueError):
+    """
+    The whole cache cannot hold a request.
+
+    Attributes:
+        prompt_tokens, new_tokens (`int`): The tokens of the prompt, and those that the request asks for.
+        recurrences (`int`): The most recurrences of the request.
+        needed, total (`int`): The slots that it needs, and those of the cache.
+    """
+
+    def __init__(self, prompt_tokens: int, new_tokens: int, recurrences: int, needed: int, total: int):
+        super().__init__(
+            f"prompt_ids has {prompt_tokens} tokens and max_new_tokens={new_tokens}, which at up to {recurrences} "
+            f"recurrences do not fit into the cache: they need {needed:,} of its {total:,} slots. Shorten the text, "
+            "lower max_recurrences, or raise max_cache_tokens."
+        )
+        self.prompt_tokens, self.new_tokens, self.recurrences = prompt_tokens, new_tokens, recurrences
+        self.needed, self.total = needed, total
+
+
 @dataclass
 class GenerationRequest:
     """

@@ -126,6 +126,26 @@ class RegionSlots:
         return views
 
 
+def attend_grouped(query, keys, values, mask):
+    """
+    SDPA in which the heads that share keys are passed as queries of one head, so that no key is repeated.
+
+    Args:
+        query (`torch.Tensor` of shape `(rows, heads, tokens, head_dim)`): The queries.
+        keys, values (`torch.Tensor` of shape `(rows, kv_heads, length, head_dim)`): What they read.
+        mask (`torch.BoolTensor` of shape `(rows, 1, tokens, length)`, *optional*): True where a token is read.
+
+    Returns the output of shape `(rows, tokens, heads, head_dim)`.
+    """
+    rows, heads, tokens, width = query.shape
+    groups = heads // keys.shape[1]
+    if mask is not None and groups > 1 and tokens > 1:
+        mask = mask.repeat(1, 1, groups, 1)
+    grouped = query.reshape(rows, keys.shape[1], groups * tokens, width)
+    output = torch.nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
+    return output.reshape(query.shape).transpose(1, 2)
+
+
 class GatheredSlots(RegionSlots):
     """
     Gathers the keys and values of all rows into one padded tensor for each layer, and attends with one call.
@@ -145,10 +165,7 @@ class GatheredSlots(RegionSlots):
         )
         if not self.plain:
             return attend(query, keys, values, mask)
-        heads, groups = key.shape[1], query.shape[1] // key.shape[1]
-        grouped = query.reshape(-1, heads, groups, query.shape[-1])
-        output = torch.nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
-        return output.reshape(query.shape).transpose(1, 2), None
+        return attend_grouped(query, keys, values, mask), None
 
     def _prepare_reading(self, cells, firsts, count, by_head, strides, positions):
         """By window, the cells of the first plane that are read, `(rows, heads, length)`, and their mask."""
@@ -166,4 +183,4 @@ class GatheredSlots(RegionSlots):
             self._read[window] = by_head[:, :, None] + places[:, None], mask
 
 
-__all__ = ["GatheredSlots", "Place", "RegionSlots"]
+__all__ = ["GatheredSlots", "Place", "RegionSlots", "attend_grouped"]

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from memreason_hf.messages import REPLACEMENT_CHARACTER
+
 
 # A character of UTF-8 has at most four bytes. Longer runs of this sign are the model's own.
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 INCOMPLETE_TOKENS = 4
 # Tokens that are decoded again for each new one, at the most.
 MOST_DECODED = 64
@@ -57,7 +58,7 @@ class TextStream:
     def _new_text(self, last):
         text = whole = self._decode(self.tokens[self._start :])
         end = len(self.tokens)
-        if whole.endswith(REPLACEMENT) and not last:
+        if whole.endswith(REPLACEMENT_CHARACTER) and not last:
             # The bytes of a character that is not complete yet are in the last three tokens.
             end -= INCOMPLETE_TOKENS - 1
             text = self._decode(self.tokens[self._start : end]) if end > self._read else ""
@@ -65,7 +66,7 @@ class TextStream:
                 return ""
         new = text[len(self._before) :]
         # Broken characters are decoded together: how many signs stand for them depends on where they begin.
-        is_clean = new and not new.endswith(REPLACEMENT) and not self._before.endswith(REPLACEMENT)
+        is_clean = new and not new.endswith(REPLACEMENT_CHARACTER) and not self._before.endswith(REPLACEMENT_CHARACTER)
         if is_clean or end - self._start > MOST_DECODED:
             self._start = self._read
         self._read = end
