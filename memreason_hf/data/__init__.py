@@ -13,6 +13,16 @@ from memreason_hf.data.chains.multi_hop import (
     save_multi_hop,
     select_chains,
 )
+from memreason_hf.data.composition.compositions import (
+    CompositionConfig,
+    CompositionData,
+    build_compositions,
+    convert_compositions,
+    load_compositions,
+    prepare_compositions,
+    read_composition_json,
+    save_compositions,
+)
 from memreason_hf.data.questions.demonstrations import Demonstrations
 from memreason_hf.data.questions.memory_reason import (
     build_memory_reason,
@@ -23,19 +33,27 @@ from memreason_hf.data.questions.memory_reason import (
 
 
 __all__ = [
+    "CompositionConfig",
+    "CompositionData",
     "Demonstrations",
     "MultiHopConfig",
     "MultiHopData",
+    "build_compositions",
     "build_memory_reason",
     "build_multi_hop",
+    "convert_compositions",
     "convert_multi_hop",
     "encode_chains",
+    "load_compositions",
     "load_memory_reason",
     "load_multi_hop",
     "load_multi_hop_tokenizer",
+    "prepare_compositions",
     "prepare_multi_hop",
+    "read_composition_json",
     "read_multi_hop_json",
     "reference_solution",
+    "save_compositions",
     "save_memory_reason",
     "save_multi_hop",
     "select_chains",

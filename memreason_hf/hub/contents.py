@@ -206,8 +206,8 @@ def _holds_adapter(folder):
 
 def holds_data_set(folder: Path) -> bool:
     """Whether a folder holds a data set as this package or `save_to_disk` writes it."""
-    is_multi_hop = (folder / SPLIT_FILES["train"]).is_file() and (folder / VOCABULARY_FILE).is_file()
-    return is_saved(folder) or is_saved_split(folder) or is_multi_hop
+    holds_chains = (folder / SPLIT_FILES["train"]).is_file() and (folder / VOCABULARY_FILE).is_file()
+    return is_saved(folder) or is_saved_split(folder) or holds_chains
 
 
 def holds_metric(folder: Path) -> bool:

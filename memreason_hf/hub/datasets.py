@@ -12,6 +12,7 @@ its other files, comes back by
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, DatasetInfo, load_dataset, load_from_disk
@@ -20,17 +21,13 @@ from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError, Repos
 from yaml import YAMLError
 
 from memreason_hf.data.chains.config import MultiHopConfig
-from memreason_hf.data.chains.folder import MANIFEST_FILE, read_manifest
-from memreason_hf.data.chains.json_files import SPLIT_FILES
-from memreason_hf.data.chains.multi_hop import (
-    MultiHopData,
-    chain_datasets,
-    load_multi_hop,
-    read_multi_hop_json,
-    save_multi_hop,
-)
+from memreason_hf.data.chains.folder import MANIFEST_FILE, ChainFolder, read_manifest
+from memreason_hf.data.chains.multi_hop import MULTI_HOP, chain_datasets, read_multi_hop_json
 from memreason_hf.data.chains.tables import CHAIN_SCHEMA
 from memreason_hf.data.chains.tokenizer import VOCABULARY_FILE, build_tokenizer, read_vocabulary, write_vocabulary
+from memreason_hf.data.composition.compositions import read_composition_json
+from memreason_hf.data.composition.config import CompositionConfig
+from memreason_hf.data.composition.json_files import COMPOSITION
 from memreason_hf.data.questions.memory_reason import REPORT_FILE
 from memreason_hf.data.saved_folders import is_saved, is_saved_split, saved_splits
 from memreason_hf.files import check_folder, check_regular, portable_path, read_json, whole_folder, write_json
@@ -40,6 +37,11 @@ from memreason_hf.hub.dataset_files import dataset_card_data, write_shards
 
 _CARD = "README.md"
 _DOCUMENTS = ("LICENSE*", "NOTICE*", "CITATION.*")
+# The sizes of each kind of folder, and what reads its JSON files. A multi-hop world has one split more.
+_CHAIN_FOLDERS = (
+    (MULTI_HOP, MultiHopConfig, read_multi_hop_json),
+    (COMPOSITION, CompositionConfig, read_composition_json),
+)
 
 
 def stage_dataset(
@@ -51,7 +53,8 @@ def stage_dataset(
     files, and the card. A card that a person wrote keeps its text and gets the metadata of the shards.
 
     Args:
-        folder: A folder of `save_multi_hop`, of the study's JSON files, of `save_memory_reason`, or of any
+        folder: A folder of `save_multi_hop` or `save_compositions`, of the studies' JSON files, of
+            `save_memory_reason`, or of any
             `save_to_disk`. What is published is what loading the folder gives; formats such as `torch` are not kept.
         staged: An existing folder, for the result.
         repo_id: The name on the Hub, for the card. Default: the name of the folder.
@@ -71,8 +74,8 @@ def stage_dataset(
     folder, staged = Path(folder), Path(staged)
     if not folder.is_dir():
         raise FileNotFoundError(f"folder={str(folder)!r} does not exist.")
-    if _is_multi_hop(folder):
-        dataset = _stage_multi_hop(folder, staged)
+    if (folder / VOCABULARY_FILE).is_file() and (folder / MULTI_HOP.split_files["train"]).is_file():
+        dataset = _stage_chains(folder, staged)
     else:
         dataset = _load_saved(folder)
         _stage_report(folder / REPORT_FILE, staged / REPORT_FILE)
@@ -120,13 +123,13 @@ def fetch_dataset(
 
 
 def _write_folder(folder, dataset, output_dir, overwrite):
-    if (folder / VOCABULARY_FILE).is_file() and set(SPLIT_FILES) <= set(dataset):
+    kind, make_config, _ = _kind_of_splits(dataset)
+    if (folder / VOCABULARY_FILE).is_file() and kind is not None:
         manifest = read_json(folder / MANIFEST_FILE) if (folder / MANIFEST_FILE).is_file() else {}
         sizes = manifest.get("config")
         tables = {split: part.with_format("arrow")[:].cast(CHAIN_SCHEMA) for split, part in dataset.items()}
-        config = None if sizes is None else MultiHopConfig(**sizes)
-        data = MultiHopData(read_vocabulary(folder), chain_datasets(tables), config)
-        save_multi_hop(data, output_dir, overwrite=overwrite)
+        config = None if sizes is None else make_config(**sizes)
+        kind.save(chain_datasets(tables), read_vocabulary(folder), config, output_dir, overwrite=overwrite)
         return
     # Without the record of the load, which names folders of this machine.
     plain = {
@@ -139,17 +142,21 @@ def _write_folder(folder, dataset, output_dir, overwrite):
             shutil.copyfile(folder / REPORT_FILE, staged / REPORT_FILE)
 
 
-def _is_multi_hop(folder):
-    return (folder / VOCABULARY_FILE).is_file() and (folder / SPLIT_FILES["train"]).is_file()
+def _kind_of_splits(splits) -> tuple[ChainFolder | None, type | None, Callable | None]:
+    return next((entry for entry in _CHAIN_FOLDERS if set(entry[0].split_files) <= set(splits)), (None, None, None))
 
 
-def _stage_multi_hop(folder, staged):
-    """The rows of a multi-hop world; its vocabulary, tokenizer and manifest are written."""
+def _stage_chains(folder, staged):
+    """The rows of a data set of chains; its vocabulary, tokenizer and manifest are written."""
     manifest = read_manifest(folder) or {}
     if is_saved(folder):
-        dataset, vocabulary = load_multi_hop(folder), read_vocabulary(folder)
+        # A folder of neither kind is refused by the first of them, with the split that it lacks.
+        kind = _kind_of_splits(saved_splits(folder))[0] or MULTI_HOP
+        dataset, vocabulary = kind.load(folder, read_multi_hop_json), read_vocabulary(folder)
     else:
-        data = read_multi_hop_json(folder)
+        names = {path.stem for path in folder.glob("*.json")}
+        read = read_multi_hop_json if "test_small" in names else read_composition_json
+        data = read(folder)
         dataset, vocabulary = data.dataset, data.vocabulary
     write_vocabulary(vocabulary, staged)
     build_tokenizer(vocabulary).save_pretrained(staged)

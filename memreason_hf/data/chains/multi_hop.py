@@ -9,7 +9,7 @@ The multi-hop data set of the depth-extrapolation study: built, saved, loaded.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +21,15 @@ from datasets.table import InMemoryTable
 from memreason_hf.checks import check_int, check_path, check_sequence, check_type
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.encoding import encode_chains
-from memreason_hf.data.chains.folder import CONTENTS, check_output_folder, read_manifest, write_manifest
-from memreason_hf.data.chains.json_files import (
-    ATOMIC,
-    ATOMIC_PROBE,
-    SPLIT_FILES,
-    chain_type,
-    read_json_folder,
-    write_items,
-)
-from memreason_hf.data.chains.tables import CHAIN_SCHEMA, chain_table, content_fingerprint
+from memreason_hf.data.chains.folder import ChainFolder
+from memreason_hf.data.chains.json_files import ATOMIC, ATOMIC_PROBE, SPLIT_FILES, chain_type, read_json_folder
+from memreason_hf.data.chains.tables import chain_table, content_fingerprint
 from memreason_hf.data.chains.tokenizer import (
     END_OF_ANSWER,
-    build_tokenizer,
     build_vocabulary,
     entity_token,
     load_multi_hop_tokenizer,
     relation_token,
-    write_vocabulary,
 )
 from memreason_hf.data.chains.world import (
     Chains,
@@ -48,9 +39,6 @@ from memreason_hf.data.chains.world import (
     sample_chains,
     sample_probes,
 )
-from memreason_hf.data.saved_folders import is_saved, load_saved
-from memreason_hf.files import clear_killed_builds, whole_folder
-from memreason_hf.locks import clear_free_lock, locked
 
 
 __all__ = [
@@ -69,6 +57,8 @@ __all__ = [
     "save_multi_hop",
     "select_chains",
 ]
+
+MULTI_HOP = ChainFolder("a multi-hop data set", "data_scripts/build_multi_hop.py", SPLIT_FILES)
 
 
 @dataclass(frozen=True)
@@ -167,17 +157,7 @@ def save_multi_hop(data: MultiHopData, output_dir: str | Path, *, overwrite: boo
         FileExistsError: the folder holds anything foreign, or it holds a data set and `overwrite` is false.
     """
     check_type("data", data, MultiHopData, "a MultiHopData (build_multi_hop)")
-    check_path("output_dir", output_dir)
-    check_output_folder(Path(output_dir), overwrite)
-    with whole_folder(output_dir, overwrite=overwrite, durable=False) as folder:
-        for split, name in SPLIT_FILES.items():
-            write_items(data.dataset[split].data.table, folder / name)
-        write_vocabulary(data.vocabulary, folder)
-        build_tokenizer(data.vocabulary).save_pretrained(folder)
-        data.dataset.save_to_disk(folder)
-        config = None if data.config is None else asdict(data.config)
-        write_manifest(folder, {"config": config, "numpy": np.__version__, "rows": data.dataset.num_rows})
-    return read_manifest(Path(output_dir))
+    return MULTI_HOP.save(data.dataset, data.vocabulary, data.config, output_dir, overwrite=overwrite)
 
 
 def prepare_multi_hop(config: MultiHopConfig, output_dir: str | Path, *, overwrite: bool = False) -> dict:
@@ -199,23 +179,11 @@ def prepare_multi_hop(config: MultiHopConfig, output_dir: str | Path, *, overwri
     ```
     """
     check_type("config", config, MultiHopConfig, "a MultiHopConfig")
-    check_path("output_dir", output_dir)
-    folder = Path(output_dir)
-    clear_killed_builds(folder)
 
-    def existing():
-        manifest = None if overwrite else read_manifest(folder)
-        return manifest if manifest is not None and manifest.get("config") == asdict(config) else None
+    def save():
+        return save_multi_hop(build_multi_hop(config), output_dir, overwrite=overwrite)
 
-    if (manifest := existing()) is not None:
-        clear_free_lock(folder)
-        return manifest
-    check_output_folder(folder, overwrite)
-    # Of several processes that need the data set one builds it, and the others wait for it.
-    with locked(folder, wait=float("inf")):
-        if (manifest := existing()) is not None:
-            return manifest
-        return save_multi_hop(build_multi_hop(config), folder, overwrite=overwrite)
+    return MULTI_HOP.prepare(config, save, output_dir, overwrite=overwrite)
 
 
 def convert_multi_hop(input_dir: str | Path, output_dir: str | Path, *, overwrite: bool = False) -> dict:
@@ -228,7 +196,7 @@ def convert_multi_hop(input_dir: str | Path, output_dir: str | Path, *, overwrit
     """
     check_path("input_dir", input_dir)
     check_path("output_dir", output_dir)
-    check_output_folder(Path(output_dir), overwrite)
+    MULTI_HOP.check_output(Path(output_dir), overwrite)
     return save_multi_hop(read_multi_hop_json(input_dir), output_dir, overwrite=overwrite)
 
 
@@ -241,14 +209,7 @@ def load_multi_hop(path: str | Path) -> DatasetDict:
         FileNotFoundError: the folder holds no data set.
         ValueError: the data set is damaged, or is not a multi-hop data set.
     """
-    check_path("path", path)
-    folder = Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}. data_scripts/build_multi_hop.py builds a data set.")
-    if not is_saved(folder):
-        return read_multi_hop_json(folder).dataset
-    read_manifest(folder, suffix=".arrow")
-    return load_saved(folder, contents=CONTENTS, columns=CHAIN_SCHEMA.names, splits=SPLIT_FILES)
+    return MULTI_HOP.load(path, lambda folder: read_multi_hop_json(folder).dataset)
 
 
 def select_chains(dataset: Dataset, *, kind: str | None = None, hops: Iterable[int] | None = None) -> Dataset:

@@ -23,7 +23,7 @@ _MEANINGS = {
     "hops": "the number of relations",
     "entities": "the entity reached after every hop",
     "kind": "test, train or atomic: which rows of the split these are",
-    "type": "hops and kind in one word, as in the study's files",
+    "type": "hops and kind in one word, or the group of the item, as in the study's files",
     "question": "the question",
     "options": "the choices, each with a label and a text",
     "answer": "the right answer: a label, or a number",
@@ -170,8 +170,20 @@ def _chains(manifest):
     config = manifest.get("config")
     if not isinstance(config, dict):
         return []
+    if "ood_share" in config:
+        lines, script = _compositions(config), "build_composition.py"
+    else:
+        lines, script = _walks(config), "build_multi_hop.py"
+    flags = [
+        f"--{name} {value}" for name, value in config.items() if value is not None and not isinstance(value, bool)
+    ]
+    flags += [f"--{name}" for name, value in config.items() if value is True]
+    return [*lines, f"```\npython data_scripts/{script} --output_dir DIR {' '.join(map(_flag, flags))}\n```"]
+
+
+def _walks(config):
     degree = config.get("out_degree") or config["num_relations"]
-    lines = [
+    return [
         f"A world of {number(config['num_entities'])} entities and {number(config['num_relations'])} relations, each "
         f"a random permutation of the entities; an entity has {number(degree)} of them.",
         f"Training: all atomic facts, and chains of {plain(config['train_hops'])} hops, at most "
@@ -179,9 +191,18 @@ def _chains(manifest):
         f"{number(config['num_test_chains'])} of each; no test chain is a training chain.",
         f"The seed {number(config['seed'])} and these sizes give the same data again:",
     ]
-    flags = [f"--{name} {value}" for name, value in config.items() if value not in (None, False, True)]
-    flags += [f"--{name}" for name, value in config.items() if value is True]
-    return [*lines, f"```\npython data_scripts/build_multi_hop.py --output_dir DIR {' '.join(map(_flag, flags))}\n```"]
+
+
+def _compositions(config):
+    return [
+        f"A world of {number(config['num_entities'])} entities and {number(config['num_relations'])} relations; an "
+        f"entity has {number(config['out_degree'])} facts, whose relations do not repeat and whose tails are drawn "
+        "among all entities.",
+        f"A share of {config['ood_share']:g} of the facts is out of distribution: training holds these facts, but no "
+        f"composition with one. It holds {config['ratio']:g} compositions for each other fact; a share of "
+        f"{config['held_out_share']:g} of those compositions is kept for the test.",
+        f"The seed {number(config['seed'])} and these sizes give the same data again:",
+    ]
 
 
 def _flag(text):

@@ -19,6 +19,7 @@ from memreason_hf.data import (
     prepare_multi_hop,
     save_multi_hop,
 )
+from memreason_hf.data.chains import folder as folder_module
 from memreason_hf.data.chains import multi_hop
 from memreason_hf.locks import lock_file
 
@@ -138,7 +139,7 @@ def test_an_error_while_writing_leaves_everything_as_it_was(tmp_path, monkeypatc
     def fail(*args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(multi_hop, failing, fail)
+    monkeypatch.setattr(folder_module, failing, fail)
     with pytest.raises(OSError, match="no space left"):
         prepare_multi_hop(small_config(seed=1), folder, overwrite=overwrite)
     assert contents(tmp_path) == before and folder.exists() == overwrite
@@ -147,8 +148,8 @@ def test_an_error_while_writing_leaves_everything_as_it_was(tmp_path, monkeypatc
 def test_a_killed_build_leaves_nothing_that_looks_like_a_data_set(tmp_path):
     folder = tmp_path / "data"
     code = (
-        "import os, signal, sys; from memreason_hf.data.chains import multi_hop;"
-        "multi_hop.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL);"
+        "import os, signal, sys; from memreason_hf.data.chains import folder, multi_hop;"
+        "folder.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL);"
         "multi_hop.prepare_multi_hop(multi_hop.MultiHopConfig(num_train_chains=9, test_hops='2'), sys.argv[1])"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -226,14 +227,14 @@ def test_another_saved_data_set_is_not_loaded(tmp_path):
 
 def test_two_builders_at_once_do_not_mix(tmp_path, monkeypatch):
     """The second build to finish finds the folder taken."""
-    write_manifest = multi_hop.write_manifest
+    write_manifest = folder_module.write_manifest
 
     def be_slower(folder: Path, entries: dict):
         write_manifest(folder, entries)
-        monkeypatch.setattr(multi_hop, "write_manifest", write_manifest)
+        monkeypatch.setattr(folder_module, "write_manifest", write_manifest)
         prepare_multi_hop(small_config(seed=1), tmp_path)
 
-    monkeypatch.setattr(multi_hop, "write_manifest", be_slower)
+    monkeypatch.setattr(folder_module, "write_manifest", be_slower)
     with pytest.raises(FileExistsError, match="is not empty"):
         prepare_multi_hop(small_config(), tmp_path)
     assert json.loads((tmp_path / "manifest.json").read_text())["config"]["seed"] == 1

@@ -1,10 +1,10 @@
 """
-Measures the multi-hop data set at full size: seconds and peak memory of the command that a user runs, and of reading
-its output.
+Measures the two studies' data sets at full size: seconds and peak memory of the commands that a user runs, and of
+reading what they write.
 
-    python tests/benchmarks/bench_multi_hop_data.py            # some 20 seconds, 0.6 GB of temporary files
+    python tests/benchmarks/bench_chain_data.py            # about a minute, 2 GB of temporary files
 
-Ends with an error if the build takes more than 15 s or 2 GB.
+Ends with an error if the multi-hop build takes more than 15 s or 2 GB, or the composition build more than 30 s or 3 GB.
 """
 
 import argparse
@@ -19,7 +19,12 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[2]
-MOST_SECONDS, MOST_GIGABYTES = 15, 2
+# (script, arguments, most seconds, most GB)
+BUILDS = (
+    ("build_multi_hop.py", [], 15, 2),
+    ("build_composition.py", [], 30, 3),
+    ("build_composition.py", ["--ratio", "18"], 30, 3),
+)
 LOAD = """
 import sys, time
 from memreason_hf.data import encode_chains, load_multi_hop, load_multi_hop_tokenizer
@@ -74,22 +79,41 @@ def main():
     parser.add_argument("--repeats", type=int, default=3, help="builds; the slowest counts (default: 3)")
     repeats = parser.parse_args().repeats
     print(describe_machine())
-    with tempfile.TemporaryDirectory() as folder:
-        builds = []
-        for repeat in range(repeats):
-            target = Path(folder, f"data-{repeat}")
-            text, *cost = run([ROOT / "data_scripts" / "build_multi_hop.py", "--output_dir", target])
-            builds.append(cost)
-            print(f"build_multi_hop.py, imports included: {cost[0]:.1f} s, {cost[1]:.2f} GB  {text.strip()}")
-        for code in (LOAD, READ):
-            text, _, gigabytes = run(["-c", code, target])
-            for line in text.splitlines():
-                name, seconds = line.split("\t")
-                print(f"{name}: {float(seconds):.2f} s")
-            print(f"    memory of that process: {gigabytes:.2f} GB")
-    seconds, gigabytes = (max(values) for values in zip(*builds))
-    if seconds > MOST_SECONDS or gigabytes > MOST_GIGABYTES:
-        raise SystemExit(f"Too slow or too large: at most {MOST_SECONDS} s and {MOST_GIGABYTES} GB are allowed.")
+    failed = []
+    for script, arguments, most_seconds, most_gigabytes in BUILDS:
+        with tempfile.TemporaryDirectory() as folder:
+            builds = []
+            for repeat in range(repeats):
+                target = Path(folder, f"data-{repeat}")
+                text, *cost = run([ROOT / "data_scripts" / script, "--output_dir", target, *arguments])
+                builds.append(cost)
+                shown = " ".join([script, *arguments])
+                print(f"{shown}, imports included: {cost[0]:.1f} s, {cost[1]:.2f} GB  {text.strip()}")
+            if script == "build_multi_hop.py":
+                _measure_reading(target)
+            elif not arguments:
+                _measure_conversion(target, Path(folder, "converted"))
+        seconds, gigabytes = (max(values) for values in zip(*builds))
+        if seconds > most_seconds or gigabytes > most_gigabytes:
+            failed.append(f"{shown}: at most {most_seconds} s and {most_gigabytes} GB are allowed")
+    if failed:
+        raise SystemExit(f"Too slow or too large: {'; '.join(failed)}.")
+
+
+def _measure_reading(folder):
+    for code in (LOAD, READ):
+        text, _, gigabytes = run(["-c", code, folder])
+        for line in text.splitlines():
+            name, seconds = line.split("\t")
+            print(f"{name}: {float(seconds):.2f} s")
+        print(f"    memory of that process: {gigabytes:.2f} GB")
+
+
+def _measure_conversion(folder, converted):
+    """From the JSON files of the study back to the Arrow form."""
+    script = ROOT / "data_scripts" / "build_composition.py"
+    _, seconds, gigabytes = run([script, "--input_dir", folder, "--output_dir", converted])
+    print(f"build_composition.py --input_dir: {seconds:.1f} s, {gigabytes:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Compositions of two facts: the data set of the systematicity study."""
