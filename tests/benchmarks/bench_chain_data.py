@@ -4,7 +4,8 @@ reading what they write.
 
     python tests/benchmarks/bench_chain_data.py            # about a minute, 2 GB of temporary files
 
-Ends with an error if the multi-hop build takes more than 15 s or 2 GB, or the composition build more than 30 s or 3 GB.
+Ends with an error if a build takes too long or too much memory: 15 s and 2 GB for the chains, 30 s and 3 GB for the
+compositions.
 """
 
 import argparse
