@@ -30,6 +30,7 @@ class DepthKwargs(TypedDict, total=False):
             Whether each token halts on its own, or a row as a whole.
         kl_threshold, entropy_threshold (`float`, *optional*): In nats.
         confidence_threshold, exit_gate_threshold (`float`, *optional*): Probabilities.
+        margin_threshold (`float`, *optional*): A difference of logits.
         state_difference_threshold, acceleration_threshold (`float`, *optional*): Relative to the norm of the state.
         argmax_patience (`int`, *optional*): In recurrences.
     """
@@ -42,6 +43,7 @@ class DepthKwargs(TypedDict, total=False):
     kl_threshold: float | None
     entropy_threshold: float | None
     confidence_threshold: float | None
+    margin_threshold: float | None
     exit_gate_threshold: float | None
     state_difference_threshold: float | None
     acceleration_threshold: float | None

@@ -185,6 +185,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
             The first recurrence at which a row or token may halt, and the one at which it halts at the latest.
         kl_threshold, entropy_threshold (`float`, default to 0.01 and 3.0): In nats.
         confidence_threshold, exit_gate_threshold (`float`, default to 0.9): Probabilities.
+        margin_threshold (`float`, defaults to 5.0): A difference of logits.
         state_difference_threshold, acceleration_threshold (`float`, default to 0.05): Relative to the state's norm.
         argmax_patience (`int`, defaults to 3): In recurrences.
 
@@ -278,6 +279,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
     kl_threshold: float | int = positive_field(default=0.01)
     entropy_threshold: float | int = positive_field(default=3.0)
     confidence_threshold: float | int = probability_field(default=0.9)
+    margin_threshold: float | int = positive_field(default=5.0)
     exit_gate_threshold: float | int = probability_field(default=0.9)
     state_difference_threshold: float | int = positive_field(default=0.05)
     acceleration_threshold: float | int = positive_field(default=0.05)

@@ -112,6 +112,23 @@ class ConfidenceCriterion(HaltingCriterion):
 
 
 @dataclass
+class MarginCriterion(HaltingCriterion):
+    """The highest logit is at least `margin_threshold` above the second highest."""
+
+    name: ClassVar[str] = "margin"
+    reads: ClassVar[str] = "log_probs"
+    compares: ClassVar[bool] = False
+    margin_threshold: float
+
+    def __call__(self, signal, previous, memory):
+        # Log-probabilities differ from logits by the same number for all tokens.
+        highest = signal.topk(min(2, signal.shape[-1]), dim=-1).values
+        if highest.shape[-1] == 1:
+            return torch.ones(signal.shape[:-1], dtype=torch.bool, device=signal.device)
+        return highest[..., 0] - highest[..., 1] >= self.margin_threshold
+
+
+@dataclass
 class StateDifferenceCriterion(HaltingCriterion):
     """|s_t - s_{t-1}| / |s_t| < `state_difference_threshold` (Euclidean norms)."""
 
@@ -185,6 +202,7 @@ HALTING_CRITERIA = {
         KLCriterion,
         EntropyCriterion,
         ConfidenceCriterion,
+        MarginCriterion,
         StateDifferenceCriterion,
         AccelerationCriterion,
         ArgmaxStabilityCriterion,

@@ -20,6 +20,7 @@ _MEANINGS = {
     "before, in nats.",
     "entropy_threshold": "halts below this entropy of the next-token probabilities, in nats.",
     "confidence_threshold": "halts when the highest next-token probability is at least this.",
+    "margin_threshold": "halts when the highest logit is at least this much above the second highest.",
     "state_difference_threshold": "halts below this change of the state, relative to the norm of the state.",
     "acceleration_threshold": "halts below this change of the change of the state, relative to the norm of the state.",
     "exit_gate_threshold": "halts when the learned gate has given at least this probability to leaving up to now.",

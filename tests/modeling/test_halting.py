@@ -35,6 +35,10 @@ def probe(model, ids, mask):
     )
 
 
+# Criteria that halt when a value is high enough.
+AT_LEAST = ("confidence", "margin")
+
+
 def naive_scores(log_probs, states):
     """Score of each criterion at each recurrence (index 0 is recurrence 1), written out; lower halts."""
     p = log_probs.exp()
@@ -46,6 +50,7 @@ def naive_scores(log_probs, states):
         "kl": kl,
         "entropy": entropy,
         "confidence": -p.amax(-1),
+        "margin": -log_probs.sort(-1).values[..., -2:].diff(dim=-1)[..., 0],
         "state_difference": step.norm(dim=-1) / size[1:],
         "acceleration": (step[1:] - step[:-1]).norm(dim=-1) / size[2:],
     }
@@ -78,7 +83,7 @@ def naive_counts(name, log_probs, states, threshold, least):
         holds = (scores["kl"] < threshold[0]) & (scores["entropy"][1:] < threshold[1])
         return first_true(holds, 1, least)
     score = scores[name]
-    return first_true(score <= threshold if name == "confidence" else score < threshold, MOST - len(score), least)
+    return first_true(score <= threshold if name in AT_LEAST else score < threshold, MOST - len(score), least)
 
 
 def pick_threshold(name, log_probs, states, at, least):
@@ -101,7 +106,7 @@ def arguments(name, threshold):
         return {"kl_threshold": threshold[0], "entropy_threshold": threshold[1]}
     if name == "argmax_stability":
         return {"argmax_patience": threshold}
-    return {f"{name}_threshold": -threshold if name == "confidence" else threshold}
+    return {f"{name}_threshold": -threshold if name in AT_LEAST else threshold}
 
 
 def skip_rounding(name, log_probs, states, threshold):

@@ -32,7 +32,8 @@ from modeling_recurrent.arguments_recurrent import OWN_ARGUMENTS
 
 
 BATCH, LENGTH = 2, 5
-CRITERIA = ["kl", "entropy", "confidence", "state_difference", "acceleration", "argmax_stability", "kl_entropy"]
+THRESHOLDS = ("kl", "entropy", "confidence", "margin", "state_difference", "acceleration")
+CRITERIA = [*THRESHOLDS, "argmax_stability", "kl_entropy"]
 NAN, INF = math.nan, math.inf
 
 
@@ -51,7 +52,7 @@ def wrong_depths():
     ]
     counts += [_tensor(2, 5, 1), torch.tensor([NAN, 1.0]), torch.tensor([True, False]), torch.tensor([2.0, 3.0]) + 1j]
     thresholds = {
-        **{f"{name}_threshold": name for name in ("kl", "entropy", "confidence", "state_difference", "acceleration")},
+        **{f"{name}_threshold": name for name in THRESHOLDS},
         "argmax_patience": "argmax_stability",
     }
     wrong = [("num_recurrences", value, {}) for value in [*counts, 10**9, 10**18]]

@@ -48,7 +48,7 @@ WRONG = {
     "recurrence_lora_alpha": wrong_floats(0, open_low=True, optional=True),
     "injection_gate_init": wrong_floats(),
     **{name: wrong_floats(0, 1) for name in ("attention_dropout", "residual_dropout", "embedding_dropout")},
-    **{name: wrong_floats() for name in ("kl_threshold", "entropy_threshold")},
+    **{name: wrong_floats() for name in ("kl_threshold", "entropy_threshold", "margin_threshold")},
     **{name: wrong_floats() for name in ("state_difference_threshold", "acceleration_threshold")},
     **{name: wrong_floats(high=1) for name in ("confidence_threshold", "exit_gate_threshold")},
     "recurrence_loss_decay": wrong_floats(0, open_low=True),

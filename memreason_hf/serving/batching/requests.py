@@ -92,6 +92,7 @@ class GenerationRequest:
     kl_threshold: float | None = None
     entropy_threshold: float | None = None
     confidence_threshold: float | None = None
+    margin_threshold: float | None = None
     exit_gate_threshold: float | None = None
     state_difference_threshold: float | None = None
     acceleration_threshold: float | None = None

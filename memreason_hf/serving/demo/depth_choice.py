@@ -28,6 +28,7 @@ _MEANINGS = {
     "kl_threshold": "KL divergence from the recurrence before, in nats",
     "entropy_threshold": "entropy of the next token, in nats",
     "confidence_threshold": "probability of the most probable token",
+    "margin_threshold": "highest logit minus the second highest",
     "state_difference_threshold": "relative change of the state",
     "acceleration_threshold": "relative change of the change of the state",
     "exit_gate_threshold": "probability of having left, by the learned gate",
