@@ -56,7 +56,8 @@ def locked(
         path: what is being written.
         inside: whether the lock file is inside `path`, a folder. Otherwise it is next to `path`, so that `path` can be
             replaced as a whole.
-        files: what the lock file names as being written while the block runs, see `file_sets`.
+        files: what the lock file names as being written, until the lock is released or others are named; see
+            `file_sets`.
         wait: how many seconds to wait for another process. `float("inf")` waits as long as it runs.
 
     Raises:
@@ -81,10 +82,10 @@ def locked(
             mine = _held.get(key)
             if mine is not None:
                 mine[1] -= 1
+                # The names stay until the lock is released: the command of a process that is killed before that
+                # writes the files again, instead of finding them in its way.
                 if not mine[1]:
                     _release(file, _held.pop(key)[2])
-                elif names:
-                    _write_holder(mine[2], ())
 
 
 def clear_free_lock(path: str | os.PathLike, *, inside: bool = False) -> None:

@@ -90,7 +90,7 @@ def few(count):
     return [1, *middle, count]
 
 
-@pytest.mark.parametrize("name", ["train", "build_chains"])
+@pytest.mark.parametrize("name", ["train", "build_chains", "evaluate_chains"])
 def test_killed_at_some_operations(name, world, tmp_path):
     torch.set_num_threads(1)
     try_points(name, world, tmp_path, few)
