@@ -18,12 +18,13 @@ _NAMES = "|".join(sorted(_KIND_OF, key=len, reverse=True))
 _BULLET = r"(?:[-*\u2022+]\s+|\(?\d{1,3}[.):](?!\d)\s*|step\s+\d{1,3}\s*[.:)-]?\s*)"
 _EMPHASIS = r"[*_`]{0,3}"
 _STEP = re.compile(
-    rf"\s*{_BULLET}?{_EMPHASIS}(?:[\[(<]\s*({_NAMES})\s*[\])>]|({_NAMES})(?={_EMPHASIS}\s*:)){_EMPHASIS}\s*:?"
-    rf"\s*{_EMPHASIS}\s*(.*)",
+    rf"\s*{_BULLET}?{_EMPHASIS}(?:[\[(<]\s*({_NAMES})\s*[\])>]|({_NAMES})(?={_EMPHASIS}\s*:)){_EMPHASIS}"
+    rf"(?:\s*:{_EMPHASIS})?\s*(.*)",
     re.IGNORECASE,
 )
 _SECOND_LABEL = re.compile(rf"(?:and|or|/|,|&|\+)?\s*[\[(<]\s*(?:{_NAMES})\s*[\])>]", re.IGNORECASE)
-_LISTED = re.compile(_BULLET, re.IGNORECASE)
+# What begins a step of its own, and does not go on with the one before it.
+_LISTED = re.compile(r"[-*\u2022+]\s|\(?\d{1,3}[.):](?!\d)|step\s+\d{1,3}\s*[.:)](?!\d)", re.IGNORECASE)
 _NUMBERED = re.compile(rf"\s*{_EMPHASIS}\(?(\d{{1,3}})[.):](?!\d){_EMPHASIS}\s*(.*)")
 _THOUGHT_END = "</think>"
 _FENCE = re.compile(r"\s*```\w*\s*")
@@ -82,7 +83,7 @@ def parse_plan(text: str) -> list[Step]:
 
 
 def _step(number, kind, lines):
-    text = one_line("\n".join(lines)).strip("*_` ")
+    text = _plain(one_line("\n".join(lines)))
     if not any(character.isalnum() for character in text):
         raise AnnotationProblem(f"step {number} of the plan ({kind}) has no text")
     return Step(kind, text)
@@ -131,12 +132,22 @@ def parse_knowledge(text: str, count: int) -> list[str]:
 
 
 def _answer(number, lines):
-    answer = one_line("\n".join(lines)).strip("*_` ")
+    answer = _plain(one_line("\n".join(lines)))
     if not any(character.isalnum() for character in answer):
         raise AnnotationProblem(f"the answer to question {number} is empty")
     if _UNKNOWN.fullmatch(answer):
         raise AnnotationProblem(f"the answer to question {number} is unknown")
     return answer
+
+
+def _plain(text):
+    """A text without the emphasis around all of it, of which the label may have taken the first half."""
+    for mark in ("**", "__", "*", "_", "`"):
+        if text.endswith(mark) and text.count(mark) % 2:
+            text = text.removesuffix(mark).rstrip()
+        elif text.startswith(mark) and text.endswith(mark) and text.count(mark) == 2:
+            text = text.removeprefix(mark).removesuffix(mark).strip()
+    return text
 
 
 def _lines(text):

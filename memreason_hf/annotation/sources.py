@@ -96,7 +96,10 @@ def load_source(
                     problems.append(f"{piece.where}, {piece.unit} {place}: {error}")
         if problems:
             listed = first_few([problem.rstrip(".") for problem in problems], 3)
-            raise ValueError(f"source={name!r}: {len(problems):,} rows of split {part} cannot be used: {listed}.")
+            total = len(rows) + len(problems)
+            raise ValueError(
+                f"source={name!r}: {len(problems):,} of {total:,} rows of split {part} cannot be used: {listed}."
+            )
         splits[part] = Dataset.from_list(rows, features=FEATURES, split=NamedSplit(part))
     return DatasetDict(splits)
 
