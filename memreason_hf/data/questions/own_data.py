@@ -115,23 +115,25 @@ def load_questions(
     )
 
 
-def read_columns(text: str | None) -> dict[str, str]:
+def read_columns(columns: str | Mapping[str, str] | None) -> dict[str, str]:
     """
-    The argument `columns` of `load_questions`, as a flag spells it.
+    The argument `columns` of `load_questions`, as a flag or a recipe spells it.
 
     Raises:
-        ValueError: the text is not `COLUMN=NAME`, separated by commas.
+        ValueError: the text is not `COLUMN=NAME`, separated by commas, or a column is unknown.
 
     Example:
 
         >>> read_columns("question=query,answer=answers.text")
         {'question': 'query', 'answer': 'answers.text'}
     """
-    if not text:
-        return {}
-    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not columns or isinstance(columns, Mapping):
+        return _checked_columns(columns or None)
+    pairs = [pair.partition("=") for pair in columns.split(",")]
     if not all(column.strip() and path.strip() for column, _, path in pairs):
-        raise ValueError(f"columns={text!r} must be COLUMN=NAME, separated by commas: question=query,answer=target.")
+        raise ValueError(
+            f"columns={columns!r} must be COLUMN=NAME, separated by commas: question=query,answer=target."
+        )
     return _checked_columns({column.strip(): path.strip() for column, _, path in pairs})
 
 

@@ -13,6 +13,7 @@ from fsspec.core import url_to_fs
 
 from memreason_hf.checks import check_path, shortened
 from memreason_hf.data.questions.json_files import FILE_NAMES, SPLITS
+from memreason_hf.data.questions.memory_reason import NAMES
 from memreason_hf.data.saved_folders import is_saved, is_saved_split
 from memreason_hf.files import check_regular, parse_json, read_bytes
 from memreason_hf.messages import first_few, first_line
@@ -66,6 +67,11 @@ def read_raw(
     """
     check_path("source", source)
     text, path = str(source), Path(source)
+    if name is not None and (_URL.match(text) or path.exists()):
+        raise ValueError(
+            f"name={name!r} must be one of the study's data sets ({', '.join(NAMES)}), or "
+            f"the configuration of a data set on the Hub. {text} is a file or folder: leave the name out."
+        )
     if _URL.match(text):
         read = {_split_of(Path(text)): [_read_bytes(text, _fetched(text))]}
     elif path.is_dir():
@@ -78,9 +84,8 @@ def read_raw(
         raise FileNotFoundError(
             f"{text}: no such file or folder, and not the name of a data set on the Hub (OWNER/NAME)."
         )
-    for given, value in (("name", name), ("revision", revision)):
-        if value is not None:
-            raise ValueError(f"{given}={value!r} is for data sets on the Hub, but {text} is none. Leave it out.")
+    if revision is not None:
+        raise ValueError(f"revision={revision!r} is for data sets on the Hub, but {text} is none. Leave it out.")
     if split is not None and split not in read:
         raise ValueError(f"split={split!r} is not in {text}. Its splits are {', '.join(read)}.")
     return read if split is None else {split: read[split]}

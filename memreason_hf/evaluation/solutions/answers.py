@@ -28,6 +28,7 @@ from memreason_hf.data.questions.options import options_by_label
 from memreason_hf.data.questions.schema import type_of_row
 from memreason_hf.evaluation.solutions.lenient_answers import find_lenient_answer, read_lenient_answer
 from memreason_hf.files import read_json
+from memreason_hf.messages import first_few
 from memreason_hf.steps import QUESTION_MARKER
 from memreason_hf.steps.marks import FAMILY_TOKEN
 
@@ -208,6 +209,29 @@ def judge_row(text: str, row: Mapping, **kwargs) -> Verdict:
     )
 
 
+def check_answers(rows: Iterable[Mapping]) -> None:
+    """
+    Checks that solutions of these rows can be judged, before they are generated.
+
+    Raises:
+        ValueError: the right answer of a row is none of its options, or not of its type; names the rows.
+    """
+    problems = []
+    for index, row in enumerate(rows):
+        check_row(f"rows[{index}]", row, ("answer", "options"))
+        try:
+            chosen, options = _typed_options(type_of_row(row), options_by_label(row["options"]))
+            for expected in (row["answer"], *(row.get("accepted_answers") or ())):
+                _check_reference("answer", expected, chosen, options)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            problems.append(f"rows[{index}]: {error}")
+    if problems:
+        raise ValueError(
+            f"{len(problems):,} rows have answers that cannot be judged: {first_few(problems, 3)} Load the data with "
+            "load_questions, which checks them, or set their answer_type."
+        )
+
+
 def _find_answer(text, position):
     """The text after the last marker, on its line and within its step; None without a marker."""
     markers = list(_MARKER.finditer(text, position))
@@ -232,6 +256,7 @@ def _typed_options(answer_type, options):
 
 
 def _check_reference(name, expected, answer_type, options):
+    check_type(name, expected, str, "a text")
     if options and expected not in options:
         raise ValueError(f"{name}={expected!r} must be one of the options {', '.join(options)}.")
     if answer_type == "number" and read_number(expected) is None:

@@ -26,7 +26,7 @@ from memreason_hf.checks import (
     check_type,
 )
 from memreason_hf.evaluation.mode import evaluation_mode
-from memreason_hf.evaluation.solutions.answers import ANSWER_RULES, judge_row
+from memreason_hf.evaluation.solutions.answers import ANSWER_RULES, check_answers, judge_row
 from memreason_hf.evaluation.solutions.generation_files import FIELDS, OPTIONAL_FIELDS, GenerationFile
 from memreason_hf.locks import locked
 from memreason_hf.steps import KINDS, Step, StepScheme
@@ -164,6 +164,7 @@ def generate_solutions(
     if not rows:
         raise ValueError("There are no rows to generate solutions for. Check the split and the filters.")
     check_choice("answer_rule", answer_rule, ANSWER_RULES)
+    check_answers(rows)
     # Checked before a file is touched.
     _check(model, tokenizer, batch_size, max_new_tokens)
     if demonstrations is not None and get_step_attention(model) is not None:
