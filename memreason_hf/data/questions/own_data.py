@@ -17,7 +17,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, NamedSplit
 from transformers.utils import logging
 
-from memreason_hf.checks import check_choice, check_path, check_type, shortened
+from memreason_hf.checks import check_choice, check_path, check_sequence, check_type, shortened
 from memreason_hf.data.questions.answer_types import ANSWER_TYPES, FIXED_OPTIONS, read_letter
 from memreason_hf.data.questions.memory_reason import NAMES, REPORT_FILE, load_memory_reason
 from memreason_hf.data.questions.own_files import RawSplit, read_raw
@@ -26,6 +26,7 @@ from memreason_hf.data.questions.schema import FEATURES
 from memreason_hf.data.saved_folders import is_saved
 from memreason_hf.files import read_json
 from memreason_hf.messages import first_few
+from memreason_hf.steps import StepScheme
 
 
 logger = logging.get_logger(__name__)
@@ -105,13 +106,52 @@ def load_questions(
         if split is not None and split not in dataset:
             raise ValueError(f"split={split!r} is not in {source}. Its splits are {', '.join(dataset)}.")
         return dataset if split is None else DatasetDict({split: dataset[split]})
-    raw = read_raw(source, name, split=split, revision=revision)
-    drafts = [_read(part, name, columns, answer_type) for name, parts in raw.items() for part in parts]
+    return _assemble(source, read_raw(source, name, split=split, revision=revision), columns, answer_type)
+
+
+def read_questions(
+    rows: Iterable[Mapping],
+    *,
+    columns: Mapping[str, str] | None = None,
+    answer_type: str | None = None,
+    scheme: StepScheme | None = None,
+) -> Dataset:
+    """
+    Rows that are already in memory, in the schema of `load_questions`.
+
+    Args:
+        rows: of any of the forms that `load_questions` reads, for example a `datasets.Dataset`.
+        columns, answer_type: as for `load_questions`.
+        scheme: how the texts of solutions mark their steps. Default: by the tokens of any scheme, or not at all.
+
+    Raises:
+        QuestionDataError: rows cannot be used. All of them are listed.
+
+    Example:
+
+        >>> rows = read_questions([{"question": "Is ice lighter than water?", "answer": "yes"}])
+        >>> rows[0]["answer"], rows[0]["answer_type"]
+        ('Yes', 'yes_no')
+    """
+    check_sequence("rows", rows, "a list of rows")
+    if answer_type is not None:
+        check_choice("answer_type", answer_type, ANSWER_TYPES)
+    raw = [
+        (index, row if isinstance(row, Mapping) else ValueError("must be an object."))
+        for index, row in enumerate(rows)
+    ]
+    parts = {"train": [RawSplit("rows", "row", raw)]}
+    return _assemble("rows", parts, _checked_columns(columns), answer_type, scheme)["train"]
+
+
+def _assemble(source, raw, columns, answer_type, scheme=None):
+    """The data set of raw rows by split, if all of them can be used."""
+    drafts = [_read(part, split, columns, answer_type, scheme) for split, parts in raw.items() for part in parts]
     rows = _finish(drafts)
     _check(source, drafts)
     _warn(source, drafts, columns)
     return DatasetDict(
-        {name: Dataset.from_list(part, features=FEATURES, split=NamedSplit(name)) for name, part in rows.items()}
+        {split: Dataset.from_list(part, features=FEATURES, split=NamedSplit(split)) for split, part in rows.items()}
     )
 
 
@@ -159,7 +199,7 @@ def _is_built(source):
         return False
 
 
-def _read(raw, split, columns, answer_type):
+def _read(raw, split, columns, answer_type, scheme):
     """The drafts of the rows of one file or table."""
     drafts = _Drafts(split, raw)
     for place, row in raw.rows:
@@ -169,7 +209,7 @@ def _read(raw, split, columns, answer_type):
             values = pick(row, columns)
             if answer_type is not None:
                 values["answer_type"] = answer_type
-            drafts.rows[place] = read_row(values)
+            drafts.rows[place] = read_row(values, scheme)
         except (TypeError, ValueError) as error:
             drafts.problems[place] = str(error)
     drafts.problems.update(_other_schema(raw, columns))

@@ -1,6 +1,7 @@
 """Question data of any source as raw rows: files, folders of `save_to_disk`, data sets on the Hub."""
 
 import io
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -169,8 +170,10 @@ def _read_bytes(where, content):
 def _parsed(line):
     try:
         return _as_row(parse_json(line))
+    except json.JSONDecodeError as error:
+        return ValueError(f"is not JSON (cut off?): {error.msg} at column {error.colno}.")
     except ValueError as error:
-        return ValueError(f"is not JSON (cut off?): {error}.")
+        return ValueError(f"is not JSON: {error}")
 
 
 def _as_row(value):
