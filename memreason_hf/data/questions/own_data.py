@@ -19,8 +19,15 @@ from transformers.utils import logging
 
 from memreason_hf.checks import check_choice, check_path, check_sequence, check_type, shortened
 from memreason_hf.data.questions.answer_types import ANSWER_TYPES, FIXED_OPTIONS, read_letter
-from memreason_hf.data.questions.memory_reason import NAMES, REPORT_FILE, load_memory_reason
-from memreason_hf.data.questions.own_files import RawSplit, read_raw
+from memreason_hf.data.questions.json_files import FILE_NAMES
+from memreason_hf.data.questions.memory_reason import NAMES, REPORT_FILE, build_memory_reason, load_memory_reason
+from memreason_hf.data.questions.own_files import (
+    RawSplit,
+    holds_study_files,
+    is_question_data,
+    question_files,
+    read_raw,
+)
 from memreason_hf.data.questions.own_rows import FORMS, DraftRow, form_of, pick, read_row
 from memreason_hf.data.questions.schema import FEATURES
 from memreason_hf.data.saved_folders import is_saved
@@ -99,14 +106,18 @@ def load_questions(
     if answer_type is not None:
         check_choice("answer_type", answer_type, ANSWER_TYPES)
     check_path("source", source)
-    if name in NAMES or _is_built(source):
-        if columns or answer_type is not None or revision is not None:
-            raise ValueError(f"{source}: columns, answer_type and revision are for other data than the study's.")
-        dataset = load_memory_reason(source, None if is_saved(source) else name)
+    if _is_built(source) or (name in NAMES and not _is_own(source, name)):
+        given = {"columns": columns or None, "answer_type": answer_type, "revision": revision}
+        for argument, value in given.items():
+            if value is not None:
+                raise ValueError(f"{argument}={value!r} is for other data than the study's, which {source} holds.")
+        dataset = load_memory_reason(source, name) if _is_built(source) else build_memory_reason(name, source).dataset
         if split is not None and split not in dataset:
             raise ValueError(f"split={split!r} is not in {source}. Its splits are {', '.join(dataset)}.")
         return dataset if split is None else DatasetDict({split: dataset[split]})
-    return _assemble(source, read_raw(source, name, split=split, revision=revision), columns, answer_type)
+    # A recipe can name one of the study's data sets, and a flag replace its source by other data.
+    config = None if name in NAMES else name
+    return _assemble(source, read_raw(source, config, split=split, revision=revision), columns, answer_type)
 
 
 def read_questions(
@@ -197,6 +208,16 @@ def _is_built(source):
         return set(read_json(Path(source) / REPORT_FILE)) == {"name", "source", "splits"}
     except (OSError, ValueError, TypeError):
         return False
+
+
+def _is_own(source, name):
+    """Whether a source, given with one of the study's names, holds other data than what the name stands for."""
+    path = Path(source)
+    if path.is_file():
+        return True
+    if is_saved(path):
+        return name in FILE_NAMES or is_question_data(path)
+    return path.is_dir() and name in FILE_NAMES and not holds_study_files(path) and bool(question_files(path))
 
 
 def _read(raw, split, columns, answer_type, scheme):

@@ -92,6 +92,26 @@ def read_raw(
     return read if split is None else {split: read[split]}
 
 
+def question_files(folder: Path) -> list[Path]:
+    """The files of a folder that can hold question data, also those in its folder `data`."""
+    return sorted(path for path in [*folder.iterdir(), *folder.glob("data/*")] if path.suffix in SUFFIXES)
+
+
+def holds_study_files(folder: Path) -> bool:
+    """Whether a folder holds any of the study's JSON files."""
+    names = (pattern.format(split=split) for pattern in FILE_NAMES.values() for split in SPLITS)
+    return any((folder / name).is_file() for name in names)
+
+
+def is_question_data(folder: Path) -> bool:
+    """Whether a saved data set has the columns of annotated questions."""
+    try:
+        dataset = load_from_disk(str(folder))
+    except Exception:  # damaged; reading it says how
+        return True
+    return all({"question", "steps"} <= set(part.column_names) for part in dataset.values())
+
+
 def _split_of(path):
     match = _SPLIT.match(path.name)
     return _SPLIT_NAMES[match[1].lower()] if match else "train"
@@ -111,9 +131,8 @@ def _read_folder(folder):
     check_regular(folder)
     if is_saved(folder) or is_saved_split(folder):
         return _read_saved(folder)
-    paths = sorted(path for path in [*folder.iterdir(), *folder.glob("data/*")] if path.suffix in SUFFIXES)
-    study = [pattern.format(split=split) for pattern in FILE_NAMES.values() for split in SPLITS]
-    if any(path.name in study for path in paths):
+    paths = question_files(folder)
+    if holds_study_files(folder):
         raise ValueError(
             f"{folder} holds the study's JSON files. Say which data set to read: --name or --data_name, "
             f"{', '.join(FILE_NAMES)}."
