@@ -17,15 +17,23 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, NamedSplit
 from transformers.utils import logging
 
-from memreason_hf.checks import check_choice, check_path, check_type, shortened
+from memreason_hf.checks import check_choice, check_path, check_sequence, check_type, shortened
 from memreason_hf.data.questions.answer_types import ANSWER_TYPES, FIXED_OPTIONS, read_letter
-from memreason_hf.data.questions.memory_reason import NAMES, REPORT_FILE, load_memory_reason
-from memreason_hf.data.questions.own_files import RawSplit, read_raw
+from memreason_hf.data.questions.json_files import FILE_NAMES
+from memreason_hf.data.questions.memory_reason import NAMES, REPORT_FILE, build_memory_reason, load_memory_reason
+from memreason_hf.data.questions.own_files import (
+    RawSplit,
+    holds_study_files,
+    is_question_data,
+    question_files,
+    read_raw,
+)
 from memreason_hf.data.questions.own_rows import FORMS, DraftRow, form_of, pick, read_row
 from memreason_hf.data.questions.schema import FEATURES
 from memreason_hf.data.saved_folders import is_saved
 from memreason_hf.files import read_json
 from memreason_hf.messages import first_few
+from memreason_hf.steps import StepScheme
 
 
 logger = logging.get_logger(__name__)
@@ -98,40 +106,85 @@ def load_questions(
     if answer_type is not None:
         check_choice("answer_type", answer_type, ANSWER_TYPES)
     check_path("source", source)
-    if name in NAMES or _is_built(source):
-        if columns or answer_type is not None or revision is not None:
-            raise ValueError(f"{source}: columns, answer_type and revision are for other data than the study's.")
-        dataset = load_memory_reason(source, None if is_saved(source) else name)
+    if _is_built(source) or (name in NAMES and not _is_own(source, name)):
+        given = {"columns": columns or None, "answer_type": answer_type, "revision": revision}
+        for argument, value in given.items():
+            if value is not None:
+                raise ValueError(f"{argument}={value!r} is for other data than the study's, which {source} holds.")
+        dataset = load_memory_reason(source, name) if _is_built(source) else build_memory_reason(name, source).dataset
         if split is not None and split not in dataset:
             raise ValueError(f"split={split!r} is not in {source}. Its splits are {', '.join(dataset)}.")
         return dataset if split is None else DatasetDict({split: dataset[split]})
-    raw = read_raw(source, name, split=split, revision=revision)
-    drafts = [_read(part, name, columns, answer_type) for name, parts in raw.items() for part in parts]
+    # A recipe can name one of the study's data sets, and a flag replace its source by other data.
+    config = None if name in NAMES else name
+    return _assemble(source, read_raw(source, config, split=split, revision=revision), columns, answer_type)
+
+
+def read_questions(
+    rows: Iterable[Mapping],
+    *,
+    columns: Mapping[str, str] | None = None,
+    answer_type: str | None = None,
+    scheme: StepScheme | None = None,
+) -> Dataset:
+    """
+    Rows that are already in memory, in the schema of `load_questions`.
+
+    Args:
+        rows: of any of the forms that `load_questions` reads, for example a `datasets.Dataset`.
+        columns, answer_type: as for `load_questions`.
+        scheme: how the texts of solutions mark their steps. Default: by the tokens of any scheme, or not at all.
+
+    Raises:
+        QuestionDataError: rows cannot be used. All of them are listed.
+
+    Example:
+
+        >>> rows = read_questions([{"question": "Is ice lighter than water?", "answer": "yes"}])
+        >>> rows[0]["answer"], rows[0]["answer_type"]
+        ('Yes', 'yes_no')
+    """
+    check_sequence("rows", rows, "a list of rows")
+    if answer_type is not None:
+        check_choice("answer_type", answer_type, ANSWER_TYPES)
+    raw = [
+        (index, row if isinstance(row, Mapping) else ValueError("must be an object."))
+        for index, row in enumerate(rows)
+    ]
+    parts = {"train": [RawSplit("rows", "row", raw)]}
+    return _assemble("rows", parts, _checked_columns(columns), answer_type, scheme)["train"]
+
+
+def _assemble(source, raw, columns, answer_type, scheme=None):
+    """The data set of raw rows by split, if all of them can be used."""
+    drafts = [_read(part, split, columns, answer_type, scheme) for split, parts in raw.items() for part in parts]
     rows = _finish(drafts)
     _check(source, drafts)
     _warn(source, drafts, columns)
     return DatasetDict(
-        {name: Dataset.from_list(part, features=FEATURES, split=NamedSplit(name)) for name, part in rows.items()}
+        {split: Dataset.from_list(part, features=FEATURES, split=NamedSplit(split)) for split, part in rows.items()}
     )
 
 
-def read_columns(text: str | None) -> dict[str, str]:
+def read_columns(columns: str | Mapping[str, str] | None) -> dict[str, str]:
     """
-    The argument `columns` of `load_questions`, as a flag spells it.
+    The argument `columns` of `load_questions`, as a flag or a recipe spells it.
 
     Raises:
-        ValueError: the text is not `COLUMN=NAME`, separated by commas.
+        ValueError: the text is not `COLUMN=NAME`, separated by commas, or a column is unknown.
 
     Example:
 
         >>> read_columns("question=query,answer=answers.text")
         {'question': 'query', 'answer': 'answers.text'}
     """
-    if not text:
-        return {}
-    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not columns or isinstance(columns, Mapping):
+        return _checked_columns(columns or None)
+    pairs = [pair.partition("=") for pair in columns.split(",")]
     if not all(column.strip() and path.strip() for column, _, path in pairs):
-        raise ValueError(f"columns={text!r} must be COLUMN=NAME, separated by commas: question=query,answer=target.")
+        raise ValueError(
+            f"columns={columns!r} must be COLUMN=NAME, separated by commas: question=query,answer=target."
+        )
     return _checked_columns({column.strip(): path.strip() for column, _, path in pairs})
 
 
@@ -157,7 +210,17 @@ def _is_built(source):
         return False
 
 
-def _read(raw, split, columns, answer_type):
+def _is_own(source, name):
+    """Whether a source, given with one of the study's names, holds other data than what the name stands for."""
+    path = Path(source)
+    if path.is_file():
+        return True
+    if is_saved(path):
+        return name in FILE_NAMES or is_question_data(path)
+    return path.is_dir() and name in FILE_NAMES and not holds_study_files(path) and bool(question_files(path))
+
+
+def _read(raw, split, columns, answer_type, scheme):
     """The drafts of the rows of one file or table."""
     drafts = _Drafts(split, raw)
     for place, row in raw.rows:
@@ -167,7 +230,7 @@ def _read(raw, split, columns, answer_type):
             values = pick(row, columns)
             if answer_type is not None:
                 values["answer_type"] = answer_type
-            drafts.rows[place] = read_row(values)
+            drafts.rows[place] = read_row(values, scheme)
         except (TypeError, ValueError) as error:
             drafts.problems[place] = str(error)
     drafts.problems.update(_other_schema(raw, columns))

@@ -1,6 +1,7 @@
 """Question data of any source as raw rows: files, folders of `save_to_disk`, data sets on the Hub."""
 
 import io
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from fsspec.core import url_to_fs
 
 from memreason_hf.checks import check_path, shortened
 from memreason_hf.data.questions.json_files import FILE_NAMES, SPLITS
+from memreason_hf.data.questions.memory_reason import NAMES
 from memreason_hf.data.saved_folders import is_saved, is_saved_split
 from memreason_hf.files import check_regular, parse_json, read_bytes
 from memreason_hf.messages import first_few, first_line
@@ -66,6 +68,11 @@ def read_raw(
     """
     check_path("source", source)
     text, path = str(source), Path(source)
+    if name is not None and (_URL.match(text) or path.exists()):
+        raise ValueError(
+            f"name={name!r} must be one of the study's data sets ({', '.join(NAMES)}), or "
+            f"the configuration of a data set on the Hub. {text} is a file or folder: leave the name out."
+        )
     if _URL.match(text):
         read = {_split_of(Path(text)): [_read_bytes(text, _fetched(text))]}
     elif path.is_dir():
@@ -78,12 +85,31 @@ def read_raw(
         raise FileNotFoundError(
             f"{text}: no such file or folder, and not the name of a data set on the Hub (OWNER/NAME)."
         )
-    for given, value in (("name", name), ("revision", revision)):
-        if value is not None:
-            raise ValueError(f"{given}={value!r} is for data sets on the Hub, but {text} is none. Leave it out.")
+    if revision is not None:
+        raise ValueError(f"revision={revision!r} is for data sets on the Hub, but {text} is none. Leave it out.")
     if split is not None and split not in read:
         raise ValueError(f"split={split!r} is not in {text}. Its splits are {', '.join(read)}.")
     return read if split is None else {split: read[split]}
+
+
+def question_files(folder: Path) -> list[Path]:
+    """The files of a folder that can hold question data, also those in its folder `data`."""
+    return sorted(path for path in [*folder.iterdir(), *folder.glob("data/*")] if path.suffix in SUFFIXES)
+
+
+def holds_study_files(folder: Path) -> bool:
+    """Whether a folder holds any of the study's JSON files."""
+    names = (pattern.format(split=split) for pattern in FILE_NAMES.values() for split in SPLITS)
+    return any((folder / name).is_file() for name in names)
+
+
+def is_question_data(folder: Path) -> bool:
+    """Whether a saved data set has the columns of annotated questions."""
+    try:
+        dataset = load_from_disk(str(folder))
+    except Exception:  # damaged; reading it says how
+        return True
+    return all({"question", "steps"} <= set(part.column_names) for part in dataset.values())
 
 
 def _split_of(path):
@@ -105,9 +131,8 @@ def _read_folder(folder):
     check_regular(folder)
     if is_saved(folder) or is_saved_split(folder):
         return _read_saved(folder)
-    paths = sorted(path for path in [*folder.iterdir(), *folder.glob("data/*")] if path.suffix in SUFFIXES)
-    study = [pattern.format(split=split) for pattern in FILE_NAMES.values() for split in SPLITS]
-    if any(path.name in study for path in paths):
+    paths = question_files(folder)
+    if holds_study_files(folder):
         raise ValueError(
             f"{folder} holds the study's JSON files. Say which data set to read: --name or --data_name, "
             f"{', '.join(FILE_NAMES)}."
@@ -164,8 +189,10 @@ def _read_bytes(where, content):
 def _parsed(line):
     try:
         return _as_row(parse_json(line))
+    except json.JSONDecodeError as error:
+        return ValueError(f"is not JSON (cut off?): {error.msg} at column {error.colno}.")
     except ValueError as error:
-        return ValueError(f"is not JSON (cut off?): {error}.")
+        return ValueError(f"is not JSON: {error}")
 
 
 def _as_row(value):

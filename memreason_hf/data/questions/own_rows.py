@@ -18,7 +18,7 @@ from memreason_hf.data.questions.options import find_options
 from memreason_hf.data.questions.schema import FEATURES, question_row
 from memreason_hf.data.questions.solution_texts import read_solution_text, read_steps, split_answer
 from memreason_hf.data.questions.text import check_characters, one_line
-from memreason_hf.steps import QUESTION_MARKER, Step
+from memreason_hf.steps import QUESTION_MARKER, Step, StepScheme
 
 
 # The forms of a row, and the columns by which they are recognised.
@@ -48,8 +48,9 @@ class DraftRow:
     system: str | None = None
 
     def guess(self) -> str:
-        """The type that the row alone suggests."""
-        return guess_type(self.answer)
+        """The type that the row alone suggests: that of all its right answers, or text if they are of several."""
+        types = {guess_type(answer) for answer in (self.answer, *self.accepted)}
+        return types.pop() if len(types) == 1 else "text"
 
     def finished(self, answer_type: str) -> dict:
         """
@@ -113,12 +114,13 @@ def pick(row: Mapping, columns: Mapping[str, str]) -> dict:
     return picked
 
 
-def read_row(row: Mapping) -> DraftRow:
+def read_row(row: Mapping, scheme: StepScheme | None = None) -> DraftRow:
     """
     Reads a row of any of the forms.
 
     Args:
         row: with the columns of `FORMS`, and optionally the others of the schema.
+        scheme: how the texts of solutions mark their steps. Default: by the tokens of any scheme, or not at all.
 
     Raises:
         ValueError: the row is of no form, or a column is missing or malformed.
@@ -129,7 +131,7 @@ def read_row(row: Mapping) -> DraftRow:
     system = None
     if form != "question":
         question, reply, system = _conversation(row) if form == "messages" else _prompt_and_completion(row)
-        steps, answer = read_solution_text(reply)
+        steps, answer = read_solution_text(reply, scheme)
         given = {"question": question, "steps": steps, "answer": answer}
         row = {**{name: row.get(name) for name in FEATURES}, **given}
     question = _question(row["question"])
@@ -145,7 +147,7 @@ def read_row(row: Mapping) -> DraftRow:
         answers = [_as_label(answer, options) for answer in answers]
         accepted = [_as_label(answer, options) for answer in accepted]
         question = _with_options(question, options)
-    steps = read_steps(row.get("steps"))
+    steps = read_steps(row.get("steps"), scheme)
     for text in (question, *options.values(), *answers, *accepted, *(step.text for step in steps)):
         check_characters(text)
     draft = DraftRow(question, options, answers[0], [*answers[1:], *accepted], steps, chosen, system)

@@ -41,13 +41,14 @@ def known_labels() -> str:
     return ", ".join(f"[{label}]" for label in KIND_LABELS)
 
 
-def read_steps(steps: object) -> list[Step]:
+def read_steps(steps: object, scheme: StepScheme | None = None) -> list[Step]:
     """
     The steps of a row.
 
     Args:
         steps: None; a list of steps, of mappings with `kind` and `text`, or of texts, with labels (`[rag]: …`) or
-            without; or one text with a step on each line, marked by the tokens of a scheme or not at all.
+            without; or one text with a step on each line.
+        scheme: how a text marks its steps. Default: by the tokens of any scheme, or not at all.
 
     Raises:
         ValueError, TypeError: another value, an unknown kind or label, or a step without a text.
@@ -60,7 +61,7 @@ def read_steps(steps: object) -> list[Step]:
     if steps is None:
         return []
     if isinstance(steps, str):
-        steps = [_line_step(step) for step in StepScheme().parse(steps)]
+        steps = [_line_step(step) for step in (scheme or StepScheme()).parse(steps)]
     if not isinstance(steps, list | tuple):
         raise ValueError(f"steps={str(steps)[:60]!r} must be a list of steps or a text, got {type(steps).__name__}.")
     return [_read_step(f"steps[{index}]", step) for index, step in enumerate(steps)]
@@ -116,11 +117,15 @@ def split_answer(steps: list[Step]) -> tuple[list[Step], str | None]:
     return (steps[:-1], last.text) if last.kind == "answer" else (steps, None)
 
 
-def read_solution_text(text: str) -> tuple[list[Step], str]:
+def read_solution_text(text: str, scheme: StepScheme | None = None) -> tuple[list[Step], str]:
     """
     The steps and the answer of a solution, as in the replies of conversations.
 
     A text of one line without a mark is an answer alone.
+
+    Args:
+        text: of the solution.
+        scheme: as for `read_steps`.
 
     Raises:
         ValueError: the text is blank, or its last step gives no answer.
@@ -132,7 +137,7 @@ def read_solution_text(text: str) -> tuple[list[Step], str]:
         >>> read_solution_text("Paris")
         ([], 'Paris')
     """
-    steps, answer = split_answer(read_steps(text))
+    steps, answer = split_answer(read_steps(text, scheme))
     if answer is None and len(steps) == 1 and steps[0].kind == NO_KIND:
         steps, answer = [], steps[0].text
     if not answer:
