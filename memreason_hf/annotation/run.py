@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from memreason_hf.annotation.checking import StepRules
 from memreason_hf.annotation.corpus import Corpus
 from memreason_hf.annotation.journal import Journal, row_digest
 from memreason_hf.annotation.prompt_texts import PromptTexts
-from memreason_hf.chat import in_order_of_completion
+from memreason_hf.chat import ChatError, in_order_of_completion
 from memreason_hf.chat.concurrent import Chat
 from memreason_hf.checks import check_path, check_row, check_sequence
 from memreason_hf.data.questions.schema import FEATURES, question_line
@@ -284,6 +285,15 @@ class _Run:
                 self._keep(annotation)
                 self._append(annotation)
                 bar.update()
+        if not self.journal.num_calls:
+            self._refuse()
+
+    def _refuse(self):
+        """Ends a run in which nothing was answered at all: the flags are wrong, and not the items."""
+        self.files.failed.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.files.folder.rmdir()
+        raise ChatError(f"nothing was answered: {self._ordered()[-1].problems[-1]}.", is_fatal=True)
 
     def _keep(self, annotation):
         self.done[annotation.item] = annotation

@@ -81,7 +81,7 @@ class EndpointChat:
             if provider is not None:
                 raise ValueError(f"provider={provider!r}: base_url={base_url!r} is asked itself. Leave one out.")
         check_int("concurrency", concurrency, least=1, most=10_000)
-        check_int("max_tries", max_tries, least=1)
+        check_int("max_tries", max_tries, least=1, most=1000)
         check_number("timeout", timeout, above=0)
         check_number("first_wait", first_wait, least=0)
         self.model, self.base_url, self.provider, self.concurrency = model, base_url, provider, concurrency
@@ -262,7 +262,11 @@ def _check_address(base_url):
 
 def _read_key(variable):
     check_type("key_variable", variable, str, "the name of an environment variable")
+    if not re.fullmatch(r"[A-Za-z_]\w*", variable):
+        raise ValueError(f"key_variable={variable!r} must be the name of an environment variable.")
     key = os.environ.get(variable, "").strip()
+    if not key and variable != KEY_VARIABLE:
+        raise ValueError(f"key_variable={variable!r}: this environment variable is not set, so there is no key.")
     if key and not re.fullmatch(r"[!-~]+", key):
         # The HTTP library would show it.
         raise ValueError(f"The key in {variable} holds characters that no key has. Copy it again.")
