@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -79,7 +80,7 @@ class AnnotationReport:
         steps: steps by kind.
         tries: `{number of tries: items}` of the annotated items.
         failed: the items without an annotation.
-        problems: why tries failed, with counts, the most frequent first.
+        problems: why tries failed, with counts, the most frequent first. Numbers are written as `N`.
     """
 
     output: Path
@@ -310,7 +311,7 @@ class _Run:
         annotated = [annotation for annotation in self._ordered() if annotation.steps is not None]
         kinds = Counter(step.kind for annotation in annotated for step in annotation.steps)
         tries = Counter(annotation.num_tries for annotation in annotated)
-        problems = Counter(problem for annotation in self._ordered() for problem in annotation.problems)
+        problems = Counter(_class_of(problem) for annotation in self._ordered() for problem in annotation.problems)
         return AnnotationReport(
             output=self.files.output,
             num_items=len(self.rows),
@@ -354,6 +355,11 @@ class _Run:
             return question_line({**row, "steps": annotation.steps})
         failed = {"item": annotation.item, "question": row["question"], "reasons": annotation.problems}
         return json.dumps(failed) + "\n"
+
+
+def _class_of(problem):
+    """A problem without the words at fault and the numbers of steps, so that problems of one class are counted."""
+    return re.sub(r"\b\d+\b", "N", problem.partition(": ")[0])
 
 
 class _Bar:

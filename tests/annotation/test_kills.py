@@ -95,13 +95,6 @@ def run_with_kills(tmp_path, count, moments, kinds):
     return hits
 
 
-def test_killed_twice(tmp_path):
-    for _ in range(3):
-        if run_with_kills(tmp_path / str(random.random()), 20, 2, [signal.SIGKILL]):
-            return
-    raise AssertionError("no kill hit a run at work")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGINT]], ids=["kill", "stop"])
 def test_killed_at_many_moments(tmp_path, kinds):

@@ -1,6 +1,7 @@
 """`memreason annotate` and data_scripts/annotate_steps.py: from questions to a file that can be trained on."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -12,7 +13,7 @@ from refusals import refused
 from text_models import text_tokenizer
 
 from data_scripts import annotate_steps
-from memreason_hf.commands import annotate
+from memreason_hf.commands import annotate, evaluate_steps, finetune
 from memreason_hf.data.questions.own_data import load_questions
 from memreason_hf.data.questions.schema import write_questions
 
@@ -46,6 +47,39 @@ def test_annotates_a_file_of_questions(questions, tmp_path, capsys, command):
     with chat_server() as server:
         assert command.main(arguments(tmp_path, server, "--concurrency", "1")) == 0
         assert server.calls == []
+
+
+def test_annotate_train_evaluate(tmp_path, capsys):
+    """The whole way of somebody with questions and no steps, at the smallest size."""
+    write_questions(tmp_path / "questions.jsonl", question_rows(16))
+    with chat_server(Annotated(bad=0.2)) as server:
+        assert annotate.main(arguments(tmp_path, server)) == 0
+    recipe = {
+        "data": {"path": str(tmp_path / "own"), "test_fraction": 0.25},
+        "new_model": {
+            "architecture": "llama",
+            "vocab_size": 300,
+            "hidden_size": 16,
+            "num_layers": 1,
+            "num_attention_heads": 2,
+        },
+        "steps": {"num_prefix_tokens": 1, "num_step_tokens": 1},
+        "adapter": {"mode": "full"},
+        "training": {
+            **{"output_dir": str(tmp_path / "run"), "max_steps": 2, "max_new_tokens": 8, "num_test": 2},
+            **{"per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True},
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert finetune.main([str(tmp_path / "recipe.yaml")]) == 0
+    evaluation = ["--data", str(tmp_path / "own"), "--split", "train", "--num_items", "3", "--max_new_tokens", "8"]
+    capsys.readouterr()
+    assert evaluate_steps.main([str(tmp_path / "run"), *evaluation, "--no_progress"]) == 0
+    out = capsys.readouterr().out
+    # The references are the steps that were annotated.
+    rows = load_questions(tmp_path / "own")["train"].to_list()[:3]
+    counts = [sum(step["kind"] == kind for row in rows for step in row["steps"]) for kind in ("memory", "reason")]
+    assert re.search(rf"reference\s+{counts[0]}\s+{counts[1]}\b", out), out
 
 
 def test_columns_splits_and_a_part_of_the_items(tmp_path):
