@@ -170,8 +170,9 @@ class EndpointChat:
         if self.base_url is None:
             return AsyncInferenceClient(provider=self.provider, api_key=self._key, timeout=self._timeout)
         if self._key is None and not _is_hub(self.base_url):
-            # Without a key the library would send the token of the Hub's login to any address.
-            return _OwnServerClient(base_url=self.base_url, headers={"authorization": None}, timeout=self._timeout)
+            # Without a key the library would send the token of the Hub's login to any address. The header is left out.
+            none = {"api_key": "none", "headers": {"authorization": None}}
+            return _OwnServerClient(base_url=self.base_url, timeout=self._timeout, **none)
         kind = AsyncInferenceClient if _is_hub(self.base_url) else _OwnServerClient
         return kind(base_url=self.base_url, api_key=self._key, timeout=self._timeout)
 
@@ -179,12 +180,14 @@ class EndpointChat:
 class _OwnServerClient(AsyncInferenceClient):
     """A client for an address that is not on the Hub: `HF_HUB_OFFLINE` does not concern it."""
 
+    _opened = None
+
     async def _get_async_client(self):
-        is_new = self._async_client is None
         client = await super()._get_async_client()
-        if is_new:
+        if client is not self._opened:
             hooks = client.event_hooks
             client.event_hooks = {**hooks, "request": [_allow_offline(hook) for hook in hooks["request"]]}
+            self._opened = client
         return client
 
 
