@@ -20,7 +20,7 @@ from memreason_hf.annotation.checking import StepRules
 from memreason_hf.annotation.corpus import Corpus
 from memreason_hf.annotation.journal import Journal, row_digest
 from memreason_hf.annotation.prompt_texts import PromptTexts
-from memreason_hf.chat import ChatError, in_order_of_completion
+from memreason_hf.chat import ChatError, EndpointChat, in_order_of_completion
 from memreason_hf.chat.concurrent import Chat
 from memreason_hf.checks import check_path, check_row, check_sequence
 from memreason_hf.data.questions.schema import FEATURES, question_line
@@ -287,14 +287,15 @@ class _Run:
                 self._append(annotation)
                 bar.update()
         if not self.journal.num_calls:
-            self._refuse()
+            self._refuse(chat)
 
-    def _refuse(self):
+    def _refuse(self, chat):
         """Ends a run in which nothing was answered at all: the flags are wrong, and not the items."""
         self.files.failed.unlink(missing_ok=True)
         with suppress(OSError):
             self.files.folder.rmdir()
-        raise ChatError(f"nothing was answered: {self._ordered()[-1].problems[-1]}.", is_fatal=True)
+        where = f"llm={chat.model!r}: " if isinstance(chat, EndpointChat) else ""
+        raise ChatError(f"{where}nothing was answered: {self._ordered()[-1].problems[-1]}.", is_fatal=True)
 
     def _keep(self, annotation):
         self.done[annotation.item] = annotation

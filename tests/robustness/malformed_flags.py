@@ -133,6 +133,9 @@ def _of_command(rng, name, module, right):
 
         # Where the flag is one of several ways to say the same, the message is about all of them.
         names = (*names, "lm-eval") if name == "lm-eval" else names
+        # Nothing is wrong with such a value.
+        names = (*names, "nothing was answered") if name.startswith("annotate") and not is_wrong else names
+        value = NO_VALUE if name.startswith("annotate") and not is_wrong else value
         value = NO_VALUE if name == "lm-eval" or {"text_file", "text", "html", "num_relations"} & {*names} else value
         made.append(Case(f"memreason {name}", label, run, tuple(names), value, is_wrong, _fault_of_output))
 
