@@ -129,10 +129,10 @@ def extract_answer(
     answer = find_lenient_answer(text, position) if rule == "lenient" else _find_answer(text, position)
     if answer is None:
         return ExtractedAnswer(None)
-    value, several = _READERS[chosen](answer, options)
-    if rule == "lenient" and (value is None or chosen == "text"):
-        value, several = read_lenient_answer(answer, chosen, options, _READERS[chosen])
-    if value is None and (match_option_text or rule == "lenient"):
+    read = _READERS[chosen]
+    lenient = rule == "lenient"
+    value, several = read_lenient_answer(answer, chosen, options, read) if lenient else read(answer, options)
+    if value is None and (match_option_text or lenient):
         value = _option_of_text(answer, options)
     return ExtractedAnswer(value, answer, several)
 
