@@ -142,32 +142,6 @@ def test_rendered_references_are_right_by_both_rules_and_wrong_ones_are_wrong():
                 assert not judge_row(f"a\nThe answer is: {said}", row, rule=rule).is_correct, (said, row)
 
 
-def test_a_judge_of_texts_is_asked_only_where_the_texts_differ():
-    asked = []
-
-    def same_text(answer, reference):
-        asked.append((answer, reference))
-        return (answer, reference) == ("the capital of France", "Lutetia")
-
-    def judge(said):
-        return judge_answer(
-            f"The answer is: {said}",
-            "Paris",
-            {},
-            answer_type="text",
-            accepted_answers=["Lutetia"],
-            same_text=same_text,
-        ).is_correct
-
-    assert judge("Paris.") and judge("lutetia") and not asked
-    assert judge("the capital of France") and asked == [("the capital of France", p) for p in ("Paris", "Lutetia")]
-    assert not judge("Rome")
-    # An answer that is missing is not asked about.
-    count = len(asked)
-    assert not judge_answer("Who knows", "Paris", {}, answer_type="text", same_text=same_text).is_valid
-    assert len(asked) == count
-
-
 def test_rows_that_cannot_be_judged_are_refused_before():
     rows = [random_row(random.Random(), kind, index) for index, kind in enumerate(TYPES)]
     check_answers(rows)
