@@ -15,7 +15,13 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["modeling_recurrent*", "memreason_hf*"]),
     package_data={
-        "memreason_hf": ["recipes/*.yaml", "recipes/accelerate/*.yaml", "metrics/*/*", "hub/cards/templates/*.md"]
+        "memreason_hf": [
+            "recipes/*.yaml",
+            "recipes/accelerate/*.yaml",
+            "metrics/*/*",
+            "hub/cards/templates/*.md",
+            "annotation/prompts/*.txt",
+        ]
     },
     install_requires=[
         "torch>=2.6",
@@ -42,6 +48,8 @@ setup(
         "demo": ["gradio>=6.31,<7"],
         # The server of `memreason serve`.
         "serve": ["fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.21"],
+        # Search in a corpus of one's own, for `memreason annotate --corpus`.
+        "retrieval": ["bm25s>=0.3,<0.4"],
         # What tests/integration tries where it is installed.
         "integrations": [
             "lm-eval>=0.4.13",

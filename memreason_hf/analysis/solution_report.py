@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import evaluate
 
 from memreason_hf.data.questions.memory_reason import reference_solution
+from memreason_hf.data.questions.schema import type_of_row
 from memreason_hf.evaluation.solutions.generation import GeneratedSolution
 from memreason_hf.metrics import metric_path
 from memreason_hf.steps import KINDS, StepScheme
@@ -22,6 +23,7 @@ def measure_solutions(
     match_option_text: bool,
     judge: str,
     seed: int,
+    answer_rule: str = "published",
 ) -> dict:
     """
     The results of the three metrics of solutions together, and the mean recurrences by kind where they were recorded.
@@ -30,7 +32,7 @@ def measure_solutions(
         generations: from `generate_solutions`.
         rows: their questions, as `load_memory_reason` gives them.
         scheme: of the steps.
-        match_option_text, judge, seed: as for the metrics.
+        match_option_text, judge, seed, answer_rule: as for the metrics.
     """
     metrics = evaluate.combine([evaluate.load(metric_path(name), keep_in_memory=True) for name in METRICS])
     results = metrics.compute(
@@ -38,6 +40,9 @@ def measure_solutions(
         references=[scheme.render(reference_solution(row)) for row in rows],
         questions=[row["question"] for row in rows],
         options=[row["options"] for row in rows],
+        answer_types=[type_of_row(row) for row in rows],
+        accepted_answers=[row.get("accepted_answers") or [] for row in rows],
+        answer_rule=answer_rule,
         match_option_text=match_option_text,
         scheme=scheme,
         judge=judge,

@@ -23,6 +23,7 @@ from memreason_hf.data.composition.compositions import (
     read_composition_json,
     save_compositions,
 )
+from memreason_hf.data.questions.conversations import from_messages, to_messages
 from memreason_hf.data.questions.demonstrations import Demonstrations
 from memreason_hf.data.questions.memory_reason import (
     build_memory_reason,
@@ -30,6 +31,8 @@ from memreason_hf.data.questions.memory_reason import (
     reference_solution,
     save_memory_reason,
 )
+from memreason_hf.data.questions.own_data import load_questions, read_questions
+from memreason_hf.data.questions.schema import write_questions
 
 
 __all__ = [
@@ -44,17 +47,22 @@ __all__ = [
     "convert_compositions",
     "convert_multi_hop",
     "encode_chains",
+    "from_messages",
     "load_compositions",
     "load_memory_reason",
     "load_multi_hop",
     "load_multi_hop_tokenizer",
+    "load_questions",
     "prepare_compositions",
     "prepare_multi_hop",
     "read_composition_json",
     "read_multi_hop_json",
+    "read_questions",
     "reference_solution",
     "save_compositions",
     "save_memory_reason",
     "save_multi_hop",
     "select_chains",
+    "to_messages",
+    "write_questions",
 ]

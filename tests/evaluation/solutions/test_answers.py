@@ -4,11 +4,10 @@ import json
 import random
 
 import pytest
-from paths import PUBLISHED, QUESTIONS
-from published_texts import match_items
+from paths import PUBLISHED
+from published_texts import VERDICTS, judge_published, match_items
 
-from memreason_hf.data.questions.memory_reason import build_memory_reason
-from memreason_hf.data.questions.options import TRUE_FALSE, options_by_label
+from memreason_hf.data.questions.options import TRUE_FALSE
 from memreason_hf.evaluation.solutions.answers import (
     end_of_question,
     extract_answer,
@@ -18,11 +17,6 @@ from memreason_hf.evaluation.solutions.answers import (
 
 
 LETTERS = {"A": "bank", "B": "I have no comment.", "C": "Mall", "D": "mall.", "F": "e"}
-VERDICTS = {
-    "stratgeqa_agent_llama-2-7b-chat.json": ("strategy_qa", 686, 485, 1),
-    "commonsenseqa_agent_llama-2-7b-chat.json": ("commonsense_qa", 1200, 858, 0),
-    "truthfulqa_agent_llama-2-7b-chat.json": ("truthful_qa", 164, 127, 1),
-}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +96,7 @@ def test_numbers(said, reference, right):
     assert verdict.is_valid and verdict.is_correct == right
 
 
-@pytest.mark.parametrize("said", [" 3/4", " 5.5/2", " 5,200/3", " 5 / 2", " about 5", "", " x", " ,"])
+@pytest.mark.parametrize("said", [" about 5", "", " x", " ,", " 5/0", " 5,2", " 5:30", " 5^2", " 5/2/2024"])
 def test_what_is_no_number(said):
     assert not judge_answer(f"The answer is:{said}", "5", {}).is_valid
 
@@ -160,7 +154,7 @@ def test_verdicts():
         ("E", LETTERS, "reference='E' must be one of the options A, B, C, D, F"),
         ("yes", TRUE_FALSE, "reference='yes' must be one of the options True, False"),
         ("many", {}, "reference='many' must be a number"),
-        ("1", {"1": "a"}, "must have the labels True and False, or capital letters"),
+        ("1", {"1": "a"}, "must have the labels True and False, Yes and No, or capital letters"),
     ],
 )
 def test_bad_references_are_refused(reference, options, message):
@@ -210,17 +204,6 @@ def test_bad_files_of_published_texts(tmp_path, content, message):
         read_published(tmp_path / "texts.json")
     (tmp_path / "texts.json").write_text(json.dumps([{"generated_text": "a", "result": "wrong"}]))
     assert read_published(tmp_path / "texts.json") == (["a"], [False])
-
-
-def judge_published(name, **kwargs):
-    texts, published = read_published(PUBLISHED / name)
-    test = build_memory_reason(VERDICTS[name][0], str(QUESTIONS)).dataset["test"]
-    rows = [test[item] for item in match_items(texts, test["question"][:])]
-    verdicts = [
-        judge_answer(text, row["answer"], options_by_label(row["options"]), question=row["question"], **kwargs)
-        for text, row in zip(texts, rows)
-    ]
-    return rows, verdicts, published
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the authors' files in ../shared/data")
