@@ -67,6 +67,8 @@ class PromptFormat:
         num_demonstrations (`int`, *optional*, defaults to 0): Solved questions before each question.
         demonstrations (`str`, *optional*, defaults to `"random"`): How they are chosen, one of `SELECTIONS`.
         embedding_model (`str`, *optional*): The model that compares questions for `"embedding"`.
+        demonstrations_seed (`int`, *optional*, defaults to 0): Decides which ones are drawn for `"random"`.
+        num_pool_items (`int`, *optional*): They are taken from this number of the first training items. Default: all.
 
     Raises:
         ValueError, TypeError: a value is impossible, values contradict each other, or the template swallows the
@@ -82,12 +84,17 @@ class PromptFormat:
     num_demonstrations: int = 0
     demonstrations: str = "random"
     embedding_model: str | None = None
+    demonstrations_seed: int = 0
+    num_pool_items: int | None = None
 
     def __post_init__(self):
         check_choice("style", self.style, STYLES)
         check_choice("demonstrations", self.demonstrations, SELECTIONS)
         check_type("chat_template", self.chat_template, bool, "True or False")
         check_int("num_demonstrations", self.num_demonstrations, least=0)
+        check_int("demonstrations_seed", self.demonstrations_seed)
+        if self.num_pool_items is not None:
+            check_int("num_pool_items", self.num_pool_items, least=1)
         for name in ("system", "instruction", "template", "embedding_model"):
             check_type(name, getattr(self, name), str | None, "a text or None")
         check_type("enable_thinking", self.enable_thinking, bool | None, "True, False or None")
