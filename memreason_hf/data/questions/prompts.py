@@ -10,11 +10,12 @@ prompt later.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from memreason_hf.checks import check_callable, check_choice, check_has, check_int, check_type, shortened
 from memreason_hf.data.questions.prompt_texts import (
@@ -31,6 +32,8 @@ from memreason_hf.steps import ANSWER_MARKER, QUESTION_MARKER, StepScheme, answe
 from memreason_hf.steps.scheme import as_step
 from memreason_hf.steps.tokenization import SCHEME_KEY, begin_ids, encode_plain, encode_prompt, read_scheme
 
+
+logger = logging.get_logger(__name__)
 
 # The key of the format among a tokenizer's init arguments, which are saved with it.
 FORMAT_KEY = "prompt_format"
@@ -420,3 +423,20 @@ class Prompter:
                 if token_id in special:
                     return token_id
         return self.tokenizer.eos_token_id
+
+
+def lone_prompter(tokenizer: PreTrainedTokenizerBase) -> Prompter:
+    """
+    The prompter for questions that come alone, as from a visitor or to a server: the recorded format without its
+    demonstrations, which belong to the training questions. A warning says so once.
+
+    Raises:
+        ValueError: as for `Prompter`.
+    """
+    format = read_prompt_format(tokenizer)
+    if format.num_demonstrations:
+        logger.warning_once(
+            f"The model was trained with {format.num_demonstrations} demonstrations before each question, which come "
+            "from its training questions. It gets questions without them here, and may answer worse."
+        )
+    return Prompter(tokenizer, replace(format, num_demonstrations=0))
