@@ -29,6 +29,7 @@ from memreason_hf.data.questions.prompt_texts import (
 )
 from memreason_hf.data.questions.prompts import STYLES, Prompter, PromptFormat, read_prompt_format
 from memreason_hf.evaluation.solutions.generation_sampling import Sampling
+from memreason_hf.messages import visible
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.depth import read_depths
 from memreason_hf.steps.tokenization import SCHEME_KEY, extend_tokenizer
@@ -60,6 +61,7 @@ class StyleArguments:
         default=None,
         metadata={"help": "More models to evaluate on the same questions, each a folder or name, or TITLE=MODEL."},
     )
+    show_prompt: bool = field(default=False, metadata={"help": "Print the prompt of the first question."})
 
     def __post_init__(self):
         for style in self.style:
@@ -159,6 +161,10 @@ class SolutionRun:
     def file_name(self) -> str:
         """A name for the run's file, without its suffix."""
         return _NOT_IN_NAMES.sub("_", self.title).strip("_.") or "model"
+
+    def shown_prompt(self, question: str) -> str:
+        """The prompt of a question, for a terminal."""
+        return visible(self.prompter.text(question))
 
     def load(self) -> PreTrainedModel:
         """The model on its device. An adapter is not merged into its base, which would round it."""

@@ -147,10 +147,10 @@ class SolutionsOutput:
                 f"output_file={self.output_file!r} holds the texts of one model and style, but {num_runs} are "
                 "compared. Pass --output_dir."
             )
-        # A file of an earlier run is continued.
-        check_places([path for path in (self.output_file, *(self.table or [])) if path is not None], overwrite=True)
         for path in self.table or []:
             table_format(path)
+        # A file of an earlier run is continued.
+        check_places([path for path in (self.output_file, *(self.table or [])) if path is not None], overwrite=True)
 
     def files(self, name: str) -> list[Path]:
         """The files for texts, settings and summary of a run; none where nothing is written."""
@@ -208,6 +208,8 @@ def _evaluate(model, data, solving, styles, prompts, drawing, depth, by_kind, ou
                 stack.enter_context(locked(output.files(run.file_name)[0]))
         table, network, loaded = [], None, None
         for run in runs:
+            if styles.show_prompt:
+                print(f"{run.title}, the prompt of the first question:\n{run.shown_prompt(rows[0]['question'])}\n")
             if network is None or loaded != run.flags or run.new_scheme is not None:
                 # The memory of the last model is free before the next one is read.
                 network = None

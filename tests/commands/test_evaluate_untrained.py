@@ -83,8 +83,9 @@ def test_an_untrained_model_needs_a_way_to_be_asked(run, capsys):
 
 def test_the_answer_alone(run, tmp_path, capsys):
     file = tmp_path / "direct.jsonl"
-    assert run("plain", "--style", "direct", "--output_file", file) == 0
+    assert run("plain", "--style", "direct", "--output_file", file, "--show_prompt") == 0
     text = capsys.readouterr().out
+    assert "\n\nQuestion: Is the step 0 of test a reason?\nThe answer is:\n\n" in text
     assert "4 items" in text and "prompt: the answer alone, an instruction" in text
     for line in lines_of(file):
         assert line["text"].startswith(f"{'Question: ' + line['question']}\nThe answer is:")
@@ -194,7 +195,7 @@ def test_a_model_gets_the_prompt_that_it_was_trained_with(run, folders, tmp_path
     file = tmp_path / "texts.jsonl"
     assert run(trained, "--output_file", file) == 0
     said = capsys.readouterr().out
-    assert "prompt: chat template, system text, 1 demonstrations (drawn at random), as the model was trained" in said
+    assert "prompt: chat template, system text, 1 demonstration (drawn at random), as the model was trained" in said
     settings = json.loads((tmp_path / "texts.jsonl.settings.json").read_text())
     assert settings["prompt"] == {"chat_template": True, "system": "Be kind."}
     assert (settings["num_demonstrations"], settings["seed"]) == (1, 5)

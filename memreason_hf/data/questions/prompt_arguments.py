@@ -125,6 +125,11 @@ class PromptArguments:
             values["num_demonstrations"] = num_demonstrations
         changed = dataclasses.replace(format, **values)
         if not changed.num_demonstrations:
+            for name in ("demonstrations", "demonstrations_file", "embedding_model"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} has no effect without demonstrations. Set num_demonstrations."
+                    )
             return dataclasses.replace(changed, demonstrations="random", embedding_model=None, **_NO_CHOICE)
         return changed
 

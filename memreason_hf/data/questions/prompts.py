@@ -109,8 +109,8 @@ class PromptFormat:
                 )
         if self.demonstrations == "embedding" and not self.embedding_model:
             raise ValueError(
-                "demonstrations='embedding' needs embedding_model, a name on the Hub or a folder of a model for "
-                "sentence-transformers."
+                f"demonstrations='embedding' with embedding_model={self.embedding_model!r} needs a model for "
+                "sentence-transformers: a name on the Hub, or a folder."
             )
         if self.template is not None:
             self._check_template()
@@ -183,7 +183,8 @@ class PromptFormat:
                 "embedding": f"most similar by {self.embedding_model}",
                 "given": "given ones",
             }[self.demonstrations]
-            parts.append(f"{self.num_demonstrations} demonstrations ({chosen})")
+            noun = "demonstration" if self.num_demonstrations == 1 else "demonstrations"
+            parts.append(f"{self.num_demonstrations} {noun} ({chosen})")
         return ", ".join(parts) or "the question alone"
 
 

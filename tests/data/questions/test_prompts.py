@@ -223,7 +223,7 @@ def test_a_question_that_a_chat_template_changes_is_refused_when_it_comes():
         ({"system": "Be kind."}, "system='Be kind.' belongs to a chat template"),
         ({"enable_thinking": False}, "enable_thinking=False belongs to a chat template"),
         ({"style": "poem"}, "style='poem' must be one of steps, chain_of_thought, direct"),
-        ({"demonstrations": "embedding", "num_demonstrations": 1}, "needs embedding_model"),
+        ({"demonstrations": "embedding", "num_demonstrations": 1}, "with embedding_model=None needs a model"),
         ({"num_demonstrations": -1}, "num_demonstrations=-1 must be at least 0"),
     ],
 )

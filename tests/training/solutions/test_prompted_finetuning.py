@@ -59,9 +59,7 @@ def prepare(folders, output_dir, prompt, model="base", **data):
 def test_a_chat_is_trained_evaluated_and_saved(folders, tmp_path, monkeypatch):
     prompt = {"chat_template": True, "system": "Be kind.", "instruction": "Solve it."}
     trainer, report = prepare(folders, tmp_path / "run", prompt, num_demonstrations=1, num_train_items=4)
-    assert (
-        "Prompt: chat template, system text, an instruction, 1 demonstrations (drawn at random)" in report.describe()
-    )
+    assert "Prompt: chat template, system text, an instruction, 1 demonstration (drawn at random)" in report.describe()
     seen = []
     generate = trainer.model.generate
 
@@ -124,6 +122,7 @@ def test_training_on_keeps_the_prompt_unless_told(folders, tmp_path):
         ({"demonstrations": "given"}, "needs demonstrations_file"),
         ({"embedding_model": "m", "demonstrations": "bm25"}, "embedding_model='m' is for demonstrations='embedding'"),
         ({"demonstrations_file": "x", "demonstrations": "bm25"}, "demonstrations_file='x' gives the demonstrations"),
+        ({"demonstrations": "bm25"}, "demonstrations='bm25' has no effect without demonstrations"),
         ({"template": "nothing.txt"}, "template='nothing.txt': no such file"),
     ],
 )
