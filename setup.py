@@ -43,13 +43,13 @@ setup(
         "typing_extensions>=4.12",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "pytest-randomly>=3.15", "pytest-xdist>=3.6", "ruff>=0.14"],
+        "test": ["bm25s>=0.3,<0.4", "pytest>=8.0", "pytest-randomly>=3.15", "pytest-xdist>=3.6", "ruff>=0.14"],
         # The page of `memreason demo`.
         "demo": ["gradio>=6.31,<7"],
         # The server of `memreason serve`.
         "serve": ["fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.21"],
-        # Search in a corpus of one's own, for `memreason annotate --corpus`.
-        "retrieval": ["bm25s>=0.3,<0.4"],
+        # Search in a corpus (memreason annotate) and for similar demonstrations: by BM25, or by sentence-transformers.
+        "retrieval": ["bm25s>=0.3,<0.4", "sentence-transformers>=5.0"],
         # What tests/integration tries where it is installed.
         "integrations": [
             "lm-eval>=0.4.13",

@@ -24,7 +24,7 @@ from memreason_hf.data.composition.compositions import (
     save_compositions,
 )
 from memreason_hf.data.questions.conversations import from_messages, to_messages
-from memreason_hf.data.questions.demonstrations import Demonstrations
+from memreason_hf.data.questions.demonstrations import Demonstrations, GivenDemonstrations, SimilarDemonstrations
 from memreason_hf.data.questions.memory_reason import (
     build_memory_reason,
     load_memory_reason,
@@ -39,8 +39,10 @@ __all__ = [
     "CompositionConfig",
     "CompositionData",
     "Demonstrations",
+    "GivenDemonstrations",
     "MultiHopConfig",
     "MultiHopData",
+    "SimilarDemonstrations",
     "build_compositions",
     "build_memory_reason",
     "build_multi_hop",
