@@ -113,7 +113,7 @@ def test_bad_rows_are_refused_before_anything_is_trained(rows, recipe, tmp_path,
         (["--test_fraction", "0.5", "--eval_split", "train"], "data.test_fraction=0.5 needs another eval_split"),
         (["--columns", "question"], "columns='question' must be COLUMN=NAME"),
         (["--answer_type", "letters"], "answer_type='letters' contradicts the options Yes, No"),
-        (["--data_name", "mine"], "name='mine' must be one of the study's data sets"),
+        (["--data_name", "mine"], "name='mine' must be one of strategy_qa"),
     ],
 )
 def test_flags_that_do_not_fit(recipe, tmp_path, capsys, flags, message):

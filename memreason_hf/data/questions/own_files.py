@@ -70,8 +70,8 @@ def read_raw(
     text, path = str(source), Path(source)
     if name is not None and (_URL.match(text) or path.exists()):
         raise ValueError(
-            f"name={name!r} must be one of the study's data sets ({', '.join(NAMES)}), or "
-            f"the configuration of a data set on the Hub. {text} is a file or folder: leave the name out."
+            f"name={name!r} must be one of {', '.join(NAMES)}, or the configuration of a data set on the Hub, but "
+            f"{text} is a file or folder. Leave it out for questions of your own."
         )
     if _URL.match(text):
         read = {_split_of(Path(text)): [_read_bytes(text, _fetched(text))]}
@@ -134,7 +134,7 @@ def _read_folder(folder):
     paths = question_files(folder)
     if holds_study_files(folder):
         raise ValueError(
-            f"{folder} holds the study's JSON files. Say which data set to read: --name or --data_name, "
+            f"{folder} holds the study's JSON files. With --name or --data_name, name the data set: "
             f"{', '.join(FILE_NAMES)}."
         )
     if not paths:
