@@ -11,21 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
 from memreason_hf.analysis.attention_maps import AttentionMap
+from memreason_hf.analysis.kind_colours import kind_colours
 from memreason_hf.analysis.solution_tokens import SolutionTokens
 from memreason_hf.messages import visible
 
 
-# The colours of Okabe and Ito, which people with common colour blindness can distinguish. Steps also carry names.
-KIND_COLOURS = {
-    "begin": "#000000",
-    "question": "#737373",
-    "plan": "#E69F00",
-    "memory": "#0072B2",
-    "reason": "#D55E00",
-    "answer": "#009E73",
-    "step": "#CC79A7",
-    "marks": "#56B4E9",
-}
 _MAP = "cividis"
 # No token attends to later ones; this is not the colour of little attention.
 _AHEAD = "#f2f2f2"
@@ -86,14 +76,15 @@ def attention_figure(solution: SolutionTokens, shown: AttentionMap, *, title: st
 
     _label_tokens(axes, solution, side)
     for span in solution.spans:
-        _draw_bracket(axes, span, num_tokens, side)
+        _draw_bracket(axes, span, kind_colours(solution.step_kinds)[span.kind], num_tokens, side)
     _draw_boundaries(axes, solution.spans)
     scale_axes = figure.add_axes(((_LEFT + side + _SCALE) / width, _BOTTOM / height, 0.16 / width, side / height))
     scale = figure.colorbar(image, cax=scale_axes, label="attention weight", extend="min", format="{x:g}")
     scale.outline.set_visible(False)
-    present = [kind for kind in KIND_COLOURS if any(span.kind == kind for span in solution.spans)]
+    colours_of = kind_colours(solution.step_kinds)
+    present = [kind for kind in colours_of if any(span.kind == kind for span in solution.spans)]
     axes.legend(
-        [Line2D([], [], color=KIND_COLOURS[kind], linewidth=3) for kind in present],
+        [Line2D([], [], color=colours_of[kind], linewidth=3) for kind in present],
         present,
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0 + 0.38 / side),
@@ -122,10 +113,10 @@ def _label_tokens(axes: Axes, solution: SolutionTokens, side: float):
     axes.set_xticks(places, shown, rotation=90, fontsize=_LABEL_SIZE, parse_math=False)
     axes.set_yticks(places, shown, fontsize=_LABEL_SIZE, parse_math=False)
     axes.tick_params(length=2, width=0.5, pad=2)
-    kinds = solution.kinds()
+    kinds, colours = solution.kinds(), kind_colours(solution.step_kinds)
     for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
         for place, label in zip(places, labels):
-            label.set_color(KIND_COLOURS[kinds[place]])
+            label.set_color(colours[kinds[place]])
 
 
 def _shortened(label):
@@ -135,9 +126,8 @@ def _shortened(label):
     return label if len(label) <= _MOST_LETTERS else label[: _MOST_LETTERS - 1] + "…"
 
 
-def _draw_bracket(axes, span, num_tokens, side):
+def _draw_bracket(axes, span, colour, num_tokens, side):
     """Draws the bracket of a step on the right with its name, and above the map with its number."""
-    colour = KIND_COLOURS[span.kind]
     first, last = span.start - 0.5, span.end - 0.5
     # A gap between neighbouring brackets.
     gap = min(0.15 * (last - first), 1.5 / _POINTS * num_tokens / side)

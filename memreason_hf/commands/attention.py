@@ -14,7 +14,7 @@ from pathlib import Path
 from memreason_hf.analysis.attention_document import attention_document, map_shares, shares_table
 from memreason_hf.analysis.attention_files import AttentionFiles
 from memreason_hf.analysis.attention_maps import read_attention
-from memreason_hf.analysis.solution_tokens import encode_solution_tokens
+from memreason_hf.analysis.solution_tokens import BEGIN, PLAN, QUESTION, encode_solution_tokens
 from memreason_hf.command_line.depth_arguments import DEPTH, check_has_recurrences, given_depth
 from memreason_hf.command_line.errors import user_errors
 from memreason_hf.command_line.model_flags import model_section
@@ -22,7 +22,7 @@ from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.solution_text import SolutionTextArguments, read_solution_text
 from memreason_hf.evaluation import describe_environment, describe_model
 from memreason_hf.messages import visible
-from memreason_hf.steps import KINDS
+from memreason_hf.steps import kind_order
 
 
 PROG = "memreason attention"
@@ -176,8 +176,8 @@ def _describe(attention, choice):
 
 
 def _describe_text(solution):
-    counts = Counter(span.kind for span in solution.spans)
-    steps = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])
+    counts = Counter(span.kind for span in solution.spans if span.kind not in (BEGIN, QUESTION, PLAN))
+    steps = ", ".join(f"{counts[kind]} {kind}" for kind in kind_order(counts))
     cut = "; it ends inside the marks of a step, which are left out" if solution.truncated else ""
     return f"{len(solution)} tokens; steps: {steps}{cut}"
 

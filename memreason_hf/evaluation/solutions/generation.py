@@ -21,7 +21,7 @@ from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.evaluation.solutions.answers import judge_answer
 from memreason_hf.evaluation.solutions.generation_files import FIELDS, OPTIONAL_FIELDS, GenerationFile
 from memreason_hf.locks import locked
-from memreason_hf.steps import KINDS, Step, StepScheme
+from memreason_hf.steps import Step, StepScheme
 from memreason_hf.steps.attention import get_step_attention
 from memreason_hf.steps.depth import StepKinds, recurrences_by_kind
 from memreason_hf.steps.tokenization import decode_solution, encode_prompt, padding_id, read_scheme
@@ -233,7 +233,7 @@ def continue_greedily(
         **generate_kwargs,
     }
     kinds = None
-    if hasattr(getattr(model, "config", None), "num_recurrences") and read_scheme(tokenizer).kind_tokens(KINDS[0]):
+    if hasattr(getattr(model, "config", None), "num_recurrences") and read_scheme(tokenizer).has_kind_tokens:
         kinds = StepKinds(tokenizer)
         arguments["return_dict_in_generate"] = True
     for indices, limit in _batches(prompts, batch_size, max_new_tokens, context_length(model)):
