@@ -41,7 +41,7 @@ QUESTION_MARKER = "Question: "
 # The most tokens of a group. Published schemes have at most 10.
 MOST_TOKENS = 1000
 MARKS = ("tokens", "words", "none")
-LAYOUTS = ("steps", "front", "plan_first", "plan_only")
+LAYOUTS = ("steps", "front", "plan_first", "plan_only", "answer_only")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class StepScheme:
         layout (`str`, *optional*, defaults to `"steps"`):
             `"steps"`: each step is marked. `"front"`: the prefix tokens once, before the first step, and no kinds.
             `"plan_first"`: the marks of all steps, one on each line, then the steps. `"plan_only"`: the same, but only
-            the answer has a text.
+            the answer has a text. `"answer_only"`: the answer alone, without the steps.
         ordered (`bool`, *optional*, defaults to `False`):
             Steps of the first kind, memory, come before all others, and the answer last.
         kinds (`Sequence[str]` or `str`, *optional*, defaults to `("memory", "reason")`):
@@ -224,8 +224,10 @@ class StepScheme:
                 f"layout='front' writes prefix tokens before the first step, but marks={self.marks!r} and "
                 f"num_prefix_tokens={self.num_prefix_tokens}. Use marks='tokens' and at least one prefix token."
             )
-        if self.marks == "none" and self.layout != "steps":
-            raise ValueError(f"layout={self.layout!r} needs marks, but marks='none'. Use layout='steps'.")
+        if self.marks == "none" and self.layout not in ("steps", "answer_only"):
+            raise ValueError(
+                f"layout={self.layout!r} needs marks, but marks='none'. Use layout='steps' or 'answer_only'."
+            )
         if self.random_marks and (self.marks != "tokens" or self.layout != "steps" or self.num_step_tokens == 0):
             raise ValueError(
                 f"random_marks=True draws the tokens of every step, but marks={self.marks!r}, layout={self.layout!r} "
@@ -238,7 +240,7 @@ class StepScheme:
                     "num_prefix_tokens=0 and num_step_tokens=0 leave no token that marks a step. Use at least one of "
                     "them, or marks='none'."
                 )
-            if self.layout != "steps":
+            if self.layout.startswith("plan"):
                 raise ValueError(
                     f"layout={self.layout!r} announces the kinds of the steps, but num_step_tokens=0 leaves no token "
                     "for the kinds. Use at least 1, or layout='steps'."
@@ -339,8 +341,8 @@ class StepScheme:
         """
         The steps as a text of this scheme can express them: `parse(render(steps)) == arrange(steps)`.
 
-        The kinds are lost where the scheme has none, the texts where only a plan is written, and the order where the
-        scheme is ordered.
+        The kinds are lost where the scheme has none, the texts where only a plan is written, the steps where only the
+        answer is, and the order where the scheme is ordered.
         """
         check_sequence("steps", steps, "a list of steps")
         steps = [as_step(step) for step in steps]
@@ -350,6 +352,8 @@ class StepScheme:
         if self.ordered:
             ranks = {self.kinds[0]: 0, ANSWER: 2}
             steps.sort(key=lambda step: ranks.get(step.kind, 1))
+        if self.layout == "answer_only":
+            steps = [step for step in steps if step.kind == ANSWER]
         if self.layout == "plan_only":
             steps = [step if step.kind == ANSWER else Step(step.kind, "") for step in steps]
         return steps if self.has_kinds else [Step(NO_KIND, step.text) for step in steps]
@@ -369,7 +373,7 @@ class StepScheme:
         check_sequence("steps", steps, "a list of steps")
         steps = [as_step(step) for step in steps]
         arranged = self.arrange(steps)
-        for step in steps:
+        for step in arranged if self.layout == "answer_only" else steps:
             self._check(step)
         if self.layout == "front":
             front = f"{self.mark(NO_KIND)} " if arranged else ""

@@ -1,5 +1,6 @@
 """A scheme parses what it renders, and the spellings of published texts."""
 
+import dataclasses
 import random
 
 import pytest
@@ -30,6 +31,9 @@ SCHEMES = [
     StepScheme(0, 2, kinds=("search", "memory"), layout="plan_first"),
     StepScheme(2, 3, kinds=("search",), layout="plan_only"),
     StepScheme(kinds=("look_up", "compute"), kind_words={"compute": "work it out"}, marks="words"),
+    StepScheme(2, 4, layout="answer_only"),
+    StepScheme(1, 0, layout="answer_only"),
+    StepScheme(marks="none", layout="answer_only"),
     StepScheme(2, 0, layout="front"),
     StepScheme(1, 4, layout="front"),
     StepScheme(marks="words"),
@@ -87,7 +91,8 @@ def test_what_is_written_is_read_back(scheme):
         solution = scheme.parse(text)
         assert solution == scheme.arrange(steps), text
         assert not solution.truncated
-        assert scheme.arrange(scheme.arrange(steps)) == scheme.arrange(steps)
+        if scheme.has_kinds or scheme.layout != "answer_only":  # without its kind an answer is not known as one
+            assert scheme.arrange(scheme.arrange(steps)) == scheme.arrange(steps)
         assert text == "" or text.endswith("\n")
         if scheme.layout == "plan_first":
             assert solution.plan == [step.kind for step in scheme.arrange(steps)]
@@ -303,6 +308,17 @@ def test_tokens_of_other_schemes_inside_a_text_are_kept():
 def test_bad_schemes_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         StepScheme(**arguments)
+
+
+def test_the_answer_alone():
+    steps = [Step("memory", "a\nb"), answer_step("True")]
+    for scheme, mark in (
+        (StepScheme(marks="none", layout="answer_only"), ""),
+        (StepScheme(1, 1), "<prefix><answer> "),
+    ):
+        scheme = dataclasses.replace(scheme, layout="answer_only")
+        assert scheme.render(steps) == f"{mark}The answer is: True\n"
+        assert scheme.render(steps[:1]) == ""
 
 
 def test_a_kind_of_another_scheme_is_refused():
