@@ -19,7 +19,7 @@ from memreason_hf.evaluation.solutions.answers import end_of_question
 from memreason_hf.messages import REPLACEMENT_CHARACTER
 from memreason_hf.steps import KINDS, QUESTION_MARKER, StepScheme
 from memreason_hf.steps.marks import split_at
-from memreason_hf.steps.tokenization import begin_ids, encode_plain, read_scheme
+from memreason_hf.steps.tokenization import begin_ids, encode_plain, plain_encoding, read_scheme
 
 
 BEGIN, QUESTION, PLAN, MARKS = "begin", "question", "plan", "marks"
@@ -203,9 +203,7 @@ def _encode(tokenizer, scheme: StepScheme, text: str) -> tuple[list[int], list[t
             offsets.append((start, start + len(piece)))
         else:
             ids += encode_plain(tokenizer, piece)
-            encoded = tokenizer(
-                piece, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-            )
+            encoded = plain_encoding(tokenizer, piece, return_offsets_mapping=True)
             offsets += [(start + first, start + last) for first, last in encoded["offset_mapping"]]
         start += len(piece)
     return ids, offsets
