@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -179,20 +179,21 @@ def show_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> No
     special = tokens & set(tokenizer.all_special_tokens)
     special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} & tokens
     if special and tokenizer.is_fast:
-        # The backend skips a token for ever once it was special, so it is made anew.
+        # The backend skips a token for ever once it was special, so it is made anew, as if it came from a pickle.
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         for token in state["added_tokens"]:
             token["special"] = token["special"] and token["content"] not in tokens
-        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+        tokenizer.backend_tokenizer.__setstate__(json.dumps(state).encode())
     elif special:
-        for id_, token in tokenizer.added_tokens_decoder.items():
-            if token.content in tokens:
-                tokenizer._added_tokens_decoder[id_] = AddedToken(token.content, normalized=False, special=False)
+        tokenizer.added_tokens_decoder = {
+            id_: AddedToken(token.content, normalized=False, special=False) if token.content in tokens else token
+            for id_, token in tokenizer.added_tokens_decoder.items()
+        }
     names = [name for name, token in tokenizer.special_tokens_map.items() if token in tokens]
     # `save_pretrained` starts from the arguments that the tokenizer was loaded with.
     loaded = tokenizer.init_kwargs
     for name in names:
-        tokenizer._special_tokens_map.pop(name)
+        setattr(tokenizer, name, None)
         for kept in (loaded, loaded.get("model_specific_special_tokens") or {}):
             kept.pop(name, None)
     known = tokenizer.SPECIAL_TOKENS_ATTRIBUTES
