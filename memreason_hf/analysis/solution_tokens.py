@@ -16,11 +16,12 @@ from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
+from memreason_hf.analysis.words import find_words
 from memreason_hf.evaluation.solutions.answers import end_of_question
 from memreason_hf.messages import REPLACEMENT_CHARACTER
 from memreason_hf.steps import KINDS, QUESTION_MARKER, StepScheme, kind_order
 from memreason_hf.steps.marks import split_at
-from memreason_hf.steps.tokenization import begin_ids, encode_plain, read_scheme
+from memreason_hf.steps.tokenization import begin_ids, encode_plain, plain_encoding, read_scheme
 
 
 BEGIN, QUESTION, PLAN, MARKS = "begin", "question", "plan", "marks"
@@ -62,6 +63,9 @@ class SolutionTokens:
         is_mark: whether each token belongs to the mark of a step.
         truncated: whether the text ended inside the tokens of a step, which are left out.
         step_kinds: the kinds of the scheme.
+        word_starts: index of the first token of each word, in order; a step token is a word. Empty if words are not
+            known.
+        word_labels: the text of each word.
     """
 
     ids: tuple[int, ...]
@@ -70,6 +74,8 @@ class SolutionTokens:
     is_mark: tuple[bool, ...]
     truncated: bool = False
     step_kinds: tuple[str, ...] = KINDS
+    word_starts: tuple[int, ...] = ()
+    word_labels: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,7 +121,8 @@ def encode_solution_tokens(
     marked, places = _with_own_marks(scheme, solution[:stop], steps)
     solution_ids, offsets = _encode(tokenizer, scheme, marked)
     begin = begin_ids(tokenizer)
-    head = [] if question is None else encode_plain(tokenizer, scheme.question_text(question))
+    asked = "" if question is None else scheme.question_text(question)
+    head = encode_plain(tokenizer, asked) if asked else []
     first = len(begin) + len(head)
 
     # A token belongs to the step of its last character, because it can begin with the blank after a mark.
@@ -132,13 +139,21 @@ def encode_solution_tokens(
         spans.append(TokenSpan(kind, start, end, numbers[step.is_plan], solution[step.text_start : step.end]))
     is_mark = [False] * first + [places[owner][0] <= last < places[owner][1] for owner, last in zip(owners, lasts)]
     ids = (*begin, *head, *solution_ids)
+    labels = tuple(token_label(tokenizer, token_id) for token_id in ids)
+    asked_offsets = plain_encoding(tokenizer, asked, return_offsets_mapping=True)["offset_mapping"] if asked else []
+    parts = ((asked, asked_offsets, len(begin)), (marked, offsets, first))
+    words = [(index, labels[index]) for index in range(len(begin))]
+    for part, part_offsets, before in parts:
+        words += find_words(part, part_offsets, labels[before:], is_mark[before:], before)
     return SolutionTokens(
         ids=ids,
-        labels=tuple(token_label(tokenizer, token_id) for token_id in ids),
+        labels=labels,
         spans=tuple(span for span in spans if span.end > span.start),
         is_mark=tuple(is_mark),
         truncated=stop < len(solution),
         step_kinds=scheme.all_kinds,
+        word_starts=tuple(start for start, _ in words),
+        word_labels=tuple(label for _, label in words),
     )
 
 
@@ -218,9 +233,7 @@ def _encode(tokenizer, scheme: StepScheme, text: str) -> tuple[list[int], list[t
             offsets.append((start, start + len(piece)))
         else:
             ids += encode_plain(tokenizer, piece)
-            encoded = tokenizer(
-                piece, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-            )
+            encoded = plain_encoding(tokenizer, piece, return_offsets_mapping=True)
             offsets += [(start + first, start + last) for first, last in encoded["offset_mapping"]]
         start += len(piece)
     return ids, offsets

@@ -8,13 +8,16 @@ Step tokens in a tokenizer and in a model: adds them, encodes texts around them,
     read_scheme(tokenizer).parse(text)
 """
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import AddedToken
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from memreason_hf.checks import check_has, check_sequence, check_type
-from memreason_hf.patches import name_tokens
+from memreason_hf.patches import name_tokens, show_tokens
 from memreason_hf.steps.kinds import PREFIX, check_kind, is_random_group
 from memreason_hf.steps.marks import split_at
 from memreason_hf.steps.scheme import Step, StepScheme
@@ -27,10 +30,16 @@ RecurrentDepthConfig.register_key(SCHEME_KEY)
 _IDS_KEY = "token_ids"
 _ROWS_BEFORE_KEY, _NEW_ROWS_KEY = "rows_before", "new_rows"
 _MOST_SAMPLED_ROWS = 4096
+# Copies of tokenizers whose step tokens are visible, for `plain_encoding`.
+_HIDDEN = WeakKeyDictionary()
 
 
 def extend_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, scheme: StepScheme, model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    scheme: StepScheme,
+    model: PreTrainedModel | None = None,
+    *,
+    visible_marks: bool | None = None,
 ) -> list[int]:
     """
     Adds the tokens of a scheme to a tokenizer, and rows for them to a model. Calling it again changes nothing.
@@ -50,6 +59,12 @@ def extend_tokenizer(
         scheme (`StepScheme`): Names the tokens. A scheme without tokens is only recorded.
         model ([`~transformers.PreTrainedModel`], *optional*):
             A model for this tokenizer, extended before or not. It is changed in place.
+        visible_marks (`bool`, *optional*):
+            Whether `decode(skip_special_tokens=True)` keeps the tokens, and with it
+            `pipeline("text-generation")`, TRL's trainers and servers. `False` makes them special tokens, which all of
+            these remove. `True` makes them ordinary added tokens without names: `step_token_ids` has their ids. This
+            is saved with the tokenizer, and also switches a tokenizer that is extended already. By default an extended
+            tokenizer stays as it is, and another one gets special tokens.
 
     Returns:
         `list[int]`: the ids of the scheme's tokens, in the order of `scheme.tokens`.
@@ -71,10 +86,16 @@ def extend_tokenizer(
     check_type("scheme", scheme, StepScheme, "a StepScheme")
     if model is not None:
         check_has("model", model, "get_input_embeddings", "a model")
+    if visible_marks is not None:
+        check_type("visible_marks", visible_marks, bool, "True or False")
     tokens = list(scheme.tokens)
-    if tokens:
-        groups = {name: group for name, group in scheme.groups.items() if group}
-        _check_unused(tokenizer, groups)
+    groups = {name: group for name, group in scheme.groups.items() if group}
+    _check_unused(tokenizer, groups)
+    if tokens and (has_visible_marks(tokenizer, scheme) if visible_marks is None else visible_marks):
+        show_tokens(tokenizer, tokens)
+        # They match the text as it is, as special tokens do.
+        tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])
+    elif tokens:
         names = {f"{name}_token": group[0] for name, group in groups.items()}
         name_tokens(tokenizer, names)
         # The list comes before the names, so that the ids are in the order of the scheme.
@@ -183,9 +204,10 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Raises:
         ValueError: the tokenizer has no unknown token.
     """
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = plain_encoding(tokenizer, text)["input_ids"]
     unknown = tokenizer.unk_token_id
-    special = set(tokenizer.all_special_ids) - {unknown}
+    marks = tokenizer.convert_tokens_to_ids(_own_tokens(tokenizer))
+    special = {*tokenizer.all_special_ids, *marks} - {unknown}
     if special.isdisjoint(ids):
         return ids
     if unknown is None or unknown in special:
@@ -195,6 +217,48 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
             "unknown token. Remove it from the text."
         )
     return [unknown if token_id in special else token_id for token_id in ids]
+
+
+def plain_encoding(tokenizer: PreTrainedTokenizerBase, text: str, **kwargs) -> BatchEncoding:
+    """
+    What `tokenizer(text, add_special_tokens=False, **kwargs)` returns if no string in the text counts as a special
+    token or as a step token. A word of the vocabulary is encoded as such, whatever it means; see `encode_plain`.
+    """
+    # `split_special_tokens` does not split added tokens that are visible.
+    if tokenizer.is_fast and any(token in text for token in _own_tokens(tokenizer)):
+        tokenizer = _with_hidden_marks(tokenizer)
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, **kwargs)
+
+
+def has_visible_marks(tokenizer: PreTrainedTokenizerBase, scheme: StepScheme | None = None) -> bool:
+    """
+    Whether `decode(skip_special_tokens=True)` keeps the tokens of steps; see `visible_marks` of `extend_tokenizer`.
+
+    Args:
+        scheme (`StepScheme`, *optional*): By default that of the tokenizer.
+
+    Raises:
+        ValueError: the tokenizer was not extended, and no scheme is given.
+    """
+    tokens = set((read_scheme(tokenizer) if scheme is None else scheme).tokens)
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    return bool(tokens) and all(added.get(token) is False for token in tokens)
+
+
+def _own_tokens(tokenizer):
+    """The tokens of the tokenizer's scheme; none if it was not extended."""
+    return read_scheme(tokenizer).tokens if SCHEME_KEY in tokenizer.init_kwargs else ()
+
+
+def _with_hidden_marks(tokenizer):
+    """A copy whose step tokens are special. Copying takes up to a second, but few texts hold such a token."""
+    scheme, size = read_scheme(tokenizer), len(tokenizer)
+    known = _HIDDEN.get(tokenizer)
+    if known is None or known[:2] != (scheme, size):
+        hidden = copy.deepcopy(tokenizer)
+        extend_tokenizer(hidden, scheme, visible_marks=False)
+        known = _HIDDEN[tokenizer] = (scheme, size, hidden)
+    return known[2]
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
