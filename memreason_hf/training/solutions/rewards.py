@@ -212,8 +212,7 @@ class StepReward(_SolutionReward):
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The extended tokenizer.
-        required (`Sequence[str]`, *optional*, defaults to `("memory", "reason")`): Kinds of which a solution must have
-            a step.
+        required (`Sequence[str]`, *optional*): Kinds of which a solution must have a step. Default: memory and reason.
         graded (`bool`, *optional*, defaults to `True`): Whether a solution with some faults gets a part of the reward.
 
     Raises:
