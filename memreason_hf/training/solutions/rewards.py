@@ -124,7 +124,7 @@ class _SolutionReward:
         return [entry if isinstance(entry, str) else entry[-1]["content"] for entry in completions]
 
     def _until_end(self, ids):
-        ids = list(ids)
+        ids = [int(token_id) for token_id in ids]
         end = self.tokenizer.eos_token_id
         return ids[: ids.index(end)] if end in ids else ids
 
