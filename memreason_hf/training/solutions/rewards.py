@@ -124,7 +124,7 @@ class _SolutionReward:
         return [entry if isinstance(entry, str) else entry[-1]["content"] for entry in completions]
 
     def _until_end(self, ids):
-        ids = list(ids)
+        ids = [int(token_id) for token_id in ids]
         end = self.tokenizer.eos_token_id
         return ids[: ids.index(end)] if end in ids else ids
 
@@ -212,8 +212,7 @@ class StepReward(_SolutionReward):
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The extended tokenizer.
-        required (`Sequence[str]`, *optional*, defaults to `("memory", "reason")`): Kinds of which a solution must have
-            a step.
+        required (`Sequence[str]`, *optional*): Kinds of which a solution must have a step. Default: memory and reason.
         graded (`bool`, *optional*, defaults to `True`): Whether a solution with some faults gets a part of the reward.
 
     Raises:

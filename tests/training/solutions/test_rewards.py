@@ -4,6 +4,7 @@ import pickle
 import random
 
 import pytest
+import torch
 from small_tokenizers import byte_level, sentence_piece, word_level
 from tokenizers import processors
 
@@ -149,7 +150,7 @@ def test_bad_rewards_are_refused():
 
 def test_rewards_can_be_sent_to_other_processes():
     reward = pickle.loads(pickle.dumps(AnswerReward(extended())))
-    ids = [encode_solution(reward.tokenizer, GOOD)]
+    ids = [torch.tensor(encode_solution(reward.tokenizer, GOOD))]
     assert reward(completion_ids=ids, answer=["True"], options=[TRUE_FALSE]) == [1.0]
 
 
