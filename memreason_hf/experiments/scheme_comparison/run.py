@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from datasets import disable_progress_bars
 
 from memreason_hf.adapters.modes import AdapterArguments
 from memreason_hf.analysis.depth_figures import save_figure
 from memreason_hf.checks import check_int
-from memreason_hf.data.questions.memory_reason import save_memory_reason
+from memreason_hf.data.questions.memory_reason import check_output_folder, save_memory_reason
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
 from memreason_hf.experiments.children import check_end, run_children, start_child
 from memreason_hf.experiments.folders import check_removable, claim_folder
@@ -151,12 +152,15 @@ def _run(arguments, sections, variants, folder):
     if arguments.restart:
         # All are checked before any is removed.
         check_removable([folder / name for name in tasks])
+        if world is not None:
+            check_output_folder(folder / DATA_FOLDER, True)
     for name, task in tasks.items():
         settings = {**portable_sections(task["sections"]), "num_items": arguments.num_items}
         if world is not None:
             settings["num_world_items"] = world.num_train
         claim_folder(folder / name, settings, restart=arguments.restart)
     if world is not None:
+        disable_progress_bars()
         save_memory_reason(build_world_questions(world), folder / DATA_FOLDER, overwrite=arguments.restart)
     _run_all(tasks, at_once)
     results = new_document(
