@@ -45,6 +45,8 @@ DATA_FOLDER = "data"
 # Schemes that are shown as lines in the figure of the sweep.
 _LINES = ("answer_only", PLAIN, "random_marks")
 _SEED = 42
+# Sections that are always there.
+_SECTIONS = ("data", "model", "new_model", "steps", "adapter", "training")
 # Paths in sections, which must not show where somebody works.
 _PATHS = (("data", "path"), ("model", "path"))
 
@@ -114,7 +116,7 @@ def run_comparison(arguments: ComparisonArguments, sections: dict[str, dict]) ->
 
     Args:
         arguments: what is compared.
-        sections: the sections of a fine-tuning recipe: `data`, `model`, `new_model`, `steps`, `adapter`, `training`.
+        sections: the sections of a fine-tuning recipe, which `prepare_finetuning` takes, and its section `training`.
             Section `steps` holds what all schemes have in common. Without `data.path` and `data.name` the questions
             are those of the artificial world. `training.seed` decides the world, too.
 
@@ -126,14 +128,11 @@ def run_comparison(arguments: ComparisonArguments, sections: dict[str, dict]) ->
         ValueError: a value is out of range, the folder holds another comparison, or the process of a scheme failed;
             the message quotes its log.
     """
-    sections = {name: dict(sections.get(name) or {}) for name in _SECTIONS}
+    sections = {name: dict(sections.get(name) or {}) for name in dict.fromkeys((*_SECTIONS, *sections))}
     mode = AdapterArguments(**sections["adapter"]).mode
     variants = choose_variants(arguments.scheme_names, arguments.counts, sections["steps"], mode=mode)
     with locked(arguments.output_dir, inside=True):
         return _run(arguments, sections, variants, Path(arguments.output_dir))
-
-
-_SECTIONS = ("data", "model", "new_model", "steps", "adapter", "training")
 
 
 def _run(arguments, sections, variants, folder):
