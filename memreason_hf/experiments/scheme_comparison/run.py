@@ -47,8 +47,8 @@ _LINES = ("answer_only", PLAIN, "random_marks")
 _SEED = 42
 # Sections that are always there.
 _SECTIONS = ("data", "model", "new_model", "steps", "adapter", "training")
-# Paths in sections, which must not show where somebody works.
-_PATHS = (("data", "path"), ("model", "path"))
+# The ends of the names of fields that hold paths, which must not show where somebody works.
+_PATHS = ("path", "file")
 
 
 @dataclass
@@ -178,11 +178,13 @@ def _run(arguments, sections, variants, folder):
 
 def portable_sections(sections: dict[str, dict]) -> dict[str, dict]:
     """Sections of a recipe with the last parts of their paths alone, for files that may be published."""
-    portable = {name: dict(values) for name, values in sections.items()}
-    for section, name in _PATHS:
-        if portable[section].get(name):
-            portable[section][name] = portable_path(portable[section][name])
-    return portable
+    return {
+        section: {
+            name: portable_path(value) if name.endswith(_PATHS) and isinstance(value, str) else value
+            for name, value in values.items()
+        }
+        for section, values in sections.items()
+    }
 
 
 def _scheme_results(variant, folder):
