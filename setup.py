@@ -37,11 +37,13 @@ setup(
         "typing_extensions>=4.12",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "pytest-randomly>=3.15", "pytest-xdist>=3.6", "ruff>=0.14"],
+        "test": ["bm25s>=0.2.13", "pytest>=8.0", "pytest-randomly>=3.15", "pytest-xdist>=3.6", "ruff>=0.14"],
         # The page of `memreason demo`.
         "demo": ["gradio>=6.31,<7"],
         # The server of `memreason serve`.
         "serve": ["fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.21"],
+        # Demonstrations that are similar to a question: by BM25, or by a model of sentence-transformers.
+        "retrieval": ["bm25s>=0.2.13", "sentence-transformers>=5.0"],
         # What tests/integration tries where it is installed.
         "integrations": [
             "lm-eval>=0.4.13",

@@ -10,12 +10,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from os import PathLike
+from pathlib import Path
 
 from memreason_hf.checks import check_choice, check_int, check_number, check_sequence, check_type
 from memreason_hf.tables import format_table
 
 
 FORMATS = ("text", "markdown", "latex", "json")
+_SUFFIXES = {".txt": "text", ".md": "markdown", ".tex": "latex", ".json": "json"}
 # What makes a row another one; several rows may share some of these, but not all.
 IDENTITY = ("name", "model", "data")
 _EMPTY = {"text": "-", "markdown": "-", "latex": "--"}
@@ -204,6 +207,24 @@ def comparison_table(
         return _latex(header, lines, caption, len(_names(rows)))
     table = format_table(header, lines) if format == "text" else _markdown(header, lines, len(_names(rows)))
     return table if caption is None else f"{_escape(caption, format)}\n\n{table}"
+
+
+def table_format(path: str | PathLike) -> str:
+    """
+    The format of a table in a file of this name.
+
+    Raises:
+        ValueError: the suffix is none of `.txt`, `.md`, `.tex` and `.json`.
+
+    Example:
+
+        >>> table_format("table.tex")
+        'latex'
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise ValueError(f"table={str(path)!r} must end with one of {', '.join(_SUFFIXES)}.")
+    return _SUFFIXES[suffix]
 
 
 def read_rows(text: str) -> list[ComparisonRow]:

@@ -6,6 +6,7 @@ import evaluate
 
 from memreason_hf.data.questions.memory_reason import reference_solution
 from memreason_hf.evaluation.solutions.generation import GeneratedSolution
+from memreason_hf.evaluation.solutions.votes import by_item, majority, measure_votes
 from memreason_hf.metrics import metric_path
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.depth import NO_KIND_YET, mean_recurrences_by_kind
@@ -24,29 +25,44 @@ def measure_solutions(
     seed: int,
 ) -> dict:
     """
-    The results of the three metrics of solutions together, and the mean recurrences by kind where they were recorded.
+    The results of the three metrics of solutions together, the tokens of all solutions, and the mean recurrences by
+    kind where they were recorded.
+
+    Where questions have several solutions, each of them counts, so `accuracy` is that of a single one. In addition
+    there are the results of `measure_votes` and `majority_interval`, like `accuracy_interval`.
 
     Args:
         generations: from `generate_solutions`.
-        rows: their questions, as `load_memory_reason` gives them.
+        rows: the questions, as `load_memory_reason` gives them; each index of a solution is that of its row.
         scheme: of the steps.
         match_option_text, judge, seed: as for the metrics.
     """
     metrics = evaluate.combine([evaluate.load(metric_path(name), keep_in_memory=True) for name in METRICS])
-    results = metrics.compute(
-        predictions=[generation.text for generation in generations],
-        references=[scheme.render(reference_solution(row)) for row in rows],
-        questions=[row["question"] for row in rows],
-        options=[row["options"] for row in rows],
-        match_option_text=match_option_text,
-        scheme=scheme,
-        judge=judge,
-        seed=seed,
-    )
+    keywords = {"match_option_text": match_option_text, "scheme": scheme, "judge": judge, "seed": seed}
+    results = metrics.compute(**_texts(generations, rows, scheme), **keywords)
+    results["num_tokens"] = sum(generation.num_tokens for generation in generations)
     recorded = [generation.recurrences for generation in generations if generation.recurrences is not None]
     if recorded:
         results["mean_recurrences_by_kind"] = mean_recurrences_by_kind(recorded)
+    items = by_item(generations)
+    if len(items) < len(generations):
+        results |= measure_votes(generations)
+        chosen = [majority(solutions) for solutions in items.values()]
+        metric = evaluate.load(metric_path(METRICS[0]), keep_in_memory=True)
+        votes = metric.compute(**_texts(chosen, rows, scheme), **keywords)
+        results["majority_interval"] = votes["accuracy_interval"]
     return results
+
+
+def _texts(generations, rows, scheme):
+    """The texts of solutions and what belongs to them, for the metrics."""
+    solved = [rows[generation.index] for generation in generations]
+    return {
+        "predictions": [generation.text for generation in generations],
+        "references": [scheme.render(reference_solution(row)) for row in solved],
+        "questions": [row["question"] for row in solved],
+        "options": [row["options"] for row in solved],
+    }
 
 
 def solution_report(
@@ -67,6 +83,7 @@ def solution_report(
     lines = [
         f"{title}: {results['num_items']:,} items, {results['num_questions']:,} questions",
         f"accuracy {results['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})",
+        *_vote_lines(results),
         f"no valid answer {results['num_invalid_answers']:,}; several options {results['num_several_answers']:,}",
         f"cut off before their end {num_cut:,} (at most {max_new_tokens} tokens, or the model's context); "
         f"inside a step's tokens {results['num_truncated']:,}",
@@ -90,3 +107,15 @@ def solution_report(
         f"no reference steps {results['num_without_reference']:,}"
     )
     return "\n".join(lines)
+
+
+def _vote_lines(results):
+    """What several solutions of a question show together."""
+    if "num_samples" not in results:
+        return []
+    low, high = results["majority_interval"]
+    passes = ", ".join(f"pass@{k} {share:.1%}" for k, share in results["pass_at"].items())
+    return [
+        f"majority of {results['num_samples']} solutions {results['majority_accuracy']:.1%} "
+        f"(95 % interval {low:.1%} to {high:.1%}); {passes}"
+    ]

@@ -6,45 +6,42 @@
 
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memreason_hf.adapters.base_files import block_digests, weight_files
-from memreason_hf.adapters.folders import adapter_folder
 from memreason_hf.adapters.model import rows_in_place
+from memreason_hf.analysis.comparison_tables import ComparisonRow, comparison_table, table_format
 from memreason_hf.analysis.solution_report import measure_solutions, solution_report
-from memreason_hf.command_line.depth_arguments import (
-    DEPTH,
-    DepthByKindArguments,
-    check_has_recurrences,
-    depth_settings,
-    given_depth,
-    schedule_by_kind,
-)
-from memreason_hf.command_line.errors import user_errors
+from memreason_hf.command_line.depth_arguments import DEPTH, DepthByKindArguments
+from memreason_hf.command_line.errors import USER_ERRORS, user_errors
 from memreason_hf.command_line.model_flags import model_section
 from memreason_hf.command_line.parser import CommandParser, Section
-from memreason_hf.data.questions.demonstrations import Demonstrations
+from memreason_hf.command_line.solution_runs import DrawingArguments, StyleArguments, place_name, prepare_runs
 from memreason_hf.data.questions.memory_reason import NAMES, load_memory_reason
+from memreason_hf.data.questions.prompt_arguments import PromptArguments
+from memreason_hf.data.questions.prompts import PromptFormat, read_prompt_format
 from memreason_hf.evaluation.solutions.generation import check_max_new_tokens, generate_solutions
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
 from memreason_hf.evaluation.solutions.judges import JUDGES
-from memreason_hf.files import check_places, write_json
+from memreason_hf.evaluation.solutions.votes import vote_scores
+from memreason_hf.files import check_places, whole_file, write_json
 from memreason_hf.locks import locked
-from memreason_hf.steps.depth import read_depths
-from memreason_hf.steps.tokenization import read_scheme
 
 
 PROG = "memreason evaluate-steps"
 DESCRIPTION = """\
-Lets a model solve the questions of a data set, greedily and step by step, and judges the answers. Prints the accuracy
-with a bootstrap interval over questions, the numbers of invalid answers and of texts that were cut off, the steps by
-kind in the solutions and in the references, and the kind of the step at which solutions first depart from the
-reference.
+Lets a model solve the questions of a data set step by step, and judges the answers. Prints the accuracy with a
+bootstrap interval over questions, the numbers of invalid answers and of texts that were cut off, the steps by kind in
+the solutions and in the references, and the kind of the step at which solutions first depart from the reference.
 
-The prompt is the question and the prefix tokens of the scheme that was saved with the tokenizer. Every text goes to
---output_file, one JSON line each, as soon as its batch is done. The same command again resumes a run that was stopped.
+A model that was fine-tuned gets the prompt that it was trained with, which was saved with its tokenizer: the question
+and the prefix tokens of its scheme, or a chat template, an instruction, demonstrations. Any other model is asked by
+--style direct or chain_of_thought, or by --marks for steps in words. Its texts end after the line with the answer.
+
+Several models (--compare) and several styles are evaluated one after the other, and end with a table. Every text goes
+to --output_file, or to a file of its run in --output_dir, one JSON line each, as soon as its batch is done. The same
+command again resumes a run that was stopped.
 """
 EPILOG = """\
 examples:
@@ -52,9 +49,17 @@ examples:
   memreason evaluate-steps MODEL --data FOLDER_WITH_JSON --name truthful_qa --num_items 100
   memreason evaluate-steps MODEL --data data/gsm8k --num_demonstrations 4 --max_new_tokens 300
   memreason evaluate-steps RECURRENT_MODEL --data data/strategy_qa --depth_by_kind memory=2,reason=16
+  memreason evaluate-steps Qwen/Qwen2.5-7B-Instruct --data data/strategy_qa --style direct chain_of_thought \\
+      --chat_template --output_dir runs/untrained
+  memreason evaluate-steps BASE_MODEL --data data/strategy_qa --marks words --num_demonstrations 4 \\
+      --demonstrations bm25
+  memreason evaluate-steps MODEL --data data/strategy_qa --num_samples 16 --temperature 0.7
+  memreason evaluate-steps runs/lora --compare "memory and reason=runs/steps" runs/ordered --data data/strategy_qa \\
+      --output_dir runs/comparison --table paper.tex README_table.md
 
 --output_file X writes X (the schema: memreason_hf/evaluation/solutions/generation.py), X.settings.json (the settings
-that the texts depend on) and X.summary.json (the numbers that are printed).
+that the texts depend on) and X.summary.json (the numbers that are printed). --output_dir D writes D/TITLE.jsonl and
+these two for every model and style, and comparison.md, .tex and .json.
 """
 
 
@@ -94,9 +99,13 @@ class SolutionArguments:
     """How questions are solved and judged."""
 
     max_new_tokens: int = field(default=512, metadata={"help": "The maximum number of tokens of a solution."})
-    num_demonstrations: int = field(default=0, metadata={"help": "Solved training questions before each question."})
+    num_demonstrations: int | None = field(
+        default=None,
+        metadata={"help": "Solved questions before each question. Default: as the model was trained, or none."},
+    )
     seed: int = field(
-        default=0, metadata={"help": "Seed of the choice of demonstrations and of the bootstrap interval."}
+        default=0,
+        metadata={"help": "Seed of the choice of demonstrations, of drawn solutions and of the bootstrap interval."},
     )
     match_option_text: bool = field(
         default=False, metadata={"help": "Accept the text of an option as an answer, in place of its letter."}
@@ -114,13 +123,56 @@ class SolutionsOutput:
     output_file: str | None = field(
         default=None, metadata={"help": "File of JSON lines for the texts. Default: only the numbers are printed."}
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the output file and start again."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for the texts of several models or styles, and for their table."}
+    )
+    table: list[str] | None = field(
+        default=None, metadata={"help": "Files for the table of the comparison: .md, .tex, .json or .txt."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace the files of texts and start again."})
+
+    def check(self, num_runs: int) -> None:
+        """
+        Refuses places that do not fit the number of runs.
+
+        Raises:
+            ValueError: names the field.
+        """
+        if self.output_file is not None and self.output_dir is not None:
+            raise ValueError(
+                f"output_file={self.output_file!r} and output_dir={self.output_dir!r} are both given. Pass one."
+            )
+        if self.output_file is not None and num_runs > 1:
+            raise ValueError(
+                f"output_file={self.output_file!r} holds the texts of one model and style, but {num_runs} are "
+                "compared. Pass --output_dir."
+            )
+        for path in self.table or []:
+            table_format(path)
+        # A file of an earlier run is continued.
+        check_places([path for path in (self.output_file, *(self.table or [])) if path is not None], overwrite=True)
+
+    def files(self, name: str) -> list[Path]:
+        """The files for texts, settings and summary of a run; none where nothing is written."""
+        if self.output_file is None and self.output_dir is None:
+            return []
+        path = Path(self.output_file) if self.output_file is not None else Path(self.output_dir) / f"{name}.jsonl"
+        check_places([path], overwrite=True)
+        return [path, *(path.with_name(path.name + suffix) for suffix in (SETTINGS_SUFFIX, SUMMARY_SUFFIX))]
+
+    def tables(self) -> list[Path]:
+        """The files for the table."""
+        of_folder = [] if self.output_dir is None else [f"comparison.{end}" for end in ("md", "tex", "json")]
+        return [*(Path(self.output_dir) / name for name in of_folder), *map(Path, self.table or [])]
 
 
 SECTIONS = [
     model_section(),
     Section("data", QuestionArguments, "questions", key="inputs"),
     Section("solutions", SolutionArguments, "solutions and judging"),
+    Section("style", StyleArguments, "ways to ask, and models to compare", key="prompt"),
+    Section("prompt", PromptArguments, "prompts; by default, those that the model was trained with"),
+    Section("samples", DrawingArguments, "several solutions of a question", key="solutions"),
     DEPTH,
     Section("depth_by_kind", DepthByKindArguments, "depth by kind of step", key="halting"),
     Section("output", SolutionsOutput, "output"),
@@ -133,40 +185,65 @@ def make_parser() -> CommandParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluates; returns the exit code. A wrong flag or input ends the program with code 2 and one message."""
-    with user_errors(PROG):
-        model, data, solving, depth, by_kind, output = make_parser().parse_sections(argv)
-        files = _output_files(output)
-        # Before anything is loaded: another process may be adding to the file.
-        with locked(files[0]) if files else nullcontext():
-            return _evaluate(model, data, solving, depth, by_kind, output, files)
+    with user_errors(PROG, *USER_ERRORS, ImportError):
+        return _evaluate(*make_parser().parse_sections(argv))
 
 
-def _evaluate(model, data, solving, depth, by_kind, output, files):
+def _evaluate(model, data, solving, styles, prompts, drawing, depth, by_kind, output):
     model.check()
     check_max_new_tokens(solving.max_new_tokens)
-    dataset = load_memory_reason(data.data, data.name)
-    rows = data.rows(dataset)
-    demonstrations = _demonstrations(dataset, solving)
-    network, tokenizer, generate_arguments = _load(model, depth, by_kind)
-    scheme = read_scheme(tokenizer)
+    sampling = drawing.sampling(solving.seed)
+    num_runs = len(styles.models(model)) * len(styles.style)
+    output.check(num_runs)
+    with ExitStack() as stack:
+        if output.output_file is not None:
+            # Before anything is loaded: another process may be adding to the file.
+            stack.enter_context(locked(output.files("")[0]))
+        dataset = load_memory_reason(data.data, data.name)
+        rows = data.rows(dataset)
+        choice = {"num_demonstrations": solving.num_demonstrations, "seed": solving.seed}
+        runs = prepare_runs(model, styles, prompts, dataset, rows, depth=depth, by_kind=by_kind, **choice)
+        if output.output_dir is not None:
+            for run in runs:
+                stack.enter_context(locked(output.files(run.file_name)[0]))
+        table, network, loaded = [], None, None
+        for run in runs:
+            if styles.show_prompt:
+                print(f"{run.title}, the prompt of the first question:\n{run.shown_prompt(rows[0]['question'])}\n")
+            if network is None or loaded != run.flags or run.new_scheme is not None:
+                # The memory of the last model is free before the next one is read.
+                network = None
+                network = run.load()
+                loaded = None if run.new_scheme is not None else run.flags
+            table.append(_evaluate_run(run, network, rows, data, solving, sampling, output))
+    _write_table(table, output, num_runs)
+    return 0
 
+
+def _evaluate_run(run, network, rows, data, solving, sampling, output) -> ComparisonRow:
+    """Solves the questions with one model and style, prints and writes the results; returns its row of the table."""
+    files = output.files(run.file_name)
+    prompter = run.prompter
     started = time.perf_counter()
     with rows_in_place(network):
         generations = generate_solutions(
             network,
-            tokenizer,
+            prompter.tokenizer,
             rows,
-            batch_size=model.batch_size,
+            batch_size=run.flags.batch_size,
             max_new_tokens=solving.max_new_tokens,
-            demonstrations=demonstrations,
+            prompter=prompter,
+            sampling=sampling,
+            stop_at_answer=run.is_untrained,
             match_option_text=solving.match_option_text,
             path=files[0] if files else None,
-            settings=_settings(model, data, solving, scheme, (depth, by_kind)) if files else None,
+            settings=_settings(run, data, solving, sampling) if files else None,
             overwrite=output.overwrite,
-            progress=not model.no_progress,
-            **generate_arguments,
+            progress=not run.flags.no_progress,
+            **run.generate_arguments,
         )
     seconds = time.perf_counter() - started
+    scheme = prompter.scheme
     results = measure_solutions(
         generations,
         rows,
@@ -175,86 +252,45 @@ def _evaluate(model, data, solving, depth, by_kind, output, files):
         judge=solving.judge,
         seed=solving.seed,
     )
-    title = f"{model.model} on {data.data}, {data.split}"
+    style = "" if prompter.format.style == "steps" else f", {prompter.format.style}"
+    title = f"{run.flags.model} on {data.data}, {data.split}{style}"
     options = {"max_new_tokens": solving.max_new_tokens, "judge": solving.judge}
     print(solution_report(results, generations, title=title, **options))
-    num_tokens = sum(generation.num_tokens for generation in generations)
-    print(f"\n{seconds:.1f} s; {num_tokens:,} tokens in all, those of an earlier run included")
+    if prompter.format != PromptFormat():
+        print(f"prompt: {prompter.format.describe()}{_origin(prompter)}")
+    print(f"\n{seconds:.1f} s; {results['num_tokens']:,} tokens in all, those of an earlier run included")
     if files:
         summary = {key: value for key, value in results.items() if key != "attributions"}
         write_json(files[2], summary, ensure_ascii=False)
         print(f"texts: {files[0]}")
-    return 0
+    return ComparisonRow.from_results(run.title, results, scores=vote_scores(results))
 
 
-def _output_files(output):
-    """The files for texts, settings and summary; none where nothing is written."""
-    if output.output_file is None:
-        return []
-    path = Path(output.output_file)
-    # A file of an earlier run is continued.
-    check_places([path], overwrite=True)
-    return [path, *(path.with_name(path.name + suffix) for suffix in (SETTINGS_SUFFIX, SUMMARY_SUFFIX))]
+def _origin(prompter):
+    """Where the prompt comes from, if nobody asked for it on the command line."""
+    return ", as the model was trained" if prompter.format == read_prompt_format(prompter.tokenizer) else ""
 
 
-def _demonstrations(dataset, solving):
-    if not solving.num_demonstrations:
-        return None
-    if "train" not in dataset:
-        raise ValueError(
-            f"num_demonstrations={solving.num_demonstrations}: demonstrations come from the split 'train', which the "
-            f"data do not have. Its splits are {', '.join(dataset)}."
-        )
-    return Demonstrations(dataset["train"], solving.num_demonstrations, seed=solving.seed)
-
-
-def _load(model, depth, by_kind):
-    """The model on its device, its tokenizer, and the arguments of depth for `generate`."""
-    if model.tokenizer is not None and adapter_folder(model.model, model.revision, "model") is not None:
-        raise ValueError(
-            f"tokenizer={model.tokenizer!r}: model={model.model!r} is an adapter, which is saved with its tokenizer. "
-            "Leave --tokenizer out."
-        )
-    config = model.load_config()
-    given = given_depth(depth, by_kind)
-    check_has_recurrences(config, model.model, given)
-    device = model.choose_device()
-    tokenizer = model.load_tokenizer(config)
-    read_scheme(tokenizer)
-    arguments = {}
-    if by_kind.depth_by_kind is not None:
-        arguments = schedule_by_kind(config, depth, by_kind.depth_by_kind, tokenizer)
-    elif given:
-        arguments = depth_settings(config, depth)[1]
-    # An adapter is not merged into its base, which would round it.
-    return model.load_model(device, merge=False), tokenizer, arguments
-
-
-def _settings(model, data, solving, scheme, depth):
+def _settings(run, data, solving, sampling):
     """What the texts depend on in addition to the questions."""
-    given = given_depth(*depth)
-    if "depth_by_kind" in given:
-        given["depth_by_kind"] = read_depths(given["depth_by_kind"])
     values = {
-        **{name: _place_name(getattr(model, name)) for name in ("model", "tokenizer")},
-        "dtype": model.dtype,
-        "data": _place_name(data.data),
+        "data": place_name(data.data),
         **{name: getattr(data, name) for name in ("name", "split")},
-        **{name: getattr(solving, name) for name in ("max_new_tokens", "num_demonstrations", "match_option_text")},
+        **{name: getattr(solving, name) for name in ("max_new_tokens", "match_option_text")},
     }
-    if solving.num_demonstrations:
-        values["seed"] = solving.seed
-    if model.base is not None:
-        values["base"] = _place_name(model.base)
-    # The folder may hold other weights than before, of a run that was started again or resumed.
-    files = weight_files(model.model) or {path.name: path for path in Path(model.model).glob("adapter_model.*")}
-    weights = {name: digest["blocks"] for name, digest in block_digests(files).items()}
-    return {**values, "weights": weights, "scheme": scheme.to_dict(), **given}
+    if sampling is not None:
+        values["sampling"] = sampling.to_dict()
+    return {**values, **run.all_settings()}
 
 
-def _place_name(place):
-    """The name of a folder without those above it, which change with the current folder and say who works there."""
-    return place if place is None or not Path(place).exists() else Path(place).resolve().name
+def _write_table(rows, output, num_runs):
+    if num_runs > 1:
+        print(f"\n{comparison_table(rows)}")
+    for path in output.tables():
+        text = comparison_table(rows, table_format(path))
+        with whole_file(path, overwrite=True) as temporary:
+            temporary.write_text(f"{text}\n", encoding="utf-8")
+        print(f"table: {path}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from memreason_hf.adapters.modes import AdapterArguments
 from memreason_hf.command_line.errors import USER_ERRORS, user_errors
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.training_runs import output_folder_of, run_training, say
+from memreason_hf.data.questions.prompt_arguments import PromptArguments
 from memreason_hf.models.new_models import NewModelArguments
 from memreason_hf.recipes import FINETUNE
 from memreason_hf.steps import StepScheme
@@ -17,14 +18,14 @@ from memreason_hf.training.solutions.trainer import FinetuneArguments
 PROG = "memreason finetune"
 DESCRIPTION = """\
 Teaches a causal language model (Llama, Qwen, GPT-2, recurrent-depth ...) to solve annotated questions step by step,
-each step marked as memory or reason. RECIPE has the sections data, model, new_model, steps, adapter and training.
-Every key is also a flag.
+each step marked as memory or reason. RECIPE has the sections data, model, new_model, steps, prompt, adapter and
+training. Every key is also a flag.
 
 The tokenizer gets the tokens of the scheme (section steps), and the model gets embedding rows for them. The mode
 decides what is trained: all weights (full), low-rank updates (lora), the new rows alone (tokens), or both
 (lora+tokens). The loss is on the solution only. After every epoch the model solves num_test questions, greedily:
-eval_acc. In the end --output_dir holds the best epoch, with the tokenizer and its scheme, for memreason evaluate-steps
-or your own code.
+eval_acc. In the end --output_dir holds the best epoch, with the tokenizer, its scheme and the prompt, for memreason
+evaluate-steps or your own code.
 
 The same command again resumes a run that was killed, from the newest complete checkpoint, and ends with the same
 weights; after a finished run it returns at once. Ctrl-C and SIGTERM save and stop.
@@ -34,6 +35,7 @@ examples:
   memreason finetune tiny --data data/memory_reason              # a new small model: minutes on a CPU
   memreason finetune tiny --data data/memory_reason --architecture recurrent --output_dir runs/tiny_recurrent
   memreason finetune strategyqa_llama2 --output_dir runs/strategy_qa
+  memreason finetune my_recipe.yaml --model INSTRUCT_MODEL --chat_template --system "Solve in short steps."
   memreason finetune my_recipe.yaml --mode lora --lora_targets all --learning_rate 1e-4
   accelerate launch --config_file cpu_2.yaml -m memreason_hf.commands.finetune my_recipe.yaml --expected_world_size 2
 
@@ -71,6 +73,7 @@ SECTIONS = [
         "a new small model instead, with a tokenizer learned from the training texts",
     ),
     Section("steps", StepScheme, "marks of steps"),
+    Section("prompt", PromptArguments, "prompts; by default the question alone, as in the study"),
     Section("adapter", AdapterArguments, "what is trained"),
     Section(
         "training",

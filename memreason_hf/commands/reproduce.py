@@ -112,7 +112,7 @@ def make_comparison_parser() -> CommandParser:
     for section in finetune.SECTIONS:
         decided = _DECIDED.get(section.name, ())
         shown = None if section.shown is None else tuple(name for name in section.shown if name not in decided)
-        flags = {"path": "data", "name": "name"} if section.name == "data" else section.flags
+        flags = {**section.flags, "name": "name"} if section.name == "data" else section.flags
         sections.append(dataclasses.replace(section, left_out=(*section.left_out, *decided), shown=shown, flags=flags))
     return _ComparisonParser(
         sections,

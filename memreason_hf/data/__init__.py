@@ -13,7 +13,7 @@ from memreason_hf.data.chains.multi_hop import (
     save_multi_hop,
     select_chains,
 )
-from memreason_hf.data.questions.demonstrations import Demonstrations
+from memreason_hf.data.questions.demonstrations import Demonstrations, GivenDemonstrations, SimilarDemonstrations
 from memreason_hf.data.questions.memory_reason import (
     build_memory_reason,
     load_memory_reason,
@@ -24,8 +24,10 @@ from memreason_hf.data.questions.memory_reason import (
 
 __all__ = [
     "Demonstrations",
+    "GivenDemonstrations",
     "MultiHopConfig",
     "MultiHopData",
+    "SimilarDemonstrations",
     "build_memory_reason",
     "build_multi_hop",
     "convert_multi_hop",

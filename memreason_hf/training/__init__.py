@@ -2,6 +2,7 @@
 
 from memreason_hf.data.chains.collator import ChainCollator
 from memreason_hf.data.questions.encoding import StepCollator, encode_solutions
+from memreason_hf.data.questions.prompts import Prompter, PromptFormat
 from memreason_hf.training.chains.arguments import RecurrentTrainingArguments
 from memreason_hf.training.chains.curriculum import CurriculumArguments, CurriculumCallback
 from memreason_hf.training.chains.trainer import RecurrentTrainer
@@ -15,6 +16,8 @@ __all__ = [
     "CurriculumCallback",
     "FinetuneArguments",
     "FinetuneTrainer",
+    "PromptFormat",
+    "Prompter",
     "RecurrentTrainer",
     "RecurrentTrainingArguments",
     "StepCollator",

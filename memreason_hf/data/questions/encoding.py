@@ -7,12 +7,13 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from memreason_hf.checks import check_int, check_row, check_sequence
+from memreason_hf.checks import check_int, check_row, check_sequence, check_type
 from memreason_hf.data.labels import IGNORED_LABEL
 from memreason_hf.data.padding import pad_rows
 from memreason_hf.data.questions.memory_reason import reference_solution
+from memreason_hf.data.questions.prompts import Prompter, PromptFormat
 from memreason_hf.messages import first_few
-from memreason_hf.steps.tokenization import encode_prompt, encode_solution, padding_id, read_scheme
+from memreason_hf.steps.tokenization import encode_solution, padding_id, read_scheme
 
 
 TOO_LONG = ("refuse", "drop")
@@ -29,6 +30,7 @@ class EncodingReport:
         longest: tokens of the longest row.
         max_length: the maximum number of tokens that a row may have; None for no limit.
         too_long: positions of the items with more tokens; they are not among the rows.
+        prompt: what the prompts consist of; empty for the question alone.
     """
 
     num_items: int = 0
@@ -36,13 +38,14 @@ class EncodingReport:
     longest: int = 0
     max_length: int | None = None
     too_long: list[int] = field(default_factory=list)
+    prompt: str = ""
 
     def describe(self) -> str:
         """One line for a terminal."""
         line = f"{self.num_rows:,} of {self.num_items:,} training items, at most {self.longest:,} tokens"
         if self.too_long:
             line += f"; {len(self.too_long):,} dropped, longer than {self.max_length:,} with their solution"
-        return f"{line}."
+        return f"{line}. Prompt: {self.prompt}." if self.prompt else f"{line}."
 
 
 def encode_solutions(
@@ -52,12 +55,13 @@ def encode_solutions(
     max_length: int | None = None,
     too_long: str = "refuse",
     demonstrations: Callable[[str], Sequence[tuple[str, Sequence]]] | None = None,
+    prompter: Prompter | None = None,
 ) -> tuple[Dataset, EncodingReport]:
     """
     Encodes questions and their solutions.
 
-    A row consists of the prompt (`encode_prompt`), which the model sees at test time, the rest of the solution, and
-    the end of text. Everything after the prompt has labels.
+    A row consists of the prompt, which the model sees at test time, the rest of the solution, and the end of text or
+    of the assistant's turn. Everything after the prompt has labels.
 
     Args:
         tokenizer: an extended tokenizer.
@@ -65,6 +69,7 @@ def encode_solutions(
         max_length: the maximum number of tokens of a row; None for no limit.
         too_long: what to do with longer items: `"refuse"` (an error) or `"drop"`. Answers are never cut off.
         demonstrations: solved questions to put before a question, for example `Demonstrations(train, 4)`.
+        prompter: makes the prompts. Default: one of the tokenizer's recorded format and `demonstrations`.
 
     Returns:
         A data set with the columns `input_ids` and `label_ids` (the next token, or -100 in the prompt) of equal
@@ -87,19 +92,26 @@ def encode_solutions(
     if too_long not in TOO_LONG:
         raise ValueError(f"too_long={too_long!r} must be one of {', '.join(TOO_LONG)}.")
     scheme = read_scheme(tokenizer)
-    end = tokenizer.eos_token_id
+    prompter = choose_prompter(tokenizer, prompter, demonstrations)
+    if prompter.format.style != "steps":
+        raise ValueError(
+            f"style={prompter.format.style!r} is for models that are not trained on solutions. Train with "
+            "style='steps'; a scheme with marks='none' writes steps without marks."
+        )
+    end = prompter.end_id
     if end is None:
         raise ValueError("The tokenizer has no end token, so no solution could end: set tokenizer.eos_token.")
     prefix = tokenizer.convert_tokens_to_ids(list(scheme.prefix_tokens))
     report = EncodingReport(max_length=max_length)
+    if prompter.format != PromptFormat():
+        report.prompt = prompter.format.describe()
     columns = {"input_ids": [], "label_ids": []}
     lengths = []
     for index, item in enumerate(items):
         report.num_items += 1
         check_row(f"item {index}", item, ("question", "steps", "answer"))
         try:
-            solved = demonstrations(item["question"]) if demonstrations else ()
-            prompt = encode_prompt(tokenizer, item["question"], solved)
+            prompt = prompter.prompt_ids(item["question"])
             solution = encode_solution(tokenizer, reference_solution(item))
         except (TypeError, ValueError) as error:
             raise ValueError(f"Training item {index}: {error}") from error
@@ -125,6 +137,27 @@ def encode_solutions(
     if not report.num_rows:
         raise ValueError("There are no training items. Check the split and the limits on the data.")
     return Dataset.from_dict(columns), report
+
+
+def choose_prompter(
+    tokenizer: PreTrainedTokenizerBase,
+    prompter: Prompter | None,
+    demonstrations: Callable[[str], Sequence[tuple[str, Sequence]]] | None,
+) -> Prompter:
+    """
+    The prompter that was given, or one of the tokenizer's recorded format.
+
+    Raises:
+        ValueError: both `prompter` and `demonstrations` are given, or the prompter has another tokenizer.
+    """
+    if prompter is None:
+        return Prompter(tokenizer, demonstrations=demonstrations)
+    check_type("prompter", prompter, Prompter, "a Prompter")
+    if demonstrations is not None:
+        raise ValueError("prompter and demonstrations are both given. Give the demonstrations to the Prompter.")
+    if prompter.tokenizer is not tokenizer:
+        raise ValueError("prompter has another tokenizer. Make it with the tokenizer that is given beside it.")
+    return prompter
 
 
 class StepCollator:

@@ -1,30 +1,34 @@
 """
-Generated solutions: greedy, in left-padded batches, written as JSON lines so that an interrupted run can continue.
+Generated solutions: greedy or drawn, in left-padded batches, written as JSON lines so that an interrupted run can
+continue.
 
     rows = load_memory_reason("data/strategy_qa")["test"]
     generations = generate_solutions(model, tokenizer, rows, batch_size=16, path="runs/generations.jsonl")
     sum(generation.is_correct for generation in generations) / len(generations)
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from memreason_hf.checks import check_callable, check_has, check_int, check_path, check_row, check_sequence, check_type
+from memreason_hf.data.questions.encoding import choose_prompter
 from memreason_hf.data.questions.options import options_by_label
+from memreason_hf.data.questions.prompts import Prompter
 from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.evaluation.solutions.answers import judge_answer
 from memreason_hf.evaluation.solutions.generation_files import FIELDS, OPTIONAL_FIELDS, GenerationFile
+from memreason_hf.evaluation.solutions.generation_sampling import AnswerStop, Sampling, end_of_answer
 from memreason_hf.locks import locked
-from memreason_hf.steps import Step, StepScheme
+from memreason_hf.steps import Step
 from memreason_hf.steps.attention import get_step_attention
 from memreason_hf.steps.depth import StepKinds, recurrences_by_kind
-from memreason_hf.steps.tokenization import decode_solution, encode_prompt, padding_id, read_scheme
+from memreason_hf.steps.tokenization import SCHEME_KEY, decode_solution, padding_id, read_scheme
 
 
 CORRECT, WRONG = "correct", "wrong"
@@ -65,6 +69,7 @@ class GeneratedSolution:
     is_cut: bool
     num_tokens: int
     recurrences: dict[str, list[int]] | None = None
+    sample: int | None = None
 
     @property
     def is_correct(self) -> bool:
@@ -77,21 +82,23 @@ class Continuation:
     What a model wrote after one prompt.
 
     Attributes:
-        index: index of the item.
+        index: the key of the prompt: the index of the item, or this and the number of the sample.
         ids: ids of the new tokens, the end of the text included.
         is_cut: whether the text was cut off by `max_new_tokens` or by the end of the model's context.
         recurrences: as in `GeneratedSolution`.
+        has_end: whether a text that was not cut off ends with an id of its own, and not after its answer.
     """
 
-    index: int
+    index: Hashable
     ids: list[int]
     is_cut: bool
     recurrences: dict[str, list[int]] | None = None
+    has_end: bool = True
 
     @property
     def text_ids(self) -> list[int]:
         """The ids of the new tokens without the end of the text."""
-        return self.ids if self.is_cut else self.ids[:-1]
+        return self.ids if self.is_cut or not self.has_end else self.ids[:-1]
 
 
 def generate_solutions(
@@ -102,6 +109,9 @@ def generate_solutions(
     batch_size: int = 16,
     max_new_tokens: int = 512,
     demonstrations: Callable[[str], Sequence[tuple[str, Sequence]]] | None = None,
+    prompter: Prompter | None = None,
+    sampling: Sampling | None = None,
+    stop_at_answer: bool = False,
     match_option_text: bool = False,
     path: str | None = None,
     settings: Mapping | None = None,
@@ -110,14 +120,19 @@ def generate_solutions(
     **generate_kwargs,
 ) -> list[GeneratedSolution]:
     """
-    Generates a solution for every row, greedily, and judges its answer.
+    Generates a solution for every row, greedily or drawn at random, and judges its answer.
 
     Args:
         model: any causal language model; its training mode is restored afterwards.
-        tokenizer: an extended tokenizer; the prompt ends with the prefix tokens of its scheme.
+        tokenizer: its tokenizer, extended unless the style of the prompts does without a scheme.
         rows: rows with `question`, `options` and `answer`, as from `load_memory_reason`.
-        batch_size, max_new_tokens: see `continue_greedily`.
+        batch_size, max_new_tokens: see `continue_prompts`.
         demonstrations: solved questions to put before a question, for example `Demonstrations(train, 4)`.
+        prompter: makes the prompts. Default: one of the format that was recorded in the tokenizer, with
+            `demonstrations`.
+        sampling: draw this number of solutions for each row. Default: one greedy solution.
+        stop_at_answer: whether a text ends after its first line with an answer, for models that were not trained on
+            solutions and go on with questions of their own.
         match_option_text: see `extract_answer`.
         path: a file of JSON lines to which every batch is added. Solutions that it already holds are not generated
             again.
@@ -127,7 +142,7 @@ def generate_solutions(
         generate_kwargs: for `model.generate`, for example `num_recurrences=16`.
 
     Returns:
-        The solutions, in the order of the rows.
+        The solutions, in the order of the rows; those of a row, if there are several, in the order of their samples.
 
     Raises:
         InUseError: another process is adding to the file.
@@ -151,43 +166,61 @@ def generate_solutions(
         check_callable("demonstrations", demonstrations, "a function such as Demonstrations(train, 4)")
     if path is not None:
         check_path("path", path)
+    if sampling is not None:
+        check_type("sampling", sampling, Sampling, "a Sampling or None")
+        sampling.check_arguments(generate_kwargs)
     if not rows:
         raise ValueError("There are no rows to generate solutions for. Check the split and the filters.")
     # Checked before a file is touched.
     _check(model, tokenizer, batch_size, max_new_tokens)
-    if demonstrations is not None and get_step_attention(model) is not None:
+    prompter = choose_prompter(tokenizer, prompter, demonstrations)
+    if prompter.shows_demonstrations and get_step_attention(model) is not None:
         raise ValueError(
             f"demonstrations cannot be combined with step attention {get_step_attention(model)!r}: the question would "
             "count as part of the last demonstration. Leave them out, or call set_step_attention(model, tokenizer, "
             "None)."
         )
-    prompt = partial(_prompt, tokenizer, demonstrations)
-    solve = partial(continue_greedily, model, tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    judge = partial(_judged, tokenizer, read_scheme(tokenizer), match_option_text=match_option_text)
+    solve = partial(
+        continue_prompts,
+        model,
+        tokenizer,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        end_id=prompter.end_id,
+    )
+    if stop_at_answer:
+        solve = partial(solve, stops=_Stops(prompter))
+    judge = partial(_judged, prompter, stop_at_answer=stop_at_answer, match_option_text=match_option_text)
     # Two processes would generate the same solutions, and write each line twice.
     with nullcontext() if path is None else locked(path):
         file = None
         if path is not None:
             file = GenerationFile(path, [row["question"] for row in rows], settings, overwrite=overwrite)
-        return _solve_missing(rows, file, prompt, partial(solve, **generate_kwargs), judge, progress)
+        return _solve_missing(rows, sampling, file, prompter, partial(solve, **generate_kwargs), judge, progress)
 
 
-def _prompt(tokenizer, demonstrations, question):
-    return encode_prompt(tokenizer, question, demonstrations(question) if demonstrations else ())
-
-
-def _solve_missing(rows, file, prompt, solve, judge, progress):
+def _solve_missing(rows, sampling, file, prompter, solve, judge, progress):
     """Solves the rows that a file does not hold yet, and adds them to it batch by batch."""
-    known = {} if file is None else {generation.index: generation for generation in map(_from_line, file.read())}
-    prompts = {index: prompt(row["question"]) for index, row in enumerate(rows) if index not in known}
-    with tqdm(total=len(rows), initial=len(known), desc="solutions", unit="text", disable=not progress) as bar:
-        for batch in solve(prompts):
-            solved = [judge(rows[new.index], new) for new in batch]
-            known.update((generation.index, generation) for generation in solved)
+    samples = [None] if sampling is None else range(sampling.num_samples)
+    keys = [(index, sample) for index in range(len(rows)) for sample in samples]
+    known = {} if file is None else {_key_of(generation): generation for generation in map(_from_line, file.read())}
+    missing = [key for key in keys if key not in known]
+    prompts = {index: prompter.prompt_ids(rows[index]["question"]) for index in dict(missing)}
+    with tqdm(
+        total=len(keys), initial=len(keys) - len(missing), desc="solutions", unit="text", disable=not progress
+    ) as bar:
+        for batch in solve({key: prompts[key[0]] for key in missing}):
+            solved = [judge(rows[new.index[0]], new) for new in batch]
+            known.update((_key_of(generation), generation) for generation in solved)
             if file is not None:
                 file.add(_to_line(generation) for generation in solved)
             bar.update(len(solved))
-    return [known[index] for index in range(len(rows))]
+    return [known[key] for key in keys]
+
+
+def _key_of(generation):
+    return generation.index, generation.sample
 
 
 def continue_greedily(
@@ -199,16 +232,37 @@ def continue_greedily(
     max_new_tokens: int,
     **generate_kwargs,
 ) -> Iterator[list[Continuation]]:
+    """`continue_prompts` by plain greedy search."""
+    return continue_prompts(
+        model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, **generate_kwargs
+    )
+
+
+def continue_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Mapping[Hashable, Sequence[int]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    stops: Callable | None = None,
+    end_id: int | None = None,
+    **generate_kwargs,
+) -> Iterator[list[Continuation]]:
     """
-    Continues prompts by plain greedy search, whatever the model's own generation config says.
+    Continues prompts, whatever the model's own generation config says.
 
     Args:
         model: any causal language model; its training mode is restored after every batch.
-        tokenizer: the tokenizer of the model, extended.
-        prompts: the ids of each prompt, by the index of its item.
+        tokenizer: the tokenizer of the model.
+        prompts: the ids of each prompt, by the index of its item, or by this and the number of the sample.
         batch_size: prompts in a batch, left-padded and sorted by length. It does not change the continuations, except
             through rounding where two tokens are equally probable.
         max_new_tokens: the maximum number of new tokens of a prompt. The end of the model's context can come first.
+        sampling: draw the tokens. Default: plain greedy search.
+        stops: a function that makes an `AnswerStop` for the keys and prompts of a batch.
+        end_id: an id that ends a text besides those of the tokenizer and the model.
         generate_kwargs: for `model.generate`, for example `num_recurrences=16`.
 
     Yields:
@@ -220,7 +274,7 @@ def continue_greedily(
     """
     _check(model, tokenizer, batch_size, max_new_tokens)
     check_prompts(model, prompts)
-    pad, ends = padding_id(tokenizer), _end_ids(model, tokenizer)
+    pad, ends = padding_id(tokenizer), _end_ids(model, tokenizer, end_id)
     arguments = {
         "do_sample": False,
         "num_beams": 1,
@@ -233,23 +287,48 @@ def continue_greedily(
         **generate_kwargs,
     }
     kinds = None
-    if hasattr(getattr(model, "config", None), "num_recurrences") and read_scheme(tokenizer).has_kind_tokens:
+    if hasattr(getattr(model, "config", None), "num_recurrences") and _has_kind_tokens(tokenizer):
         kinds = StepKinds(tokenizer)
         arguments["return_dict_in_generate"] = True
-    for indices, limit in _batches(prompts, batch_size, max_new_tokens, context_length(model)):
-        inputs = left_padded([prompts[index] for index in indices], pad, model.device)
+    for keys, limit in _batches(prompts, batch_size, max_new_tokens, context_length(model)):
+        inputs = left_padded([prompts[key] for key in keys], pad, model.device)
+        stop = None if stops is None else stops(keys, inputs["input_ids"].shape[1])
         with evaluation_mode(model):
-            outputs = model.generate(**inputs, max_new_tokens=limit, **arguments)
+            outputs = model.generate(**inputs, max_new_tokens=limit, **_with_batch(arguments, keys, sampling, stop))
         sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
         new = [_until_end(ids, ends) for ids in sequences[:, inputs["input_ids"].shape[1] :].tolist()]
+        stopped = [None] * len(new) if stop is None else stop.lengths
+        new = [ids if length is None else ids[:length] for ids, length in zip(new, stopped)]
         recurrences = [None] * len(new)
         if kinds is not None:
             lengths = [len(ids) for ids in new]
             recurrences = recurrences_by_kind(kinds, sequences, outputs.num_recurrences, lengths)
-        yield [
-            Continuation(index, ids, not ids or ids[-1] not in ends, counts)
-            for index, ids, counts in zip(indices, new, recurrences)
-        ]
+        has_end = [bool(ids) and ids[-1] in ends for ids in new]
+        is_cut = [not end and length is None for end, length in zip(has_end, stopped)]
+        yield [Continuation(*of_row) for of_row in zip(keys, new, is_cut, recurrences, has_end)]
+
+
+def _with_batch(arguments, keys, sampling, stop):
+    """The arguments of `generate` for one batch: what draws its tokens, and what stops its rows."""
+    added = {}
+    if sampling is not None:
+        drawing = sampling.processors(keys)
+        added["logits_processor"] = LogitsProcessorList([*arguments.get("logits_processor", ()), *drawing])
+    if stop is not None:
+        added["stopping_criteria"] = StoppingCriteriaList([*arguments.get("stopping_criteria", ()), stop])
+    return {**arguments, **added}
+
+
+class _Stops:
+    """Makes what stops the rows of a batch after their answers."""
+
+    def __init__(self, prompter: Prompter):
+        self.prompter = prompter
+
+    def __call__(self, keys, prompt_width):
+        start = self.prompter.start_text(self.prompter.shows_demonstrations)
+        decode = partial(_decode, self.prompter.tokenizer)
+        return AnswerStop(decode, [start] * len(keys), prompt_width, self.prompter.stop_texts)
 
 
 def left_padded(
@@ -270,12 +349,12 @@ def context_length(model: PreTrainedModel) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def check_prompts(model: PreTrainedModel, prompts: Mapping[int, Sequence[int]]) -> None:
+def check_prompts(model: PreTrainedModel, prompts: Mapping[Hashable, Sequence[int]]) -> None:
     """
     Checks that every prompt leaves room for at least one new token in the model's context.
 
     Args:
-        prompts: the ids of each prompt, by the index of its item.
+        prompts: the ids of each prompt, by the index of its item, or by this and the number of the sample.
 
     Raises:
         ValueError: a prompt leaves no room; the message names the first one.
@@ -283,9 +362,10 @@ def check_prompts(model: PreTrainedModel, prompts: Mapping[int, Sequence[int]]) 
     context = context_length(model)
     too_long = [index for index, ids in prompts.items() if context is not None and len(ids) >= context]
     if too_long:
+        item = too_long[0][0] if isinstance(too_long[0], tuple) else too_long[0]
         raise ValueError(
             f"{len(too_long)} of {len(prompts)} prompts have no room for a solution in the model's context of "
-            f"{context} tokens; the first is that of item {too_long[0]}, with {len(prompts[too_long[0]])} tokens. "
+            f"{context} tokens; the first is that of item {item}, with {len(prompts[too_long[0]])} tokens. "
             "Leave out demonstrations, or these items."
         )
 
@@ -327,11 +407,11 @@ def _batches(prompts, batch_size, max_new_tokens, context):
         yield order[start : start + batch_size], max_new_tokens
 
 
-def _end_ids(model, tokenizer):
-    """The ids that end a text: of the tokenizer, and of the model's generation config."""
+def _end_ids(model, tokenizer, end_id=None):
+    """The ids that end a text: of the tokenizer, of the model's generation config, and of a turn of a chat."""
     ends = getattr(model.generation_config, "eos_token_id", None) if model.generation_config is not None else None
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    own = [token_id for token_id in (tokenizer.eos_token_id, end_id) if token_id is not None]
     return list(dict.fromkeys([*own, *ends]))
 
 
@@ -340,17 +420,35 @@ def _until_end(ids, ends):
     return ids[: end + 1]
 
 
-def _judged(tokenizer, scheme: StepScheme, row, new: Continuation, match_option_text):
-    # The prefix tokens at the end of the prompt belong to the solution.
-    prefix = tokenizer.convert_tokens_to_ids(list(scheme.prefix_tokens))
-    solution = decode_solution(tokenizer, prefix + new.text_ids)
-    steps = scheme.parse(solution)
+def _has_kind_tokens(tokenizer):
+    is_extended = tokenizer.init_kwargs.get(SCHEME_KEY) is not None
+    return is_extended and read_scheme(tokenizer).has_kind_tokens
+
+
+def _decode(tokenizer, ids):
+    """The text of generated ids, with the tokens of steps where the tokenizer has some."""
+    if tokenizer.init_kwargs.get(SCHEME_KEY) is not None:
+        return decode_solution(tokenizer, ids)
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _judged(prompter: Prompter, row, new: Continuation, *, stop_at_answer, match_option_text):
+    # What ends the prompt belongs to the solution.
+    has_demonstrations = prompter.shows_demonstrations
+    if prompter.format.style == "steps":
+        solution = _decode(prompter.tokenizer, prompter.start_ids(has_demonstrations) + new.text_ids)
+    else:
+        solution = prompter.start_text(has_demonstrations) + _decode(prompter.tokenizer, new.text_ids)
+    if stop_at_answer:
+        solution = solution[: end_of_answer(solution, prompter.stop_texts)]
+    steps = prompter.scheme.parse(solution)
     options = options_by_label(row["options"])
     verdict = judge_answer(solution, row["answer"], options, match_option_text=match_option_text)
+    index, sample = new.index
     return GeneratedSolution(
-        index=new.index,
+        index=index,
         question=row["question"],
-        text=scheme.question_text(row["question"]) + solution,
+        text=prompter.scheme.question_text(row["question"]) + solution,
         steps=list(steps),
         verdict=CORRECT if verdict.is_correct else WRONG,
         answer=verdict.answer,
@@ -359,6 +457,7 @@ def _judged(tokenizer, scheme: StepScheme, row, new: Continuation, match_option_
         is_cut=new.is_cut,
         num_tokens=len(new.ids),
         recurrences=new.recurrences,
+        sample=sample,
     )
 
 

@@ -21,8 +21,8 @@ FIELDS = (
     "is_cut",
     "num_tokens",
 )
-# Not every model has these.
-OPTIONAL_FIELDS = ("recurrences",)
+# Not every run has these: the recurrences of a recurrent model, and the number of a text of which there are several.
+OPTIONAL_FIELDS = ("recurrences", "sample")
 # Files next to it: what its texts depend on, and a command's summary of them.
 SETTINGS_SUFFIX = ".settings.json"
 SUMMARY_SUFFIX = ".summary.json"
@@ -32,7 +32,8 @@ class GenerationFile:
     """
     Reads the solutions that a file holds, and adds others.
 
-    A line belongs to an item by its index and its question, because benchmarks repeat questions. An unfinished last
+    A line belongs to an item by its index and its question, because benchmarks repeat questions; where an item has
+    several texts, a line also has the number of its sample. An unfinished last
     line, which a killed run leaves, is removed.
 
     Args:
@@ -62,7 +63,8 @@ class GenerationFile:
 
     def read(self) -> list[dict]:
         """
-        The last line of every item that the file holds. Lines of items beyond `questions` are ignored.
+        The last line of every item, or of every sample of it, that the file holds. Lines of items beyond `questions`
+        are ignored.
 
         Raises:
             ValueError: a line is damaged, or belongs to another data set; names the line.
@@ -79,7 +81,7 @@ class GenerationFile:
             if line.strip():
                 values = self._parsed(line, number)
                 if values["index"] < len(self.questions):
-                    lines[values["index"]] = values
+                    lines[values["index"], values.get("sample")] = values
         return list(lines.values())
 
     def add(self, lines: Iterable[Mapping]) -> None:
@@ -131,10 +133,14 @@ class GenerationFile:
             )
 
 
-def read_generations(path: str | os.PathLike) -> dict[int, dict]:
+def read_generations(path: str | os.PathLike, sample: int = 0) -> dict[int, dict]:
     """
     The last line of every item that a file holds, by the index of the item. The file is not changed; an unfinished
     last line is ignored.
+
+    Args:
+        path: the file.
+        sample: the number of the text to read where an item has several, from 0.
 
     Raises:
         ValueError: a line is damaged; names the line.
@@ -142,7 +148,7 @@ def read_generations(path: str | os.PathLike) -> dict[int, dict]:
     whole, _ = _split_unfinished(path)
     whole = whole.split(b"\n")
     lines = (_parse_line(line, path, number) for number, line in enumerate(whole, start=1) if line.strip())
-    return {values["index"]: values for values in lines}
+    return {values["index"]: values for values in lines if values.get("sample") in (None, sample)}
 
 
 def _split_unfinished(path):

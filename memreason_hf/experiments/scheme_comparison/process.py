@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from memreason_hf.adapters.model import rows_in_place
 from memreason_hf.analysis.solution_report import measure_solutions
+from memreason_hf.data.questions.prompt_arguments import PromptArguments
 from memreason_hf.evaluation.solutions.generation import generate_solutions
 from memreason_hf.experiments.children import GRACE_SECONDS, end_with_parent
 from memreason_hf.experiments.folders import read_finished
@@ -19,7 +20,7 @@ from memreason_hf.steps.tokenization import read_scheme
 from memreason_hf.training.runs.checkpoints import list_checkpoints
 from memreason_hf.training.solutions.arguments import FinetuneArguments
 from memreason_hf.training.solutions.questions import QuestionArguments, open_questions
-from memreason_hf.training.solutions.recipe import prepare_finetuning
+from memreason_hf.training.solutions.recipe import choose_prompts, prepare_finetuning
 
 
 TRAINING_FILE, RESULTS_FILE = "training.json", "results.json"
@@ -42,7 +43,7 @@ def run_scheme(folder: Path, sections: dict[str, dict], num_items: int) -> dict:
     training = read_finished(folder / TRAINING_FILE)
     if training is None:
         training = _train(folder, args, sections)
-    results = {"training": training, **_evaluate(folder, args, sections["data"], num_items)}
+    results = {"training": training, **_evaluate(folder, args, sections, num_items)}
     write_json(folder / RESULTS_FILE, results)
     return results
 
@@ -75,12 +76,16 @@ def _train(folder, args, sections):
     return training
 
 
-def _evaluate(folder, args, data, num_items):
+def _evaluate(folder, args, sections, num_items):
     started = time.perf_counter()
-    _, test, demonstrations = open_questions(QuestionArguments(**data), args.seed)
+    questions = QuestionArguments(**sections["data"])
+    train, test = open_questions(questions)
     rows = [test[index] for index in range(min(num_items, len(test)))]
     config = load_any_config(str(folder))
     tokenizer = load_tokenizer(str(folder), None, config)
+    # The prompt that the model was trained with is saved with its tokenizer.
+    prompts = PromptArguments(**sections.get("prompt", {}))
+    demonstrations = choose_prompts(tokenizer, prompts, questions, train, args.seed)
     # An adapter is not merged into its base, which would round it.
     model = load_model(str(folder), merge=False).to(choose_device("cpu" if args.use_cpu else None))
     depth = {} if args.eval_num_recurrences is None else {"num_recurrences": args.eval_num_recurrences}

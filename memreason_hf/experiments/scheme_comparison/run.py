@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from datasets import disable_progress_bars
 
 from memreason_hf.adapters.modes import AdapterArguments
 from memreason_hf.analysis.depth_figures import save_figure
 from memreason_hf.checks import check_int
-from memreason_hf.data.questions.memory_reason import save_memory_reason
+from memreason_hf.data.questions.memory_reason import check_output_folder, save_memory_reason
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
 from memreason_hf.experiments.children import check_end, run_children, start_child
 from memreason_hf.experiments.folders import check_removable, claim_folder
@@ -44,8 +45,10 @@ DATA_FOLDER = "data"
 # Schemes that are shown as lines in the figure of the sweep.
 _LINES = ("answer_only", PLAIN, "random_marks")
 _SEED = 42
-# Paths in sections, which must not show where somebody works.
-_PATHS = (("data", "path"), ("model", "path"))
+# Sections that are always there.
+_SECTIONS = ("data", "model", "new_model", "steps", "adapter", "training")
+# The ends of the names of fields that hold paths, which must not show where somebody works.
+_PATHS = ("path", "file")
 
 
 @dataclass
@@ -113,7 +116,7 @@ def run_comparison(arguments: ComparisonArguments, sections: dict[str, dict]) ->
 
     Args:
         arguments: what is compared.
-        sections: the sections of a fine-tuning recipe: `data`, `model`, `new_model`, `steps`, `adapter`, `training`.
+        sections: the sections of a fine-tuning recipe, which `prepare_finetuning` takes, and its section `training`.
             Section `steps` holds what all schemes have in common. Without `data.path` and `data.name` the questions
             are those of the artificial world. `training.seed` decides the world, too.
 
@@ -125,14 +128,11 @@ def run_comparison(arguments: ComparisonArguments, sections: dict[str, dict]) ->
         ValueError: a value is out of range, the folder holds another comparison, or the process of a scheme failed;
             the message quotes its log.
     """
-    sections = {name: dict(sections.get(name) or {}) for name in _SECTIONS}
+    sections = {name: dict(sections.get(name) or {}) for name in dict.fromkeys((*_SECTIONS, *sections))}
     mode = AdapterArguments(**sections["adapter"]).mode
     variants = choose_variants(arguments.scheme_names, arguments.counts, sections["steps"], mode=mode)
     with locked(arguments.output_dir, inside=True):
         return _run(arguments, sections, variants, Path(arguments.output_dir))
-
-
-_SECTIONS = ("data", "model", "new_model", "steps", "adapter", "training")
 
 
 def _run(arguments, sections, variants, folder):
@@ -151,12 +151,15 @@ def _run(arguments, sections, variants, folder):
     if arguments.restart:
         # All are checked before any is removed.
         check_removable([folder / name for name in tasks])
+        if world is not None:
+            check_output_folder(folder / DATA_FOLDER, True)
     for name, task in tasks.items():
         settings = {**portable_sections(task["sections"]), "num_items": arguments.num_items}
         if world is not None:
             settings["num_world_items"] = world.num_train
         claim_folder(folder / name, settings, restart=arguments.restart)
     if world is not None:
+        disable_progress_bars()
         save_memory_reason(build_world_questions(world), folder / DATA_FOLDER, overwrite=arguments.restart)
     _run_all(tasks, at_once)
     results = new_document(
@@ -175,11 +178,13 @@ def _run(arguments, sections, variants, folder):
 
 def portable_sections(sections: dict[str, dict]) -> dict[str, dict]:
     """Sections of a recipe with the last parts of their paths alone, for files that may be published."""
-    portable = {name: dict(values) for name, values in sections.items()}
-    for section, name in _PATHS:
-        if portable[section].get(name):
-            portable[section][name] = portable_path(portable[section][name])
-    return portable
+    return {
+        section: {
+            name: portable_path(value) if name.endswith(_PATHS) and isinstance(value, str) else value
+            for name, value in values.items()
+        }
+        for section, values in sections.items()
+    }
 
 
 def _scheme_results(variant, folder):

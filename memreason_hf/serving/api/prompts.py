@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from memreason_hf.checks import shortened
+from memreason_hf.data.questions.prompts import FORMAT_KEY, lone_prompter
 from memreason_hf.messages import first_line
 from memreason_hf.serving.api.refusals import ApiError, wrong
 from memreason_hf.serving.api.text_lengths import characters_of_token
-from memreason_hf.steps.tokenization import SCHEME_KEY, encode_prompt
+from memreason_hf.steps.tokenization import SCHEME_KEY
 
 
 _MESSAGE_KEYS = ("role", "content", "name")
@@ -82,7 +83,8 @@ class PromptReader:
         The prompt of a conversation, by the chat template of the tokenizer.
 
         A model that was taught to solve questions in steps, and has no template, reads one message of a user as its
-        question.
+        question; so does one that was taught with a prompt of its own, which is saved with its tokenizer. If that is a
+        chat template, other conversations go through the template as they are.
 
         Raises:
             ApiError: `messages` is not a list of messages of texts, there is no template, the template refuses the
@@ -90,8 +92,11 @@ class PromptReader:
         """
         messages = _check_messages(given)
         tokenizer = self.tokenizer
-        if tokenizer.chat_template is None and SCHEME_KEY in tokenizer.init_kwargs:
-            if len(messages) != 1 or messages[0]["role"] != "user":
+        is_lone = len(messages) == 1 and messages[0]["role"] == "user"
+        has_format = FORMAT_KEY in tokenizer.init_kwargs
+        is_chat = tokenizer.chat_template is not None and (not has_format or _is_chat(tokenizer))
+        if SCHEME_KEY in tokenizer.init_kwargs and ((has_format and is_lone) or not is_chat):
+            if not is_lone:
                 raise ApiError(
                     400,
                     "messages: this model solves one question at a time. Send one message with the role user.",
@@ -100,7 +105,7 @@ class PromptReader:
                 )
             question = messages[0]["content"]
             self._check_size("messages", len(question))
-            return self._fits("messages", self._encode(encode_prompt, "messages", question))
+            return self._fits("messages", self._encode(_encode_question, "messages", question))
         if tokenizer.chat_template is None:
             raise ApiError(
                 400,
@@ -169,13 +174,26 @@ def _encode_text(tokenizer, text):
     return tokenizer(text)["input_ids"]
 
 
+def _encode_question(tokenizer, question):
+    return lone_prompter(tokenizer).prompt_ids(question)
+
+
+def _is_chat(tokenizer):
+    """Whether the model was taught with the chat template."""
+    return lone_prompter(tokenizer).format.chat_template
+
+
 def _apply_template(tokenizer, messages):
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 def _encode_rendered(tokenizer, text):
     # The template has written the special tokens.
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if FORMAT_KEY in tokenizer.init_kwargs and SCHEME_KEY in tokenizer.init_kwargs:
+        # The tokens that begin a solution, which stood at the end of the prompts in training.
+        ids += lone_prompter(tokenizer).start_ids()
+    return ids
 
 
 def _check_characters(param, text):

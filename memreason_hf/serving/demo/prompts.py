@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from memreason_hf.analysis.text_generation import check_positions, encode_prompts
+from memreason_hf.data.questions.prompts import lone_prompter
 from memreason_hf.messages import first_few
 from memreason_hf.models.pretrained import first_line
 from memreason_hf.steps import StepScheme
-from memreason_hf.steps.tokenization import SCHEME_KEY, encode_prompt, read_scheme
+from memreason_hf.steps.tokenization import SCHEME_KEY, read_scheme
 from modeling_recurrent import RecurrentDepthConfig
 
 
@@ -61,7 +62,8 @@ def encode_visitor_prompt(
     most_tokens: int,
 ) -> EncodedPrompt:
     """
-    The ids of a prompt. A model that writes steps gets the text as its question, in which no token is special.
+    The ids of a prompt. A model that writes steps gets the text as its question, in which no token is special, and in
+    the prompt that it was trained with.
 
     Args:
         max_new_tokens: tokens that will be generated, for which there must be room.
@@ -82,7 +84,7 @@ def encode_visitor_prompt(
         raise PromptError(f"The vocabulary does not have {first_few(unknown, 3)}. {_describe_vocabulary(tokenizer)}")
     try:
         if scheme is not None:
-            ids = encode_prompt(tokenizer, text)
+            ids = lone_prompter(tokenizer).prompt_ids(text)
         else:
             (ids,) = encode_prompts(tokenizer, [text])
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Section `data` of a fine-tuning recipe: the annotated questions, and demonstrations drawn from them."""
+"""Section `data` of a fine-tuning recipe: the annotated questions."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,7 +6,6 @@ from typing import Literal
 from datasets import Dataset, DatasetDict
 
 from memreason_hf.checks import check_path
-from memreason_hf.data.questions.demonstrations import Demonstrations
 from memreason_hf.data.questions.encoding import TOO_LONG
 from memreason_hf.data.questions.memory_reason import (
     NAMES,
@@ -29,7 +28,7 @@ class QuestionArguments:
         eval_split (`str`, *optional*, defaults to `"test"`): The split whose questions are solved in an evaluation.
         num_train_items (`int`, *optional*): Use only the first training items.
         num_demonstrations (`int`, *optional*, defaults to 0):
-            Solved training questions in front of every question, in training and in evaluation.
+            Solved questions in front of every question, in training and in evaluation. Section `prompt` says which.
         max_length (`int`, *optional*):
             The maximum number of tokens of a question with its solution, at most the model's context. Default: the
             model's context.
@@ -73,16 +72,15 @@ class QuestionArguments:
                 raise ValueError(f"data.{name}={value} must be at least 1. Leave it out for no limit.")
 
 
-def open_questions(questions: QuestionArguments, seed: int) -> tuple[Dataset, Dataset, Demonstrations | None]:
+def open_questions(questions: QuestionArguments) -> tuple[Dataset, Dataset]:
     """
     Opens the dataset of a recipe.
 
     Args:
         questions (`QuestionArguments`): Section `data`.
-        seed (`int`): Decides which demonstrations a question gets.
 
     Returns:
-        The training items, the test items, and what draws demonstrations from the training items.
+        The training items and the test items.
 
     Raises:
         ValueError, OSError: no dataset is named, a split is missing, or a file cannot be read.
@@ -98,10 +96,7 @@ def open_questions(questions: QuestionArguments, seed: int) -> tuple[Dataset, Da
     train = dataset[TRAINING_SPLIT]
     if questions.num_train_items is not None:
         train = train.select(range(min(questions.num_train_items, len(train))))
-    demonstrations = None
-    if questions.num_demonstrations:
-        demonstrations = Demonstrations(train, questions.num_demonstrations, seed=seed)
-    return train, dataset[questions.eval_split], demonstrations
+    return train, dataset[questions.eval_split]
 
 
 def _load_questions(questions) -> DatasetDict:

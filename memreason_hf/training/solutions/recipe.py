@@ -1,5 +1,7 @@
 """From a recipe to a `FinetuneTrainer`: data, tokenizer, model, scheme and adapter, checked against each other."""
 
+from collections.abc import Callable
+
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import IntervalStrategy
@@ -7,11 +9,13 @@ from transformers.trainer_utils import IntervalStrategy
 from memreason_hf.adapters.modes import AdapterArguments, add_adapter
 from memreason_hf.data.questions.encoding import EncodingReport, StepCollator, encode_solutions
 from memreason_hf.data.questions.memory_reason import reference_solution
+from memreason_hf.data.questions.prompt_arguments import PromptArguments
+from memreason_hf.data.questions.prompts import Demonstrated, Prompter, read_prompt_format, record_prompt_format
 from memreason_hf.evaluation.solutions.generation import check_prompts, context_length
 from memreason_hf.models.new_models import NewModelArguments, build_new_model, train_tokenizer
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.attention import get_step_attention, restore_step_attention, set_step_attention
-from memreason_hf.steps.tokenization import SCHEME_KEY, encode_prompt, extend_tokenizer, read_scheme
+from memreason_hf.steps.tokenization import SCHEME_KEY, extend_tokenizer, read_scheme
 from memreason_hf.training.solutions.arguments import FinetuneArguments
 from memreason_hf.training.solutions.base_models import BaseModelArguments, open_base
 from memreason_hf.training.solutions.questions import QuestionArguments, open_questions
@@ -26,6 +30,7 @@ def prepare_finetuning(
     new_model: dict | None = None,
     steps: dict | None = None,
     adapter: dict | None = None,
+    prompt: dict | None = None,
 ) -> tuple[FinetuneTrainer, EncodingReport]:
     """
     Makes the trainer of a recipe.
@@ -39,6 +44,8 @@ def prepare_finetuning(
         steps (`dict`, *optional*):
             Section `steps`, fields of `StepScheme`. For a tokenizer that was extended before, only the same values.
         adapter (`dict`, *optional*): Section `adapter`, fields of `AdapterArguments`.
+        prompt (`dict`, *optional*):
+            Section `prompt`, fields of `PromptArguments`. The prompt is saved with the tokenizer.
 
     Returns:
         The trainer, and a report on the training items.
@@ -48,16 +55,18 @@ def prepare_finetuning(
     """
     questions, base = QuestionArguments(**data), BaseModelArguments(**(model or {}))
     new, chosen = NewModelArguments(**(new_model or {})), AdapterArguments(**(adapter or {}))
+    prompts = PromptArguments(**(prompt or {}))
     _check_choices(base, new, chosen)
     with args.main_process_first(desc="opening the dataset"):
-        train, test, demonstrations = open_questions(questions, args.seed)
+        train, test = open_questions(questions)
     set_seed(args.seed)
     if new.architecture is None:
         tokenizer, network = open_base(base, chosen.mode)
     else:
         tokenizer, network = _make_base(new, train)
     extend_tokenizer(tokenizer, choose_scheme(tokenizer, steps or {}), network)
-    _set_attention(network, tokenizer, base.step_attention, questions.num_demonstrations)
+    demonstrations = choose_prompts(tokenizer, prompts, questions, train, args.seed)
+    _set_attention(network, tokenizer, base.step_attention, read_prompt_format(tokenizer).num_demonstrations)
     max_length = min(filter(None, (questions.max_length, context_length(network))), default=None)
     rows, report = encode_solutions(
         tokenizer, train, max_length=max_length, too_long=questions.too_long, demonstrations=demonstrations
@@ -104,6 +113,41 @@ def choose_scheme(tokenizer: PreTrainedTokenizerBase, steps: dict) -> StepScheme
             "section out, or start from a model that was not extended."
         )
     return existing
+
+
+def choose_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptArguments,
+    questions: QuestionArguments,
+    train: Dataset,
+    seed: int,
+) -> Callable[[str], Demonstrated] | None:
+    """
+    Records the prompt of a recipe in the tokenizer, with which it is saved.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The extended tokenizer. What the recipe does not say stays as it was recorded before.
+        prompts (`PromptArguments`): Section `prompt`.
+        questions (`QuestionArguments`): Section `data`.
+        train (`Dataset`): The training items, which demonstrations are taken from.
+        seed (`int`): Decides which demonstrations a question gets.
+
+    Returns:
+        What gives the demonstrations of a question; `None` without demonstrations.
+
+    Raises:
+        ValueError, OSError, ImportError: the prompt is impossible, or swallows a part of what it should hold.
+    """
+    # With a file of demonstrations, no number means all of them.
+    count = questions.num_demonstrations or (None if prompts.demonstrations_file is not None else 0)
+    choice = {"demonstrations_seed": seed, "num_pool_items": questions.num_train_items}
+    format = prompts.changed(read_prompt_format(tokenizer), num_demonstrations=count, **choice)
+    demonstrations = prompts.choose(format, train)
+    record_prompt_format(tokenizer, format)
+    # Checks the chat template.
+    Prompter(tokenizer, demonstrations=demonstrations)
+    return demonstrations
 
 
 def _check_choices(base, new, chosen):
@@ -156,11 +200,8 @@ def _set_attention(network, tokenizer, step_attention, num_demonstrations):
 
 
 def _check_test_prompts(network, tokenizer, test, demonstrations):
-    prompts = {}
-    for index, question in enumerate(test["question"]):
-        shown = demonstrations(question) if demonstrations else ()
-        prompts[index] = encode_prompt(tokenizer, question, shown)
-    check_prompts(network, prompts)
+    prompter = Prompter(tokenizer, demonstrations=demonstrations)
+    check_prompts(network, {index: prompter.prompt_ids(text) for index, text in enumerate(test["question"])})
 
 
 def _data_record(questions, rows) -> dict:

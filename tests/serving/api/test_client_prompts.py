@@ -7,6 +7,7 @@ from small_tokenizers import byte_level, sentence_piece, word_level
 from text_models import text_tokenizer
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 
+from memreason_hf.data.questions.prompts import Prompter, PromptFormat, record_prompt_format
 from memreason_hf.serving.api.prompts import PromptReader
 from memreason_hf.serving.api.refusals import ApiError
 from memreason_hf.steps.tokenization import encode_prompt, extend_tokenizer
@@ -120,6 +121,26 @@ def test_a_model_of_steps_reads_a_message_as_its_question():
     assert list(made.read_messages([{"role": "user", "content": question}]).ids) == encode_prompt(tokenizer, question)
     with pytest.raises(ApiError, match="one question at a time"):
         made.read_messages([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_model_reads_a_message_in_the_prompt_that_it_was_trained_with(chat):
+    tokenizer = byte_level()
+    extend_tokenizer(tokenizer, SCHEME)
+    tokenizer.chat_template = TEMPLATE
+    format = PromptFormat(chat_template=True) if chat else PromptFormat(template="Q: {question}\n")
+    record_prompt_format(tokenizer, format)
+    made = reader(tokenizer, context=200)
+    turn = {"role": "user", "content": "Is the memory a step?"}
+    expected = Prompter(tokenizer, format).prompt_ids(turn["content"])
+    assert list(made.read_messages([turn]).ids) == expected
+    several = [turn, {"role": "assistant", "content": "It is."}, turn]
+    if not chat:
+        with pytest.raises(ApiError, match="one question at a time"):
+            made.read_messages(several)
+        return
+    rendered = tokenizer.apply_chat_template(several, add_generation_prompt=True, return_dict=False)
+    assert list(made.read_messages(several).ids) == rendered + tokenizer.convert_tokens_to_ids(["<prefix>"])
 
 
 def test_the_tokenizer_of_the_model_is_not_touched():
