@@ -6,9 +6,9 @@ import torch
 from matplotlib.colors import to_hex
 from test_attention_figures import assert_all_inside, make_solution
 
-from memreason_hf.analysis.kind_colours import KIND_COLOURS
 from memreason_hf.analysis.attention_grid import attention_grid, choose_maps
 from memreason_hf.analysis.attention_maps import LayerAttention, TextAttention
+from memreason_hf.analysis.kind_colours import KIND_COLOURS
 from memreason_hf.analysis.shown_tokens import show_tokens
 
 

@@ -124,6 +124,15 @@ def test_another_scheme_is_not_hidden_in_the_copy():
     assert encode_plain(tokenizer, question) == first
 
 
+def test_marks_of_kinds_of_ones_own():
+    scheme = StepScheme(1, 2, kinds=("search", "compute"))
+    tokenizer = byte_level()
+    ids = extend_tokenizer(tokenizer, scheme, visible_marks=True)
+    assert shown(tokenizer, ids) == "".join(scheme.tokens) and has_visible_marks(tokenizer)
+    question = "the <search_0><search_1> step"
+    assert not set(ids) & set(encode_plain(tokenizer, question))
+
+
 def test_malformed_switch():
     with pytest.raises(TypeError, match="visible_marks"):
         extend_tokenizer(byte_level(), SCHEME, visible_marks="yes")

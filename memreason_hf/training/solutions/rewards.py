@@ -212,7 +212,8 @@ class StepReward(_SolutionReward):
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The extended tokenizer.
-        required (`Sequence[str]`, *optional*): Kinds of which a solution must have a step. Default: memory and reason.
+        required (`Sequence[str]`, *optional*):
+            Kinds of which a solution must have a step. Default: all kinds of the scheme.
         graded (`bool`, *optional*, defaults to `True`): Whether a solution with some faults gets a part of the reward.
 
     Raises:
@@ -225,10 +226,11 @@ class StepReward(_SolutionReward):
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        required: Sequence[str] = ("memory", "reason"),
+        required: Sequence[str] | None = None,
         graded: bool = True,
     ):
         super().__init__(tokenizer)
+        required = self.scheme.kinds if required is None else required
         check_sequence("required", required, "a list of kinds")
         check_type("graded", graded, bool, "True or False")
         _check_shows(self.scheme, required)

@@ -131,6 +131,16 @@ def test_rewards_of_answers():
     assert text(completion_ids=named, answer=["C"], options=[LETTERS]) == [1.0]
 
 
+def test_kinds_of_ones_own():
+    scheme = StepScheme(1, 2, kinds=("search", "compute"))
+    tokenizer = extended(scheme)
+    steps = [Step("search", "the step"), Step("compute", "a reason"), answer_step("True")]
+    ids = [encode_solution(tokenizer, each) for each in (steps, steps[1:])]
+    assert StepReward(tokenizer)(completion_ids=ids) == pytest.approx([1.0, 0.8])
+    with pytest.raises(ValueError, match="memory"):
+        StepReward(tokenizer, required=("memory",))
+
+
 def test_bad_rewards_are_refused():
     tokenizer = extended()
     with pytest.raises(ValueError, match=r"correct=0\.0 must be above wrong=0\.0 and invalid=0\.0"):
