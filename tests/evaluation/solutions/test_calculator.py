@@ -5,15 +5,13 @@ from fractions import Fraction
 
 import pytest
 import torch
-from small_tokenizers import byte_level, llama, sentence_piece, word_level
-from step_texts import deep_recurrent
-from torch.nn import functional
+from miscalculating import QUESTION, miscalculating_model
+from small_tokenizers import byte_level, sentence_piece, word_level
 from transformers import LogitsProcessorList
 
 from memreason_hf.evaluation.solutions.calculator import Calculator, compute, find_sums, format_result
 from memreason_hf.evaluation.solutions.generation import generate_solutions
-from memreason_hf.steps import StepScheme
-from memreason_hf.steps.tokenization import encode_prompt, extend_tokenizer
+from memreason_hf.steps.tokenization import encode_prompt
 
 
 def random_expression(rng, depth=0):
@@ -191,31 +189,9 @@ def test_a_vocabulary_of_words_is_refused():
         Calculator(word_level())
 
 
-SCHEME = StepScheme(1, 1)
-QUESTION = "the answer"
-WRONG = "<memory> <<12*3={}>>\n<prefix><answer> The answer is: 5</s>"
-
-
 @pytest.fixture(scope="module", params=["recurrent", "llama"])
 def miscalculating(request):
-    """A model that has learned `WRONG` by heart, with many results, none of them right."""
-    torch.manual_seed(0)
-    tokenizer = byte_level()
-    make = {"recurrent": deep_recurrent, "llama": llama}[request.param]
-    model = make(len(tokenizer), hidden_size=32)
-    extend_tokenizer(tokenizer, SCHEME, model)
-    prompt = encode_prompt(tokenizer, QUESTION)
-    results = [result for result in range(10, 100, 11) if result != 36]
-    texts = [tokenizer(WRONG.format(result), add_special_tokens=False)["input_ids"] for result in results]
-    ids = torch.tensor([prompt + text for text in texts])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
-    for _ in range(50):
-        logits = model(ids).logits[:, len(prompt) - 1 : -1]
-        loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, len(prompt) :].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval(), tokenizer
+    return miscalculating_model(request.param)
 
 
 def test_generate_writes_the_right_results(miscalculating):
