@@ -57,7 +57,8 @@ an artificial world: people who are related, and the coins that each has. The re
 truthfulqa_llama31 and commonsenseqa carry the published settings of the 7B and 8B models. --data takes any questions
 that memreason finetune takes.
 
-Two schemes are trained at a time, one thread each (one with a GPU). The same command again keeps what is finished.
+Two schemes are trained at a time, one thread each (one with a GPU): about 10 minutes on 2 CPU cores for the artificial
+world. The same command again keeps what is finished.
 """
 MEMORY_REASON_EPILOG = """\
 examples:

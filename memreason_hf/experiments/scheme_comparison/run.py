@@ -77,7 +77,7 @@ class ComparisonArguments:
         default=300, metadata={"help": "Test questions that every scheme solves in the end, the first of the split."}
     )
     num_world_items: int = field(
-        default=8000, metadata={"help": "Training questions of the artificial world, which is used without --data."}
+        default=1000, metadata={"help": "Training questions of the artificial world, which is used without --data."}
     )
     at_once: int | None = field(
         default=None,

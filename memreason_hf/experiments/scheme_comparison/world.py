@@ -1,7 +1,7 @@
 """
 An artificial world of questions, written in English: people who are related, and the coins that each of them has.
 
-    data = build_world_questions(WorldQuestions(num_train=8000, num_test=300, seed=0))
+    data = build_world_questions(WorldQuestions(num_train=1000, num_test=300, seed=0))
     data.dataset["train"][0]["question"]    # "How many coins do Nora and the friend of the boss of Ann have together?"
 
 A solution recalls who is who and how many coins they have (memory), and says who a chain of relations leads to and
@@ -52,7 +52,7 @@ class WorldQuestions:
         ValueError: a number is out of range.
     """
 
-    num_train: int = 8000
+    num_train: int = 1000
     num_test: int = 300
     seed: int = 0
 
