@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import LogitsProcessorList
+
 from memreason_hf.adapters.model import rows_in_place
 from memreason_hf.analysis.comparison_tables import ComparisonRow, comparison_table, table_format
 from memreason_hf.analysis.solution_report import measure_solutions, solution_report
@@ -21,6 +23,7 @@ from memreason_hf.command_line.solution_runs import DrawingArguments, StyleArgum
 from memreason_hf.data.questions.memory_reason import NAMES, load_memory_reason
 from memreason_hf.data.questions.prompt_arguments import PromptArguments
 from memreason_hf.data.questions.prompts import PromptFormat, read_prompt_format
+from memreason_hf.evaluation.solutions.calculator import Calculator
 from memreason_hf.evaluation.solutions.generation import check_max_new_tokens, generate_solutions
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
 from memreason_hf.evaluation.solutions.judges import JUDGES
@@ -109,6 +112,10 @@ class SolutionArguments:
     )
     match_option_text: bool = field(
         default=False, metadata={"help": "Accept the text of an option as an answer, in place of its letter."}
+    )
+    calculator: bool = field(
+        default=False,
+        metadata={"help": "Write the results of worked sums with a calculator: after <<3*4= come 12 and >>."},
     )
     judge: str = field(
         default="overlap",
@@ -241,6 +248,7 @@ def _evaluate_run(run, network, rows, data, solving, sampling, output) -> Compar
             overwrite=output.overwrite,
             progress=not run.flags.no_progress,
             **run.generate_arguments,
+            **_calculator(solving, prompter.tokenizer),
         )
     seconds = time.perf_counter() - started
     scheme = prompter.scheme
@@ -266,6 +274,11 @@ def _evaluate_run(run, network, rows, data, solving, sampling, output) -> Compar
     return ComparisonRow.from_results(run.title, results, scores=vote_scores(results))
 
 
+def _calculator(solving, tokenizer):
+    """The arguments of `generate` for worked sums."""
+    return {"logits_processor": LogitsProcessorList([Calculator(tokenizer)])} if solving.calculator else {}
+
+
 def _origin(prompter):
     """Where the prompt comes from, if nobody asked for it on the command line."""
     return ", as the model was trained" if prompter.format == read_prompt_format(prompter.tokenizer) else ""
@@ -278,6 +291,8 @@ def _settings(run, data, solving, sampling):
         **{name: getattr(data, name) for name in ("name", "split")},
         **{name: getattr(solving, name) for name in ("max_new_tokens", "match_option_text")},
     }
+    if solving.calculator:
+        values["calculator"] = True
     if sampling is not None:
         values["sampling"] = sampling.to_dict()
     return {**values, **run.all_settings()}
