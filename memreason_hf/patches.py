@@ -15,12 +15,15 @@ The model cannot import this module, because its files travel with checkpoints. 
 | `swap_class` | a layer of PEFT | `restore_class` |
 | `keep_unpacked` | the 4-bit layers of bitsandbytes | the function it returns |
 | `name_tokens` | a tokenizer | `unname_tokens` |
+| `show_tokens` | a tokenizer | `name_tokens`, then the tokenizer's own `add_special_tokens` |
 """
 
+import json
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from tokenizers import AddedToken
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -158,3 +161,42 @@ def name_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> Non
 def unname_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     """Undoes `name_tokens`. The tokens themselves stay in the vocabulary."""
     vars(tokenizer).pop("SPECIAL_TOKENS_ATTRIBUTES", None)
+
+
+def show_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> None:
+    """
+    Makes special tokens of a tokenizer ordinary added tokens, which `skip_special_tokens=True` does not remove.
+
+    `add_special_tokens` of the library can make an ordinary token special, but nothing undoes it. Here the tokens are
+    taken out of the extra special tokens, lose their names (a named token becomes special again when it is loaded),
+    and are no longer marked as special in the backend. The new state is what `save_pretrained` writes.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer to patch.
+        tokens (`Iterable[str]`): Tokens of its vocabulary, which keep their ids. Others are ignored.
+    """
+    tokens = set(tokens)
+    special = tokens & set(tokenizer.all_special_tokens)
+    special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} & tokens
+    if special and tokenizer.is_fast:
+        # The backend skips a token for ever once it was special, so it is made anew, as if it came from a pickle.
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        for token in state["added_tokens"]:
+            token["special"] = token["special"] and token["content"] not in tokens
+        tokenizer.backend_tokenizer.__setstate__(json.dumps(state).encode())
+    elif special:
+        tokenizer.added_tokens_decoder = {
+            id_: AddedToken(token.content, normalized=False, special=False) if token.content in tokens else token
+            for id_, token in tokenizer.added_tokens_decoder.items()
+        }
+    names = [name for name, token in tokenizer.special_tokens_map.items() if token in tokens]
+    # `save_pretrained` starts from the arguments that the tokenizer was loaded with.
+    loaded = tokenizer.init_kwargs
+    for name in names:
+        setattr(tokenizer, name, None)
+        for kept in (loaded, loaded.get("model_specific_special_tokens") or {}):
+            kept.pop(name, None)
+    known = tokenizer.SPECIAL_TOKENS_ATTRIBUTES
+    tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [name for name in known if name not in names]
+    tokenizer.extra_special_tokens = [token for token in tokenizer.extra_special_tokens if token not in tokens]
+    loaded.pop("extra_special_tokens", None)

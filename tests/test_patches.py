@@ -126,6 +126,25 @@ def test_names_of_tokens():
     assert not hasattr(tokenizer, "memory_token")
 
 
+def test_special_tokens_become_ordinary(tmp_path):
+    tokenizer, other = byte_level(), byte_level()
+    for each in (tokenizer, other):
+        patches.name_tokens(each, ["memory_token"])
+        each.add_special_tokens({"memory_token": "<memory>", "extra_special_tokens": ["<memory>", "<kept>"]})
+    ids = tokenizer.convert_tokens_to_ids(["<memory>", "<kept>"])
+    patches.show_tokens(tokenizer, ["<memory>", "<not in the vocabulary>"])
+    for each in (tokenizer, type(tokenizer).from_pretrained(tokenizer.save_pretrained(tmp_path) and tmp_path)):
+        assert each.decode(ids, skip_special_tokens=True) == "<memory>"
+        assert each.convert_tokens_to_ids(["<memory>", "<kept>"]) == ids
+        assert "<kept>" in each.all_special_tokens and "<memory>" not in each.all_special_tokens
+        assert not hasattr(each, "memory_token")
+    assert other.decode(ids, skip_special_tokens=True) == "" and other.memory_token == "<memory>"
+    # The way back.
+    patches.name_tokens(tokenizer, ["memory_token"])
+    tokenizer.add_special_tokens({"memory_token": "<memory>"})
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "" and tokenizer.memory_token_id == ids[0]
+
+
 # ---- No patch outside of the module ----
 
 # What the package calls objects of other libraries.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from memreason_hf.analysis.solution_tokens import TOKEN_KINDS
+from memreason_hf.analysis.solution_tokens import token_kind_order
 from memreason_hf.checks import check_has, check_int, check_sequence
 from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.evaluation.solutions.generation import context_length
@@ -201,7 +201,7 @@ class KindShares:
     The attention between kinds of tokens.
 
     Attributes:
-        kinds: the kinds that occur, in the order of `TOKEN_KINDS`.
+        kinds: the kinds that occur, in the order of `token_kind_order`.
         counts: the number of tokens of each kind.
         shares: attending by attended kind, shape `(kinds, kinds)`; each row sums to 1.
     """
@@ -221,7 +221,7 @@ def kind_shares(weights: np.ndarray, kinds: Sequence[str]) -> KindShares:
 
     Args:
         weights: attending by attended token, shape `(..., tokens, tokens)`; each row sums to 1.
-        kinds: the kind of each token: one of `TOKEN_KINDS`, or any other name; other names come last.
+        kinds: the kind of each token: one of `TOKEN_KINDS`, or any other name.
 
     Returns:
         The shares, of shape `(..., kinds, kinds)`.
@@ -244,7 +244,7 @@ def kind_shares(weights: np.ndarray, kinds: Sequence[str]) -> KindShares:
         raise ValueError(
             f"weights has shape {weights.shape}, but kinds has {len(kinds)} entries. Pass one kind for each token."
         )
-    names = [name for name in dict.fromkeys([*TOKEN_KINDS, *kinds]) if name in set(kinds)]
+    names = token_kind_order(kinds)
     belongs = np.array([[kind == name for name in names] for kind in kinds], dtype=np.float64)
     counts = belongs.sum(0)
     shares = belongs.T @ weights.astype(np.float64) @ belongs / counts[:, None]

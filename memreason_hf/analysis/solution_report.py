@@ -9,7 +9,7 @@ from memreason_hf.data.questions.schema import type_of_row
 from memreason_hf.evaluation.solutions.generation import GeneratedSolution
 from memreason_hf.evaluation.solutions.votes import by_item, majority, measure_votes
 from memreason_hf.metrics import metric_path
-from memreason_hf.steps import KINDS, StepScheme
+from memreason_hf.steps import StepScheme
 from memreason_hf.steps.depth import NO_KIND_YET, mean_recurrences_by_kind
 
 
@@ -83,6 +83,8 @@ def solution_report(
     """
     low, high = results["accuracy_interval"]
     num_cut = sum(generation.is_cut for generation in generations)
+    kinds = list(results["steps_by_kind"])
+    widths = {kind: max(9, len(kind) + 2) for kind in kinds}
     lines = [
         f"{title}: {results['num_items']:,} items, {results['num_questions']:,} questions",
         f"accuracy {results['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})",
@@ -91,16 +93,17 @@ def solution_report(
         f"cut off before their end {num_cut:,} (at most {max_new_tokens} tokens, or the model's context); "
         f"inside a step's tokens {results['num_truncated']:,}",
         "",
-        f"{'steps':<28}" + "".join(f"{kind:>9}" for kind in KINDS),
+        f"{'steps':<28}" + "".join(f"{kind:>{widths[kind]}}" for kind in kinds),
     ]
     for name, key in (
         ("generated", "steps_by_kind"),
         ("reference", "reference_steps_by_kind"),
         (f"first departures ({judge})", "departures_by_kind"),
     ):
-        lines.append(f"{name:<28}" + "".join(f"{results[key][kind]:>9,}" for kind in KINDS))
+        lines.append(f"{name:<28}" + "".join(f"{results[key][kind]:>{widths[kind]},}" for kind in kinds))
     if means := results.get("mean_recurrences_by_kind"):
-        shown = "".join(f"{means[kind]:>9.2f}" if kind in means else f"{'-':>9}" for kind in KINDS)
+        values = {kind: f"{means[kind]:.2f}" if kind in means else "-" for kind in kinds}
+        shown = "".join(f"{value:>{widths[kind]}}" for kind, value in values.items())
         lines.append(f"{'mean recurrences of a token':<28}{shown}")
         if NO_KIND_YET in means:
             lines.append(f"tokens before the first step with a kind {means[NO_KIND_YET]:.2f}")

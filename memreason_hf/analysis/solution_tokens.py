@@ -10,20 +10,23 @@ line. So a text of another scheme (`<rag_0>`, spaces between tokens, other count
 
 import re
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
+from memreason_hf.analysis.words import find_words
 from memreason_hf.evaluation.solutions.answers import end_of_question
 from memreason_hf.messages import REPLACEMENT_CHARACTER
-from memreason_hf.steps import KINDS, QUESTION_MARKER, StepScheme
+from memreason_hf.steps import KINDS, QUESTION_MARKER, StepScheme, kind_order
 from memreason_hf.steps.marks import split_at
-from memreason_hf.steps.tokenization import begin_ids, encode_plain, read_scheme
+from memreason_hf.steps.tokenization import begin_ids, encode_plain, plain_encoding, read_scheme
 
 
 BEGIN, QUESTION, PLAN, MARKS = "begin", "question", "plan", "marks"
-# What a token can belong to, in the order of a text; `marks` only if they are counted apart.
+# What a token can belong to, in the order of a text, with the kinds of the study; `marks` only if they are counted
+# apart.
 TOKEN_KINDS = (BEGIN, QUESTION, PLAN, *KINDS, MARKS)
 _LINE_END = re.compile(r"[^\S\n]*\n?")
 
@@ -34,7 +37,7 @@ class TokenSpan:
     Neighbouring tokens that belong together: the BOS token (`begin`), the question, or one step.
 
     Attributes:
-        kind: one of `TOKEN_KINDS` except `marks`.
+        kind: one of `TOKEN_KINDS` except `marks`, or a kind that the scheme names.
         start, end: index of the first token, and index after the last token.
         number: the number of the step, counted from 1; None for `begin` and the question. Plans are counted apart
             from steps, so that a plan has the number of the step that it announces.
@@ -59,6 +62,10 @@ class SolutionTokens:
         spans: the spans of the text, which cover all tokens in order.
         is_mark: whether each token belongs to the mark of a step.
         truncated: whether the text ended inside the tokens of a step, which are left out.
+        step_kinds: the kinds of the scheme.
+        word_starts: index of the first token of each word, in order; a step token is a word. Empty if words are not
+            known.
+        word_labels: the text of each word.
     """
 
     ids: tuple[int, ...]
@@ -66,6 +73,9 @@ class SolutionTokens:
     spans: tuple[TokenSpan, ...]
     is_mark: tuple[bool, ...]
     truncated: bool = False
+    step_kinds: tuple[str, ...] = KINDS
+    word_starts: tuple[int, ...] = ()
+    word_labels: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,12 +116,13 @@ def encode_solution_tokens(
     if not steps:
         raise ValueError(
             f"The text {solution[:80]!r} has no step: a step begins a line with its mark, as in "
-            f"{(scheme.mark('memory') + ' …').lstrip()!r}."
+            f"{(scheme.mark(scheme.kinds[0]) + ' …').lstrip()!r}."
         )
     marked, places = _with_own_marks(scheme, solution[:stop], steps)
     solution_ids, offsets = _encode(tokenizer, scheme, marked)
     begin = begin_ids(tokenizer)
-    head = [] if question is None else encode_plain(tokenizer, scheme.question_text(question))
+    asked = "" if question is None else scheme.question_text(question)
+    head = encode_plain(tokenizer, asked) if asked else []
     first = len(begin) + len(head)
 
     # A token belongs to the step of its last character, because it can begin with the blank after a mark.
@@ -128,13 +139,30 @@ def encode_solution_tokens(
         spans.append(TokenSpan(kind, start, end, numbers[step.is_plan], solution[step.text_start : step.end]))
     is_mark = [False] * first + [places[owner][0] <= last < places[owner][1] for owner, last in zip(owners, lasts)]
     ids = (*begin, *head, *solution_ids)
+    labels = tuple(token_label(tokenizer, token_id) for token_id in ids)
+    asked_offsets = plain_encoding(tokenizer, asked, return_offsets_mapping=True)["offset_mapping"] if asked else []
+    parts = ((asked, asked_offsets, len(begin)), (marked, offsets, first))
+    words = [(index, labels[index]) for index in range(len(begin))]
+    for part, part_offsets, before in parts:
+        words += find_words(part, part_offsets, labels[before:], is_mark[before:], before)
     return SolutionTokens(
         ids=ids,
-        labels=tuple(token_label(tokenizer, token_id) for token_id in ids),
+        labels=labels,
         spans=tuple(span for span in spans if span.end > span.start),
         is_mark=tuple(is_mark),
         truncated=stop < len(solution),
+        step_kinds=scheme.all_kinds,
+        word_starts=tuple(start for start, _ in words),
+        word_labels=tuple(label for _, label in words),
     )
+
+
+def token_kind_order(kinds: Iterable[str]) -> list[str]:
+    """What tokens belong to in the order of `TOKEN_KINDS`, each once. Kinds that a user names come after `reason`."""
+    present = dict.fromkeys(kinds)
+    before = [kind for kind in (BEGIN, QUESTION, PLAN) if kind in present]
+    after = [kind for kind in (MARKS,) if kind in present]
+    return [*before, *kind_order(kind for kind in present if kind not in (*before, *after)), *after]
 
 
 def token_label(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
@@ -161,7 +189,7 @@ def _split(scheme: StepScheme, text: str, question: str | None) -> tuple[str | N
         if end is None:
             raise ValueError(
                 f"The text {text[:80]!r} has no marked step, such as a line that begins with "
-                f"{scheme.mark('memory')!r}, so the end of the question is unknown."
+                f"{scheme.mark(scheme.kinds[0])!r}, so the end of the question is unknown."
             )
     else:
         end = text.find("\n") + 1 if text.startswith(QUESTION_MARKER.strip()) else 0
@@ -176,7 +204,9 @@ def _with_own_marks(scheme, text, spans) -> tuple[str, list[tuple[int, int]]]:
     for span in spans:
         mark = ""
         if span.mark_end > span.start:
-            mark = scheme.mark(span.kind) or "".join(scheme.prefix_tokens)
+            # A random mark depends on nothing that the text shows, so that it stays as it is.
+            mark = text[span.start : span.mark_end] if scheme.random_marks else scheme.mark(span.kind)
+            mark = mark or "".join(scheme.prefix_tokens)
         before = text[read : span.start]
         if not has_lines and before:
             # The text is one line, but the scheme begins a line with every step.
@@ -203,9 +233,7 @@ def _encode(tokenizer, scheme: StepScheme, text: str) -> tuple[list[int], list[t
             offsets.append((start, start + len(piece)))
         else:
             ids += encode_plain(tokenizer, piece)
-            encoded = tokenizer(
-                piece, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-            )
+            encoded = plain_encoding(tokenizer, piece, return_offsets_mapping=True)
             offsets += [(start + first, start + last) for first, last in encoded["offset_mapping"]]
         start += len(piece)
     return ids, offsets

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from datasets import DatasetDict
+from transformers import LogitsProcessorList
 
 from memreason_hf.adapters.model import rows_in_place
 from memreason_hf.analysis.comparison_tables import ComparisonRow, comparison_table, table_format
@@ -27,6 +28,7 @@ from memreason_hf.data.questions.own_data import load_questions, read_columns
 from memreason_hf.data.questions.prompt_arguments import PromptArguments
 from memreason_hf.data.questions.prompts import PromptFormat, read_prompt_format
 from memreason_hf.evaluation.solutions.answers import ANSWER_RULES
+from memreason_hf.evaluation.solutions.calculator import Calculator
 from memreason_hf.evaluation.solutions.generation import check_max_new_tokens, generate_solutions
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
 from memreason_hf.evaluation.solutions.judges import JUDGES
@@ -163,6 +165,10 @@ class SolutionArguments:
     match_option_text: bool = field(
         default=False, metadata={"help": "Accept the text of an option as an answer, in place of its letter."}
     )
+    calculator: bool = field(
+        default=False,
+        metadata={"help": "Write the results of worked sums with a calculator: after <<3*4= come 12 and >>."},
+    )
     judge: str = field(
         default="overlap",
         metadata={"help": "How steps are compared with the references.", "choices": list(JUDGES)},
@@ -295,6 +301,7 @@ def _evaluate_run(run, network, rows, data, solving, sampling, output) -> Compar
             overwrite=output.overwrite,
             progress=not run.flags.no_progress,
             **run.generate_arguments,
+            **_calculator(solving, prompter.tokenizer),
         )
     seconds = time.perf_counter() - started
     scheme = prompter.scheme
@@ -321,6 +328,11 @@ def _evaluate_run(run, network, rows, data, solving, sampling, output) -> Compar
     return ComparisonRow.from_results(run.title, results, scores=vote_scores(results))
 
 
+def _calculator(solving, tokenizer):
+    """The arguments of `generate` for worked sums."""
+    return {"logits_processor": LogitsProcessorList([Calculator(tokenizer)])} if solving.calculator else {}
+
+
 def _origin(prompter):
     """Where the prompt comes from, if nobody asked for it on the command line."""
     return ", as the model was trained" if prompter.format == read_prompt_format(prompter.tokenizer) else ""
@@ -341,6 +353,8 @@ def _settings(run, data, solving, sampling):
     for name in ("answer_type", "data_revision"):
         if getattr(data, name) is not None:
             values[name] = getattr(data, name)
+    if solving.calculator:
+        values["calculator"] = True
     if sampling is not None:
         values["sampling"] = sampling.to_dict()
     return {**values, **run.all_settings()}

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from memreason_hf.files import read_text
+
 
 # How long a child may take to end after SIGTERM: a training step.
 GRACE_SECONDS = 20.0
@@ -47,17 +49,16 @@ def run_children(names: Iterable, at_once: int, start: Callable, end: Callable) 
         _end_all(running.values())
 
 
-def start_child(module: str, *arguments: str, log: Path, threads: int = 1) -> subprocess.Popen:
+def start_child(module: str, *arguments: str, log: Path, threads: int | None = 1) -> subprocess.Popen:
     """
     Starts `python -m module arguments` with its output in the file `log`. Its `main` must call `end_with_parent`.
+
+    Args:
+        threads: of torch on the CPU; None for its default.
     """
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        _IS_CHILD: "1",
-    }
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", _IS_CHILD: "1"}
+    if threads is not None:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with open(log, "w", encoding="utf-8") as output:
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -67,6 +68,24 @@ def start_child(module: str, *arguments: str, log: Path, threads: int = 1) -> su
             env=environment,
             start_new_session=True,
         )
+
+
+def check_end(name: str, code: int, is_finished: bool, log: Path) -> None:
+    """
+    Checks that a child has done its part.
+
+    Args:
+        name: of the part.
+        code: the exit code of the child.
+        is_finished: whether it left results.
+        log: its output.
+
+    Raises:
+        ValueError: it has failed; the message quotes the end of the log.
+    """
+    if code or not is_finished:
+        lines = read_text(log, errors="replace").rstrip().splitlines()
+        raise ValueError(f"{name} ended with code {code}: {' '.join(lines[-3:])[-600:]} The whole log is in {log}.")
 
 
 def end_with_parent() -> None:

@@ -16,6 +16,9 @@ SETTINGS_FILE = "settings.json"
 _WRITTEN = (
     *(SETTINGS_FILE, "task.json", "log.txt", "training.json", "conversion.json", "results.json"),
     *("solutions.jsonl", "solutions.jsonl.settings.json", "run.json", "trainer_state.json", "training_args.bin"),
+    # Of fine-tuning: its checkpoints, and adapters.
+    *("training_data.json", "manifest.json", "callbacks.json", "adapter_*", "memreason_adapter.json"),
+    *("local_base.json", "step_attention.json", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth"),
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*"),
     "*_recurrent.py",

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from memreason_hf.checks import check_choice, check_int, check_sequence, check_type
+from memreason_hf.checks import check_choice, check_int, check_number, check_sequence, check_type
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
@@ -41,6 +41,13 @@ class NewModelArguments:
     )
     num_attention_heads: int = field(default=4, metadata={"help": "Attention heads."})
     max_position_embeddings: int = field(default=1024, metadata={"help": "Longest text, in tokens."})
+    initializer_range: float = field(
+        default=0.02,
+        metadata={
+            "help": "Standard deviation of the initial weights. Models of width 100 or less learn much sooner with "
+            "about 1 / sqrt(width)."
+        },
+    )
     num_recurrences: int = field(
         default=4,
         metadata={"help": "Recurrent-depth model: recurrences; in training, at random 0.5 to 1.5 times this."},
@@ -54,6 +61,7 @@ class NewModelArguments:
             check_choice("new_model.architecture", self.architecture, ("llama", "recurrent"))
         for name, bound in least.items():
             check_int(f"new_model.{name}", getattr(self, name), least=bound, most=_MOST)
+        check_number("new_model.initializer_range", self.initializer_range, above=0, most=10)
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"new_model.hidden_size={self.hidden_size} must be a multiple of twice "
@@ -99,6 +107,7 @@ def build_new_model(arguments: NewModelArguments, tokenizer: PreTrainedTokenizer
         "intermediate_size": 3 * arguments.hidden_size,
         "num_attention_heads": arguments.num_attention_heads,
         "max_position_embeddings": arguments.max_position_embeddings,
+        "initializer_range": arguments.initializer_range,
         "tie_word_embeddings": True,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,

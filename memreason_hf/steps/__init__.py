@@ -1,10 +1,8 @@
 """Steps of a solution: the scheme of their marks, and tokenizers, attention and depth that follow it."""
 
+from memreason_hf.steps.kinds import KINDS, NO_KIND, PREFIX, STUDY_KINDS, check_kind, is_kind, kind_order
 from memreason_hf.steps.scheme import (
     ANSWER_MARKER,
-    KINDS,
-    NO_KIND,
-    PREFIX,
     QUESTION_MARKER,
     Solution,
     Step,
@@ -20,9 +18,13 @@ __all__ = [
     "NO_KIND",
     "PREFIX",
     "QUESTION_MARKER",
+    "STUDY_KINDS",
     "Solution",
     "Step",
     "StepScheme",
     "StepSpan",
     "answer_step",
+    "check_kind",
+    "is_kind",
+    "kind_order",
 ]

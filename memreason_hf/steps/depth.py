@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from memreason_hf.checks import check_type
-from memreason_hf.steps.scheme import KINDS, PREFIX
+from memreason_hf.steps.kinds import PREFIX, is_kind, is_random_group, kind_order
 from memreason_hf.steps.tokenization import token_groups
 
 
@@ -31,7 +31,8 @@ class StepKinds:
             The extended tokenizer, or the ids of every group, as `step_token_ids` returns them.
 
     Attributes:
-        names (`list[str]`): What the numbers of `read` stand for: `"none"`, then the kinds that have tokens.
+        names (`list[str]`):
+            What the numbers of `read` stand for: `"none"`, then the kinds that have tokens, answer and step last.
 
     Raises:
         ValueError: the scheme has no tokens for kinds.
@@ -48,7 +49,9 @@ class StepKinds:
 
     def __init__(self, tokens: PreTrainedTokenizerBase | Mapping[str, Sequence[int]]):
         groups = token_groups(tokens)
-        self.names = [NO_KIND_YET, *(kind for kind in KINDS if groups.get(kind))]
+        # Groups of random marks say nothing about kinds.
+        kinds = [name for name, ids in groups.items() if ids and name != PREFIX and not is_random_group(name)]
+        self.names = [NO_KIND_YET, *kind_order(kinds)]
         if len(self.names) == 1:
             raise ValueError("The scheme has no tokens for kinds of steps, so the ids do not show them.")
         known = dict.fromkeys(groups.get(PREFIX, ()), 0)
@@ -114,7 +117,7 @@ def read_depths(text: str) -> dict[str, int]:
     Reads depths of kinds from a flag.
 
     Args:
-        text (`str`): For example `"memory=2,reason=16"`.
+        text (`str`): For example `"memory=2,reason=16"`. `DepthByKind` checks which kinds a scheme has.
 
     Raises:
         ValueError: the text has another form.
@@ -130,10 +133,10 @@ def read_depths(text: str) -> dict[str, int]:
     for part in text.split(","):
         kind, _, depth = part.partition("=")
         kind = kind.strip()
-        if kind not in KINDS or not depth.strip().isdecimal() or kind in depths:
+        if not is_kind(kind) or not depth.strip().isdecimal() or kind in depths:
             raise ValueError(
-                f"{part!r} in {text!r} is not the depth of a kind. Write, for example, memory=2,reason=16, each of "
-                f"{', '.join(KINDS)} at most once."
+                f"{part!r} in {text!r} is not the depth of a kind. Write, for example, memory=2,reason=16, each kind "
+                "at most once."
             )
         depths[kind] = int(depth)
     return depths
@@ -185,5 +188,5 @@ def mean_recurrences_by_kind(rows: Iterable[Mapping[str, Sequence[int]]]) -> dic
             total = totals.setdefault(kind, [0, 0])
             total[0] += tokens
             total[1] += recurrences
-    order = [kind for kind in (NO_KIND_YET, *KINDS) if kind in totals]
+    order = sorted(kind_order(totals), key=lambda kind: kind != NO_KIND_YET)
     return {kind: totals[kind][1] / totals[kind][0] for kind in order}

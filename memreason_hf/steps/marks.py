@@ -7,13 +7,26 @@ longest one of its text is incomplete and marks nothing.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+
+from memreason_hf.steps.kinds import ALIASES, KINDS, PREFIX
 
 
-_KIND_NAMES = {"memory": "memory", "rag": "memory", "reason": "reason", "answer": "answer", "step": "step"}
-_PREFIX_NAME = "prefix"
-FAMILY_TOKEN = re.compile(rf"<({_PREFIX_NAME}|{'|'.join(_KIND_NAMES)})(?:_(\d+))?>")
+def token_pattern(names: Iterable[str]) -> re.Pattern:
+    """A pattern of the prefix tokens and the tokens of some names. Its groups are the name and the number, if any."""
+    return _token_pattern(tuple(names))
+
+
+@lru_cache
+def _token_pattern(names):
+    longest_first = sorted({PREFIX, *names}, key=len, reverse=True)
+    return re.compile(rf"<({'|'.join(map(re.escape, longest_first))})(?:_(\d+))?>")
+
+
+# The tokens of the study's kinds, in all spellings of published texts.
+FAMILY_TOKEN = token_pattern((*KINDS, *ALIASES))
 _BLANKS = re.compile(r"[^\S\n]*")
 _AT_LINE_START = re.compile(r"^[^\S\n]*", re.MULTILINE)
 _AFTER_WHITE_SPACE = re.compile(r"(?:^|(?<=\s))(?=<)")
@@ -53,20 +66,25 @@ class Piece:
     end: int
 
 
-def find_groups(text: str, num_prefix_tokens: int, num_step_tokens: int) -> tuple[list[Piece], int]:
+def find_groups(
+    text: str, num_prefix_tokens: int, num_step_tokens: int, kinds: Mapping[str, str]
+) -> tuple[list[Piece], int]:
     """
     Cuts a text into steps.
 
     Args:
         text (`str`): A solution.
-        num_prefix_tokens, num_step_tokens (`int`): The tokens of a group, if the text itself does not show it.
+        num_prefix_tokens, num_step_tokens (`int`):
+            The tokens of a group, if the text itself does not show it. Without step tokens, the prefix tokens alone
+            are a complete group, of no kind.
+        kinds (`Mapping[str, str]`): The kind that the tokens of a name mark, by the name.
 
     Returns:
         The steps, with the kind `None` where there is no complete group, and the end of the last step: before the end
         of the text if the text ends inside a group.
     """
     has_lines = "\n" in text
-    groups = _candidates(text, has_lines)
+    groups = _candidates(text, has_lines, kinds)
     complete, truncated = _complete(groups, num_prefix_tokens, num_step_tokens)
     stop = groups[-1].start if truncated else len(text)
     pieces = []
@@ -108,26 +126,27 @@ def _without_kind(text, start, end, has_lines):
     return [Piece(None, start, start, start, last)] if last > start else []
 
 
-def _candidates(text, has_lines):
+def _candidates(text, has_lines, kinds):
     """The groups, complete or not, at the places where a step may start."""
     groups = []
     for start in (_AT_LINE_START if has_lines else _AFTER_WHITE_SPACE).finditer(text):
         if groups and start.end() < groups[-1].end:
             continue
-        group = _read_group(text, start.start(), start.end())
+        group = _read_group(text, start.start(), start.end(), kinds)
         if group is not None:
             groups.append(group)
     return groups
 
 
-def _read_group(text, start, position):
+def _read_group(text, start, position, kinds):
     tokens, prefix_numbers, kind_numbers, name = [], [], [], None
+    pattern = token_pattern(kinds)
     end = position
-    while token := FAMILY_TOKEN.match(text, position):
+    while token := pattern.match(text, position):
         number = None if token[2] is None else int(token[2])
-        if token[1] == _PREFIX_NAME and name is None and _continues(prefix_numbers, number):
+        if token[1] == PREFIX and name is None and _continues(prefix_numbers, number):
             prefix_numbers.append(number)
-        elif token[1] in _KIND_NAMES and name in (None, token[1]) and _continues(kind_numbers, number):
+        elif token[1] in kinds and name in (None, token[1]) and _continues(kind_numbers, number):
             name = token[1]
             kind_numbers.append(number)
         else:
@@ -142,7 +161,7 @@ def _read_group(text, start, position):
     return _Group(
         start=start,
         end=end,
-        kind=_KIND_NAMES.get(name),
+        kind=kinds.get(name),
         num_prefix=_count(prefix_numbers),
         num_tokens=_count(kind_numbers),
         in_order=in_order,
@@ -160,16 +179,18 @@ def _count(numbers):
 
 def _complete(groups, num_prefix_tokens, num_step_tokens):
     """The groups that mark a step, and whether the end of the text cuts off the last one."""
-    whole = [group for group in groups if group.in_order and group.kind is not None and not group.is_last]
+    is_marked = [group.kind is not None or num_step_tokens == 0 for group in groups]
+    whole = [group for group, marked in zip(groups, is_marked) if group.in_order and marked and not group.is_last]
     num_prefix = max((group.num_prefix or 0 for group in whole), default=num_prefix_tokens)
     num_tokens = max((group.num_tokens or 0 for group in whole), default=num_step_tokens)
     complete, truncated = [], False
-    for group in groups:
+    for group, marked in zip(groups, is_marked):
         if not group.in_order:
             continue
         # A token without a number is a whole group by itself.
         has_prefix = group.num_prefix in (None, 0, num_prefix)
-        if group.kind is not None and has_prefix and group.num_tokens in (None, num_tokens):
+        has_tokens = group.num_tokens in ((0,) if group.kind is None else (None, num_tokens))
+        if marked and has_prefix and has_tokens:
             complete.append(group)
         elif group.is_last:
             truncated = True

@@ -22,7 +22,7 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from memreason_hf.checks import shortened
-from memreason_hf.steps.scheme import PREFIX
+from memreason_hf.steps.kinds import PREFIX
 
 
 VARIANTS = ("own", "tokens")

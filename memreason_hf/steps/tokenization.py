@@ -8,15 +8,19 @@ Step tokens in a tokenizer and in a model: adds them, encodes texts around them,
     read_scheme(tokenizer).parse(text)
 """
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import AddedToken
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from memreason_hf.checks import check_choice, check_has, check_sequence, check_type
-from memreason_hf.patches import name_tokens
+from memreason_hf.checks import check_has, check_sequence, check_type
+from memreason_hf.patches import name_tokens, show_tokens
+from memreason_hf.steps.kinds import PREFIX, check_kind, is_random_group
 from memreason_hf.steps.marks import split_at
-from memreason_hf.steps.scheme import KINDS, PREFIX, Step, StepScheme
+from memreason_hf.steps.scheme import Step, StepScheme
 from modeling_recurrent import RecurrentDepthConfig
 
 
@@ -25,10 +29,17 @@ SCHEME_KEY = "step_scheme"
 RecurrentDepthConfig.register_key(SCHEME_KEY)
 _IDS_KEY = "token_ids"
 _ROWS_BEFORE_KEY, _NEW_ROWS_KEY = "rows_before", "new_rows"
+_MOST_SAMPLED_ROWS = 4096
+# Copies of tokenizers whose step tokens are visible, for `plain_encoding`.
+_HIDDEN = WeakKeyDictionary()
 
 
 def extend_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, scheme: StepScheme, model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    scheme: StepScheme,
+    model: PreTrainedModel | None = None,
+    *,
+    visible_marks: bool | None = None,
 ) -> list[int]:
     """
     Adds the tokens of a scheme to a tokenizer, and rows for them to a model. Calling it again changes nothing.
@@ -38,18 +49,28 @@ def extend_tokenizer(
 
     The model is resized only if the vocabulary outgrows its rows, and never made smaller, because an embedding matrix
     can be larger than the vocabulary. A new row is the mean of the rows of the word that its token stands for, with a
-    leading space, or of all old rows if the tokenizer does not know the word. The mean is computed in float32, for the
-    input embedding and for a head that is not tied to it. The model's config records which rows were set, so trained
-    rows are kept after saving and loading.
+    leading space, or of all old rows if the tokenizer does not know the word. A token that stands for nothing
+    (`random_marks`) gets a random row with the mean and the spread of the old ones, the same in every call. All is
+    computed in float32, for the input embedding and for a head that is not tied to it. The model's config records
+    which rows were set, so trained rows are kept after saving and loading.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Any tokenizer. It is changed in place.
         scheme (`StepScheme`): Names the tokens. A scheme without tokens is only recorded.
         model ([`~transformers.PreTrainedModel`], *optional*):
             A model for this tokenizer, extended before or not. It is changed in place.
+        visible_marks (`bool`, *optional*):
+            Whether `decode(skip_special_tokens=True)` keeps the tokens, and with it
+            `pipeline("text-generation")`, TRL's trainers and servers. `False` makes them special tokens, which all of
+            these remove. `True` makes them ordinary added tokens without names: `step_token_ids` has their ids. This
+            is saved with the tokenizer, and also switches a tokenizer that is extended already. By default an extended
+            tokenizer stays as it is, and another one gets special tokens.
 
     Returns:
         `list[int]`: the ids of the scheme's tokens, in the order of `scheme.tokens`.
+
+    Raises:
+        ValueError: the tokenizer uses a token of the scheme, or its name, for something else.
 
     Example:
 
@@ -65,10 +86,17 @@ def extend_tokenizer(
     check_type("scheme", scheme, StepScheme, "a StepScheme")
     if model is not None:
         check_has("model", model, "get_input_embeddings", "a model")
+    if visible_marks is not None:
+        check_type("visible_marks", visible_marks, bool, "True or False")
     tokens = list(scheme.tokens)
-    if tokens:
-        groups = {PREFIX: scheme.prefix_tokens} | {kind: scheme.kind_tokens(kind) for kind in KINDS}
-        names = {f"{name}_token": group[0] for name, group in groups.items() if group}
+    groups = {name: group for name, group in scheme.groups.items() if group}
+    _check_unused(tokenizer, groups)
+    if tokens and (has_visible_marks(tokenizer, scheme) if visible_marks is None else visible_marks):
+        show_tokens(tokenizer, tokens)
+        # They match the text as it is, as special tokens do.
+        tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])
+    elif tokens:
+        names = {f"{name}_token": group[0] for name, group in groups.items()}
         name_tokens(tokenizer, names)
         # The list comes before the names, so that the ids are in the order of the scheme.
         tokenizer.add_special_tokens({"extra_special_tokens": tokens, **names}, replace_extra_special_tokens=False)
@@ -146,8 +174,7 @@ def new_rows(model: PreTrainedModel) -> tuple[int, list[int]]:
 
 def step_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     """The ids of every group of tokens: `{"prefix": [...], "memory": [...], "reason": [...], ...}`. Some are empty."""
-    scheme = read_scheme(tokenizer)
-    groups = {PREFIX: scheme.prefix_tokens} | {kind: scheme.kind_tokens(kind) for kind in KINDS}
+    groups = read_scheme(tokenizer).groups
     return {name: tokenizer.convert_tokens_to_ids(list(tokens)) for name, tokens in groups.items()}
 
 
@@ -156,13 +183,14 @@ def token_groups(tokens: PreTrainedTokenizerBase | Mapping[str, Sequence[int]]) 
     The ids of every group of step tokens, from an extended tokenizer or as they are.
 
     Raises:
-        ValueError, TypeError: `tokens` is neither, or names a group that no scheme has.
+        ValueError, TypeError: `tokens` is neither, or names a group that no scheme can have.
     """
     if isinstance(tokens, PreTrainedTokenizerBase):
         return step_token_ids(tokens)
     check_type("tokens", tokens, Mapping, "an extended tokenizer, or a mapping from groups to token ids")
     for name, ids in tokens.items():
-        check_choice("the name of a group of tokens", name, (PREFIX, *KINDS))
+        if name != PREFIX and not is_random_group(name):
+            check_kind("the name of a group of tokens", name)
         check_sequence(f"tokens[{name!r}]", ids, "a list of token ids")
     return tokens
 
@@ -176,9 +204,10 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Raises:
         ValueError: the tokenizer has no unknown token.
     """
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = plain_encoding(tokenizer, text)["input_ids"]
     unknown = tokenizer.unk_token_id
-    special = set(tokenizer.all_special_ids) - {unknown}
+    marks = tokenizer.convert_tokens_to_ids(_own_tokens(tokenizer))
+    special = {*tokenizer.all_special_ids, *marks} - {unknown}
     if special.isdisjoint(ids):
         return ids
     if unknown is None or unknown in special:
@@ -188,6 +217,48 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
             "unknown token. Remove it from the text."
         )
     return [unknown if token_id in special else token_id for token_id in ids]
+
+
+def plain_encoding(tokenizer: PreTrainedTokenizerBase, text: str, **kwargs) -> BatchEncoding:
+    """
+    What `tokenizer(text, add_special_tokens=False, **kwargs)` returns if no string in the text counts as a special
+    token or as a step token. A word of the vocabulary is encoded as such, whatever it means; see `encode_plain`.
+    """
+    # `split_special_tokens` does not split added tokens that are visible.
+    if tokenizer.is_fast and any(token in text for token in _own_tokens(tokenizer)):
+        tokenizer = _with_hidden_marks(tokenizer)
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, **kwargs)
+
+
+def has_visible_marks(tokenizer: PreTrainedTokenizerBase, scheme: StepScheme | None = None) -> bool:
+    """
+    Whether `decode(skip_special_tokens=True)` keeps the tokens of steps; see `visible_marks` of `extend_tokenizer`.
+
+    Args:
+        scheme (`StepScheme`, *optional*): By default that of the tokenizer.
+
+    Raises:
+        ValueError: the tokenizer was not extended, and no scheme is given.
+    """
+    tokens = set((read_scheme(tokenizer) if scheme is None else scheme).tokens)
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    return bool(tokens) and all(added.get(token) is False for token in tokens)
+
+
+def _own_tokens(tokenizer):
+    """The tokens of the tokenizer's scheme; none if it was not extended."""
+    return read_scheme(tokenizer).tokens if SCHEME_KEY in tokenizer.init_kwargs else ()
+
+
+def _with_hidden_marks(tokenizer):
+    """A copy whose step tokens are special. Copying takes up to a second, but few texts hold such a token."""
+    scheme, size = read_scheme(tokenizer), len(tokenizer)
+    known = _HIDDEN.get(tokenizer)
+    if known is None or known[:2] != (scheme, size):
+        hidden = copy.deepcopy(tokenizer)
+        extend_tokenizer(hidden, scheme, visible_marks=False)
+        known = _HIDDEN[tokenizer] = (scheme, size, hidden)
+    return known[2]
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -278,6 +349,20 @@ def _adds_spaces(tokenizer, token):
     return _decode(tokenizer, tokenizer(probe, add_special_tokens=False)["input_ids"]) == f"{token}  {token}"
 
 
+def _check_unused(tokenizer, groups):
+    """Checks that the tokenizer does not use the tokens of groups, or their names, for something else."""
+    for name, group in groups.items():
+        value = getattr(tokenizer, f"{name}_token", None)
+        if value is not None and str(value) not in (f"<{name}>", f"<{name}_0>"):
+            raise ValueError(f"{name}_token of the tokenizer is {value!r} already. Choose another kind than {name!r}.")
+        for role in type(tokenizer).SPECIAL_TOKENS_ATTRIBUTES:
+            if getattr(tokenizer, role, None) in group:
+                raise ValueError(
+                    f"{getattr(tokenizer, role)} is the {role} of the tokenizer already. Choose another kind than "
+                    f"{name!r}, or another number of tokens."
+                )
+
+
 def _extend_model(model, tokenizer, scheme, token_ids):
     recorded = getattr(model.config, SCHEME_KEY, None) or {}
     done = set(recorded.get(_IDS_KEY, ()))
@@ -293,7 +378,9 @@ def _extend_model(model, tokenizer, scheme, token_ids):
     pieces = {id_: [] for id_ in range(rows_before, needed)}
     words = scheme.words
     candidates = set(old_ids) - {tokenizer.unk_token_id}
-    known = {word: _known_pieces(tokenizer, word, candidates) for word in set(words.values())}
+    known = {word: _known_pieces(tokenizer, word, candidates) for word in set(words.values()) - {None}}
+    # Tokens that stand for nothing.
+    known[None] = None
     pieces |= {id_: known[words[token]] for token, id_ in zip(scheme.tokens, token_ids) if id_ not in done}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     matrices = [embedding.weight]
@@ -322,12 +409,26 @@ def _known_pieces(tokenizer, word, candidates):
 
 
 def _set_rows(matrix, pieces, old_ids):
-    """Sets rows of a matrix, or of a bias, each to the mean of the rows of its pieces, or of all old rows."""
+    """
+    Sets rows of a matrix, or of a bias: each to the mean of the rows of its pieces, or of all old rows if it has none,
+    or to random values if its pieces are None.
+    """
     mean = None
-    if not all(pieces.values()):
+    if [] in pieces.values():
         is_range = old_ids == list(range(len(old_ids)))
         # A slice is a view. A copy would be as large as the vocabulary.
         old = matrix[: len(old_ids)] if is_range else matrix[old_ids]
         mean = old.mean(dim=0, dtype=torch.float32)
     for row, ids in pieces.items():
-        matrix[row] = matrix[ids].mean(dim=0, dtype=torch.float32) if ids else mean
+        if ids is None:
+            matrix[row] = _random_row(matrix, row, old_ids)
+        else:
+            matrix[row] = matrix[ids].mean(dim=0, dtype=torch.float32) if ids else mean
+
+
+def _random_row(matrix, row, old_ids):
+    """Values from normal distributions with the mean and the spread of the old rows in each dimension."""
+    # A sample of them, not a copy of the whole matrix.
+    sample = matrix[old_ids[:: max(1, len(old_ids) // _MOST_SAMPLED_ROWS)]].float()
+    noise = torch.randn(matrix.shape[1:], generator=torch.Generator().manual_seed(row)).to(sample.device)
+    return sample.mean(0) + noise * sample.std(0, correction=0)

@@ -10,8 +10,9 @@ from paths import PUBLISHED
 from small_tokenizers import byte_level, llama
 
 from memreason_hf.analysis import save_figure
-from memreason_hf.analysis.attention_figures import KIND_COLOURS, attention_figure
+from memreason_hf.analysis.attention_figures import attention_figure
 from memreason_hf.analysis.attention_maps import AttentionMap, read_attention
+from memreason_hf.analysis.kind_colours import KIND_COLOURS
 from memreason_hf.analysis.solution_tokens import TOKEN_KINDS, SolutionTokens, TokenSpan, encode_solution_tokens
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.tokenization import extend_tokenizer

@@ -188,6 +188,25 @@ def test_choices_of_a_deep_model(deep, capsys):
     assert "attention" in capsys.readouterr().out.splitlines()[3]
 
 
+def test_pictures_of_chosen_steps_and_a_grid(model, tmp_path, capsys):
+    """The numbers are those of the whole text; pictures that are not drawn any more are removed."""
+    out = tmp_path / "out"
+    flags = [model, "--text", TEXT, "--output_dir", out, "--overwrite"]
+    assert run(*flags, "--steps", "memory,answer", "--grid", "--grid_heads", 2, "--marks_apart") == 0
+    shown = capsys.readouterr().out
+    names = {path.name for path in out.iterdir()}
+    assert {"attention_grid.png", "attention_grid.pdf"} <= names and "attention_grid.pdf" in shown
+    cropped = imread(out / "attention.png")
+    document = json.loads((out / "attention.json").read_text(encoding="utf-8"))
+    assert document["counts"] == [*np.subtract(ids_of(model)[1], [0, 3, 3, 3]), 9]
+    assert run(*flags, "--marks_apart") == 0
+    again = json.loads((out / "attention.json").read_text(encoding="utf-8"))
+    assert (again["maps"], again["counts"]) == (document["maps"], document["counts"])
+    assert {path.name for path in out.iterdir()} == names - {"attention_grid.png", "attention_grid.pdf"}
+    whole = imread(out / "attention.png")
+    assert whole.shape != cropped.shape or not np.array_equal(whole, cropped)
+
+
 def test_many_recurrences_are_shown_in_part(deep, capsys):
     assert run(deep, "--text", TEXT, "--num_recurrences", 11) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -250,10 +269,20 @@ def test_text_of_a_file_and_of_a_published_list(model, tmp_path, capsys):
         (["--text", TEXT, "--index", "1"], "index=1 names a solution of --generations, which is not given"),
         (["--text_file", "nowhere.txt"], "text_file='nowhere.txt': no such file"),
         (["--generations", "nowhere.jsonl", "--index", "0"], "generations='nowhere.jsonl': no such file"),
+        (["--text", TEXT, "--steps", "1"], "steps='1': this is about pictures. Add --output_dir"),
+        (["--text", TEXT, "--grid", "--unit", "token"], "unit='token', grid=True: this is about pictures"),
+        (
+            ["--text", TEXT, "--output_dir", "out", "--steps", "1,4"],
+            "has no '4'. It has the steps 1 to 3 and",
+        ),
+        (["--text", TEXT, "--output_dir", "out", "--grid_heads", "1"], "grid_heads=[1] chooses maps of the grid"),
+        (["--text", TEXT, "--output_dir", "out", "--grid", "--grid_heads", "3"], "there are heads 1 to 2"),
+        (["--text", TEXT, "--output_dir", "out", "--unit", "letter"], "letter"),
         (["--text", TEXT, "--lyer=1"], "unknown flag '--lyer=1'. Did you mean --layer?"),
     ],
 )
-def test_bad_requests_end_with_one_line(model, capsys, arguments, message):
+def test_bad_requests_end_with_one_line(model, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
     assert message in refusal(capsys, model, *arguments)
 
 
@@ -322,8 +351,8 @@ def test_help_teaches(capsys):
         assert words in text
     assert "default: None" not in text
     examples = [line.split() for line in text.splitlines() if line.startswith("  memreason attention ")]
-    assert len(examples) == 4
-    for example in examples[:3]:
+    assert len(examples) == 6
+    for example in examples[:5]:
         model, *_ = make_parser().parse_sections(example[2:])
         assert model.model
 

@@ -218,7 +218,7 @@ def test_a_metric_of_ones_own(tmp_path):
     card = SpaceCard.load(staged / "README.md")
     assert card.data.license == "mit" and card.data.title == "My share" and "Mine." in card.text
     # Only the constant of the module comes along, and what it uses.
-    assert len((staged / "memreason_steps_scheme.py").read_text().splitlines()) < 40
+    assert len((staged / "memreason_steps_kinds.py").read_text().splitlines()) < 40
     for line, message in (
         ("import memreason_hf.steps", r"line 1: `import memreason_hf.steps` cannot be followed"),
         ("from memreason_hf.steps import *", "cannot be followed"),

@@ -25,6 +25,8 @@ from memreason_hf.commands import annotate, evaluate, evaluate_steps
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
 from memreason_hf.data.questions.memory_reason import build_memory_reason, save_memory_reason
+from memreason_hf.experiments.scheme_comparison import process as scheme_process
+from memreason_hf.experiments.scheme_comparison.run import ComparisonArguments, run_comparison
 from memreason_hf.experiments.testbed import process
 from memreason_hf.experiments.testbed.run import TestbedArguments, run_testbed
 
@@ -156,6 +158,28 @@ def testbed(folder):
     run_testbed(TestbedArguments(output_dir=f"{folder}/testbed", models="answer_fixed", **sizes))
 
 
+_FEW_STEPS = {"max_steps": 2, "per_device_train_batch_size": 4, "max_new_tokens": 4, "use_cpu": True}
+_SCHEME = {
+    "new_model": {"architecture": "llama", "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2},
+    "adapter": {"mode": "full"},
+    "training": {**_FEW_STEPS, "eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True},
+}
+
+
+def compared_scheme(folder):
+    Path(folder, "plain").mkdir(parents=True, exist_ok=True)
+    sections = {**_SCHEME, "data": {"path": "questions", "name": "strategy_qa"}, "steps": {"marks": "none"}}
+    task = {"folder": f"{folder}/plain", "sections": sections, "num_items": 2, "threads": 1}
+    Path("scheme.json").write_text(json.dumps(task))
+    scheme_process.main(["scheme.json"])
+
+
+def comparison(folder):
+    """The whole comparison: its children are processes of their own, which end when it is killed."""
+    sizes = {"schemes": "plain", "token_counts": "1", "num_items": 2, "num_world_items": 8}
+    run_comparison(ComparisonArguments(output_dir=f"{folder}/schemes", **sizes), _SCHEME)
+
+
 COMMANDS: dict[str, Callable[[str], None]] = {
     "train": train,
     "finetune": finetune,
@@ -166,6 +190,8 @@ COMMANDS: dict[str, Callable[[str], None]] = {
     "annotate_questions": annotate_questions,
     "testbed_model": testbed_model,
     "testbed": testbed,
+    "compared_scheme": compared_scheme,
+    "comparison": comparison,
 }
 
 

@@ -91,6 +91,8 @@ FROM_ZERO = (
     "head",
     "num_atomic_probes",
     "num_train_probes",
+    "num_prefix_tokens",
+    "num_step_tokens",
 )
 ANY_NUMBER = (
     "seed",

@@ -89,10 +89,13 @@ def cases(rng: random.Random, world: Path) -> list[Case]:
 def _steps(rng):
     wrong = {
         "num_prefix_tokens": wrong_ints(0),
-        "num_step_tokens": wrong_ints(1),
+        "num_step_tokens": wrong_ints(0),
         "marks": wrong_choices(["tokens"]),
         "layout": wrong_choices(["steps"]),
         "ordered": wrong_bools(),
+        "kinds": [5, None, "", [], ["A"], ["prefix"], ["rag"], ["a", "a"], ["answer"], [3], {"a": "b"}, ["eos"]],
+        "kind_words": [5, "memory", {"search": "x"}, {"memory": ""}, {"memory": 5}, {"memory": "a:"}, ["memory"]],
+        "random_marks": wrong_bools(),
     }
     made = field_cases(rng, "StepScheme", StepScheme, wrong, 9)
     scheme = StepScheme(1, 2)
@@ -105,7 +108,9 @@ def _steps(rng):
             {"layout": "front", "num_prefix_tokens": 0},
             {"layout": "front", "marks": "words"},
             {"marks": "none", "layout": "plan_first"},
-            {"num_step_tokens": 0},
+            {"num_prefix_tokens": 0, "num_step_tokens": 0},
+            {"num_step_tokens": 0, "layout": "plan_only"},
+            {"random_marks": True, "marks": "words"},
             {"num_steps_tokens": 2},
         )
     ]

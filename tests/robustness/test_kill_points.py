@@ -30,8 +30,9 @@ CONFIG = MultiHopConfig(
 )
 # How many points of each command the default tests try, besides the first and the last operation.
 FEW = 2
-# Where a run takes long: its children import everything anew. Their own operations are those of `testbed_model`.
-STRIDES = {"testbed": 5}
+# Where a run takes long: its children import everything anew. Their own operations are those of `testbed_model`
+# and `compared_scheme`.
+STRIDES = {"testbed": 5, "comparison": 9}
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from demo_models import demo_model
 
-from memreason_hf.analysis.attention_figures import KIND_COLOURS
+from memreason_hf.analysis.kind_colours import KIND_COLOURS
 from memreason_hf.analysis.token_depths import DepthScale, Piece, TokenDepth, luminance
 from memreason_hf.serving.demo.answers import Answer, Sampling
 from memreason_hf.serving.demo.controls import read_depth, read_sampling

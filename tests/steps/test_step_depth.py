@@ -189,7 +189,8 @@ def test_depths_as_text():
         "memory=x",
         "memory=-1",
         "memory=2,memory=3",
-        "thought=2",
+        "Thought=2",
+        "prefix=2",
         "memory=2;reason=3",
     ):
         with pytest.raises(ValueError, match="is not the depth of a kind"):

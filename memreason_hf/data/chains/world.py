@@ -1,5 +1,6 @@
 """The multi-hop world: random atomic facts, and distinct chains walked over them. Pure numpy."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,9 @@ MAX_LISTED_CHAINS = 1 << 22
 
 # Keys of the random streams: no stream depends on how much was drawn from another one.
 _PERMUTATION_STREAM, _OUT_DEGREE_STREAM, _LISTED_STREAM, _START_STREAM, _STEP_STREAM, _PROBE_STREAM = range(6)
+
+# (head, relation) to tail.
+Facts = Mapping[tuple[int, int], int]
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,15 @@ def build_world(config: MultiHopConfig) -> MultiHopWorld:
         relations = np.sort(shuffled[:, : config.relations_per_entity], axis=1)
         tails = np.take_along_axis(tails, relations, axis=1)
     return MultiHopWorld(config.num_relations, relations, tails)
+
+
+def world_facts(world: MultiHopWorld) -> dict[tuple[int, int], int]:
+    """The atomic facts: (head, relation) to tail."""
+    heads = np.repeat(np.arange(world.num_entities), world.relations.shape[1])
+    return {
+        (int(head), int(relation)): int(tail)
+        for head, relation, tail in zip(heads, world.relations.ravel(), world.tails.ravel())
+    }
 
 
 def atomic_chains(world: MultiHopWorld) -> Chains:

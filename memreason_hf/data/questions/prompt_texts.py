@@ -9,7 +9,6 @@ from transformers import PreTrainedTokenizerBase
 from memreason_hf.checks import check_type
 from memreason_hf.files import read_text
 from memreason_hf.steps import ANSWER_MARKER, StepScheme
-from memreason_hf.steps.scheme import KINDS, NO_KIND
 from memreason_hf.steps.tokenization import encode_plain
 
 
@@ -132,8 +131,8 @@ def steps_instruction(scheme: StepScheme, answer_types: Iterable[str] = ()) -> s
     start = f"Answer the question{with_form}. Write one short step on each line."
     if not scheme.has_kinds:
         return f"{start} End with a line '{ANSWER_MARKER} ' and the answer."
-    kinds = [kind for kind in getattr(scheme, "kinds", KINDS) if kind not in ("answer", NO_KIND)]
-    marks = [f"with '{scheme.mark(kind)}' {_MEANINGS.get(kind, f'for a step of the kind {kind}')}" for kind in kinds]
+    meanings = {kind: _MEANINGS.get(kind, f"for a step of the kind {kind}") for kind in scheme.kinds}
+    marks = [f"with '{scheme.mark(kind)}' {meaning}" for kind, meaning in meanings.items()]
     return (
         f"{start} Begin a line {', and '.join(marks)}. End with the line '{scheme.mark('answer')} {ANSWER_MARKER} ' "
         "and the answer."

@@ -33,7 +33,7 @@ from memreason_hf.evaluation.solutions.answers import ANSWER_RULES, check_answer
 from memreason_hf.evaluation.solutions.generation_files import FIELDS, OPTIONAL_FIELDS, GenerationFile
 from memreason_hf.evaluation.solutions.generation_sampling import AnswerStop, Sampling, end_of_answer
 from memreason_hf.locks import locked
-from memreason_hf.steps import KINDS, Step
+from memreason_hf.steps import Step
 from memreason_hf.steps.attention import get_step_attention
 from memreason_hf.steps.depth import StepKinds, recurrences_by_kind
 from memreason_hf.steps.tokenization import SCHEME_KEY, decode_solution, padding_id, read_scheme
@@ -435,7 +435,7 @@ def _until_end(ids, ends):
 
 def _has_kind_tokens(tokenizer):
     is_extended = tokenizer.init_kwargs.get(SCHEME_KEY) is not None
-    return is_extended and bool(read_scheme(tokenizer).kind_tokens(KINDS[0]))
+    return is_extended and read_scheme(tokenizer).has_kind_tokens
 
 
 def _decode(tokenizer, ids):

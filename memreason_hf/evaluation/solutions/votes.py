@@ -1,11 +1,11 @@
 """Several solutions of one question: the answer of the majority, and how often one of k is right."""
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
 from math import comb
 from statistics import fmean
 
 from memreason_hf.checks import check_int
+from memreason_hf.data.questions.answer_types import answer_key
 from memreason_hf.evaluation.solutions.generation import GeneratedSolution
 
 
@@ -22,7 +22,7 @@ def majority(solutions: Sequence[GeneratedSolution]) -> GeneratedSolution:
     The first solution with the answer that most solutions of a question give (self-consistency).
 
     Solutions without a valid answer have no vote. Of answers with equally many votes the one that was given first
-    wins. Numbers are the same answer if their values are, other answers if their words are, in any case.
+    wins. Answers are the same as `answer_key` counts them.
 
     Raises:
         ValueError: there are no solutions.
@@ -32,7 +32,7 @@ def majority(solutions: Sequence[GeneratedSolution]) -> GeneratedSolution:
     votes: dict[object, list[GeneratedSolution]] = {}
     for solution in solutions:
         if solution.answer is not None:
-            votes.setdefault(_ballot(solution.answer), []).append(solution)
+            votes.setdefault(answer_key("text", solution.answer), []).append(solution)
     # `max` takes the first of equal ones, and a dict keeps the order in which answers came.
     return max(votes.values(), key=len)[0] if votes else solutions[0]
 
@@ -82,11 +82,3 @@ def vote_scores(results: Mapping) -> dict[str, float]:
     if count < 2:
         return {}
     return {f"majority of {count}": results["majority_accuracy"], f"pass@{count}": results["pass_at"][str(count)]}
-
-
-def _ballot(answer):
-    try:
-        value = Decimal(answer)
-        return value if value.is_finite() else answer.casefold()
-    except InvalidOperation:
-        return " ".join(answer.casefold().split())

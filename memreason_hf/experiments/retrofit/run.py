@@ -15,13 +15,13 @@ from pathlib import Path
 from memreason_hf.analysis.depth_figures import save_figure
 from memreason_hf.checks import check_finite_fields
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
-from memreason_hf.experiments.children import run_children, start_child
+from memreason_hf.experiments.children import check_end, run_children, start_child
 from memreason_hf.experiments.folders import check_removable, claim_folder, read_finished
 from memreason_hf.experiments.retrofit.figures import depth_figure
 from memreason_hf.experiments.retrofit.process import LOG_FILE, RESULTS_FILE, TASK_FILE
 from memreason_hf.experiments.retrofit.results import judge_all
 from memreason_hf.experiments.retrofit.training import LEAST_RECURRENCES, Recipe
-from memreason_hf.files import read_text, write_json
+from memreason_hf.files import write_json
 from memreason_hf.locks import locked
 
 
@@ -163,10 +163,6 @@ def _start(task):
 def _end(seed, task, code):
     folder = Path(task["folder"])
     results = read_finished(folder / RESULTS_FILE)
-    if code or results is None:
-        log = read_text(folder / LOG_FILE, errors="replace").rstrip().splitlines()
-        raise ValueError(
-            f"Seed {seed} ended with code {code}: {' '.join(log[-3:])[-600:]} The whole log is in {folder / LOG_FILE}."
-        )
+    check_end(f"Seed {seed}", code, results is not None, folder / LOG_FILE)
     seconds = {name: entry["seconds"] for name, entry in results["training"].items()}
     print(f"seed {seed}: trained in " + ", ".join(f"{time:.0f} s ({name})" for name, time in seconds.items()) + ".")

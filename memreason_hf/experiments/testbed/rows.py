@@ -20,7 +20,7 @@ from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.encoding import ENCODED_SCHEMA, encode_chains
 from memreason_hf.data.chains.multi_hop import load_multi_hop, select_chains
 from memreason_hf.data.chains.tokenizer import entity_token
-from memreason_hf.data.chains.world import build_world
+from memreason_hf.data.chains.world import build_world, world_facts
 from memreason_hf.data.labels import IGNORED_LABEL
 from memreason_hf.data.questions.options import options_column
 from memreason_hf.experiments.testbed.world import (
@@ -31,7 +31,6 @@ from memreason_hf.experiments.testbed.world import (
     draw_question,
     read_chain,
     read_step,
-    world_facts,
     write_solution,
 )
 from memreason_hf.steps import Step

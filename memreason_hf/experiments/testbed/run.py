@@ -20,7 +20,7 @@ from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
 from memreason_hf.evaluation.solutions.judges import ExactJudge
-from memreason_hf.experiments.children import run_children, start_child
+from memreason_hf.experiments.children import check_end, run_children, start_child
 from memreason_hf.experiments.folders import check_removable, claim_folder
 from memreason_hf.experiments.testbed.attribution import WorldJudge, measure_judge
 from memreason_hf.experiments.testbed.figures import hops_figure
@@ -33,7 +33,7 @@ from memreason_hf.experiments.testbed.process import (
 )
 from memreason_hf.experiments.testbed.results import TestbedSettings
 from memreason_hf.experiments.testbed.rows import WrittenRows, WrittenWorld, write_solutions
-from memreason_hf.files import read_text, write_json
+from memreason_hf.files import write_json
 from memreason_hf.locks import locked
 
 
@@ -207,11 +207,7 @@ def _start(name, task):
 def _end(name, task, code):
     folder = Path(task["folder"])
     results = read_model_results(folder)
-    if code or results is None:
-        log = read_text(folder / LOG_FILE, errors="replace").rstrip().splitlines()
-        raise ValueError(
-            f"{name} ended with code {code}: {' '.join(log[-3:])[-600:]} The whole log is in {folder / LOG_FILE}."
-        )
+    check_end(name, code, results is not None, folder / LOG_FILE)
     training = results["training"]
     why = "time limit" if training["ended_by"] == "time" else "all steps"
     print(

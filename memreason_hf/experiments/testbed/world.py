@@ -13,7 +13,7 @@ question does not contain the facts: a model has to learn them.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,13 +28,12 @@ from memreason_hf.data.chains.tokenizer import (
     entity_token,
     relation_token,
 )
-from memreason_hf.data.chains.world import MultiHopWorld
+from memreason_hf.data.chains.world import Facts
 from memreason_hf.steps import ANSWER_MARKER, QUESTION_MARKER, Step, StepScheme, answer_step
 from memreason_hf.steps.tokenization import extend_tokenizer
 
 
 SCHEME = StepScheme(num_prefix_tokens=0, num_step_tokens=1, ordered=True)
-Facts = Mapping[tuple[int, int], int]
 
 _STEP = re.compile(r"<e_(\d+)>\s*<x_(\d+)>\s*<r_(\d+)>\s*<e_(\d+)>")
 _START = re.compile(r"\s*<e_(\d+)>\s*")
@@ -128,15 +127,6 @@ def read_chain(text: str) -> tuple[int, list[int]]:
 
 def name_token(index: int) -> str:
     return f"<x_{index}>"
-
-
-def world_facts(world: MultiHopWorld) -> dict[tuple[int, int], int]:
-    """The atomic facts: (head, relation) to tail."""
-    heads = np.repeat(np.arange(world.num_entities), world.relations.shape[1])
-    return {
-        (int(head), int(relation)): int(tail)
-        for head, relation, tail in zip(heads, world.relations.ravel(), world.tails.ravel())
-    }
 
 
 def step_text(said: NamedFact) -> str:

@@ -5,10 +5,11 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from memreason_hf.hub.cards.folders import ModelFolder
-from memreason_hf.hub.cards.markdown import code, counted, is_hub_name, number, plain
+from memreason_hf.hub.cards.markdown import code, is_hub_name, number, plain
 from memreason_hf.hub.cards.origin import Base, describe_adapter, describe_conversion, find_base, find_licence
 from memreason_hf.hub.cards.rendering import check_languages, check_licence, licence_sentence, render
 from memreason_hf.hub.cards.results import results_sections
+from memreason_hf.hub.cards.steps import describe_marks, describe_steps, read_saved_scheme, steps_limit
 from memreason_hf.hub.cards.training import describe_data, evaluation_lines, hub_datasets, recipe_table
 from modeling_recurrent.card_recurrent import (
     CARD_MARK,
@@ -25,10 +26,6 @@ from modeling_recurrent.card_recurrent import (
 
 PACKAGE = "memreason-hf"
 STEPS_TAG = "memory-reason-steps"
-_STEPS = (
-    "It writes solutions in steps, each of which is marked: a memory step recalls knowledge, a reason step reasons "
-    "over it."
-)
 
 
 def make_model_card(
@@ -122,12 +119,17 @@ def _summary(folder):
         kind = "a recurrent-depth model" if folder.is_recurrent else "a causal language model"
         if not folder.is_recurrent and folder.model_type:
             kind = f"a causal language model of type {code(folder.model_type)}"
-        return f"An adapter for {kind}." + (f" {_STEPS}" if folder.step_scheme else "")
+        return f"An adapter for {kind}.{_steps_of(folder)}"
     if folder.is_recurrent:
         what = WHAT_IT_IS
     else:
         what = f"A language model of type {code(folder.model_type or 'transformers')}, as in transformers."
-    return what + (f" {_STEPS}" if folder.step_scheme else "")
+    return what + _steps_of(folder)
+
+
+def _steps_of(folder):
+    scheme = read_saved_scheme(folder.step_scheme)
+    return "" if scheme is None else f" {describe_steps(scheme)}"
 
 
 def _facts(folder):
@@ -146,15 +148,9 @@ def _facts(folder):
     dtype = folder.config.get("dtype")
     if isinstance(dtype, str):
         facts.append(("Weights in", f"{code(dtype)}"))
-    scheme = folder.step_scheme
-    if isinstance(scheme.get("num_step_tokens"), int) and scheme.get("marks") == "tokens":
-        facts.append(
-            (
-                "Marks of steps",
-                f"before every step {counted(scheme['num_prefix_tokens'], 'token')} for a prefix and "
-                f"{counted(scheme['num_step_tokens'], 'token')} for its kind",
-            )
-        )
+    scheme = read_saved_scheme(folder.step_scheme)
+    if scheme is not None and (marks := describe_marks(scheme)) is not None:
+        facts.append(("Marks of steps", marks))
     if folder.step_attention:
         facts.append(("Attention between steps", f"sparse, {code(folder.step_attention)}"))
     return facts
@@ -215,11 +211,9 @@ def _limits(folder, base, has_results):
         limits.append("The base is not on the Hub under a name that is known: whoever loads the adapter needs it.")
     if folder.data.get("kind") == "chains":
         limits.append("It knows the entities and relations of its training data only, and no natural language.")
-    if folder.step_scheme:
-        limits.append(
-            "The kind of a step is what the model writes. Nothing checks that a memory step is true, or that a reason "
-            "step follows."
-        )
+    scheme = read_saved_scheme(folder.step_scheme)
+    if scheme is not None and (limit := steps_limit(scheme)) is not None:
+        limits.append(limit)
     if not has_results:
         limits.append("It has not been evaluated here: no results are saved with it.")
     return limits

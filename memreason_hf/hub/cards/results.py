@@ -24,7 +24,7 @@ from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, 
 from memreason_hf.files import read_json
 from memreason_hf.hub.cards.folders import ModelFolder
 from memreason_hf.hub.cards.markdown import LOCAL_FOLDER, counted, last_part, number, percent, plain, table
-from memreason_hf.steps import KINDS
+from memreason_hf.steps import kind_order
 
 
 logger = logging.getLogger(__name__)
@@ -303,17 +303,18 @@ def _solutions(document):
         f"right (95 % interval {percent(low)} to {percent(high)}); "
         f"{number(document['num_invalid_answers'])} texts have no valid answer."
     ]
-    kinds = {
-        "generated": "steps_by_kind",
-        "reference": "reference_steps_by_kind",
-        "first departures": "departures_by_kind",
-    }
-    rows = [
-        [name, *(number(document[key].get(kind, 0)) for kind in KINDS)]
-        for name, key in kinds.items()
+    counts = {
+        name: document[key]
+        for name, key in (
+            ("generated", "steps_by_kind"),
+            ("reference", "reference_steps_by_kind"),
+            ("first departures", "departures_by_kind"),
+        )
         if key in document
-    ]
-    lines.append(table(["steps", *KINDS], rows))
+    }
+    kinds = kind_order(kind for by_kind in counts.values() for kind in by_kind)
+    rows = [[name, *(number(by_kind.get(kind, 0)) for kind in kinds)] for name, by_kind in counts.items()]
+    lines.append(table(["steps", *map(plain, kinds)], rows))
     entries = []
     if data:
         entries = [_entry(data, "accuracy", document["accuracy"], "Accuracy", split=settings.get("split"))]

@@ -87,7 +87,7 @@ def _text(data):
 def _questions(data):
     name = f"{plain(data['name'])}, annotated questions" if data.get("name") else "Annotated questions"
     where = f" from {_folder(data['folder'])}" if data.get("folder") else ""
-    lines = [f"{name}{where}: each solution is a list of memory and reason steps."]
+    lines = [f"{name}{where}: each solution is a list of steps."]
     return lines + _rows(data.get("rows"))
 
 

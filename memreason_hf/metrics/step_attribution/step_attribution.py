@@ -7,7 +7,6 @@ import evaluate
 from memreason_hf.evaluation.solutions.attribution import NO_DEPARTURE, NO_REFERENCE, attribute
 from memreason_hf.evaluation.solutions.judges import UNDECIDED, find_judge
 from memreason_hf.metrics.step_inputs import SolutionMetric, mark_answer
-from memreason_hf.steps import KINDS
 
 
 _DESCRIPTION = """\
@@ -24,7 +23,8 @@ Args:
         reference steps and the question that returns "agrees", "departs" or "undecided", for example a
         `TokenOverlapJudge` or `LanguageModelJudge` of `memreason_hf.evaluation.solutions.judges`.
     questions (`list` of `str`, *optional*): the question of each item, to which judges may refer.
-    scheme (`StepScheme` or `dict`, *optional*): how the texts mark their steps. Needed only if they do not use tokens.
+    scheme (`StepScheme` or `dict`, *optional*): how the texts mark their steps. Needed if they do not use tokens, or
+        have kinds other than memory and reason.
     options, match_option_text, bootstrap_samples, confidence, seed: ignored; arguments of other modules in an
         `evaluate.combine`.
 
@@ -75,8 +75,8 @@ class StepAttribution(SolutionMetric):
             attributions.append({"outcome": attribution.outcome, "step": attribution.step, "text": text})
         counts = Counter(attribution["outcome"] for attribution in attributions)
         return {
-            "departures_by_kind": {kind: counts[kind] for kind in KINDS},
-            "num_departures": sum(counts[kind] for kind in KINDS),
+            "departures_by_kind": {kind: counts[kind] for kind in inputs.scheme.all_kinds},
+            "num_departures": sum(counts[kind] for kind in inputs.scheme.all_kinds),
             "num_without_departure": counts[NO_DEPARTURE],
             "num_undecided": counts[UNDECIDED],
             "num_without_reference": counts[NO_REFERENCE],

@@ -6,12 +6,12 @@ from statistics import mean, median
 import evaluate
 
 from memreason_hf.metrics.step_inputs import SolutionMetric
-from memreason_hf.steps import KINDS
+from memreason_hf.steps import StepScheme
 
 
 _DESCRIPTION = """\
-Counts the steps of generated and of reference solutions by kind (memory, reason, answer, and step for no kind), their
-lengths in words, and the generated texts that end inside the tokens of a step.
+Counts the steps of generated and of reference solutions by kind (memory, reason, or the kinds of the scheme, answer,
+and step for no kind), their lengths in words, and the generated texts that end inside the tokens of a step.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -20,7 +20,8 @@ Args:
     references (`list` of `str`): reference solutions; an answer alone counts as one answer step.
     questions (`list` of `str`, *optional*): the question of each item, which is not counted as a step. By default a
         first line `Question: ...` is taken for the question.
-    scheme (`StepScheme` or `dict`, *optional*): how the texts mark their steps. Needed only if they do not use tokens.
+    scheme (`StepScheme` or `dict`, *optional*): how the texts mark their steps. Needed if they do not use tokens, or
+        have kinds other than memory and reason.
     options, match_option_text, bootstrap_samples, confidence, seed, judge: ignored; arguments of other modules in an
         `evaluate.combine`.
 
@@ -60,22 +61,22 @@ class StepDistribution(SolutionMetric):
     def _measure(self, inputs):
         generated, expected = inputs.read_predictions(), inputs.read_references()
         return {
-            **_describe(generated, ""),
-            **_describe(expected, "reference_"),
+            **_describe(generated, "", inputs.scheme),
+            **_describe(expected, "reference_", inputs.scheme),
             "num_truncated": sum(solution.truncated for solution in generated),
             "num_without_steps": _without_steps(generated),
             "num_references_without_steps": _without_steps(expected),
         }
 
 
-def _describe(solutions, prefix):
+def _describe(solutions, prefix, scheme: StepScheme):
     counts = Counter(step.kind for solution in solutions for step in solution)
-    lengths = {kind: [] for kind in KINDS if counts[kind]}
+    lengths = {kind: [] for kind in scheme.all_kinds if counts[kind]}
     for solution in solutions:
         for step in solution:
             lengths[step.kind].append(len(step.text.split()))
     return {
-        f"{prefix}steps_by_kind": {kind: counts[kind] for kind in KINDS},
+        f"{prefix}steps_by_kind": {kind: counts[kind] for kind in scheme.all_kinds},
         f"{prefix}steps_per_solution": counts.total() / len(solutions),
         f"{prefix}words_by_kind": {
             kind: {"mean": float(mean(words)), "median": float(median(words))} for kind, words in lengths.items()

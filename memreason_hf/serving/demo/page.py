@@ -17,6 +17,7 @@ from memreason_hf.serving.demo.handlers import Handlers
 from memreason_hf.serving.demo.prompts import MOST_CHARACTERS, example_prompts, usual_length
 from memreason_hf.serving.demo.rendering import heading, legend
 from memreason_hf.serving.demo.styles import style_sheet
+from memreason_hf.steps import KINDS
 
 
 # All answers wait in one line: two at once would halve the speed of both.
@@ -89,7 +90,8 @@ def build_page(
     blocks.queue(max_size=_MOST_WAITING, default_concurrency_limit=1)
     theme = gr.themes.Default(primary_hue="blue", font=list(_FONTS), font_mono=list(_MONO_FONTS))
     theme = theme.set(block_info_text_color="#5c636b", block_info_text_color_dark="#a2a9b1")
-    return Page(blocks, theme, style_sheet(model.options.deepest))
+    kinds = KINDS if model.scheme is None else model.scheme.all_kinds
+    return Page(blocks, theme, style_sheet(model.options.deepest, kinds))
 
 
 def launch_page(page: Page, **kwargs) -> tuple:
@@ -123,7 +125,7 @@ class _PageBuilder:
         self._prompt_area(examples)
         with gr.Accordion("Choice of tokens", open=False):
             self.sampled = SamplingControls.build(gr, model.limits, sampling)
-        kinds = () if model.scheme is None else ("memory", "reason", "answer")
+        kinds = () if model.scheme is None else (*model.scheme.kinds, "answer")
         colours = legend(DepthScale(1, model.options.deepest), kinds, self.has_depth)
         if colours:
             self._html("mr-legend", colours)

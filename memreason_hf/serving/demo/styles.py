@@ -1,8 +1,11 @@
 """The style sheet of the page, for light and dark mode and for narrow screens."""
 
-from memreason_hf.analysis.attention_figures import KIND_COLOURS
+from collections.abc import Sequence
+
+from memreason_hf.analysis.kind_colours import kind_colours
 from memreason_hf.analysis.token_depth_page import depth_rules
 from memreason_hf.analysis.token_depths import DepthScale
+from memreason_hf.steps import KINDS
 
 
 # Lines of the chart: the colours of Okabe and Ito, lighter in dark mode where they would be hard to see.
@@ -97,17 +100,17 @@ table.mr-lens em { color: var(--mr-frame); font-style: normal; font-size: 0.72re
 """
 
 
-def style_sheet(deepest: int) -> str:
+def style_sheet(deepest: int, kinds: Sequence[str] = KINDS) -> str:
     """
-    The style sheet for depths from 1 to `deepest`, as a `<style>` element for the head of the page.
+    The style sheet for depths from 1 to `deepest` and kinds of steps, as a `<style>` element for the head of the page.
 
     A depth has one colour on the whole page, whatever the answer, so that answers can be compared.
     """
     scale, depths = DepthScale(1, deepest), range(1, deepest + 1)
-    kinds = "".join(f".k-{kind} {{ --k: {colour}; }}\n" for kind, colour in KIND_COLOURS.items())
+    colours = "".join(f".k-{kind} {{ --k: {colour}; }}\n" for kind, colour in kind_colours(kinds).items())
     lines = "".join(f".l{i} {{ --l: {light}; }}\n.dark .l{i} {{ --l: {dark}; }}\n" for i, (light, dark) in _pairs())
     rules = depth_rules(depths, scale) + depth_rules(depths, scale, dark=True, within=".dark ")
-    return f"<style>\n{_STYLE}{kinds}{lines}{rules}</style>"
+    return f"<style>\n{_STYLE}{colours}{lines}{rules}</style>"
 
 
 def _pairs():

@@ -30,6 +30,9 @@ class BaseModelArguments:
         step_attention (`str`, *optional*):
             The attention between steps, `"none"` or a variant of `set_step_attention`. Default: what the model was
             saved with.
+        visible_marks (`bool`, *optional*):
+            Whether other programs show the marks of steps in texts of the trained model; see `extend_tokenizer`.
+            Default: as the tokenizer was saved, usually not.
 
     Raises:
         ValueError: both 8 and 4 bits.
@@ -53,6 +56,14 @@ class BaseModelArguments:
             "help": "Sparse attention between steps: own (ordinary tokens see their own step only) or tokens (also "
             "the question and all earlier step tokens). Also for a new model. Default: what the model was saved with, "
             "usually none."
+        },
+    )
+    visible_marks: bool | None = field(
+        default=None,
+        metadata={
+            "help": "true or false: whether pipelines, servers and TRL show the marks of steps in the texts of the "
+            "trained model (decode(skip_special_tokens=True) keeps them). Also for a new model. Default: as the "
+            "tokenizer was saved, usually not."
         },
     )
 

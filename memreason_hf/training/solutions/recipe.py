@@ -75,6 +75,8 @@ def prepare_finetuning(
     if args.eval_strategy != IntervalStrategy.NO:
         # Before training, not after an epoch of it.
         _check_test_prompts(network, tokenizer, test.select(range(min(args.num_test, len(test)))), demonstrations)
+    if base.visible_marks is not None:
+        extend_tokenizer(tokenizer, read_scheme(tokenizer), visible_marks=base.visible_marks)
     # The random numbers of the adapter and of dropout must not depend on how the base was made.
     set_seed(args.seed)
     trainer = FinetuneTrainer(

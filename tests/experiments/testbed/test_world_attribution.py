@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from memreason_hf.data.chains.config import MultiHopConfig
-from memreason_hf.data.chains.world import build_world
+from memreason_hf.data.chains.world import build_world, world_facts
 from memreason_hf.evaluation.solutions.attribution import Attribution, attribute
 from memreason_hf.evaluation.solutions.judges import ExactJudge
 from memreason_hf.experiments.testbed.attribution import WorldJudge, attribute_errors, measure_judge, recalled_facts
@@ -13,7 +13,6 @@ from memreason_hf.experiments.testbed.world import (
     WrittenQuestion,
     draw_question,
     read_step,
-    world_facts,
     write_solution,
 )
 from memreason_hf.metrics import metric_path

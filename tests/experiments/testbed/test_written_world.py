@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from memreason_hf.data.chains.multi_hop import MultiHopConfig, build_multi_hop
-from memreason_hf.data.chains.world import build_world
+from memreason_hf.data.chains.world import build_world, world_facts
 from memreason_hf.experiments.testbed.rows import (
     WrittenRows,
     WrittenWorld,
@@ -25,7 +25,6 @@ from memreason_hf.experiments.testbed.world import (
     read_chain,
     read_step,
     step_text,
-    world_facts,
     write_solution,
 )
 from memreason_hf.steps import Step, answer_step
