@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from memreason_hf.command_line.values import check_value, closest, is_enum, shown, union_arms
 from memreason_hf.recipes import find_recipe, load_recipe, recipe_names
@@ -120,6 +121,10 @@ class CommandParser(HfArgumentParser):
             add_help=False,
             **kwargs,
         )
+        for action in self._actions:
+            if action.type is string_to_bool and action.nargs is None:
+                # A flag that is unset by default means true without a value, as other switches do.
+                action.nargs, action.const = "?", True
         self._hidden = [action for action in self._actions if self._prepare_help(action)]
         if self._hidden:
             self.add_argument("-h", "--help", action=_HelpAction, shows_all=False, help="Show the usual flags.")

@@ -43,11 +43,11 @@ _DEFAULT_TEMPERATURE = 0.7
 class StyleArguments:
     """Ways to ask, also for models that were not trained on steps."""
 
-    style: list[str] = field(
-        default_factory=lambda: ["steps"],
+    style: list[str] | None = field(
+        default=None,
         metadata={
             "help": "steps: in the scheme of the model, or of --marks. For models that were not trained on steps: "
-            "chain_of_thought, or direct (the answer alone). Several are compared."
+            "chain_of_thought, or direct (the answer alone). Several are compared. Default: steps."
         },
     )
     marks: Literal["words", "tokens", "none"] | None = field(
@@ -64,6 +64,7 @@ class StyleArguments:
     show_prompt: bool = field(default=False, metadata={"help": "Print the prompt of the first question."})
 
     def __post_init__(self):
+        self.style = ["steps"] if self.style is None else list(self.style)
         for style in self.style:
             if style not in STYLES:
                 raise ValueError(f"style={style!r} must be one of {', '.join(STYLES)}.")

@@ -165,6 +165,12 @@ def test_models_and_styles_in_one_call(run, folders, tmp_path, capsys):
         lines = lines_of(file)
         assert row.accuracy == pytest.approx(sum(line["verdict"] == "correct" for line in lines) / 4)
         assert row.num_tokens == pytest.approx(sum(line["num_tokens"] for line in lines) / 4)
+    # A run that was stopped goes on, and ends with the same files.
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    stopped = out / "another_one_direct.jsonl"
+    stopped.write_bytes(b"".join(before[stopped].splitlines(keepends=True)[:1]))
+    assert run("plain", *arguments) == 0
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
     # Each model gives its own texts, and the same ones alone.
     texts = {path.name: [line["text"] for line in lines_of(path)] for path in out.glob("*direct.jsonl")}
     assert len(set(map(tuple, texts.values()))) == 2
@@ -214,6 +220,15 @@ def test_a_model_gets_the_prompt_that_it_was_trained_with(run, folders, tmp_path
     assert read_prompt_format(loaded) == format
     with pytest.raises(ValueError, match="nothing to take them from"):
         Prompter(loaded)
+
+
+def test_a_chat_is_one_word(run, capsys):
+    """The flag without a value, and the prompt as it reads."""
+    arguments = ["--style", "direct", "--chat_template", "--system", "Be kind.", "--instruction", "", "--show_prompt"]
+    assert run("plain", *arguments, "--num_items", 1) == 0
+    text = capsys.readouterr().out
+    assert "<system>Be kind.\n<user>Is the step 0 of test a reason?\n<bot>The answer is:\n" in text
+    assert "prompt: the answer alone, chat template, system text\n" in text
 
 
 def test_a_template_that_swallows_the_question_is_refused(run, tmp_path, capsys):

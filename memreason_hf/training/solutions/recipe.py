@@ -66,6 +66,7 @@ def prepare_finetuning(
         tokenizer, network = _make_base(new, train)
     extend_tokenizer(tokenizer, choose_scheme(tokenizer, steps or {}), network)
     demonstrations = choose_prompts(tokenizer, prompts, questions, train, args.seed)
+    _end_at_turns(network, tokenizer, Prompter(tokenizer, demonstrations=demonstrations).end_id)
     _set_attention(network, tokenizer, base.step_attention, read_prompt_format(tokenizer).num_demonstrations)
     max_length = min(filter(None, (questions.max_length, context_length(network))), default=None)
     rows, report = encode_solutions(
@@ -195,6 +196,16 @@ def _set_attention(network, tokenizer, step_attention, num_demonstrations):
             f"{get_step_attention(network)!r}: the question would count as part of the last demonstration. Leave one "
             "of them out."
         )
+
+
+def _end_at_turns(network, tokenizer, end_id):
+    """Lets the model's own `generate` stop where solutions end, if that is the end of a turn of a chat."""
+    config = getattr(network, "generation_config", None)
+    if config is None or end_id in (None, tokenizer.eos_token_id):
+        return
+    ends = config.eos_token_id
+    ends = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
+    config.eos_token_id = list(dict.fromkeys([*ends, end_id]))
 
 
 def _check_test_prompts(network, tokenizer, test, demonstrations):

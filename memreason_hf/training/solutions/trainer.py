@@ -28,7 +28,8 @@ class FinetuneTrainer(ScheduledTrainer):
     training step.
 
     The loss is the mean over all labels of a training step, however it is cut into micro-batches and ranks. An
-    evaluation solves the first `num_test` questions of `eval_dataset` greedily and judges the answers. On one process
+    evaluation solves the first `num_test` questions of `eval_dataset` greedily and judges the answers, with prompts of
+    the format that was recorded in the tokenizer (`record_prompt_format`). On one process
     Ctrl-C ends an evaluation at once: the checkpoint is saved without it, and resuming the run begins with it.
 
     Args:

@@ -142,6 +142,15 @@ def test_templates_written_out(tmp_path):
         read_template("nothing.txt")
 
 
+def test_thinking_is_an_argument_of_the_template():
+    tokenizer = chat_tokenizer(CHATML + "{% if enable_thinking is false %}<no>{% endif %}")
+    texts = {
+        value: Prompter(tokenizer, PromptFormat(chat_template=True, enable_thinking=value)).text("Is it?")
+        for value in (None, True, False)
+    }
+    assert texts[None] == texts[True] and texts[False] == texts[None].replace("<prefix>", "<no><prefix>")
+
+
 def test_a_template_may_begin_with_the_begin_token():
     tokenizer = TOKENIZERS["byte_level"]()
     tokenizer.add_bos_token = True

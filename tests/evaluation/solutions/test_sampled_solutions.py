@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from small_tokenizers import byte_level, llama
+from small_tokenizers import byte_level, llama, recurrent
 from transformers import LogitsProcessor
 
 from memreason_hf.data.questions.prompts import Prompter, PromptFormat
@@ -30,11 +30,14 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def extended():
+@pytest.fixture(scope="module", params=[llama, recurrent])
+def extended(request):
     tokenizer = byte_level()
     torch.manual_seed(3)
-    model = llama(len(tokenizer), initializer_range=0.3)
+    model = request.param(len(tokenizer))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
     extend_tokenizer(tokenizer, StepScheme(1, 1), model)
     return model, tokenizer
 
@@ -84,6 +87,8 @@ def test_a_sample_depends_on_its_item_and_number_alone(extended):
     assert draw(extended) == whole and torch.equal(torch.get_rng_state(), state)
     greedy = generate_solutions(*extended, ROWS, max_new_tokens=8)
     assert [one.sample for one in greedy] == [None] * 3
+    is_recurrent = hasattr(extended[0].config, "num_recurrences")
+    assert all((one.recurrences is not None) == is_recurrent for one in whole)
 
 
 def test_a_stopped_run_goes_on_with_the_same_draws(extended, tmp_path):

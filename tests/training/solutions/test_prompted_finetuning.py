@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from small_tokenizers import byte_level, llama
+from transformers import GenerationConfig
 
 from memreason_hf.data.questions.memory_reason import load_memory_reason
 from memreason_hf.data.questions.prompts import Prompter, PromptFormat, read_prompt_format
@@ -87,6 +88,9 @@ def test_a_chat_is_trained_evaluated_and_saved(folders, tmp_path, monkeypatch):
     assert sorted(evaluated) == sorted(prompts)
     text = prompter.text(dataset["test"]["question"][0])
     assert text.startswith("<|turn|>system\nBe kind.<|end|>\n<|turn|>user\nSolve it.\n\nIs ") and "of train" in text
+    # The model's own generate stops there, too.
+    saved = GenerationConfig.from_pretrained(tmp_path / "run")
+    assert saved.eos_token_id == [loaded.eos_token_id, loaded.convert_tokens_to_ids("<|end|>")]
     # Rows of training begin with the same prompts, and end with the end of the turn.
     rows = [list(trainer.train_rows[index]["input_ids"]) for index in range(4)]
     for row, question in zip(rows, dataset["train"]["question"]):
