@@ -385,7 +385,10 @@ def test_a_warmup_longer_than_the_run_is_warned_about(recipe, caplog):
 def test_names_are_short_and_kept_apart_from_those_of_training():
     assert recipe_names(FINETUNE) == [
         "finetune_commonsenseqa",
+        "finetune_memory_reason_tiny",
         "finetune_strategyqa_llama2",
+        "finetune_strategyqa_llama2_plain_lora",
+        "finetune_strategyqa_llama2_prefix_only",
         "finetune_tiny",
         "finetune_truthfulqa_llama31",
     ]
@@ -406,6 +409,21 @@ def test_recipes_of_the_package_are_valid(name, tmp_path):
     assert bool(BaseModelArguments(**values["model"]).path) != bool(
         NewModelArguments(**values["new_model"]).architecture
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "mode"),
+    [("plain_lora", {"marks": "none"}, "lora"), ("prefix_only", {"num_step_tokens": 0}, "lora+tokens")],
+)
+def test_a_baseline_differs_from_its_published_recipe_in_its_scheme_alone(name, steps, mode):
+    published = load_recipe(RECIPES_FOLDER / f"{FINETUNE}strategyqa_llama2.yaml")
+    baseline = load_recipe(RECIPES_FOLDER / f"{FINETUNE}strategyqa_llama2_{name}.yaml")
+    scheme = StepScheme(**{**published["steps"], **steps})
+    # Without tokens their numbers do not matter.
+    assert StepScheme(**baseline["steps"]).tokens == scheme.tokens and baseline["adapter"].pop("mode") == mode
+    assert StepScheme(**baseline["steps"]).marks == scheme.marks
+    del published["steps"], published["adapter"]["mode"], baseline["steps"]
+    assert baseline == published
 
 
 @pytest.mark.parametrize(

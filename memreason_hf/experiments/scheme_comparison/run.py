@@ -32,11 +32,13 @@ from memreason_hf.experiments.scheme_comparison.schemes import (
     SCHEMES,
     STUDY,
     choose_variants,
+    named_kinds,
     sweep_name,
 )
 from memreason_hf.experiments.scheme_comparison.world import WorldQuestions, build_world_questions
 from memreason_hf.files import portable_path, whole_file, write_json
 from memreason_hf.locks import locked
+from memreason_hf.steps import StepScheme
 
 
 ALL_RESULTS_FILE, FIGURE_FILE = "comparison.json", "token_counts.png"
@@ -258,5 +260,6 @@ def _figure(results):
         for count, entry in points.items()
     }
     others = {schemes[name]["title"]: schemes[name]["measures"]["accuracy"] for name in _LINES if name in schemes}
-    prefix = next(iter(points.values()))["scheme"]["num_prefix_tokens"]
-    return token_counts_figure(by_count, others, num_prefix_tokens=prefix)
+    scheme = StepScheme.from_dict(next(iter(points.values()))["scheme"])
+    about = {"num_prefix_tokens": scheme.num_prefix_tokens, "title": named_kinds(scheme.kinds)}
+    return token_counts_figure(by_count, others, **about)

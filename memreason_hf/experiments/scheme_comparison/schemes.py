@@ -18,7 +18,7 @@ class ComparedScheme:
     One of the schemes.
 
     Attributes:
-        title: what tables call it.
+        title: what tables call it; `{kinds}` and `{first}` stand for the kinds and the first one.
         changes: the fields that differ from the scheme of the recipe.
     """
 
@@ -50,8 +50,8 @@ SCHEMES = {
     "front": ComparedScheme("prefix tokens once", {"layout": "front"}),
     PREFIX_ONLY: ComparedScheme("prefix tokens alone", {"num_step_tokens": 0}),
     "random_marks": ComparedScheme("random tokens", {"random_marks": True}),
-    STUDY: ComparedScheme("memory and reason"),
-    "ordered": ComparedScheme("memory first", {"ordered": True}),
+    STUDY: ComparedScheme("{kinds}"),
+    "ordered": ComparedScheme("{first} first", {"ordered": True}),
     "plan_first": ComparedScheme("plan first", {"layout": "plan_first"}),
     "plan_only": ComparedScheme("plan and answer alone", {"layout": "plan_only"}),
 }
@@ -60,6 +60,12 @@ SCHEMES = {
 def sweep_name(num_step_tokens: int) -> str:
     """The name of the study's scheme with another number of step tokens."""
     return f"{STUDY}_{num_step_tokens}"
+
+
+def named_kinds(kinds: Sequence[str]) -> str:
+    """The kinds as a title: `memory and reason`."""
+    *others, last = kinds
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def choose_variants(
@@ -99,7 +105,8 @@ def choose_variants(
             scheme = dataclasses.replace(base, **compared.changes)
         except ValueError as error:
             raise ValueError(f"Scheme {name}: {error} Leave it out of --schemes, or change the tokens.") from None
-        variants[name] = Variant(_title(name, compared, mode), scheme, _mode_of(name, scheme, mode))
+        title = _title(name, compared, mode).format(kinds=named_kinds(base.kinds), first=base.kinds[0])
+        variants[name] = Variant(title, scheme, _mode_of(name, scheme, mode))
     return variants
 
 

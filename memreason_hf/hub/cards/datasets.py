@@ -27,7 +27,7 @@ _MEANINGS = {
     "question": "the question",
     "options": "the choices, each with a label and a text",
     "answer": "the right answer: a label, or a number",
-    "steps": "the solution: steps of the kinds memory, reason or step, each with its text",
+    "steps": "the solution: steps, each with its kind, such as memory or reason, and its text",
     "text": "the text",
 }
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -158,8 +158,8 @@ def _summary(is_chains, is_questions, columns):
         )
     if is_questions:
         return (
-            "Questions with annotated solutions: each step says whether it recalls knowledge (memory) or reasons over "
-            "it (reason)."
+            "Questions with annotated solutions: each step has a kind, which says, for example, whether it recalls "
+            "knowledge (memory) or reasons over it (reason)."
         )
     if "text" in columns:
         return "Text, a document in each row."

@@ -60,6 +60,11 @@ def test_kinds_of_ones_own():
     steps = [Step("compute", "b"), Step("look_up", "a")]
     assert variants["ordered"].scheme.render(steps).startswith("<prefix><look_up_0>")
     assert variants["words"].scheme.render(steps) == "Compute: b\nLook up: a\n"
+    assert [variant.title for variant in variants.values()] == [
+        "look_up first",
+        "words as marks",
+        "look_up and compute, 1 step token",
+    ]
 
 
 @pytest.mark.parametrize(
