@@ -1,0 +1,346 @@
+"""
+Files of generated texts, of any origin, as rows with the same fields.
+
+    texts = read_texts("runs/strategy_qa/test.jsonl")                       # of memreason evaluate-steps
+    texts = read_texts("published.json")                                    # of the study
+    texts = read_texts("mine.jsonl", {"text": "output", "reference": "gold"})
+    rows = join_questions(texts, dataset["test"])                           # with the answers of a data set
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet
+
+from memreason_hf.checks import shortened
+from memreason_hf.data.questions.options import TRUE_FALSE, find_options, options_by_label
+from memreason_hf.evaluation.solutions.generation_files import FIELDS, SETTINGS_SUFFIX
+from memreason_hf.files import parse_json, read_bytes, read_json
+from memreason_hf.steps import QUESTION_MARKER, Step, StepScheme
+from memreason_hf.steps.scheme import as_step
+
+
+# What a row can have, and the columns that it is read from where the user does not name one.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "text": ("text", "generated_text"),
+    "question": ("question",),
+    "reference": ("reference",),
+    "options": ("options",),
+    "steps": (),
+    "verdict": ("verdict", "result"),
+    "answer_type": ("answer_type",),
+    "accepted_answers": ("accepted_answers",),
+}
+_VERDICTS = {"correct": True, "wrong": False, "right": True, "incorrect": False, "true": True, "false": False}
+_PARQUET = b"PAR1"
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """
+    One generated text.
+
+    Attributes:
+        index: its number in the file, from 0; in a file of `memreason evaluate-steps` the index of its item.
+        text: the solution, with or without the question before it.
+        question: the question, if the file or a data set gives it.
+        reference: the right answer; None as long as it is not known.
+        options: labels to texts; empty if there are none, None as long as they are not known.
+        steps: correct steps, without the answer; empty if there are none.
+        verdict: whether the file says that the answer is right; None if it does not say.
+        answer_type, accepted_answers: as in a data set of questions.
+    """
+
+    index: int
+    text: str
+    question: str | None = None
+    reference: str | None = None
+    options: Mapping[str, str] | None = None
+    steps: tuple[Step, ...] = ()
+    verdict: bool | None = None
+    answer_type: str | None = None
+    accepted_answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """
+    A file of generated texts.
+
+    Attributes:
+        path: where it is.
+        rows: its texts.
+        scheme: the scheme in the settings next to a file of `memreason evaluate-steps`; None without one.
+        is_indexed: whether `index` of a row is the index of its item in the data set.
+    """
+
+    path: Path
+    rows: list[TextRow]
+    scheme: StepScheme | None = None
+    is_indexed: bool = False
+
+
+def read_texts(path: str | os.PathLike, columns: Mapping[str, str] | None = None) -> TextFile:
+    """
+    Reads a file of generated texts: JSON lines, a JSON list of objects, or parquet.
+
+    Args:
+        path: the file.
+        columns: for each name of `COLUMNS` the column of the file. A file of `memreason evaluate-steps` and one of
+            the study (`generated_text`, `result`) are read without.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, has no texts, or lacks a column; names the line or item.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file. Pass a file of generated texts.")
+    columns = dict(columns or {})
+    unknown = [name for name in columns if name not in COLUMNS]
+    if unknown:
+        raise ValueError(f"columns: {unknown[0]!r} must be one of {', '.join(COLUMNS)}.")
+    content = read_bytes(path)
+    where, items = _read_items(path, content)
+    if not items:
+        raise ValueError(f"{path} holds no texts.")
+    is_ours = not columns and all(name in item for item in items for name in FIELDS)
+    rows = []
+    for number, item in enumerate(items):
+        try:
+            rows.append(_read_row(number, item, columns, is_ours))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, {where(number)}: {error}") from None
+    if is_ours:
+        # As in a resumed run, the last line of an item counts.
+        rows = sorted({row.index: row for row in rows}.values(), key=lambda row: row.index)
+    return TextFile(path, rows, _saved_scheme(path) if is_ours else None, is_ours)
+
+
+def join_questions(texts: TextFile, items: Sequence[Mapping]) -> list[TextRow]:
+    """
+    The texts with the questions, options, answers and steps of a data set.
+
+    A text of `memreason evaluate-steps` belongs to the item of its index, any other one to the item whose question it
+    has or starts with, apart from white space. Texts need not be in the order of the items, and an item may have
+    several or none.
+
+    Args:
+        texts: from `read_texts`.
+        items: rows with `question`, `options`, `answer` and `steps`.
+
+    Raises:
+        ValueError: a text belongs to no item, or to items that differ in more than their steps; names the text.
+    """
+    items = list(items)
+    if texts.is_indexed:
+        places = [_place_of_index(texts.path, row, items) for row in texts.rows]
+    else:
+        given = [row.question if row.question is not None else row.text for row in texts.rows]
+        try:
+            places = match_questions(given, items)
+        except ValueError as error:
+            raise ValueError(f"{texts.path}: {error}") from None
+    return [_joined(row, items[place]) for row, place in zip(texts.rows, places)]
+
+
+def match_questions(texts: Sequence[str], items: Sequence[Mapping]) -> list[int]:
+    """
+    The item of each text: the one whose question starts it, apart from white space and a `Question: ` before it.
+
+    Args:
+        texts: questions, or questions with solutions.
+        items: rows with `question`. Items with the same question, options and answer count as one, the first of them.
+
+    Returns:
+        An index into `items` for each text.
+
+    Raises:
+        ValueError: a text starts with the question of no item, or of several; names the index of the text.
+
+    Example:
+
+        >>> match_questions(["Question: Was  it?\\n<memory> It was."], [{"question": "Is it?"}, {"question": "Was it?"}])
+        [1]
+    """
+    places: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        same = places.setdefault(_key(item["question"]), [])
+        if not any(_is_same(items[other], item) for other in same):
+            same.append(place)
+    lengths = sorted({len(key) for key in places})
+    matched = []
+    for index, text in enumerate(texts):
+        key = _key(text)
+        # A text that is only a question has no other.
+        found = places.get(key) or [
+            place for length in lengths if length <= len(key) for place in places.get(key[:length], ())
+        ]
+        if len(found) != 1:
+            what = "no question" if not found else f"the questions of the items {', '.join(map(str, found))}"
+            raise ValueError(f"Text {index}, {text[:80]!r}, begins with {what} of the {len(items)} items.")
+        matched += found
+    return matched
+
+
+def complete(row: TextRow, path: Path) -> TextRow:
+    """
+    A row whose options are known: those that the file or the data set gives; otherwise those that the question lists,
+    True and False, or none, whichever the right answer is one of.
+
+    Raises:
+        ValueError: the right answer is not known.
+    """
+    if row.reference is None:
+        raise ValueError(
+            f"{path}, text {row.index}: the right answer is not known. Name its column (--columns reference=NAME), or "
+            "pass the data set that holds the questions (--data)."
+        )
+    if row.options is not None:
+        return row
+    listed = find_options(row.question if row.question is not None else row.text)
+    for options in (TRUE_FALSE, listed):
+        if row.reference in options:
+            return dataclasses.replace(row, options=dict(options))
+    if len(row.reference) == 1 and row.reference.isascii() and row.reference.isupper():
+        return dataclasses.replace(row, options={chr(code): "" for code in range(ord("A"), ord("Z") + 1)})
+    return dataclasses.replace(row, options={})
+
+
+def _read_items(path, content):
+    """How messages name an item, and the items of a file."""
+    if content[:4] == _PARQUET:
+        try:
+            items = pyarrow.parquet.read_table(path).to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read as parquet: {error}") from None
+        return "row {}".format, items
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be JSON in UTF-8, or parquet ({error}).") from None
+    if text.lstrip().startswith("["):
+        try:
+            items = parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a JSON file (damaged or cut off?): {error}") from None
+        return "item {}".format, items
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    items = []
+    for place, (number, line) in enumerate(lines):
+        try:
+            items.append(parse_json(line))
+        except ValueError as error:
+            # A run that was stopped leaves an unfinished last line.
+            if place == len(lines) - 1 and items and not text.endswith("\n"):
+                break
+            raise ValueError(f"{path}, line {number}: not JSON ({error}).") from None
+    return lambda index: f"line {lines[index][0]}", items
+
+
+def _read_row(number, item, columns, is_ours):
+    if not isinstance(item, Mapping):
+        raise ValueError(f"must be an object, got {shortened(item)}.")
+    values = {name: _value(name, item, columns) for name in COLUMNS}
+    if values["text"] is None:
+        raise ValueError(f"lacks the column of the text. It has {', '.join(map(str, item))}. Name it: --columns text=NAME.")
+    for name in ("text", "question", "answer_type"):
+        if values[name] is not None and not isinstance(values[name], str):
+            raise ValueError(f"{columns.get(name, name)}={shortened(values[name])} must be a text.")
+    if is_ours and (not isinstance(item["index"], int) or item["index"] < 0):
+        raise ValueError(f"index={item['index']!r} must be at least 0.")
+    return TextRow(
+        index=item["index"] if is_ours else number,
+        text=values["text"],
+        question=values["question"],
+        reference=_reference(values["reference"]),
+        options=_options(values["options"]),
+        # The steps of our own files are those of the text.
+        steps=tuple(map(as_step, values["steps"] or ())),
+        verdict=_verdict(values["verdict"]),
+        answer_type=values["answer_type"],
+        accepted_answers=tuple(values["accepted_answers"] or ()),
+    )
+
+
+def _value(name, item, columns):
+    if name in columns:
+        if columns[name] not in item:
+            raise ValueError(f"lacks the column {columns[name]!r}. It has {', '.join(map(str, item))}.")
+        return item[columns[name]]
+    return next((item[column] for column in COLUMNS[name] if column in item), None)
+
+
+def _reference(value):
+    if value is None or isinstance(value, str):
+        return value if value is None else value.strip()
+    if isinstance(value, bool | int | float):
+        return str(value)
+    raise ValueError(f"reference={shortened(value)} must be a text, a number, or true or false.")
+
+
+def _options(value):
+    """Options as labels to texts: of a mapping, the column of a data set, or texts in the order of their letters."""
+    if value is None or isinstance(value, Mapping):
+        options = value if value is None else dict(value)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        if all(isinstance(entry, Mapping) and {"label", "text"} <= set(entry) for entry in value):
+            options = options_by_label(value)
+        else:
+            options = {chr(ord("A") + index): text for index, text in enumerate(value)}
+    else:
+        raise ValueError(f"options={shortened(value)} must be a list of texts, or a mapping from labels to texts.")
+    for label, text in (options or {}).items():
+        if not isinstance(label, str) or not isinstance(text, str):
+            raise ValueError(f"options={shortened(value)} must hold texts.")
+    return options
+
+
+def _verdict(value):
+    if value is None or isinstance(value, bool):
+        return value
+    word = value.strip().casefold() if isinstance(value, str) else None
+    if word not in _VERDICTS:
+        raise ValueError(f"verdict={shortened(value)} must be true or false, or one of {', '.join(_VERDICTS)}.")
+    return _VERDICTS[word]
+
+
+def _saved_scheme(path):
+    """The scheme in the settings next to a file of generated solutions; None without readable settings."""
+    try:
+        return StepScheme.from_dict(read_json(path.with_name(path.name + SETTINGS_SUFFIX))["scheme"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _place_of_index(path, row, items):
+    if row.index >= len(items) or _key(items[row.index]["question"]) != _key(row.question or ""):
+        found = f"is {items[row.index]['question'][:60]!r}" if row.index < len(items) else "does not exist"
+        raise ValueError(
+            f"{path}: item {row.index} is {(row.question or '')[:60]!r} in the file, but {found} in the data. The file "
+            "holds solutions of other data."
+        )
+    return row.index
+
+
+def _joined(row, item):
+    return dataclasses.replace(
+        row,
+        question=item["question"],
+        reference=item["answer"],
+        options=options_by_label(item["options"]),
+        steps=tuple(map(as_step, item["steps"])),
+        answer_type=item.get("answer_type"),
+        accepted_answers=tuple(item.get("accepted_answers") or ()),
+    )
+
+
+def _is_same(item, other):
+    return all(item.get(name) == other.get(name) for name in ("options", "answer", "accepted_answers"))
+
+
+def _key(text):
+    return "".join(text.split()).removeprefix(QUESTION_MARKER.strip())
