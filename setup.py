@@ -15,7 +15,13 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["modeling_recurrent*", "memreason_hf*"]),
     package_data={
-        "memreason_hf": ["recipes/*.yaml", "recipes/accelerate/*.yaml", "metrics/*/*", "hub/cards/templates/*.md"]
+        "memreason_hf": [
+            "recipes/*.yaml",
+            "recipes/accelerate/*.yaml",
+            "metrics/*/*",
+            "hub/cards/templates/*.md",
+            "evaluation/solutions/*.txt",
+        ]
     },
     install_requires=[
         "torch>=2.6",

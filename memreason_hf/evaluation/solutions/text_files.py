@@ -107,7 +107,7 @@ def read_texts(path: str | os.PathLike, columns: Mapping[str, str] | None = None
     where, items = _read_items(path, content)
     if not items:
         raise ValueError(f"{path} holds no texts.")
-    is_ours = not columns and all(name in item for item in items for name in FIELDS)
+    is_ours = not columns and all(isinstance(item, Mapping) and all(name in item for name in FIELDS) for item in items)
     rows = []
     for number, item in enumerate(items):
         try:
@@ -144,7 +144,14 @@ def join_questions(texts: TextFile, items: Sequence[Mapping]) -> list[TextRow]:
             places = match_questions(given, items)
         except ValueError as error:
             raise ValueError(f"{texts.path}: {error}") from None
-    return [_joined(row, items[place]) for row, place in zip(texts.rows, places)]
+    joined = [_joined(row, items[place]) for row, place in zip(texts.rows, places)]
+    for before, row in zip(texts.rows, joined) if texts.is_indexed else ():
+        if before.reference != row.reference:
+            raise ValueError(
+                f"{texts.path}: the right answer of item {row.index} is {before.reference!r} in the file, but "
+                f"{row.reference!r} in the data. The file holds solutions of other data."
+            )
+    return joined
 
 
 def match_questions(texts: Sequence[str], items: Sequence[Mapping]) -> list[int]:
@@ -163,7 +170,8 @@ def match_questions(texts: Sequence[str], items: Sequence[Mapping]) -> list[int]
 
     Example:
 
-        >>> match_questions(["Question: Was  it?\\n<memory> It was."], [{"question": "Is it?"}, {"question": "Was it?"}])
+        >>> items = [{"question": "Is it?"}, {"question": "Was it?"}]
+        >>> match_questions(["Question: Was  it?\\n<memory> It was."], items)
         [1]
     """
     places: dict[str, list[int]] = {}
@@ -246,7 +254,9 @@ def _read_row(number, item, columns, is_ours):
         raise ValueError(f"must be an object, got {shortened(item)}.")
     values = {name: _value(name, item, columns) for name in COLUMNS}
     if values["text"] is None:
-        raise ValueError(f"lacks the column of the text. It has {', '.join(map(str, item))}. Name it: --columns text=NAME.")
+        raise ValueError(
+            f"lacks the column of the text. It has {', '.join(map(str, item))}. Name it: --columns text=NAME."
+        )
     for name in ("text", "question", "answer_type"):
         if values[name] is not None and not isinstance(values[name], str):
             raise ValueError(f"{columns.get(name, name)}={shortened(values[name])} must be a text.")
@@ -320,8 +330,8 @@ def _place_of_index(path, row, items):
     if row.index >= len(items) or _key(items[row.index]["question"]) != _key(row.question or ""):
         found = f"is {items[row.index]['question'][:60]!r}" if row.index < len(items) else "does not exist"
         raise ValueError(
-            f"{path}: item {row.index} is {(row.question or '')[:60]!r} in the file, but {found} in the data. The file "
-            "holds solutions of other data."
+            f"{path}: item {row.index} is {(row.question or '')[:60]!r} in the file, but {found} in the data. The "
+            "file holds solutions of other data."
         )
     return row.index
 

@@ -22,7 +22,8 @@ from memreason_hf.evaluation.results import describe_environment, new_document, 
 from memreason_hf.evaluation.solutions.judges import ExactJudge
 from memreason_hf.experiments.children import run_children, start_child
 from memreason_hf.experiments.folders import check_removable, claim_folder
-from memreason_hf.experiments.testbed.attribution import WorldJudge, measure_judge
+from memreason_hf.experiments.testbed.agreement import measure_judge
+from memreason_hf.experiments.testbed.attribution import WorldJudge
 from memreason_hf.experiments.testbed.figures import hops_figure
 from memreason_hf.experiments.testbed.models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
 from memreason_hf.experiments.testbed.process import (
