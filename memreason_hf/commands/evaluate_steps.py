@@ -7,13 +7,14 @@
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from memreason_hf.adapters.base_files import block_digests, weight_files
 from memreason_hf.adapters.folders import adapter_folder
 from memreason_hf.adapters.model import rows_in_place
 from memreason_hf.analysis.solution_report import measure_solutions, solution_report
+from memreason_hf.command_line.chat_flags import chat_section
 from memreason_hf.command_line.depth_arguments import (
     DEPTH,
     DepthByKindArguments,
@@ -23,15 +24,17 @@ from memreason_hf.command_line.depth_arguments import (
     schedule_by_kind,
 )
 from memreason_hf.command_line.errors import user_errors
+from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX
 from memreason_hf.command_line.model_flags import model_section
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.data.questions.demonstrations import Demonstrations
 from memreason_hf.data.questions.memory_reason import NAMES, load_memory_reason
 from memreason_hf.evaluation.solutions.generation import check_max_new_tokens, generate_solutions
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
-from memreason_hf.evaluation.solutions.judges import JUDGES
+from memreason_hf.experiments.testbed.agreement import agreement_by_kind
 from memreason_hf.files import check_places, write_json
 from memreason_hf.locks import locked
+from memreason_hf.messages import visible
 from memreason_hf.steps.depth import read_depths
 from memreason_hf.steps.tokenization import read_scheme
 
@@ -41,7 +44,8 @@ DESCRIPTION = """\
 Lets a model solve the questions of a data set, greedily and step by step, and judges the answers. Prints the accuracy
 with a bootstrap interval over questions, the numbers of invalid answers and of texts that were cut off, the steps by
 kind in the solutions and in the references, and the kind of the step at which solutions first depart from the
-reference.
+reference, for right and for wrong answers apart. The judge of the steps is a rule, or a language model (--judge llm),
+which does without references; next to its name stands how it agrees with the known truth of the test bed.
 
 The prompt is the question and the prefix tokens of the scheme that was saved with the tokenizer. Every text goes to
 --output_file, one JSON line each, as soon as its batch is done. The same command again resumes a run that was stopped.
@@ -51,10 +55,12 @@ examples:
   memreason evaluate-steps runs/strategy_qa --data data/strategy_qa --output_file runs/strategy_qa/test.jsonl
   memreason evaluate-steps MODEL --data FOLDER_WITH_JSON --name truthful_qa --num_items 100
   memreason evaluate-steps MODEL --data data/gsm8k --num_demonstrations 4 --max_new_tokens 300
+  memreason evaluate-steps MODEL --data data/gsm8k --judge llm --llm JUDGE --endpoint http://127.0.0.1:8000/v1
   memreason evaluate-steps RECURRENT_MODEL --data data/strategy_qa --depth_by_kind memory=2,reason=16
 
 --output_file X writes X (the schema: memreason_hf/evaluation/solutions/generation.py), X.settings.json (the settings
-that the texts depend on) and X.summary.json (the numbers that are printed).
+that the texts depend on) and X.summary.json (the numbers that are printed). X.replies.jsonl keeps the replies of a
+language model as judge.
 """
 
 
@@ -101,10 +107,6 @@ class SolutionArguments:
     match_option_text: bool = field(
         default=False, metadata={"help": "Accept the text of an option as an answer, in place of its letter."}
     )
-    judge: str = field(
-        default="overlap",
-        metadata={"help": "How steps are compared with the references.", "choices": list(JUDGES)},
-    )
 
 
 @dataclass
@@ -121,6 +123,8 @@ SECTIONS = [
     model_section(),
     Section("data", QuestionArguments, "questions", key="inputs"),
     Section("solutions", SolutionArguments, "solutions and judging"),
+    replace(JUDGE, key="solutions"),
+    chat_section(title="language model as judge"),
     DEPTH,
     Section("depth_by_kind", DepthByKindArguments, "depth by kind of step", key="halting"),
     Section("output", SolutionsOutput, "output"),
@@ -134,14 +138,16 @@ def make_parser() -> CommandParser:
 def main(argv: list[str] | None = None) -> int:
     """Evaluates; returns the exit code. A wrong flag or input ends the program with code 2 and one message."""
     with user_errors(PROG):
-        model, data, solving, depth, by_kind, output = make_parser().parse_sections(argv)
+        model, data, solving, judging, chat, depth, by_kind, output = make_parser().parse_sections(argv)
+        judging.check(chat)
         files = _output_files(output)
         # Before anything is loaded: another process may be adding to the file.
-        with locked(files[0]) if files else nullcontext():
-            return _evaluate(model, data, solving, depth, by_kind, output, files)
+        replies = Path(f"{files[0]}{REPLIES_SUFFIX}") if files else None
+        with locked(files[0]) if files else nullcontext(), judging.open(chat, replies) as judge:
+            return _evaluate(model, data, solving, (judging, judge, judging.name(chat)), depth, by_kind, output, files)
 
 
-def _evaluate(model, data, solving, depth, by_kind, output, files):
+def _evaluate(model, data, solving, judges, depth, by_kind, output, files):
     model.check()
     check_max_new_tokens(solving.max_new_tokens)
     dataset = load_memory_reason(data.data, data.name)
@@ -149,6 +155,9 @@ def _evaluate(model, data, solving, depth, by_kind, output, files):
     demonstrations = _demonstrations(dataset, solving)
     network, tokenizer, generate_arguments = _load(model, depth, by_kind)
     scheme = read_scheme(tokenizer)
+    judging, judge, judge_name = judges
+    # A judge that cannot be used is found before anything is generated.
+    agreement = None if judge is None else judging.measure(judge, judge_name, progress=not model.no_progress)
 
     started = time.perf_counter()
     with rows_in_place(network):
@@ -172,16 +181,20 @@ def _evaluate(model, data, solving, depth, by_kind, output, files):
         rows,
         scheme,
         match_option_text=solving.match_option_text,
-        judge=solving.judge,
+        judge=judge,
         seed=solving.seed,
     )
     title = f"{model.model} on {data.data}, {data.split}"
-    options = {"max_new_tokens": solving.max_new_tokens, "judge": solving.judge}
+    options = {"max_new_tokens": solving.max_new_tokens, "judge": judge_name}
     print(solution_report(results, generations, title=title, **options))
+    if agreement is not None:
+        print(f"\n{visible(agreement[1])}")
     num_tokens = sum(generation.num_tokens for generation in generations)
     print(f"\n{seconds:.1f} s; {num_tokens:,} tokens in all, those of an earlier run included")
     if files:
         summary = {key: value for key, value in results.items() if key != "attributions"}
+        if agreement is not None:
+            summary["judge"] = {"name": judge_name, "agreement": agreement_by_kind(agreement[0])}
         write_json(files[2], summary, ensure_ascii=False)
         print(f"texts: {files[0]}")
     return 0

@@ -9,6 +9,7 @@ The judge does without reference steps. A reply that does not give exactly one v
 the model is asked again, and told what was wrong.
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -110,6 +111,13 @@ class ChatJudge:
         """
         ((_, said),) = self.judge_solutions([SolutionToJudge([step], references, question)])
         return said[0]
+
+    def told(self, background: str) -> "ChatJudge":
+        """A judge like this one that is told another `background`. It adds to the same file of replies."""
+        judge = copy.copy(self)
+        check_type("background", background, str, "a text")
+        judge.background, judge.num_requests, judge.num_tokens = background, 0, 0
+        return judge
 
     def judge_solutions(
         self, solutions: Sequence[SolutionToJudge]

@@ -4,11 +4,12 @@ Files of generated texts, of any origin, as rows with the same fields.
     texts = read_texts("runs/strategy_qa/test.jsonl")                       # of memreason evaluate-steps
     texts = read_texts("published.json")                                    # of the study
     texts = read_texts("mine.jsonl", {"text": "output", "reference": "gold"})
-    rows = join_questions(texts, dataset["test"])                           # with the answers of a data set
+    rows = join_questions(texts, dataset["test"])                           # the answers of a data set
 """
 
 import dataclasses
 import os
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,28 +195,26 @@ def match_questions(texts: Sequence[str], items: Sequence[Mapping]) -> list[int]
     return matched
 
 
-def complete(row: TextRow, path: Path) -> TextRow:
+def with_options(row: TextRow) -> TextRow:
     """
     A row whose options are known: those that the file or the data set gives; otherwise those that the question lists,
-    True and False, or none, whichever the right answer is one of.
+    True and False, any letter, or none, whichever the right answer is one of.
 
     Raises:
         ValueError: the right answer is not known.
     """
     if row.reference is None:
         raise ValueError(
-            f"{path}, text {row.index}: the right answer is not known. Name its column (--columns reference=NAME), or "
-            "pass the data set that holds the questions (--data)."
+            "the right answer is not known. Name its column (--columns reference=NAME), or pass the data set of the "
+            "questions (--data)."
         )
     if row.options is not None:
         return row
+    is_letter = len(row.reference) == 1 and row.reference in string.ascii_uppercase
     listed = find_options(row.question if row.question is not None else row.text)
-    for options in (TRUE_FALSE, listed):
-        if row.reference in options:
-            return dataclasses.replace(row, options=dict(options))
-    if len(row.reference) == 1 and row.reference.isascii() and row.reference.isupper():
-        return dataclasses.replace(row, options={chr(code): "" for code in range(ord("A"), ord("Z") + 1)})
-    return dataclasses.replace(row, options={})
+    any_letter = dict.fromkeys(string.ascii_uppercase, "") if is_letter else {}
+    known = (options for options in (TRUE_FALSE, listed, any_letter) if row.reference in options)
+    return dataclasses.replace(row, options=dict(next(known, {})))
 
 
 def _read_items(path, content):
