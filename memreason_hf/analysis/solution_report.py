@@ -93,5 +93,5 @@ def solution_report(
         if NO_KIND_YET in means:
             lines.append(f"tokens before the first step with a kind {means[NO_KIND_YET]:.2f}")
     if "departures_by_kind" in results:
-        lines.append("; ".join(f"{name} {results[key]:,}" for name, key in _OTHER_OUTCOMES if results[key]))
+        lines.append("; ".join(f"{name} {results[key]:,}" for name, key in _OTHER_OUTCOMES))
     return "\n".join(lines)

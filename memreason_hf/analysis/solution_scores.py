@@ -129,9 +129,7 @@ def score_texts(rows: Iterable[TextRow], scheme: StepScheme, *, match_option_tex
     return scored
 
 
-def judge_scored(
-    scored: Sequence[ScoredText], scheme: StepScheme, judge: StepJudge, *, progress: bool = False
-) -> list[ScoredText]:
+def judge_scored(scored: Sequence[ScoredText], scheme: StepScheme, judge: StepJudge) -> list[ScoredText]:
     """
     The same texts, each with what a judge says about its steps. Texts without readable marks are not judged.
 
@@ -150,7 +148,7 @@ def judge_scored(
         for entry in (scored[index] for index in chosen)
     ]
     judged = list(scored)
-    for index, said in zip(chosen, attribute_all(judge, solutions, progress=progress)):
+    for index, said in zip(chosen, attribute_all(judge, solutions)):
         judged[index] = dataclasses.replace(scored[index], judged=said)
     return judged
 

@@ -26,6 +26,8 @@ from memreason_hf.locks import locked
 NO_JUDGE, LANGUAGE_MODEL = "none", "llm"
 # Added to the name of an output file for the file of a language model's replies.
 REPLIES_SUFFIX = ".replies.jsonl"
+# Flags of the language model that `--help` lists.
+SHOWN_FLAGS = ("llm", "endpoint", "provider", "concurrency")
 # Rules cost nothing, and a request for each change does.
 _NUM_CHECKED, _NUM_CHECKED_BY_RULE = 5, 60
 
@@ -99,13 +101,16 @@ class JudgeFlags:
         return chat.name if self.judge == LANGUAGE_MODEL else self.judge
 
     @contextmanager
-    def open(self, chat: ChatFlags, replies: Path | None = None) -> Iterator[StepJudge | None]:
+    def open(
+        self, chat: ChatFlags, replies: Path | None = None, *, progress: bool = False
+    ) -> Iterator[StepJudge | None]:
         """
         The judge while the block runs; None if nobody judges.
 
         Args:
             chat: the flags of the language model.
             replies: the file that keeps the replies of a language model.
+            progress: whether a language model shows a progress bar.
 
         Raises:
             InUseError: another process is adding to the file of replies.
@@ -114,19 +119,18 @@ class JudgeFlags:
         if self.judge != LANGUAGE_MODEL:
             yield None if self.judge == NO_JUDGE else JUDGES[self.judge]()
         elif replies is None:
-            yield self._chat_judge(chat, None)
+            yield self._chat_judge(chat, progress=progress)
         else:
             with locked(replies):
-                yield self._chat_judge(chat, ReplyFile(replies))
+                yield self._chat_judge(chat, replies=ReplyFile(replies), progress=progress)
 
-    def measure(self, judge: StepJudge, name: str, *, progress: bool) -> tuple[dict, str] | None:
+    def measure(self, judge: StepJudge, name: str) -> tuple[dict, str] | None:
         """
         How a judge agrees with the known truth of the test bed.
 
         Args:
             judge: from `open`.
             name: of the judge.
-            progress: whether to show a progress bar.
 
         Returns:
             The counts, and a paragraph on them; None if `agreement` is 0.
@@ -138,21 +142,12 @@ class JudgeFlags:
         facts, solutions = known_solutions(num_solutions)
         if isinstance(judge, ChatJudge):
             judge = judge.told(world_guide(facts))
-        rates = measure_judge(judge, facts, solutions, progress=progress).to_dict()
+        rates = measure_judge(judge, facts, solutions).to_dict()
         return rates, describe_agreement(name, rates)
 
-    def _chat_judge(self, chat, replies):
+    def _chat_judge(self, chat, **settings):
         prompt, background = self._texts()
-        return ChatJudge(
-            chat.open(),
-            name=chat.name,
-            prompt=prompt,
-            background=background or "",
-            max_tokens=chat.llm_max_tokens,
-            temperature=chat.llm_temperature,
-            max_tries=self.judge_tries,
-            replies=replies,
-        )
+        return chat_judge(chat, prompt=prompt, background=background or "", max_tries=self.judge_tries, **settings)
 
     def _texts(self):
         texts = []
@@ -168,6 +163,32 @@ class JudgeFlags:
             except ValueError as error:
                 raise ValueError(f"judge_prompt={self.judge_prompt!r}: {error}") from None
         return texts
+
+
+def chat_judge(chat: ChatFlags, **settings) -> ChatJudge:
+    """
+    The language model of the flags as a judge.
+
+    Args:
+        settings: for `ChatJudge`.
+
+    Raises:
+        ValueError, OSError: see `ChatFlags.open`.
+    """
+    return ChatJudge(
+        chat.open(),
+        name=chat.name,
+        max_tokens=chat.llm_max_tokens,
+        temperature=chat.llm_temperature,
+        **settings,
+    )
+
+
+def describe_usage(judge: StepJudge | None) -> str | None:
+    """What a language model as judge has cost, as a line; None for another judge."""
+    if not isinstance(judge, ChatJudge):
+        return None
+    return f"{judge.name} was asked {judge.usage['requests']:,} times, {judge.usage['tokens']:,} tokens in all"
 
 
 JUDGE = Section("judge", JudgeFlags, "judge of the steps")

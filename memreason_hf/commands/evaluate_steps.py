@@ -24,7 +24,7 @@ from memreason_hf.command_line.depth_arguments import (
     schedule_by_kind,
 )
 from memreason_hf.command_line.errors import user_errors
-from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX
+from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_FLAGS, describe_usage
 from memreason_hf.command_line.model_flags import model_section
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.data.questions.demonstrations import Demonstrations
@@ -124,7 +124,7 @@ SECTIONS = [
     Section("data", QuestionArguments, "questions", key="inputs"),
     Section("solutions", SolutionArguments, "solutions and judging"),
     replace(JUDGE, key="solutions"),
-    chat_section(title="language model as judge"),
+    chat_section(title="language model as judge", shown=SHOWN_FLAGS),
     DEPTH,
     Section("depth_by_kind", DepthByKindArguments, "depth by kind of step", key="halting"),
     Section("output", SolutionsOutput, "output"),
@@ -143,8 +143,10 @@ def main(argv: list[str] | None = None) -> int:
         files = _output_files(output)
         # Before anything is loaded: another process may be adding to the file.
         replies = Path(f"{files[0]}{REPLIES_SUFFIX}") if files else None
-        with locked(files[0]) if files else nullcontext(), judging.open(chat, replies) as judge:
-            return _evaluate(model, data, solving, (judging, judge, judging.name(chat)), depth, by_kind, output, files)
+        lock = locked(files[0]) if files else nullcontext()
+        with lock, judging.open(chat, replies, progress=not model.no_progress) as judge:
+            judges = (judging, judge, judging.name(chat))
+            return _evaluate(model, data, solving, judges, depth, by_kind, output, files)
 
 
 def _evaluate(model, data, solving, judges, depth, by_kind, output, files):
@@ -157,7 +159,7 @@ def _evaluate(model, data, solving, judges, depth, by_kind, output, files):
     scheme = read_scheme(tokenizer)
     judging, judge, judge_name = judges
     # A judge that cannot be used is found before anything is generated.
-    agreement = None if judge is None else judging.measure(judge, judge_name, progress=not model.no_progress)
+    agreement = None if judge is None else judging.measure(judge, judge_name)
 
     started = time.perf_counter()
     with rows_in_place(network):
@@ -189,6 +191,8 @@ def _evaluate(model, data, solving, judges, depth, by_kind, output, files):
     print(solution_report(results, generations, title=title, **options))
     if agreement is not None:
         print(f"\n{visible(agreement[1])}")
+    if usage := describe_usage(judge):
+        print(visible(usage))
     num_tokens = sum(generation.num_tokens for generation in generations)
     print(f"\n{seconds:.1f} s; {num_tokens:,} tokens in all, those of an earlier run included")
     if files:

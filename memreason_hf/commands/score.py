@@ -21,15 +21,14 @@ from memreason_hf.analysis.solution_scores import (
 )
 from memreason_hf.command_line.chat_flags import chat_section
 from memreason_hf.command_line.errors import user_errors
-from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX
+from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_FLAGS, describe_usage
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.data.questions.memory_reason import NAMES, load_memory_reason
-from memreason_hf.evaluation.solutions.chat_judges import ChatJudge
 from memreason_hf.evaluation.solutions.generation_files import SUMMARY_SUFFIX
 from memreason_hf.evaluation.solutions.text_files import COLUMNS, TextFile, join_questions, read_texts
 from memreason_hf.experiments.testbed.agreement import agreement_by_kind
 from memreason_hf.file_sets import reserved, writing_together
-from memreason_hf.files import whole_file, write_json
+from memreason_hf.files import check_places, whole_file, write_json
 from memreason_hf.messages import visible
 from memreason_hf.steps import StepScheme
 
@@ -134,10 +133,16 @@ class ScoresOutput:
     overwrite: bool = field(default=False, metadata={"help": "Replace files that exist. Kept replies stay."})
 
     def paths(self) -> list[Path]:
-        """The files for verdicts and numbers; none where nothing is written."""
+        """
+        The files for verdicts and numbers; none where nothing is written.
+
+        Raises:
+            OSError: the output file is a folder.
+        """
         if self.output_file is None:
             return []
         path = Path(self.output_file)
+        check_places([path], overwrite=True)
         return [path, path.with_name(path.name + SUMMARY_SUFFIX)]
 
     def replies(self) -> Path | None:
@@ -148,10 +153,15 @@ class ScoresOutput:
 SECTIONS = [
     Section("texts", TextsArguments, "texts", key="inputs"),
     Section("questions", QuestionsArguments, "questions", key="inputs"),
-    Section("steps", StepScheme, "marks of steps; by default those of a file's own settings, or tokens of any number"),
+    Section(
+        "steps",
+        StepScheme,
+        "marks of steps; by default those of a file's own settings, or tokens of any number",
+        shown=("marks", "layout"),
+    ),
     Section("scoring", ScoringArguments, "scoring"),
     JUDGE,
-    chat_section(title="language model as judge"),
+    chat_section(title="language model as judge", shown=SHOWN_FLAGS),
     Section("output", ScoresOutput, "output"),
 ]
 
@@ -220,18 +230,16 @@ def _score(files, schemes, scoring, judging, chat, output):
             raise ValueError(f"{file.path}, {error}") from None
     for name, scheme, entries in zip(names, schemes, scored):
         _warn_of_marks(name, scheme, entries)
-    judge_name, progress = judging.name(chat), not scoring.no_progress
-    with judging.open(chat, output.replies()) as judge:
+    judge_name = judging.name(chat)
+    with judging.open(chat, output.replies(), progress=not scoring.no_progress) as judge:
         agreement = None
         if judge is not None and not _can_judge(judge, scored, schemes):
             print("steps are not judged: no text has both readable marks and reference steps to compare with\n")
             judge = None
         if judge is not None:
             # First: a judge that cannot be used is found before it is asked about every text.
-            agreement = judging.measure(judge, judge_name, progress=progress)
-            scored = [
-                judge_scored(entries, scheme, judge, progress=progress) for entries, scheme in zip(scored, schemes)
-            ]
+            agreement = judging.measure(judge, judge_name)
+            scored = [judge_scored(entries, scheme, judge) for entries, scheme in zip(scored, schemes)]
     scores = {
         name: measure_scores(entries, scheme, seed=scoring.seed)
         for name, entries, scheme in zip(names, scored, schemes)
@@ -286,8 +294,8 @@ def _print(scores, agreement, judge, judge_name):
         print(f"\n{visible(comparison_of_files(scores))}")
     if agreement is not None:
         print(f"\n{visible(agreement[1])}")
-    if isinstance(judge, ChatJudge):
-        print(f"{visible(judge_name)} was asked {judge.num_requests:,} times, {judge.num_tokens:,} tokens in all")
+    if usage := describe_usage(judge):
+        print(visible(usage))
 
 
 def _summary(scores, agreement, judge, judge_name):

@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from tqdm.auto import tqdm
-
 from memreason_hf.checks import check_sequence, check_type
 from memreason_hf.evaluation.solutions.judges import (
     AGREES,
@@ -108,16 +106,13 @@ def attribute(
     return _judge_steps(judge, SolutionToJudge(solution, references, question, answer=answer)).attribution
 
 
-def attribute_all(
-    judge: StepJudge, solutions: Iterable[SolutionToJudge], *, progress: bool = False
-) -> list[JudgedSolution]:
+def attribute_all(judge: StepJudge, solutions: Iterable[SolutionToJudge]) -> list[JudgedSolution]:
     """
     Finds the first departure of every solution.
 
     Args:
         judge: a judge of steps, or a judge of whole solutions (`ChatJudge`), which is asked about all of them at once.
         solutions: what is judged.
-        progress: whether to show a progress bar.
 
     Returns:
         One entry for each solution, in their order.
@@ -126,16 +121,11 @@ def attribute_all(
         ValueError: the judge returns something other than verdicts.
     """
     solutions = list(solutions)
+    if not hasattr(judge, "judge_solutions"):
+        return [_judge_steps(judge, solution) for solution in solutions]
     judged: list = [None] * len(solutions)
-    with tqdm(total=len(solutions), desc="judged", unit="solution", disable=not progress) as bar:
-        if hasattr(judge, "judge_solutions"):
-            for index, said in judge.judge_solutions(solutions):
-                judged[index] = _read_verdicts(solutions[index], said)
-                bar.update()
-        else:
-            for index, solution in enumerate(solutions):
-                judged[index] = _judge_steps(judge, solution)
-                bar.update()
+    for index, said in judge.judge_solutions(solutions):
+        judged[index] = _read_verdicts(solutions[index], said)
     return judged
 
 

@@ -13,9 +13,12 @@ import copy
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 from memreason_hf.chat import ChatError, in_order_of_completion
 from memreason_hf.chat.concurrent import Chat
@@ -56,10 +59,11 @@ class ChatJudge:
         temperature, seed: of drawing the reply.
         max_tries: how often the model is asked about a solution if its reply cannot be read.
         replies: a file that keeps every reply that could be read; a solution whose reply it holds is not asked about.
+        progress: whether to show a progress bar.
 
     Attributes:
-        num_requests, num_tokens (`int`): requests that were answered since the judge was made, and the tokens read and
-            written for them, as far as the endpoint counts them.
+        usage (`Counter`): `requests` that were answered since the judge was made, and the `tokens` read and written
+            for them, as far as the endpoint counts them.
 
     Raises:
         TypeError, ValueError: an argument is wrong, or the prompt lacks a field.
@@ -86,6 +90,7 @@ class ChatJudge:
         seed: int = 0,
         max_tries: int = 3,
         replies: ReplyFile | None = None,
+        progress: bool = False,
     ):
         check_has("chat", chat, "ask", "a chat model")
         check_type("name", name, str, "a text")
@@ -98,8 +103,8 @@ class ChatJudge:
         self.prompt = read_text(PROMPT_FILE) if prompt is None else prompt
         check_prompt(self.prompt)
         self.max_tokens, self.temperature, self.seed, self.max_tries = max_tokens, temperature, seed, max_tries
-        self.replies = replies
-        self.num_requests = self.num_tokens = 0
+        self.replies, self.progress = replies, progress
+        self.usage: Counter = Counter()
 
     def __call__(self, step: Step, references: Sequence[Step], question: str = "") -> str:
         """
@@ -113,10 +118,10 @@ class ChatJudge:
         return said[0]
 
     def told(self, background: str) -> "ChatJudge":
-        """A judge like this one that is told another `background`. It adds to the same file of replies."""
-        judge = copy.copy(self)
+        """A judge like this one that is told another `background`. The two share their usage and file of replies."""
         check_type("background", background, str, "a text")
-        judge.background, judge.num_requests, judge.num_tokens = background, 0, 0
+        judge = copy.copy(self)
+        judge.background = background
         return judge
 
     def judge_solutions(
@@ -137,7 +142,13 @@ class ChatJudge:
             JudgeError: the replies about the first solutions are all unreadable.
             ChatError: no request can be answered.
         """
-        solutions = list(solutions)
+        with tqdm(total=len(solutions), desc="judged", unit="solution", disable=not self.progress) as bar:
+            for index, said in self._judge(list(solutions)):
+                bar.set_postfix(tokens=self.usage["tokens"], refresh=False)
+                bar.update()
+                yield index, said
+
+    def _judge(self, solutions):
         places: dict[str, list[int]] = {}
         for index, solution in enumerate(solutions):
             if _steps_to_judge(solution):
@@ -197,8 +208,7 @@ class ChatJudge:
                 if error.is_fatal:
                     raise
                 return JudgeFault(error.reason)
-            self.num_requests += 1
-            self.num_tokens += reply.num_tokens
+            self.usage.update(requests=1, tokens=reply.num_tokens)
             text = reply.text
             try:
                 verdicts = read_verdicts(text, num_steps)

@@ -94,9 +94,7 @@ class JudgeRates:
         }
 
 
-def measure_judge(
-    judge: StepJudge, facts: Facts, solutions: Solutions, *, seed: int = 0, progress: bool = False
-) -> JudgeRates:
+def measure_judge(judge: StepJudge, facts: Facts, solutions: Solutions, *, seed: int = 0) -> JudgeRates:
     """
     Applies every error of `WRONG` and `ANSWER_ERRORS` and every change of `RIGHT` to each solution, and compares what
     a judge finds with what was changed.
@@ -107,7 +105,6 @@ def measure_judge(
         solutions: questions with correct solutions. They also serve as references, which a judge that does without
             (`needs_references`) is not shown.
         seed: decides where the changes are.
-        progress: whether to show a progress bar.
 
     Raises:
         ValueError: there are no solutions.
@@ -124,7 +121,7 @@ def measure_judge(
             shown = steps if needs_references else steps[-1:]
             changed.append((name, variant, SolutionToJudge(variant.steps, shown, question.text, steps[-1].text)))
     rates = JudgeRates()
-    judged = attribute_all(judge, [solution for *_, solution in changed], progress=progress)
+    judged = attribute_all(judge, [solution for *_, solution in changed])
     for (name, variant, _), entry in zip(changed, judged):
         _count(rates, name, variant, entry.attribution)
     return rates

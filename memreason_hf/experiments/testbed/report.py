@@ -101,9 +101,11 @@ def _judges(judges):
         ("errors", "error", "found", "hit_rate", "all errors found, %"),
         ("right", "no error", "false_alarms", "false_alarm_rate", "false alarms, %"),
     ):
-        for change, entry in judges[names[0]][part].items():
-            shares = (judges[name][part][change][hits] / entry["count"] for name in names)
-            lines.append([f"{label}: {change}", entry["count"], *map(_percent, shares)])
+        for change in judges[names[0]][part]:
+            entries = [judges[name][part][change] for name in names]
+            # A language model is asked about fewer solutions.
+            shares = (entry[hits] / entry["count"] for entry in entries)
+            lines.append([f"{label}: {change}", entries[0]["count"], *map(_percent, shares)])
         lines.append([total, "", *(_percent(judges[name][rate]) for name in names)])
     # Results of the first release have no agreement by kind.
     by_kind = [describe_agreement(name, judges[name]) for name in names if "kinds" in judges[name]]

@@ -105,7 +105,7 @@ def test_the_prompt_holds_what_is_known_and_nothing_else():
     assert "The answer is" not in full and "2. [" not in full
     for words in ("right answer", "A correct solution", "Facts"):
         assert words not in bare
-    assert (judge.num_requests, judge.num_tokens > 0) == (1, True)
+    assert judge.usage["requests"] == 1 and judge.usage["tokens"] == len(full.split()) + 2
 
 
 def test_nonsense_is_asked_about_again_and_told_why():
