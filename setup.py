@@ -20,6 +20,7 @@ setup(
             "recipes/accelerate/*.yaml",
             "metrics/*/*",
             "hub/cards/templates/*.md",
+            "annotation/prompts/*.txt",
             "evaluation/solutions/*.txt",
         ]
     },
@@ -48,6 +49,8 @@ setup(
         "demo": ["gradio>=6.31,<7"],
         # The server of `memreason serve`.
         "serve": ["fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.21"],
+        # Search in a corpus of one's own, for `memreason annotate --corpus`.
+        "retrieval": ["bm25s>=0.3,<0.4"],
         # What tests/integration tries where it is installed.
         "integrations": [
             "lm-eval>=0.4.13",

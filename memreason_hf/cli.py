@@ -24,6 +24,7 @@ VERBS = {
     "generate": "Continue prompts, and show how many recurrences each token took.",
     "demo": "Open a page for a model: its answers, the depth of every token, and what it says at other depths.",
     "serve": "Serve a model over HTTP, with the endpoints of OpenAI's API, batched by depth.",
+    "annotate": "Let a language model write the memory and reason steps of questions that have none.",
     "evaluate-steps": "Let a model solve annotated questions in memory and reason steps, and judge the solutions.",
     "score": "Judge generated texts of any origin: a verdict on each, accuracy, steps, where errors come from.",
     "attention": "Show where a model looks while it writes a solution: maps over its steps, shares by kind.",

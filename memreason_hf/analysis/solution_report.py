@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import evaluate
 
 from memreason_hf.data.questions.memory_reason import reference_solution
+from memreason_hf.data.questions.schema import type_of_row
 from memreason_hf.evaluation.solutions.generation import GeneratedSolution
 from memreason_hf.evaluation.solutions.judges import StepJudge
 from memreason_hf.metrics import metric_path
@@ -31,6 +32,7 @@ def measure_solutions(
     match_option_text: bool,
     judge: str | StepJudge | None,
     seed: int,
+    answer_rule: str = "published",
 ) -> dict:
     """
     The results of the three metrics of solutions together, and the mean recurrences by kind where they were recorded.
@@ -39,7 +41,8 @@ def measure_solutions(
         generations: from `generate_solutions`.
         rows: their questions, as `load_memory_reason` gives them.
         scheme: of the steps.
-        match_option_text, judge, seed: as for the metrics. Without a judge, `step_attribution` is left out.
+        match_option_text, judge, seed, answer_rule: as for the metrics. Without a judge, `step_attribution` is left
+            out.
     """
     names = METRICS if judge is not None else METRICS[:-1]
     metrics = evaluate.combine([evaluate.load(metric_path(name), keep_in_memory=True) for name in names])
@@ -48,6 +51,9 @@ def measure_solutions(
         references=[scheme.render(reference_solution(row)) for row in rows],
         questions=[row["question"] for row in rows],
         options=[row["options"] for row in rows],
+        answer_types=[type_of_row(row) for row in rows],
+        accepted_answers=[row.get("accepted_answers") or [] for row in rows],
+        answer_rule=answer_rule,
         match_option_text=match_option_text,
         scheme=scheme,
         **({} if judge is None else {"judge": judge}),

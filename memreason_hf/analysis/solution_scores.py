@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import evaluate
 import numpy as np
 
-from memreason_hf.evaluation.solutions.answers import Verdict, end_of_question, judge_answer
+from memreason_hf.evaluation.solutions.answers import Verdict, end_of_question, extract_answer, judge_answer
 from memreason_hf.evaluation.solutions.attribution import (
     MISSING,
     OUTCOMES,
@@ -28,18 +28,16 @@ from memreason_hf.evaluation.solutions.attribution import (
 )
 from memreason_hf.evaluation.solutions.intervals import accuracy_interval
 from memreason_hf.evaluation.solutions.judges import SolutionToJudge, StepJudge
-from memreason_hf.evaluation.solutions.text_files import TextRow, with_options
+from memreason_hf.evaluation.solutions.text_files import TextRow, complete_rows
 from memreason_hf.messages import first_few
 from memreason_hf.metrics import metric_path
 from memreason_hf.metrics.step_inputs import (
     is_solution,
     mark_answer,
-    read_options,
     read_reference,
     read_solution,
-    reference_answer,
 )
-from memreason_hf.steps import Step, StepScheme, answer_step
+from memreason_hf.steps import ANSWER_MARKER, Step, StepScheme, answer_step
 from memreason_hf.tables import format_table
 
 
@@ -101,32 +99,34 @@ class ScoredText:
         return line
 
 
-def score_texts(rows: Iterable[TextRow], scheme: StepScheme, *, match_option_text: bool = False) -> list[ScoredText]:
+def score_texts(
+    rows: Iterable[TextRow],
+    scheme: StepScheme,
+    *,
+    answer_rule: str = "published",
+    match_option_text: bool = False,
+) -> list[ScoredText]:
     """
     Judges the answer of every text by the answer rule, and reads its steps.
 
     Args:
         rows: from `read_texts` or `join_questions`.
         scheme: how the texts mark their steps. A scheme with tokens reads any number of them.
-        match_option_text: see `extract_answer`.
+        answer_rule, match_option_text: `rule` and `match_option_text` of `extract_answer`.
 
     Raises:
         ValueError: the right answer of a text is not known, or cannot be read; names the text.
 
     Example:
 
-        >>> row = TextRow(0, "<memory> Iron is heavy.\\n<answer> The answer is: False", "Does it float?", "False")
+        >>> row = TextRow(0, "<memory> Iron is heavy.\n<answer> The answer is: False", "Does it float?", "False")
         >>> (scored,) = score_texts([row], StepScheme())
         >>> scored.answer, scored.has_marks, [step.kind for step in scored.steps]
         ('right', True, ['memory', 'answer'])
     """
-    scored = []
-    for row in rows:
-        try:
-            scored.append(_score(row, scheme, match_option_text))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"text {row.index}: {error}") from None
-    return scored
+    settings = {"rule": answer_rule, "match_option_text": match_option_text}
+    rows = complete_rows([_read_reference(row, scheme) for row in rows])
+    return [_score(row, scheme, settings) for row in rows]
 
 
 def judge_scored(scored: Sequence[ScoredText], scheme: StepScheme, judge: StepJudge) -> list[ScoredText]:
@@ -261,32 +261,38 @@ def score_lines(name: str, scored: Iterable[ScoredText]) -> Iterator[dict]:
         yield {"file": name, **entry.to_dict()}
 
 
-def _score(row, scheme, match_option_text):
-    row, steps = _read_reference(row, scheme)
-    row = dataclasses.replace(with_options(row), steps=tuple(steps))
+def _score(row, scheme, settings):
     verdict = judge_answer(
-        row.text, row.reference, row.options, question=row.question, match_option_text=match_option_text
+        row.text,
+        row.reference,
+        row.options,
+        answer_type=row.answer_type,
+        accepted_answers=row.accepted_answers,
+        question=row.question,
+        **settings,
     )
     end = None if row.question is None else end_of_question(row.text, row.question)
     solution = row.text[end or 0 :]
     # Of the text as it stands: `mark_answer` also names an answer that has no mark.
     spans, _ = scheme.locate(solution)
-    parsed = read_solution(solution, scheme, None)
-    is_truncated = parsed.truncated
-    mark_answer(parsed)
     has_marks = any(span.mark_end > span.start for span in spans)
-    return ScoredText(row, solution, list(parsed), verdict, has_marks, is_truncated)
+    steps = read_solution(solution, scheme, None)
+    mark_answer(steps)
+    return ScoredText(row, solution, list(steps), verdict, has_marks, steps.truncated)
 
 
 def _read_reference(row, scheme):
-    """The row with the right answer alone as its reference, and the reference steps without the answer."""
+    """A row with the answer alone as its reference, and the reference steps without the answer."""
     if row.reference is None or not is_solution(row.reference):
-        return row, row.steps
-    steps = read_reference(row.reference, scheme, row.question)
-    options = row.options if row.options is not None else read_options(None, [row.reference])[0]
-    answer = reference_answer(row.reference, options, row.question)
-    kept = row.steps or tuple(step for step in steps if step.kind != "answer")
-    return dataclasses.replace(row, reference=answer), kept
+        return row
+    answer = extract_answer(row.reference, {}, answer_type="text", question=row.question).value
+    if answer is None:
+        raise ValueError(
+            f"text {row.index}: the reference {row.reference[-80:]!r} gives no answer. It must be an answer, or a "
+            f"solution that ends with '{ANSWER_MARKER} …'."
+        )
+    steps = tuple(step for step in read_reference(row.reference, scheme, row.question) if step.kind != "answer")
+    return dataclasses.replace(row, reference=answer, steps=row.steps or steps)
 
 
 def _distribution(shown, scheme):

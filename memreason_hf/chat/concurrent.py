@@ -81,6 +81,7 @@ def in_order_of_completion(
     concurrency: int,
     close: Callable[[], Awaitable[None]] | None = None,
     grace: float = 0.0,
+    on_stop: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Key, Result]]:
     """
     Runs a coroutine for each key, some at a time, in an event loop of its own.
@@ -94,6 +95,7 @@ def in_order_of_completion(
         concurrency: how many keys are worked on at once.
         close: called in the loop at the end.
         grace: the seconds in which keys that are under way may still end when the caller stops early.
+        on_stop: called in the caller's thread when it stops early, before the grace.
 
     Returns:
         An iterator of `(key, result)`, in the order in which they end.
@@ -106,16 +108,17 @@ def in_order_of_completion(
         [(1, 2), (2, 4), (3, 6)]
     """
     check_int("concurrency", concurrency, least=1)
-    return _Pool(work, iter(keys), concurrency, close, grace).results()
+    return _Pool(work, iter(keys), concurrency, close, grace, on_stop).results()
 
 
 class _Pool:
     """The thread, its event loop, and the queue of results."""
 
-    def __init__(self, work, keys, concurrency, close, grace):
-        self._work, self._keys, self._concurrency, self._close, self._grace = work, keys, concurrency, close, grace
+    def __init__(self, work, keys, concurrency, close, grace, on_stop):
+        self._work, self._keys, self._concurrency, self._close = work, keys, concurrency, close
+        self._grace, self._on_stop = grace, on_stop
         self._done = queue.SimpleQueue()
-        self._stopped = False
+        self._stopped = self._ended = False
         self._loop = self._task = None
         self._started = threading.Event()
 
@@ -126,9 +129,10 @@ class _Pool:
         try:
             while True:
                 key, result, error = self._done.get()
+                self._ended = key is _END
                 if error is not None:
                     raise error
-                if key is _END:
+                if self._ended:
                     return
                 yield key, result
         finally:
@@ -137,7 +141,9 @@ class _Pool:
     def _stop(self, thread):
         self._stopped = True
         try:
-            if self._grace:
+            if not self._ended:
+                if self._on_stop is not None:
+                    self._on_stop()
                 thread.join(self._grace)
         finally:
             self._started.wait()

@@ -9,6 +9,9 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
+
+from datasets import DatasetDict
 
 from memreason_hf.adapters.base_files import block_digests, weight_files
 from memreason_hf.adapters.folders import adapter_folder
@@ -27,8 +30,11 @@ from memreason_hf.command_line.errors import user_errors
 from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_FLAGS, describe_usage
 from memreason_hf.command_line.model_flags import model_section
 from memreason_hf.command_line.parser import CommandParser, Section
+from memreason_hf.data.questions.answer_types import ANSWER_TYPES
 from memreason_hf.data.questions.demonstrations import Demonstrations
-from memreason_hf.data.questions.memory_reason import NAMES, load_memory_reason
+from memreason_hf.data.questions.memory_reason import NAMES
+from memreason_hf.data.questions.own_data import load_questions, read_columns
+from memreason_hf.evaluation.solutions.answers import ANSWER_RULES
 from memreason_hf.evaluation.solutions.generation import check_max_new_tokens, generate_solutions
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
 from memreason_hf.experiments.testbed.agreement import agreement_by_kind
@@ -54,6 +60,8 @@ EPILOG = """\
 examples:
   memreason evaluate-steps runs/strategy_qa --data data/strategy_qa --output_file runs/strategy_qa/test.jsonl
   memreason evaluate-steps MODEL --data FOLDER_WITH_JSON --name truthful_qa --num_items 100
+  memreason evaluate-steps MODEL --data questions.jsonl --split train --columns question=query,answer=target
+  memreason evaluate-steps MODEL --data OWNER/NAME --answer_rule lenient
   memreason evaluate-steps MODEL --data data/gsm8k --num_demonstrations 4 --max_new_tokens 300
   memreason evaluate-steps MODEL --data data/gsm8k --judge llm --llm JUDGE --endpoint http://127.0.0.1:8000/v1
   memreason evaluate-steps RECURRENT_MODEL --data data/strategy_qa --depth_by_kind memory=2,reason=16
@@ -70,15 +78,51 @@ class QuestionArguments:
 
     data: str = field(
         metadata={
-            "help": "Folder written by data_scripts/build_memory_reason.py; or, with --name, the source that this "
-            "script reads."
+            "help": "A file (.jsonl, .json, .parquet), a folder of such files, of save_to_disk or of "
+            "data_scripts/build_memory_reason.py, or a data set on the Hub; or, with the study's --name, the folder "
+            "or URL of its JSON files."
         },
     )
-    name: str | None = field(default=None, metadata={"help": f"Name of the data set in a source: {', '.join(NAMES)}."})
+    name: str | None = field(
+        default=None,
+        metadata={
+            "help": f"The study's data set ({', '.join(NAMES)}), or the configuration of a data set on the Hub. A "
+            "file or folder needs no name."
+        },
+    )
+    data_revision: str | None = field(
+        default=None, metadata={"help": "The branch, tag or commit of a data set on the Hub."}
+    )
+    columns: str | dict[str, str] | None = field(
+        default=None,
+        metadata={
+            "help": "The source's names of columns, where they differ: question=query,answer=target. The schema: "
+            "data_scripts/README.md."
+        },
+    )
+    answer_type: Literal[ANSWER_TYPES] | None = field(
+        default=None,
+        metadata={"help": "The type of all answers. Default: it follows from the options, or from the answers."},
+    )
     split: str = field(default="test", metadata={"help": "Split of the data set."})
     num_items: int | None = field(
         default=None, metadata={"help": "The maximum number of items, the first ones of the split. Default: all."}
     )
+
+    def load(self) -> DatasetDict:
+        """
+        All splits of the data.
+
+        Raises:
+            ValueError, OSError: the data cannot be read, or rows cannot be used.
+        """
+        return load_questions(
+            self.data,
+            self.name,
+            columns=read_columns(self.columns),
+            answer_type=self.answer_type,
+            revision=self.data_revision,
+        )
 
     def rows(self, dataset) -> list[dict]:
         """
@@ -103,6 +147,10 @@ class SolutionArguments:
     num_demonstrations: int = field(default=0, metadata={"help": "Solved training questions before each question."})
     seed: int = field(
         default=0, metadata={"help": "Seed of the choice of demonstrations and of the bootstrap interval."}
+    )
+    answer_rule: Literal[ANSWER_RULES] = field(
+        default="published",
+        metadata={"help": "How answers are read. lenient also reads **(A)**, boxes, Answer: A and the like."},
     )
     match_option_text: bool = field(
         default=False, metadata={"help": "Accept the text of an option as an answer, in place of its letter."}
@@ -152,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
 def _evaluate(model, data, solving, judges, depth, by_kind, output, files):
     model.check()
     check_max_new_tokens(solving.max_new_tokens)
-    dataset = load_memory_reason(data.data, data.name)
+    dataset = data.load()
     rows = data.rows(dataset)
     demonstrations = _demonstrations(dataset, solving)
     network, tokenizer, generate_arguments = _load(model, depth, by_kind)
@@ -171,6 +219,7 @@ def _evaluate(model, data, solving, judges, depth, by_kind, output, files):
             max_new_tokens=solving.max_new_tokens,
             demonstrations=demonstrations,
             match_option_text=solving.match_option_text,
+            answer_rule=solving.answer_rule,
             path=files[0] if files else None,
             settings=_settings(model, data, solving, scheme, (depth, by_kind)) if files else None,
             overwrite=output.overwrite,
@@ -183,6 +232,7 @@ def _evaluate(model, data, solving, judges, depth, by_kind, output, files):
         rows,
         scheme,
         match_option_text=solving.match_option_text,
+        answer_rule=solving.answer_rule,
         judge=judge,
         seed=solving.seed,
     )
@@ -259,6 +309,14 @@ def _settings(model, data, solving, scheme, depth):
         **{name: getattr(data, name) for name in ("name", "split")},
         **{name: getattr(solving, name) for name in ("max_new_tokens", "num_demonstrations", "match_option_text")},
     }
+    # Files that were written before these flags existed go on where they have their defaults.
+    if solving.answer_rule != "published":
+        values["answer_rule"] = solving.answer_rule
+    if data.columns:
+        values["columns"] = read_columns(data.columns)
+    for name in ("answer_type", "data_revision"):
+        if getattr(data, name) is not None:
+            values[name] = getattr(data, name)
     if solving.num_demonstrations:
         values["seed"] = solving.seed
     if model.base is not None:

@@ -34,12 +34,13 @@ examples:
   memreason finetune tiny --data data/memory_reason              # a new small model: minutes on a CPU
   memreason finetune tiny --data data/memory_reason --architecture recurrent --output_dir runs/tiny_recurrent
   memreason finetune strategyqa_llama2 --output_dir runs/strategy_qa
+  memreason finetune tiny --data questions.jsonl --test_fraction 0.2 --columns question=query,answer=target
   memreason finetune my_recipe.yaml --mode lora --lora_targets all --learning_rate 1e-4
   accelerate launch --config_file cpu_2.yaml -m memreason_hf.commands.finetune my_recipe.yaml --expected_world_size 2
 
 a recipe:
   data:
-    path: data/memory_reason      # the study's JSON files, or a folder of data_scripts/build_memory_reason.py
+    path: data/memory_reason      # the study's JSON files; or a file, a folder or a Hub dataset of your own
     name: strategy_qa             # which data set of the JSON files
     max_length: 700
     too_long: drop                # leaves longer items out and counts them; answers are never cut off
@@ -63,7 +64,12 @@ a recipe:
 """
 
 SECTIONS = [
-    Section("data", QuestionArguments, "data", flags={"path": "data", "name": "data_name"}),
+    Section(
+        "data",
+        QuestionArguments,
+        "data",
+        flags={"path": "data", "name": "data_name", "revision": "data_revision", "eval_path": "eval_data"},
+    ),
     Section("model", BaseModelArguments, "model", flags={"path": "model"}),
     Section(
         "new_model",

@@ -9,6 +9,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from memreason_hf.analysis.solution_scores import (
     comparison_of_files,
@@ -23,7 +24,10 @@ from memreason_hf.command_line.chat_flags import chat_section
 from memreason_hf.command_line.errors import user_errors
 from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_FLAGS, describe_usage
 from memreason_hf.command_line.parser import CommandParser, Section
-from memreason_hf.data.questions.memory_reason import NAMES, load_memory_reason
+from memreason_hf.data.questions.answer_types import ANSWER_TYPES
+from memreason_hf.data.questions.memory_reason import NAMES
+from memreason_hf.data.questions.own_data import load_questions, read_columns
+from memreason_hf.evaluation.solutions.answers import ANSWER_RULES
 from memreason_hf.evaluation.solutions.generation_files import SUMMARY_SUFFIX
 from memreason_hf.evaluation.solutions.text_files import COLUMNS, TextFile, join_questions, read_texts
 from memreason_hf.experiments.testbed.agreement import agreement_by_kind
@@ -55,6 +59,7 @@ EPILOG = """\
 examples:
   memreason score runs/strategy_qa/test.jsonl --data data/strategy_qa --output_file scores.jsonl
   memreason score published.json --data FOLDER_WITH_JSON --name strategy_qa
+  memreason score mine.jsonl --data questions.jsonl --split train --answer_rule lenient
   memreason score mine.jsonl --columns text=output,reference=gold,options=choices
   memreason score a.jsonl b.jsonl c.jsonl --judge none                      # a table of three files
   memreason score test.jsonl --judge llm --llm MODEL --endpoint http://127.0.0.1:8000/v1 --output_file scores.jsonl
@@ -87,12 +92,28 @@ class QuestionsArguments:
     data: str | None = field(
         default=None,
         metadata={
-            "help": "The questions, with right answers and reference steps: a folder of "
-            "data_scripts/build_memory_reason.py; or, with --name, the source that this script reads. Default: the "
-            "files hold the right answers."
+            "help": "The questions, with right answers and reference steps: a file, a folder or a data set on the "
+            "Hub, as for memreason evaluate-steps; or, with the study's --name, the folder or URL of its JSON files. "
+            "Default: the files of texts hold the right answers."
         },
     )
-    name: str | None = field(default=None, metadata={"help": f"Name of the data set in a source: {', '.join(NAMES)}."})
+    name: str | None = field(
+        default=None,
+        metadata={
+            "help": f"The study's data set ({', '.join(NAMES)}), or the configuration of a data set on the Hub."
+        },
+    )
+    data_revision: str | None = field(
+        default=None, metadata={"help": "The branch, tag or commit of a data set on the Hub."}
+    )
+    data_columns: str | dict[str, str] | None = field(
+        default=None,
+        metadata={"help": "Names of the columns of --data, where they differ: question=query,answer=target."},
+    )
+    answer_type: Literal[ANSWER_TYPES] | None = field(
+        default=None,
+        metadata={"help": "The type of all answers. Default: it follows from the options, or from the answers."},
+    )
     split: str = field(default="test", metadata={"help": "Split of the data set."})
 
     def rows(self) -> list[dict] | None:
@@ -103,10 +124,14 @@ class QuestionsArguments:
             ValueError, OSError: the data cannot be read, or have no such split.
         """
         if self.data is None:
-            if self.name is not None:
-                raise ValueError(f"name={self.name!r} names a data set of --data, which is not given.")
+            for name in ("name", "data_revision", "data_columns"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}={getattr(self, name)!r} is of a data set of --data, which is not given.")
             return None
-        dataset = load_memory_reason(self.data, self.name)
+        columns = read_columns(self.data_columns)
+        dataset = load_questions(
+            self.data, self.name, columns=columns, answer_type=self.answer_type, revision=self.data_revision
+        )
         if self.split not in dataset:
             raise ValueError(f"split={self.split!r} is not in the data. Its splits are {', '.join(dataset)}.")
         return list(dataset[self.split])
@@ -116,6 +141,10 @@ class QuestionsArguments:
 class ScoringArguments:
     """How the texts are read and judged."""
 
+    answer_rule: Literal[ANSWER_RULES] = field(
+        default="published",
+        metadata={"help": "How answers are read. lenient also reads **(A)**, boxes, Answer: A and the like."},
+    )
     match_option_text: bool = field(
         default=False, metadata={"help": "Accept the text of an option as an answer, in place of its letter."}
     )
@@ -177,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
         texts, questions, _, scoring, judging, chat, output = parser.parse_sections(argv)
         _, given = parser.parse_recipe(argv)
         judging.check(chat)
-        columns = read_columns(texts.columns)
+        columns = read_text_columns(texts.columns)
         # Before anything is loaded: another process may be writing the files.
         with reserved(output.paths(), overwrite=output.overwrite):
             files = _read(texts.files, columns, questions)
@@ -187,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
             return _score(files, schemes, scoring, judging, chat, output)
 
 
-def read_columns(columns: str | dict[str, str] | None) -> dict[str, str]:
+def read_text_columns(columns: str | dict[str, str] | None) -> dict[str, str]:
     """
     Names of columns, as `text=output,reference=gold` or as a mapping of a recipe.
 
@@ -196,7 +225,7 @@ def read_columns(columns: str | dict[str, str] | None) -> dict[str, str]:
 
     Example:
 
-        >>> read_columns("text=output,reference=gold")
+        >>> read_text_columns("text=output,reference=gold")
         {'text': 'output', 'reference': 'gold'}
     """
     if columns is None or isinstance(columns, dict):
@@ -216,8 +245,17 @@ def _read(paths, columns, questions) -> list[TextFile]:
         raise ValueError(f"files: {Path(twice).name} is given twice. Name each file once.")
     rows = questions.rows()
     if rows is None:
-        return files
+        return [_typed(file, questions.answer_type) for file in files]
     return [dataclasses.replace(file, rows=join_questions(file, rows)) for file in files]
+
+
+def _typed(file, answer_type):
+    """A file whose answers are of the type that a flag gives."""
+    if answer_type is None:
+        return file
+    return dataclasses.replace(
+        file, rows=[dataclasses.replace(row, answer_type=row.answer_type or answer_type) for row in file.rows]
+    )
 
 
 def _score(files, schemes, scoring, judging, chat, output):
@@ -225,7 +263,8 @@ def _score(files, schemes, scoring, judging, chat, output):
     scored = []
     for file, scheme in zip(files, schemes):
         try:
-            scored.append(score_texts(file.rows, scheme, match_option_text=scoring.match_option_text))
+            rules = {"answer_rule": scoring.answer_rule, "match_option_text": scoring.match_option_text}
+            scored.append(score_texts(file.rows, scheme, **rules))
         except ValueError as error:
             raise ValueError(f"{file.path}, {error}") from None
     for name, scheme, entries in zip(names, schemes, scored):

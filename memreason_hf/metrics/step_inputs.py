@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import datasets
 import evaluate
 
-from memreason_hf.checks import check_int, check_number, check_row, check_sequence, check_type, shortened
-from memreason_hf.data.questions.options import TRUE_FALSE, options_by_label
-from memreason_hf.evaluation.solutions.answers import end_of_question, extract_answer
+from memreason_hf.checks import check_choice, check_int, check_number, check_row, check_sequence, check_type, shortened
+from memreason_hf.data.questions.answer_types import ANSWER_TYPES, FIXED_OPTIONS
+from memreason_hf.data.questions.options import options_by_label
+from memreason_hf.evaluation.solutions.answers import ANSWER_RULES, end_of_question, extract_answer
 from memreason_hf.evaluation.solutions.judges import StepJudge, find_judge
 from memreason_hf.steps import ANSWER_MARKER, NO_KIND, QUESTION_MARKER, Solution, Step, StepScheme, answer_step
 from memreason_hf.steps.marks import FAMILY_TOKEN
@@ -46,7 +47,9 @@ class SolutionInputs:
         references: reference solutions, or answers alone.
         questions: the question of each item; None for each if they are not given.
         scheme: how the texts mark their steps.
-        options, match_option_text, bootstrap_samples, confidence, seed: arguments of `answer_accuracy`.
+        answer_types: the type of each answer; None where it follows from the options.
+        accepted_answers: the further right answers of each item.
+        options, match_option_text, answer_rule, bootstrap_samples, confidence, seed: arguments of `answer_accuracy`.
         judge: argument of `step_attribution`.
     """
 
@@ -55,7 +58,10 @@ class SolutionInputs:
     questions: list[str | None]
     scheme: StepScheme
     options: Sequence | Mapping | None
+    answer_types: list[str | None]
+    accepted_answers: list[list[str]]
     match_option_text: bool
+    answer_rule: str
     bootstrap_samples: int
     confidence: float
     seed: int
@@ -115,7 +121,10 @@ class SolutionMetric(evaluate.Metric, ABC):
         references,
         questions=None,
         options=None,
+        answer_types=None,
+        accepted_answers=None,
         match_option_text=False,
+        answer_rule="published",
         bootstrap_samples=1000,
         confidence=0.95,
         seed=0,
@@ -127,7 +136,7 @@ class SolutionMetric(evaluate.Metric, ABC):
                 "predictions and references are empty: there is nothing to measure. Check the split and the filters "
                 "that chose the rows."
             )
-        _check_keywords(match_option_text, bootstrap_samples, confidence, seed, judge)
+        _check_keywords(match_option_text, answer_rule, bootstrap_samples, confidence, seed, judge)
         if questions is not None:
             check_texts("questions", questions)
             if len(questions) != len(predictions):
@@ -141,7 +150,10 @@ class SolutionMetric(evaluate.Metric, ABC):
             questions=[None] * len(predictions) if questions is None else list(questions),
             scheme=read_scheme_argument(scheme),
             options=options,
+            answer_types=_answer_types(answer_types, len(predictions)),
+            accepted_answers=_accepted_answers(accepted_answers, len(predictions)),
             match_option_text=match_option_text,
+            answer_rule=answer_rule,
             bootstrap_samples=bootstrap_samples,
             confidence=confidence,
             seed=seed,
@@ -185,14 +197,44 @@ def check_lengths(predictions: Sequence, references: Sequence) -> None:
         )
 
 
-def _check_keywords(match_option_text, bootstrap_samples, confidence, seed, judge):
+def _check_keywords(match_option_text, answer_rule, bootstrap_samples, confidence, seed, judge):
     """Checks types and ranges, also of keywords that a metric ignores: another one of a combination reads them."""
     check_type("match_option_text", match_option_text, bool, "True or False")
+    check_choice("answer_rule", answer_rule, ANSWER_RULES)
     reason = "more do not change the interval, but all are kept in memory"
     check_int("bootstrap_samples", bootstrap_samples, 0, _MOST_SAMPLES, reason)
     check_int("seed", seed, least=0)
     check_number("confidence", confidence, above=0, below=1)
     find_judge(judge)
+
+
+def _answer_types(types, count):
+    """The type of each item's answer; None where it follows from the options."""
+    if types is None:
+        return [None] * count
+    if isinstance(types, str):
+        types = [types] * count
+    check_sequence("answer_types", types, "one type of answers, or one for each item")
+    types = list(types)
+    if len(types) != count:
+        raise ValueError(f"answer_types has {len(types)} entries, predictions has {count}. Pass one for each.")
+    for index, chosen in enumerate(types):
+        if chosen is not None:
+            check_choice(f"answer_types[{index}]", chosen, ANSWER_TYPES)
+    return types
+
+
+def _accepted_answers(accepted, count):
+    """The further right answers of each item."""
+    if accepted is None:
+        return [[] for _ in range(count)]
+    check_sequence("accepted_answers", accepted, "a list of further right answers for each item")
+    accepted = list(accepted)
+    if len(accepted) != count:
+        raise ValueError(f"accepted_answers has {len(accepted)} entries, predictions has {count}. Pass one for each.")
+    for index, answers in enumerate(accepted):
+        check_texts(f"accepted_answers[{index}]", answers)
+    return [list(answers or ()) for answers in accepted]
 
 
 def read_scheme_argument(scheme: StepScheme | Mapping | None) -> StepScheme:
@@ -245,21 +287,25 @@ def is_solution(reference: str) -> bool:
     return "\n" in text or ANSWER_MARKER.casefold() in text.casefold() or bool(FAMILY_TOKEN.search(text))
 
 
-def read_options(options: Sequence | Mapping | None, references: Sequence[str]) -> list[dict[str, str]]:
+def read_options(
+    options: Sequence | Mapping | None, references: Sequence[str], answer_types: Sequence[str | None] = ()
+) -> list[dict[str, str]]:
     """
-    The options of every row: labels to texts, `{}` where the answer is a number.
+    The options of every row: labels to texts, `{}` where the answer is a number or a free text.
 
     Args:
         options: for all rows together a mapping of labels to texts, or a list of labels; or for each row one of them,
             or the column `options` of a data set. None: the options follow from the answer of the reference; if it is
             a letter, every letter is an option.
         references: solutions, or answers alone.
+        answer_types: the type of each answer, where it is known.
 
     Raises:
         ValueError: the number of entries differs from that of the references, or a reference has no answer.
     """
     if options is None:
-        return [_options_like(reference) for reference in references]
+        known = answer_types or [None] * len(references)
+        return [_options_of(*pair) for pair in zip(references, known, strict=True)]
     if isinstance(options, Mapping) or all(isinstance(option, str) for option in options):
         return [_labels_to_texts(options)] * len(references)
     if len(options) != len(references):
@@ -304,7 +350,9 @@ def _check_labels(options):
         check_type("options", entry, str, wanted)
 
 
-def reference_answer(reference: str, options: Mapping[str, str], question: str | None) -> str:
+def reference_answer(
+    reference: str, options: Mapping[str, str], question: str | None, answer_type: str | None = None
+) -> str:
     """
     The answer of a reference, which is a solution or an answer alone.
 
@@ -312,21 +360,24 @@ def reference_answer(reference: str, options: Mapping[str, str], question: str |
         ValueError: the reference gives no valid answer.
     """
     text = reference if is_solution(reference) else f"{ANSWER_MARKER} {reference}"
-    answer = extract_answer(text, options, question=question)
+    answer = extract_answer(text, options, question=question, answer_type=answer_type)
     if answer.value is None:
-        wanted = f"one of {', '.join(options)}" if options else "a number"
+        wanted = f"one of {', '.join(options)}" if options else "a text" if answer_type == "text" else "a number"
         raise ValueError(f"The reference {reference[-80:]!r} gives no answer: it must give {wanted}.")
     return answer.value
 
 
-def _options_like(reference):
+def _options_of(reference, answer_type):
+    """Options for an answer of a known type, or of the type that the reference shows."""
+    if answer_type is not None:
+        return _ANY_LETTER if answer_type == "letters" else FIXED_OPTIONS.get(answer_type, {})
     text = reference if is_solution(reference) else f"{ANSWER_MARKER} {reference}"
-    for options in (TRUE_FALSE, _ANY_LETTER, {}):
+    for options in (*FIXED_OPTIONS.values(), _ANY_LETTER, {}):
         if extract_answer(text, options).value is not None:
             return options
     raise ValueError(
         f"The reference {reference[-80:]!r} answers neither True or False nor with a letter or a number. References "
-        f"are solutions that end with '{ANSWER_MARKER} …', or answers."
+        f"are solutions that end with '{ANSWER_MARKER} …', or answers; for free text pass answer_types='text'."
     )
 
 

@@ -82,9 +82,9 @@ def test_the_key_comes_from_the_environment_and_the_token_of_the_hub_goes_nowher
 def test_a_key_that_an_endpoint_repeats_is_not_shown(monkeypatch):
     key = secrets.token_hex(8)
     monkeypatch.setenv(KEY_VARIABLE, key)
-    with chat_server(lambda _: Fault(401, body={"error": {"message": f"Incorrect key: {key}"}})) as server:
-        with pytest.raises(ChatError) as caught:
-            ask(endpoint(server))
+    refusal = Fault(401, body={"error": {"message": f"Incorrect key: {key}"}})
+    with chat_server(lambda _: refusal) as server, pytest.raises(ChatError) as caught:
+        ask(endpoint(server))
     assert key not in str(caught.value) and "Incorrect key" in caught.value.reason and caught.value.is_fatal
 
 
@@ -97,9 +97,9 @@ def test_what_may_pass_is_tried_again(name):
 
 
 def test_a_request_that_only_fails_ends_after_its_tries():
-    with chat_server(echo, fault=lambda call, number: FAULTS["500"]) as server:
-        with pytest.raises(ChatError, match=r"status 500: 'oops' \(3 tries\)") as caught:
-            ask(endpoint(server, max_tries=3))
+    words = r"status 500: 'oops' \(3 tries\)"
+    with chat_server(lambda _: FAULTS["500"]) as server, pytest.raises(ChatError, match=words) as caught:
+        ask(endpoint(server, max_tries=3))
     assert len(server.calls) == 3
     assert not caught.value.is_final and not caught.value.is_fatal
 
@@ -118,9 +118,8 @@ def test_a_request_that_only_fails_ends_after_its_tries():
     ],
 )
 def test_what_is_refused_is_not_tried_again(fault, words, is_fatal):
-    with chat_server(lambda _: fault) as server:
-        with pytest.raises(ChatError, match=words) as caught:
-            ask(endpoint(server))
+    with chat_server(lambda _: fault) as server, pytest.raises(ChatError, match=words) as caught:
+        ask(endpoint(server))
     assert len(server.calls) == 1 and "\n" not in str(caught.value)
     assert caught.value.is_final and caught.value.is_fatal == is_fatal
     # An error that ends the run says who answered so.
@@ -159,9 +158,9 @@ def test_the_wait_that_an_endpoint_asks_for_holds_all_requests_back():
 
 
 def test_a_wait_of_hours_is_not_waited_for():
-    with chat_server(lambda _: Fault(429, {"Retry-After": "7200"})) as server:
-        with pytest.raises(ChatError, match="asks to wait for 7,200 seconds"):
-            ask(endpoint(server))
+    limit, words = Fault(429, {"Retry-After": "7200"}), "asks to wait for 7,200 seconds"
+    with chat_server(lambda _: limit) as server, pytest.raises(ChatError, match=words):
+        ask(endpoint(server))
     assert len(server.calls) == 1
 
 

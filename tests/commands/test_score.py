@@ -10,7 +10,7 @@ from chat_servers import HTML, Fault, chat_server
 from paths import PUBLISHED, QUESTIONS
 from refusals import refused
 
-from memreason_hf.commands.score import main, make_parser, read_columns
+from memreason_hf.commands.score import main, make_parser, read_text_columns
 from memreason_hf.locks import locked
 from memreason_hf.metrics import metric_path
 from memreason_hf.steps import StepScheme
@@ -179,7 +179,30 @@ def test_several_files_and_named_columns(tmp_path, capsys):
         ("b/x.jsonl", "wrong")
     ] * 2
     assert str(tmp_path) not in out.read_text() + (tmp_path / "s.jsonl.summary.json").read_text()
-    assert read_columns({"text": "a"}) == {"text": "a"} and read_columns(None) == {}
+    assert read_text_columns({"text": "a"}) == {"text": "a"} and read_text_columns(None) == {}
+
+
+def test_types_of_answers_and_the_lenient_rule(tmp_path, capsys):
+    """Own data with free text, of which some answers look like numbers, and a rule that reads markup."""
+    questions = [
+        {"question": "Which river?", "answer": "the Nile", "accepted_answers": ["Nile River"]},
+        {"question": "Which route?", "answer": "66"},
+    ]
+    data = write(tmp_path / "test.jsonl", questions)
+    texts = [{"question": q["question"], "text": text} for q, text in zip(questions, ("Nile river.", "**66**"))]
+    texts = [{**item, "text": f"The answer is: {item['text']}"} for item in texts]
+    path, out = write(tmp_path / "t.jsonl", texts), tmp_path / "s.jsonl"
+    flags = ["--data", data, "--marks", "none", "--judge", "none", "--output_file", out, "--overwrite"]
+    assert run(path, *flags) == 0
+    assert [line["verdict"] for line in lines_of(out)] == ["correct", "correct"]
+    items = [{"text": f"Answer: **({letter})**", "reference": "B", "options": ["x", "y"]} for letter in "BA"]
+    path = write(tmp_path / "l.jsonl", items)
+    for rule, verdicts in (("published", ["wrong", "wrong"]), ("lenient", ["correct", "wrong"])):
+        assert run(path, *flags[2:], "--answer_rule", rule) == 0
+        assert [line["verdict"] for line in lines_of(out)] == verdicts
+    assert "answer='B' must be a number" in refused(
+        capsys, run, path, "--answer_type", "number", "--columns", "text=text"
+    )
 
 
 def knowing(call):
@@ -246,8 +269,8 @@ def test_a_judge_that_cannot_be_used_ends_with_one_line(texts, tmp_path, capsys)
         (["--agreement", "-1"], "agreement=-1 must be at least 0"),
         (["--columns", "text"], "columns='text' must name columns as in text=output,reference=gold"),
         (["--columns", "text=words"], "line 1: lacks the column 'words'"),
-        (["--name", "strategy_qa"], "name='strategy_qa' names a data set of --data, which is not given"),
-        (["--data", "nowhere"], "nowhere holds no saved data set"),
+        (["--name", "strategy_qa"], "name='strategy_qa' is of a data set of --data, which is not given"),
+        (["--data", "nowhere"], "nowhere is no file or folder here"),
         (["nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--marks", "dots"], "marks='dots' must be one of tokens"),
         (["--output_file", "."], "is a folder"),

@@ -44,4 +44,4 @@ def test_bad_requests_end_with_one_line_and_leave_nothing(source, tmp_path):
     done = run(tmp_path, "--name", "truthful_qa", "--source", source, "--output_dir", "data")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     done = run(tmp_path, "--name", "truthful", "--source", source, "--output-dir", "data")
-    assert done.returncode == 2 and "invalid choice: 'truthful'" in done.stderr
+    assert done.returncode == 2 and "name='truthful' must be one of" in done.stderr

@@ -1,6 +1,5 @@
 """The JSON files of the memory-and-reason study: read from a folder or a URL, with every item checked."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -8,6 +7,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from memreason_hf.data.questions.options import TRUE_FALSE, find_options
+from memreason_hf.data.questions.solution_texts import known_labels, labelled_step
 from memreason_hf.data.questions.text import check_characters, one_line
 from memreason_hf.files import parse_json, read_bytes
 from memreason_hf.messages import first_few
@@ -25,9 +25,6 @@ FILE_NAMES = {
 }
 SPLITS = ("train", "test")
 
-# Labels before a step. A step with labels of both kinds gets no kind.
-KIND_LABELS = {"rag": "memory", "memory": "memory", "reason": "reason", "step": NO_KIND}
-_LABEL = re.compile(r"\s*\[([^\[\]]*)\](?:\s+and\s+\[([^\[\]]*)\])?\s*:?")
 _FIELDS = ("question", "answer", "cot_steps")
 
 
@@ -160,21 +157,11 @@ def _answer(answer, options):
 def _add_step(item, step):
     if not isinstance(step, str):
         raise ValueError(f"the step {step!r} must be a text.")
-    match = _LABEL.match(step)
-    if match is None:
-        raise ValueError(f"the step {step[:60]!r} has no label. It must begin with {_labels()}.")
-    labels = [label for label in match.groups() if label is not None]
-    unknown = [label for label in labels if label not in KIND_LABELS]
-    if unknown:
-        raise ValueError(f"the step {step[:60]!r} has the unknown label [{unknown[0]}]. Labels are {_labels()}.")
-    kinds = {KIND_LABELS[label] for label in labels}
-    text = one_line(step[match.end() :])
+    kinds, text = labelled_step(step)
+    if not kinds:
+        raise ValueError(f"the step {step[:60]!r} has no label. It must begin with {known_labels()}.")
     if not text:
         item.num_empty_steps += 1
         return
     item.num_both_kinds += len(kinds) > 1
     item.steps.append(Step(kinds.pop() if len(kinds) == 1 else NO_KIND, text))
-
-
-def _labels():
-    return ", ".join(f"[{label}]" for label in KIND_LABELS)

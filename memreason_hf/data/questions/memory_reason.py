@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Features, List, NamedSplit, Value, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, NamedSplit, load_dataset, load_from_disk
 
 from memreason_hf.checks import check_path, check_row, check_sequence, check_type
 from memreason_hf.data.questions.json_files import AUTHORS_URL, FILE_NAMES, SourceItem, read_source
-from memreason_hf.data.questions.options import options_column
 from memreason_hf.data.questions.rationales import aqua_rat_item, gsm8k_item, rationale_items
+from memreason_hf.data.questions.schema import FEATURES, OLDEST_COLUMNS, fill_columns, question_row
 from memreason_hf.data.saved_folders import (
     ARROW_MARK,
     check_replaceable,
@@ -34,14 +34,6 @@ from memreason_hf.steps import ANSWER_MARKER, Step, answer_step
 from memreason_hf.steps.scheme import as_step
 
 
-FEATURES = Features(
-    {
-        "question": Value("string"),
-        "options": List({"label": Value("string"), "text": Value("string")}),
-        "answer": Value("string"),
-        "steps": List({"kind": Value("string"), "text": Value("string")}),
-    }
-)
 TRAINING_SPLIT = "train"
 REPORT_FILE = "report.json"
 CONTENTS = "a data set of annotated questions"
@@ -184,7 +176,7 @@ def _holds(folder, data):
     try:
         if read_json(folder / REPORT_FILE) != json.loads(json.dumps(asdict(data.report))):
             return False
-        saved = load_saved(folder, contents=CONTENTS, columns=FEATURES, splits=data.dataset)
+        saved = fill_columns(load_saved(folder, contents=CONTENTS, columns=OLDEST_COLUMNS, splits=data.dataset))
     except (OSError, ValueError):
         return False
     same_splits = list(saved) == list(data.dataset)
@@ -238,7 +230,7 @@ def load_memory_reason(source: str | Path, name: str | None = None) -> DatasetDi
                 f"study's JSON files directly, name the data set: {', '.join(NAMES)}."
             )
         return build_memory_reason(name, str(source)).dataset
-    return load_saved(source, contents=CONTENTS, columns=FEATURES)
+    return fill_columns(load_saved(source, contents=CONTENTS, columns=OLDEST_COLUMNS))
 
 
 def reference_solution(row: Mapping) -> list[Step]:
@@ -288,15 +280,7 @@ def _keep(split, items, report):
         kept = [(index, item) for index, item in kept if index not in dropped]
     report.num_rows = len(kept)
     report.num_steps = sum(len(item.steps) for _, item in kept)
-    rows = [
-        {
-            "question": item.question,
-            "options": options_column(item.options),
-            "answer": item.answer,
-            "steps": [asdict(step) for step in item.steps],
-        }
-        for _, item in kept
-    ]
+    rows = [question_row(item.question, item.answer, options=item.options, steps=item.steps) for _, item in kept]
     return Dataset.from_list(rows, features=FEATURES, split=NamedSplit(split))
 
 

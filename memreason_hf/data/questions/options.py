@@ -7,6 +7,7 @@ from memreason_hf.data.questions.text import last_visible
 
 
 TRUE_FALSE = {"True": "True", "False": "False"}
+YES_NO = {"Yes": "Yes", "No": "No"}
 _LABEL = re.compile(r"(?<!\S)([A-Z])\.\s*")
 _LIST_MARKER = re.compile(r"\b(?:Options|Answer choices):", re.IGNORECASE)
 # The text before a label ends with one of these, where no marker announces the options.

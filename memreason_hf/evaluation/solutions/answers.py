@@ -1,32 +1,44 @@
 """
-The answer rule: what a text answers, and whether that is right.
+The answer rules: what a text answers, and whether that is right.
 
     answer = extract_answer("… The answer is: (see above) …", options={"A": "bank", "B": "mall"})
     verdict = judge_answer(text, reference="B", options={"A": "bank", "B": "mall"}, question=question)
+    verdict = judge_row(text, dataset["test"][0], rule="lenient")
 
-The rule is narrower than that of the authors of "Disentangling Memory and Reasoning Ability in Large Language Models"
-(arXiv 2411.13504), and gives the verdicts that they published.
+The published rule is narrower than that of the authors of "Disentangling Memory and Reasoning Ability in Large
+Language Models" (arXiv 2411.13504), and gives the verdicts that they published. The lenient rule (`lenient_answers`)
+also reads what models write that were not trained for the format.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from os import PathLike
 
-from memreason_hf.checks import check_type
-from memreason_hf.data.questions.options import TRUE_FALSE
+from memreason_hf.checks import check_choice, check_row, check_sequence, check_type
+from memreason_hf.data.questions.answer_types import (
+    ANSWER_TYPES,
+    FIXED_OPTIONS,
+    answer_type_of,
+    canonical_answer,
+    same_answer,
+)
+from memreason_hf.data.questions.numbers import read_number
+from memreason_hf.data.questions.options import options_by_label
+from memreason_hf.data.questions.schema import type_of_row
+from memreason_hf.evaluation.solutions.lenient_answers import find_lenient_answer, read_lenient_answer
 from memreason_hf.files import read_json
+from memreason_hf.messages import first_few
 from memreason_hf.steps import QUESTION_MARKER
 from memreason_hf.steps.marks import FAMILY_TOKEN
 
+
+ANSWER_RULES = ("published", "lenient")
 
 _MARKER = re.compile(r"\bthe answer is[^\S\n]*:", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 _LETTER = re.compile(r"([A-Za-z])(?=\s*$|[.,):])")
 _NEXT_LETTER = re.compile(r"[\s.,):]*(?:(?:and|or|&)\s+)?([A-Za-z])(?=\s*$|[.,):])")
-# Possessive quantifiers take all digits or none, because the first digits of a fraction are not the answer.
-_NUMBER = re.compile(r"([-+]?)[$€£]?\s*([-+]?)(\d[\d,]*+(?:\.\d++)?+|\.\d++)(?!\s*/\s*\d)")
 
 
 @dataclass(frozen=True)
@@ -68,24 +80,35 @@ class Verdict:
 
 
 def extract_answer(
-    text: str, options: Mapping[str, str], *, question: str | None = None, match_option_text: bool = False
+    text: str,
+    options: Mapping[str, str],
+    *,
+    answer_type: str | None = None,
+    rule: str = "published",
+    question: str | None = None,
+    match_option_text: bool = False,
 ) -> ExtractedAnswer:
     """
     Reads the text after the last `The answer is:` (in any case), up to the end of the line or the tokens of another
     step.
 
-    True or false: the first word, in any case. Letters: a single letter at the start, in any case, followed by the end
-    of the line or by one of `. , ) :`. Numbers, if there are no options: the number at the start. Anything else is not
-    valid: a text without the marker, a sentence, a letter that is not an option.
+    True or false, yes or no: the first word, in any case. Letters: a single letter at the start, in any case, followed
+    by the end of the line or by one of `. , ) :`. Numbers: the number at the start (`read_number`). Free text: all of
+    it. Anything else is not valid: a text without the marker, a sentence, a letter that is not an option.
 
     Args:
         text: a solution, or the question and a solution.
-        options: labels to texts. The labels are `True` and `False`, or letters; empty if the answer is a number.
+        options: labels to texts. The labels are `True` and `False`, `Yes` and `No`, or letters; empty for numbers and
+            free text.
+        answer_type: one of `ANSWER_TYPES`. Default: it follows from the options; a number without any.
+        rule: `"published"`, or `"lenient"`, which also reads `(A)`, `**A**`, `\\boxed{A}`, `Answer: A`, `#### 72` and
+            the like.
         question: if the text starts with it, the marker is searched for after it.
-        match_option_text: also accept the text of an option for its label. This changes one published verdict.
+        match_option_text: also accept the text of an option for its label. This changes one published verdict. The
+            lenient rule always does.
 
     Raises:
-        ValueError: the options have other labels.
+        ValueError: the options have other labels, or an unknown type or rule.
 
     Example:
 
@@ -95,36 +118,23 @@ def extract_answer(
         True
         >>> extract_answer("The answer is: $1,200", {}).value
         '1200'
+        >>> extract_answer("So it is **(B)**.\\nAnswer: **(B)**", {"A": "bank", "B": "mall"}, rule="lenient").value
+        'B'
     """
     check_type("text", text, str, "a text")
     check_type("options", options, Mapping, "a mapping from labels to texts")
+    check_choice("rule", rule, ANSWER_RULES)
+    chosen, options = _typed_options(answer_type, options)
     position = 0 if question is None else end_of_question(text, question) or 0
-    markers = list(_MARKER.finditer(text, position))
-    if not markers:
+    answer = find_lenient_answer(text, position) if rule == "lenient" else _find_answer(text, position)
+    if answer is None:
         return ExtractedAnswer(None)
-    answer = text[markers[-1].end() :].split("\n", 1)[0]
-    following = FAMILY_TOKEN.search(answer)
-    answer = (answer[: following.start()] if following else answer).strip()
-    value, several = _READERS[answer_type(options)](answer, options)
-    if value is None and match_option_text:
+    value, several = _READERS[chosen](answer, options)
+    if rule == "lenient" and (value is None or chosen == "text"):
+        value, several = read_lenient_answer(answer, chosen, options, _READERS[chosen])
+    if value is None and (match_option_text or rule == "lenient"):
         value = _option_of_text(answer, options)
     return ExtractedAnswer(value, answer, several)
-
-
-def answer_type(options: Mapping[str, str]) -> str:
-    """
-    `"true_false"`, `"letters"`, or `"number"` if there are no options.
-
-    Raises:
-        ValueError: the options have other labels.
-    """
-    if not options:
-        return "number"
-    if set(options) == set(TRUE_FALSE):
-        return "true_false"
-    if all(re.fullmatch("[A-Z]", label) for label in options):
-        return "letters"
-    raise ValueError(f"options={list(options)!r} must have the labels True and False, or capital letters.")
 
 
 def judge_answer(
@@ -132,36 +142,126 @@ def judge_answer(
     reference: str,
     options: Mapping[str, str],
     *,
+    answer_type: str | None = None,
+    accepted_answers: Iterable[str] = (),
+    rule: str = "published",
     question: str | None = None,
     match_option_text: bool = False,
+    same_text: Callable[[str, str], bool] | None = None,
 ) -> Verdict:
     """
-    Compares what a text answers with the right answer. Numbers are compared by their value.
+    Compares what a text answers with the right answers: labels as they are, numbers by their value, free texts after
+    `normalized_text`.
 
     Args:
-        reference: a label, or a number.
-        text, options, question, match_option_text: as for `extract_answer`.
+        reference: a label, a number or a text.
+        accepted_answers: further right answers.
+        same_text: for free text, decides whether an answer that differs from all right answers means the same as one
+            of them, for example by a language model; called with the answer and a right answer.
+        text, options, answer_type, rule, question, match_option_text: as for `extract_answer`.
 
     Raises:
-        ValueError: the reference is not an option, or not a number where there are no options.
+        ValueError: a right answer is not an option, or not a number where it must be one.
 
     Example:
 
         >>> judge_answer("The answer is: 1,200.0", "1200", {}).is_correct
         True
+        >>> judge_answer("The answer is: the Nile.", "Nile", {}, answer_type="text").is_correct
+        True
     """
     check_type("text", text, str, "a text")
     check_type("options", options, Mapping, "a mapping from labels to texts")
-    if options and reference not in options:
-        raise ValueError(f"reference={reference!r} must be one of the options {', '.join(options)}.")
-    expected = _number(reference)[0] if not options else reference
-    if expected is None:
-        raise ValueError(f"reference={reference!r} must be a number, because there are no options.")
-    answer = extract_answer(text, options, question=question, match_option_text=match_option_text)
-    is_correct = answer.value == expected
-    if not options and answer.value is not None:
-        is_correct = Decimal(answer.value) == Decimal(expected)
+    check_sequence("accepted_answers", accepted_answers, "a list of texts")
+    chosen, options = _typed_options(answer_type, options)
+    right = [reference, *accepted_answers]
+    for name, expected in zip(("reference", *["accepted_answers"] * len(right)), right):
+        _check_reference(name, expected, chosen, options)
+    answer = extract_answer(
+        text, options, answer_type=chosen, rule=rule, question=question, match_option_text=match_option_text
+    )
+    is_correct = answer.value is not None and any(same_answer(chosen, answer.value, other) for other in right)
+    if not is_correct and answer.value is not None and chosen == "text" and same_text is not None:
+        is_correct = any(same_text(answer.value, other) for other in right)
     return Verdict(answer.value, reference, is_correct, answer.several)
+
+
+def judge_row(text: str, row: Mapping, **kwargs) -> Verdict:
+    """
+    Compares what a text answers with the right answers of a row of a data set (`load_questions`).
+
+    Args:
+        text: a solution, or the question and a solution.
+        row: with `answer`, `options` and, if it has them, `answer_type` and `accepted_answers`.
+        kwargs: for `judge_answer`: `rule`, `question`, `match_option_text`, `same_text`.
+
+    Raises:
+        ValueError: as for `judge_answer`, or a column is missing.
+    """
+    check_row("row", row, ("answer", "options"))
+    return judge_answer(
+        text,
+        row["answer"],
+        options_by_label(row["options"]),
+        answer_type=type_of_row(row),
+        accepted_answers=row.get("accepted_answers") or (),
+        **kwargs,
+    )
+
+
+def check_answers(rows: Iterable[Mapping]) -> None:
+    """
+    Checks that solutions of these rows can be judged, before they are generated.
+
+    Raises:
+        ValueError: the right answer of a row is none of its options, or not of its type; names the rows.
+    """
+    problems = []
+    for index, row in enumerate(rows):
+        check_row(f"rows[{index}]", row, ("answer", "options"))
+        try:
+            chosen, options = _typed_options(type_of_row(row), options_by_label(row["options"]))
+            for expected in (row["answer"], *(row.get("accepted_answers") or ())):
+                _check_reference("answer", expected, chosen, options)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            problems.append(f"rows[{index}]: {error}")
+    if problems:
+        raise ValueError(
+            f"{len(problems):,} rows have answers that cannot be judged: {first_few(problems, 3)} Load the data with "
+            "load_questions, which checks them, or set their answer_type."
+        )
+
+
+def _find_answer(text, position):
+    """The text after the last marker, on its line and within its step; None without a marker."""
+    markers = list(_MARKER.finditer(text, position))
+    if not markers:
+        return None
+    answer = text[markers[-1].end() :].split("\n", 1)[0]
+    following = FAMILY_TOKEN.search(answer)
+    return (answer[: following.start()] if following else answer).strip()
+
+
+def _typed_options(answer_type, options):
+    """The type of the answers, and the options, which some types have by themselves."""
+    if answer_type is None:
+        return answer_type_of(options), options
+    check_choice("answer_type", answer_type, ANSWER_TYPES)
+    options = options or FIXED_OPTIONS.get(answer_type, {})
+    needed = {"number": "number", "text": "number"}.get(answer_type, answer_type)
+    if answer_type_of(options) != needed:
+        labels = ", ".join(options) or "none"
+        raise ValueError(f"answer_type={answer_type!r} does not fit the options, whose labels are {labels}.")
+    return answer_type, options
+
+
+def _check_reference(name, expected, answer_type, options):
+    check_type(name, expected, str, "a text")
+    if options and expected not in options:
+        raise ValueError(f"{name}={expected!r} must be one of the options {', '.join(options)}.")
+    if answer_type == "number" and read_number(expected) is None:
+        raise ValueError(f"{name}={expected!r} must be a number, because there are no options.")
+    canonical_answer(answer_type, expected, options)
 
 
 def end_of_question(text: str, question: str) -> int | None:
@@ -208,7 +308,7 @@ def read_published(path: str | PathLike) -> tuple[list[str], list[bool]]:
     return [row["generated_text"] for row in rows], [row["result"] == "correct" for row in rows]
 
 
-def _true_false(answer, options):
+def _one_word(answer, options):
     word = _WORD.search(answer)
     labels = {label.lower(): label for label in options}
     return labels.get(word[0].lower()) if word else None, False
@@ -223,12 +323,12 @@ def _letter(answer, options):
     return match[1].upper(), several
 
 
-def _number(answer, options=None):
-    match = _NUMBER.match(answer)
-    if match is None:
-        return None, False
-    sign = "-" if "-" in match[1] + match[2] else ""
-    return sign + match[3].replace(",", ""), False
+def _number(answer, options):
+    return read_number(answer), False
+
+
+def _text(answer, options):
+    return answer or None, False
 
 
 def _option_of_text(answer, options):
@@ -240,4 +340,4 @@ def _plain(text):
     return " ".join(text.casefold().split()).rstrip(" .")
 
 
-_READERS = {"true_false": _true_false, "letters": _letter, "number": _number}
+_READERS = {"true_false": _one_word, "yes_no": _one_word, "letters": _letter, "number": _number, "text": _text}

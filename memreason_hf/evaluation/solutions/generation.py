@@ -15,10 +15,18 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memreason_hf.checks import check_callable, check_has, check_int, check_path, check_row, check_sequence, check_type
-from memreason_hf.data.questions.options import options_by_label
+from memreason_hf.checks import (
+    check_callable,
+    check_choice,
+    check_has,
+    check_int,
+    check_path,
+    check_row,
+    check_sequence,
+    check_type,
+)
 from memreason_hf.evaluation.mode import evaluation_mode
-from memreason_hf.evaluation.solutions.answers import judge_answer
+from memreason_hf.evaluation.solutions.answers import ANSWER_RULES, check_answers, judge_row
 from memreason_hf.evaluation.solutions.generation_files import FIELDS, OPTIONAL_FIELDS, GenerationFile
 from memreason_hf.locks import locked
 from memreason_hf.steps import KINDS, Step, StepScheme
@@ -103,6 +111,7 @@ def generate_solutions(
     max_new_tokens: int = 512,
     demonstrations: Callable[[str], Sequence[tuple[str, Sequence]]] | None = None,
     match_option_text: bool = False,
+    answer_rule: str = "published",
     path: str | None = None,
     settings: Mapping | None = None,
     overwrite: bool = False,
@@ -115,10 +124,11 @@ def generate_solutions(
     Args:
         model: any causal language model; its training mode is restored afterwards.
         tokenizer: an extended tokenizer; the prompt ends with the prefix tokens of its scheme.
-        rows: rows with `question`, `options` and `answer`, as from `load_memory_reason`.
+        rows: rows with `question`, `options` and `answer`, as from `load_questions`.
         batch_size, max_new_tokens: see `continue_greedily`.
         demonstrations: solved questions to put before a question, for example `Demonstrations(train, 4)`.
         match_option_text: see `extract_answer`.
+        answer_rule: the `rule` of `extract_answer`.
         path: a file of JSON lines to which every batch is added. Solutions that it already holds are not generated
             again.
         settings: what the texts depend on apart from the rows. A file with other settings is refused.
@@ -153,6 +163,8 @@ def generate_solutions(
         check_path("path", path)
     if not rows:
         raise ValueError("There are no rows to generate solutions for. Check the split and the filters.")
+    check_choice("answer_rule", answer_rule, ANSWER_RULES)
+    check_answers(rows)
     # Checked before a file is touched.
     _check(model, tokenizer, batch_size, max_new_tokens)
     if demonstrations is not None and get_step_attention(model) is not None:
@@ -163,7 +175,8 @@ def generate_solutions(
         )
     prompt = partial(_prompt, tokenizer, demonstrations)
     solve = partial(continue_greedily, model, tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    judge = partial(_judged, tokenizer, read_scheme(tokenizer), match_option_text=match_option_text)
+    scheme = read_scheme(tokenizer)
+    judge = partial(_judged, tokenizer, scheme, match_option_text=match_option_text, answer_rule=answer_rule)
     # Two processes would generate the same solutions, and write each line twice.
     with nullcontext() if path is None else locked(path):
         file = None
@@ -340,13 +353,12 @@ def _until_end(ids, ends):
     return ids[: end + 1]
 
 
-def _judged(tokenizer, scheme: StepScheme, row, new: Continuation, match_option_text):
+def _judged(tokenizer, scheme: StepScheme, row, new: Continuation, match_option_text, answer_rule):
     # The prefix tokens at the end of the prompt belong to the solution.
     prefix = tokenizer.convert_tokens_to_ids(list(scheme.prefix_tokens))
     solution = decode_solution(tokenizer, prefix + new.text_ids)
     steps = scheme.parse(solution)
-    options = options_by_label(row["options"])
-    verdict = judge_answer(solution, row["answer"], options, match_option_text=match_option_text)
+    verdict = judge_row(solution, row, match_option_text=match_option_text, rule=answer_rule)
     return GeneratedSolution(
         index=new.index,
         question=row["question"],

@@ -5,6 +5,7 @@ Files of generated texts, of any origin, as rows with the same fields.
     texts = read_texts("published.json")                                    # of the study
     texts = read_texts("mine.jsonl", {"text": "output", "reference": "gold"})
     rows = join_questions(texts, dataset["test"])                           # the answers of a data set
+    rows = complete_rows(rows)                                              # types and options of the answers
 """
 
 import dataclasses
@@ -17,7 +18,14 @@ from pathlib import Path
 import pyarrow.parquet
 
 from memreason_hf.checks import shortened
-from memreason_hf.data.questions.options import TRUE_FALSE, find_options, options_by_label
+from memreason_hf.data.questions.answer_types import (
+    FIXED_OPTIONS,
+    answer_type_of,
+    canonical_answer,
+    guess_type,
+    read_letter,
+)
+from memreason_hf.data.questions.options import find_options, options_by_label
 from memreason_hf.evaluation.solutions.generation_files import FIELDS, SETTINGS_SUFFIX
 from memreason_hf.files import parse_json, read_bytes, read_json
 from memreason_hf.steps import QUESTION_MARKER, Step, StepScheme
@@ -36,6 +44,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "accepted_answers": ("accepted_answers",),
 }
 _VERDICTS = {"correct": True, "wrong": False, "right": True, "incorrect": False, "true": True, "false": False}
+_ANY_LETTER = dict.fromkeys(string.ascii_uppercase, "")
 _PARQUET = b"PAR1"
 
 
@@ -195,26 +204,62 @@ def match_questions(texts: Sequence[str], items: Sequence[Mapping]) -> list[int]
     return matched
 
 
-def with_options(row: TextRow) -> TextRow:
+def complete_rows(rows: Sequence[TextRow]) -> list[TextRow]:
     """
-    A row whose options are known: those that the file or the data set gives; otherwise those that the question lists,
-    True and False, any letter, or none, whichever the right answer is one of.
+    Rows whose options and type of answer are known, with the right answers in the spelling of their options.
+
+    Where neither the file nor a data set gives them, the options are those that the question lists if the right answer
+    is one of them. All other right answers are taken together: if all are single letters, True or False, yes or no, or
+    numbers, they are of this type, and otherwise texts.
 
     Raises:
-        ValueError: the right answer is not known.
+        ValueError: a right answer is not known, or not one of the options; names the text.
+
+    Example:
+
+        >>> rows = [TextRow(0, "a", reference="12"), TextRow(1, "b", reference="3/4")]
+        >>> [row.answer_type for row in complete_rows(rows)]
+        ['number', 'number']
+        >>> [row.answer_type for row in complete_rows([*rows, TextRow(2, "c", reference="the Nile")])]
+        ['text', 'text', 'text']
     """
-    if row.reference is None:
-        raise ValueError(
-            "the right answer is not known. Name its column (--columns reference=NAME), or pass the data set of the "
-            "questions (--data)."
-        )
-    if row.options is not None:
+    typed = []
+    for row in rows:
+        if row.reference is None:
+            raise ValueError(
+                f"text {row.index}: the right answer is not known. Name its column (--columns reference=NAME), or "
+                "pass the data set of the questions (--data)."
+            )
+        typed.append(_with_listed_options(row))
+    guesses = {_guess(row.reference) for row in typed if row.answer_type is None}
+    guess = next(iter(guesses)) if len(guesses) == 1 else "text"
+    completed = []
+    for row in typed:
+        chosen = guess if row.answer_type is None else row.answer_type
+        try:
+            options = row.options or (_ANY_LETTER if chosen == "letters" else FIXED_OPTIONS.get(chosen, {}))
+            right = canonical_answer(chosen, row.reference, options)
+            accepted = tuple(canonical_answer(chosen, other, options) for other in row.accepted_answers)
+        except ValueError as error:
+            raise ValueError(f"text {row.index}: {error}") from None
+        changes = {"reference": right, "options": dict(options), "answer_type": chosen, "accepted_answers": accepted}
+        completed.append(dataclasses.replace(row, **changes))
+    return completed
+
+
+def _with_listed_options(row):
+    """A row whose type of answer follows from its options, if it has any or its question lists some."""
+    if row.answer_type is not None:
         return row
-    is_letter = len(row.reference) == 1 and row.reference in string.ascii_uppercase
-    listed = find_options(row.question if row.question is not None else row.text)
-    any_letter = dict.fromkeys(string.ascii_uppercase, "") if is_letter else {}
-    known = (options for options in (TRUE_FALSE, listed, any_letter) if row.reference in options)
-    return dataclasses.replace(row, options=dict(next(known, {})))
+    options = row.options
+    if options is None:
+        listed = find_options(row.question if row.question is not None else row.text)
+        options = listed if read_letter(row.reference) in listed else None
+    return dataclasses.replace(row, options=options, answer_type=answer_type_of(options)) if options else row
+
+
+def _guess(answer):
+    return "letters" if len(answer) == 1 and answer in string.ascii_uppercase else guess_type(answer)
 
 
 def _read_items(path, content):

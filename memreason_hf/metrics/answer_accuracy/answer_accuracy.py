@@ -23,8 +23,13 @@ Args:
     questions (`list` of `str`, *optional*): the question of each item. Items of one question are resampled together,
         and the answer is searched for after the question. By default each item is a question of its own.
     options (*optional*): labels to texts, or the labels: once for all items, or for each item. By default they follow
-        from the references: True or False, any letter, or a number.
+        from the references: True or False, yes or no, any letter, or a number.
+    answer_types (*optional*): `"letters"`, `"true_false"`, `"yes_no"`, `"number"` or `"text"`, once for all items or
+        for each. By default they follow from the options. Free text needs them.
+    accepted_answers (`list` of `list` of `str`, *optional*): further right answers of each item.
     match_option_text (`bool`, *optional*, defaults to `False`): also accept the text of an option for its label.
+    answer_rule (`str`, *optional*, defaults to `"published"`): `"lenient"` also reads answers in markup, parentheses
+        or a box, and after `Answer:`.
     bootstrap_samples (`int`, *optional*, defaults to 1000): resampled sets of questions; 0 for no interval.
     confidence (`float`, *optional*, defaults to 0.95): of the interval, between 0 and 1.
     seed (`int`, *optional*, defaults to 0): of the resampling.
@@ -59,6 +64,15 @@ Examples:
         ... )
         >>> results["accuracy"], results["num_several_answers"], results["num_invalid_answers"]
         (0.5, 1, 1)
+
+    Free text, with another answer that is also right:
+
+        >>> results = metric.compute(
+        ...     predictions=["The answer is: the Nile."], references=["Nile River"], answer_types="text",
+        ...     accepted_answers=[["Nile"]],
+        ... )
+        >>> results["accuracy"]
+        1.0
 """
 
 
@@ -68,15 +82,18 @@ class AnswerAccuracy(SolutionMetric):
     inputs_text = _KWARGS_DESCRIPTION
 
     def _measure(self, inputs):
-        options = read_options(inputs.options, inputs.references)
+        options = read_options(inputs.options, inputs.references, inputs.answer_types)
         verdicts = []
         for index, labels in enumerate(options):
-            text, reference, question = inputs.predictions[index], inputs.references[index], inputs.questions[index]
+            question, answer_type = inputs.questions[index], inputs.answer_types[index]
             try:
                 verdict = judge_answer(
-                    text,
-                    reference_answer(reference, labels, question),
+                    inputs.predictions[index],
+                    reference_answer(inputs.references[index], labels, question, answer_type),
                     labels,
+                    answer_type=answer_type,
+                    accepted_answers=inputs.accepted_answers[index],
+                    rule=inputs.answer_rule,
                     question=question,
                     match_option_text=inputs.match_option_text,
                 )

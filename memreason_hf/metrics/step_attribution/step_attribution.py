@@ -38,8 +38,9 @@ Args:
         (`memreason_hf.evaluation.solutions.chat_judges`) also judges solutions without reference steps.
     questions (`list` of `str`, *optional*): the question of each item, to which judges may refer.
     scheme (`StepScheme` or `dict`, *optional*): how the texts mark their steps. Needed only if they do not use tokens.
-    options, match_option_text (*optional*): as for `answer_accuracy`, whose rule decides whether an answer is right.
-        Where a reference gives no answer that the rule can read, the words of the answers are compared.
+    options, answer_types, accepted_answers, answer_rule, match_option_text (*optional*): as for `answer_accuracy`,
+        whose rule decides whether an answer is right. Where a reference gives no answer that the rule can read, the
+        words of the answers are compared.
     bootstrap_samples, confidence, seed: ignored; arguments of other modules in an `evaluate.combine`.
 
 Returns:
@@ -119,13 +120,20 @@ def _answers(inputs):
     """What the answer rule says of every solution; None where it cannot read the answer of the reference."""
     answers = []
     options = None if inputs.options is None else read_options(inputs.options, inputs.references)
-    rows = zip(inputs.predictions, inputs.references, inputs.questions)
-    for index, (text, reference, question) in enumerate(rows):
+    rows = zip(inputs.predictions, inputs.references, inputs.questions, inputs.answer_types)
+    for index, (text, reference, question, answer_type) in enumerate(rows):
         try:
-            labels = read_options(None, [reference])[0] if options is None else options[index]
-            expected = reference_answer(reference, labels, question)
-            matches = inputs.match_option_text
-            verdict = judge_answer(text, expected, labels, question=question, match_option_text=matches)
+            labels = read_options(None, [reference], [answer_type])[0] if options is None else options[index]
+            verdict = judge_answer(
+                text,
+                reference_answer(reference, labels, question, answer_type),
+                labels,
+                answer_type=answer_type,
+                accepted_answers=inputs.accepted_answers[index],
+                rule=inputs.answer_rule,
+                question=question,
+                match_option_text=inputs.match_option_text,
+            )
             answers.append(MISSING if not verdict.is_valid else RIGHT if verdict.is_correct else WRONG)
         except ValueError:
             answers.append(None)

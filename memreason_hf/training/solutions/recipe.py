@@ -75,6 +75,7 @@ def prepare_finetuning(
         data_collator=StepCollator(tokenizer),
         processing_class=tokenizer,
         demonstrations=demonstrations,
+        answer_rule=questions.answer_rule,
         origin=_origin(base, new, chosen),
     )
     trainer.data_record = _data_record(questions, rows)

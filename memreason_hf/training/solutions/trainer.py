@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from memreason_hf.adapters.model import rows_in_place
 from memreason_hf.data.labels import IGNORED_LABEL
+from memreason_hf.evaluation.solutions.answers import check_answers
 from memreason_hf.evaluation.solutions.generation import generate_solutions
 from memreason_hf.training.runs.interruption import InterruptWatch
 from memreason_hf.training.scheduled.trainer import ScheduledTrainer
@@ -35,9 +36,10 @@ class FinetuneTrainer(ScheduledTrainer):
         model ([`~transformers.PreTrainedModel`]): The extended model, or an `AdapterModel` around it.
         args ([`FinetuneArguments`]): The arguments.
         demonstrations (`Callable`, *optional*): As for `generate_solutions`.
+        answer_rule (`str`, *optional*, defaults to `"published"`): How answers are read, see `extract_answer`.
         kwargs:
             As for `ScheduledTrainer`. `train_dataset` has the rows of `encode_solutions`. `eval_dataset` has rows with
-            `question`, `options` and `answer`, as `load_memory_reason` returns them. `processing_class` is the
+            `question`, `options` and `answer`, as `load_questions` returns them. `processing_class` is the
             extended tokenizer.
 
     Raises:
@@ -71,10 +73,15 @@ class FinetuneTrainer(ScheduledTrainer):
         args: FinetuneArguments | None = None,
         *,
         demonstrations: Callable[[str], Sequence[tuple[str, Sequence]]] | None = None,
+        answer_rule: str = "published",
         **kwargs,
     ):
         self.demonstrations = demonstrations
+        self.answer_rule = answer_rule
         super().__init__(model, args, **kwargs)
+        if self.eval_dataset is not None:
+            # Before training, not in the first evaluation.
+            check_answers(self._test_rows(self.eval_dataset))
         # A recurrent-depth model computes the loss at its recurrences itself. Other models only return logits, because
         # not all of them divide by the labels of the whole training step.
         self.model_accepts_loss_kwargs = self.is_recurrent
@@ -161,7 +168,7 @@ class FinetuneTrainer(ScheduledTrainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("Trainer: evaluation requires an eval_dataset.")
-        rows = [dataset[index] for index in range(min(self.args.num_test, len(dataset)))]
+        rows = self._test_rows(dataset)
         if not rows:
             raise ValueError("Trainer: the eval_dataset is empty.")
         started = time.perf_counter()
@@ -187,6 +194,10 @@ class FinetuneTrainer(ScheduledTrainer):
         self._determine_best_metric(metrics, None)
         self._save_checkpoint(self.model, None)
 
+    def _test_rows(self, dataset):
+        """The rows whose questions an evaluation solves."""
+        return [dataset[index] for index in range(min(self.args.num_test, len(dataset)))]
+
     def _solve(self, rows):
         # Sharded layers are gathered at every call, so all ranks must make the same calls.
         shared = self.args.world_size > 1 and not self.is_fsdp_enabled
@@ -207,6 +218,7 @@ class FinetuneTrainer(ScheduledTrainer):
                     batch_size=self.args.per_device_eval_batch_size,
                     max_new_tokens=self.args.max_new_tokens,
                     demonstrations=self.demonstrations,
+                    answer_rule=self.answer_rule,
                     progress=not self.args.disable_tqdm and self.is_world_process_zero(),
                     **arguments,
                 )

@@ -102,7 +102,7 @@ def test_numbers(said, reference, right):
     assert verdict.is_valid and verdict.is_correct == right
 
 
-@pytest.mark.parametrize("said", [" 3/4", " 5.5/2", " 5,200/3", " 5 / 2", " about 5", "", " x", " ,"])
+@pytest.mark.parametrize("said", [" about 5", "", " x", " ,", " 5/0", " 5,2", " 5:30", " 5^2", " 5/2/2024"])
 def test_what_is_no_number(said):
     assert not judge_answer(f"The answer is:{said}", "5", {}).is_valid
 
@@ -160,7 +160,7 @@ def test_verdicts():
         ("E", LETTERS, "reference='E' must be one of the options A, B, C, D, F"),
         ("yes", TRUE_FALSE, "reference='yes' must be one of the options True, False"),
         ("many", {}, "reference='many' must be a number"),
-        ("1", {"1": "a"}, "must have the labels True and False, or capital letters"),
+        ("1", {"1": "a"}, "must have the labels True and False, Yes and No, or capital letters"),
     ],
 )
 def test_bad_references_are_refused(reference, options, message):

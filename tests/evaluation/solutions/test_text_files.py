@@ -11,10 +11,10 @@ from published_texts import match_items
 from memreason_hf.evaluation.solutions.generation_files import FIELDS
 from memreason_hf.evaluation.solutions.text_files import (
     TextRow,
+    complete_rows,
     join_questions,
     match_questions,
     read_texts,
-    with_options,
 )
 from memreason_hf.steps import Step, StepScheme
 
@@ -99,17 +99,43 @@ def test_named_columns_in_every_form(tmp_path, form):
         assert row.options == (choices if isinstance(choices, dict) else {"A": "bank", "B": "mall"})
 
 
-def test_values_of_other_types():
-    options = with_options
-    assert options(TextRow(0, "x", reference="True")).options == {"True": "True", "False": "False"}
-    assert options(TextRow(0, "x", reference="12")).options == {}
-    assert options(TextRow(0, "Who? A. Ann. B. Bob.\nx", reference="B")).options == {"A": "Ann.", "B": "Bob.\nx"}
-    assert len(options(TextRow(0, "x", reference="C")).options) == 26
-    assert options(TextRow(0, "x", reference="12", options={"A": "a"})).options == {"A": "a"}
-    with pytest.raises(
-        ValueError, match=r"the right answer is not known. Name its column \(--columns reference=NAME\)"
-    ):
-        options(TextRow(0, "x"))
+@pytest.mark.parametrize(
+    ("references", "answer_type", "labels"),
+    [
+        (["True", "false"], "true_false", "True False"),
+        (["yes", "No"], "yes_no", "Yes No"),
+        (["12", "3/4", "$1,200"], "number", ""),
+        (["A", "C"], "letters", "A B C D"),
+        (["12", "the Nile"], "text", ""),
+        (["Yes", "12"], "text", ""),
+        (["A", "type O"], "text", ""),
+    ],
+)
+def test_types_of_answers_follow_from_all_of_them(references, answer_type, labels):
+    rows = complete_rows([TextRow(i, "x", reference=reference) for i, reference in enumerate(references)])
+    assert {row.answer_type for row in rows} == {answer_type}
+    assert [label for label in labels.split() if label not in rows[0].options] == []
+    assert bool(rows[0].options) == bool(labels)
+    assert [row.reference.casefold() for row in rows] == [reference.casefold() for reference in references]
+
+
+def test_options_that_the_question_lists_or_the_file_gives():
+    rows = complete_rows(
+        [
+            TextRow(0, "Who? A. Ann. B. Bob.\nx", reference="B"),
+            TextRow(1, "x", "Who? A. Ann. B. Bob.", reference="(b)"),
+            TextRow(2, "x", reference="a", options={"A": "a", "B": "b"}),
+            TextRow(3, "x", reference="the Nile", accepted_answers=("Nile",)),
+            TextRow(4, "x", reference="12", answer_type="text"),
+        ]
+    )
+    assert [row.reference for row in rows] == ["B", "B", "A", "the Nile", "12"]
+    assert [row.answer_type for row in rows] == ["letters", "letters", "letters", "text", "text"]
+    assert rows[1].options == {"A": "Ann.", "B": "Bob."}
+    with pytest.raises(ValueError, match=r"text 7: the right answer is not known. Name its column \(--columns"):
+        complete_rows([TextRow(7, "x")])
+    with pytest.raises(ValueError, match="text 3: answer='C' must be one of the options A, B"):
+        complete_rows([TextRow(3, "x", reference="C", options={"A": "a", "B": "b"})])
 
 
 def test_references_that_are_no_texts(tmp_path):
