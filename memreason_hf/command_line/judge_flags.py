@@ -1,8 +1,8 @@
 """The judge of steps that a command uses: a rule, or a language model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,8 @@ REPLIES_SUFFIX = ".replies.jsonl"
 SHOWN_FLAGS = ("llm", "endpoint", "provider", "concurrency")
 # Rules cost nothing, and a request for each change does.
 _NUM_CHECKED, _NUM_CHECKED_BY_RULE = 5, 60
+_MOST_CHECKED = 10_000
+_OF_LANGUAGE_MODELS = ("judge_prompt", "judge_background", "judge_tries")
 
 
 @dataclass
@@ -84,17 +86,15 @@ class JudgeFlags:
         """
         check_int("judge_tries", self.judge_tries, least=1)
         if self.agreement is not None:
-            check_int("agreement", self.agreement, least=0)
+            check_int("agreement", self.agreement, 0, _MOST_CHECKED, "more do not change the rates")
         if self.judge == LANGUAGE_MODEL:
             chat.check()
             self._texts()
             return
-        given = {"llm": chat.llm, "judge_prompt": self.judge_prompt, "judge_background": self.judge_background}
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(
-                    f"{name}={value!r} is for a language model as judge. Add --judge llm, or leave it out."
-                )
+        usual = JudgeFlags()
+        given = {name: getattr(self, name) for name in _OF_LANGUAGE_MODELS}
+        given = {name: value for name, value in given.items() if value != getattr(usual, name)}
+        refuse_unused({**given, **given_chat_flags(chat)}, "Add --judge llm")
 
     def name(self, chat: ChatFlags) -> str:
         """What tables call the judge."""
@@ -163,6 +163,23 @@ class JudgeFlags:
             except ValueError as error:
                 raise ValueError(f"judge_prompt={self.judge_prompt!r}: {error}") from None
         return texts
+
+
+def given_chat_flags(chat: ChatFlags) -> dict[str, object]:
+    """The flags of the language model that differ from their defaults, with their values."""
+    usual = {field.name: field.default for field in fields(chat)}
+    return {name: getattr(chat, name) for name, value in usual.items() if getattr(chat, name) != value}
+
+
+def refuse_unused(given: Mapping[str, object], remedy: str) -> None:
+    """
+    Refuses flags of a language model as judge where none is asked.
+
+    Raises:
+        ValueError: there is one; the message names it.
+    """
+    for name, value in given.items():
+        raise ValueError(f"{name}={value!r} is for a language model as judge. {remedy}, or leave it out.")
 
 
 def chat_judge(chat: ChatFlags, **settings) -> ChatJudge:

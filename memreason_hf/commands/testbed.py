@@ -9,7 +9,7 @@ from pathlib import Path
 
 from memreason_hf.command_line.chat_flags import chat_section
 from memreason_hf.command_line.errors import user_errors
-from memreason_hf.command_line.judge_flags import SHOWN_FLAGS, chat_judge
+from memreason_hf.command_line.judge_flags import SHOWN_FLAGS, chat_judge, given_chat_flags, refuse_unused
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.experiments.testbed.report import report
 from memreason_hf.experiments.testbed.run import FIGURE_FILE, TestbedArguments, run_testbed
@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the test bed; returns the exit code. A wrong flag ends the program with code 2 and one message."""
     with user_errors(PROG):
         arguments, chat = make_parser().parse_sections(argv)
+        if chat.llm is None:
+            refuse_unused(given_chat_flags(chat), "Name it with --llm")
         results = run_testbed(arguments, None if chat.llm is None else chat_judge(chat, progress=True))
         folder = Path(arguments.output_dir)
         print(report(results))

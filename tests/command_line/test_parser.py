@@ -229,7 +229,7 @@ def test_the_last_place_can_take_several_values(recipe):
     assert "[RECIPE.yaml] [MODEL] FILES... [--flag value ...]" in parser.format_help()
     # A control: a last place that is not a list takes one value.
     parser = CommandParser([Section("files", Files, "files")], places=("label",), prog="memreason test")
-    with pytest.raises(ValueError, match="'a b': the command takes at most one RECIPE.yaml and one LABEL"):
+    with pytest.raises(ValueError, match=r"'a b': the command takes at most one RECIPE\.yaml and one LABEL"):
         parser.parse_sections(["a", "b"])
 
 

@@ -150,7 +150,7 @@ def test_a_language_model_as_judge(model, data, tmp_path, capsys):
     arguments = [model, "--data", data, "--name", "strategy_qa", "--max_new_tokens", 6, "--output_file", file]
 
     def judge(call):
-        return json.dumps({number: "agrees" for number in re.findall(r"^(\d+)\. \[", call.prompt, re.MULTILINE)})
+        return json.dumps(dict.fromkeys(re.findall(r"^(\d+)\. \[", call.prompt, re.MULTILINE), "agrees"))
 
     assert "llm is not given" in refusal(capsys, *arguments, "--judge", "llm")
     with chat_server(lambda call: "What?") as server:
@@ -164,11 +164,12 @@ def test_a_language_model_as_judge(model, data, tmp_path, capsys):
         assert run(*arguments, *llm, server.url) == 0
         assert len(server.calls) == num_calls
     assert "first departures (scripted)" in text and "  right answers" in text and "  wrong answers" in text
-    assert "judge scripted, against the known truth of the test bed (1 solutions, 14 changes each):" in text
+    assert "judge scripted, against the known truth of the test bed (1 solution, 14 changes each):" in text
     # None of these solutions gives an answer, which is not "no departure".
     assert "no answer 5; no departure 0; undecided 0; no reference steps 0; not judged 0" in text
     summary = json.loads((tmp_path / "texts.jsonl.summary.json").read_text())
     assert summary["judge"]["name"] == "scripted" and summary["judge"]["agreement"]["memory"]["recall"] == 0.0
+    capsys.readouterr()
     assert run(*arguments, "--judge", "none") == 0
     assert "first departures" not in capsys.readouterr().out
 

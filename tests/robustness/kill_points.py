@@ -8,18 +8,20 @@ whoever asks for them) and sends itself SIGKILL before the one with a given numb
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
+from chat_servers import chat_server
 from processes import load_result, preload, run_child, save_result
 from small_finetunes import small_finetune
 from small_runs import small_trainer
 
 from memreason_hf.command_line.training_runs import run_training
-from memreason_hf.commands import evaluate, evaluate_steps
+from memreason_hf.commands import evaluate, evaluate_steps, score
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
 from memreason_hf.data.questions.memory_reason import build_memory_reason, save_memory_reason
@@ -110,6 +112,17 @@ def evaluate_solutions(folder):
     )
 
 
+def score_texts(folder):
+    """A language model judges, and the replies that a killed command has kept are not asked for again."""
+
+    def agrees(call):
+        return json.dumps(dict.fromkeys(re.findall(r"^(\d+)\. \[", call.prompt, re.MULTILINE), "agrees"))
+
+    with chat_server(agrees) as server:
+        llm = ["--judge", "llm", "--llm", "scripted", "--endpoint", server.url, "--agreement", "0"]
+        score.main(["texts.jsonl", *llm, "--output_file", f"{folder}/scores.jsonl", "--no_progress"])
+
+
 def testbed_model(folder):
     Path(folder, "steps_fixed").mkdir(parents=True, exist_ok=True)
     task = json.loads(Path("task.json").read_text())
@@ -130,6 +143,7 @@ COMMANDS: dict[str, Callable[[str], None]] = {
     "build_questions": build_questions,
     "evaluate_chains": evaluate_chains,
     "evaluate_solutions": evaluate_solutions,
+    "score_texts": score_texts,
     "testbed_model": testbed_model,
     "testbed": testbed,
 }

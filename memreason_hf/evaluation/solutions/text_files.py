@@ -106,9 +106,9 @@ def read_texts(path: str | os.PathLike, columns: Mapping[str, str] | None = None
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, has no texts, or lacks a column; names the line or item.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{os.fspath(path)!r}: no such file. Pass a file of generated texts.")
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. Pass a file of generated texts.")
     columns = dict(columns or {})
     unknown = [name for name in columns if name not in COLUMNS]
     if unknown:

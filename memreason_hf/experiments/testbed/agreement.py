@@ -230,7 +230,7 @@ def describe_agreement(name: str, results: Mapping) -> str:
           no answer  precision 100.0 %  recall 100.0 %  false alarms 0.0 %
     """
     num_solutions = results["num_right"] // len(RIGHT)
-    measured = f"({num_solutions} solutions, {NUM_CHANGES} changes each)"
+    measured = f"({num_solutions} solution{'s' * (num_solutions > 1)}, {NUM_CHANGES} changes each)"
     lines = [f"judge {name}, against the known truth of the test bed {measured}:"]
     by_kind = agreement_by_kind(results)
     width = max(map(len, by_kind))

@@ -128,7 +128,7 @@ def test_a_language_model_is_measured_next_to_the_other_judges(started, tmp_path
     """An endpoint that says every step is right, through the whole run; a second run asks for nothing again."""
 
     def agrees(call):
-        return json.dumps({number: "agrees" for number in re.findall(r"^(\d+)\. \[", call.prompt, re.MULTILINE)})
+        return json.dumps(dict.fromkeys(re.findall(r"^(\d+)\. \[", call.prompt, re.MULTILINE), "agrees"))
 
     with chat_server(agrees) as server:
         judge = ChatJudge(EndpointChat("yes-man", server.url), name="yes-man")
