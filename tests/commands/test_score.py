@@ -6,9 +6,11 @@ import threading
 
 import evaluate
 import pytest
+import torch
 from chat_servers import HTML, Fault, chat_server
 from paths import PUBLISHED, QUESTIONS
 from refusals import refused
+from small_tokenizers import byte_level, llama
 
 from memreason_hf.commands.score import main, make_parser, read_text_columns
 from memreason_hf.locks import locked
@@ -257,6 +259,26 @@ def test_a_judge_that_cannot_be_used_ends_with_one_line(texts, tmp_path, capsys)
             error = refused(capsys, run, texts, *llm_at(server), "--output_file", out)
         assert message in error and not out.exists()
     assert not list(tmp_path.glob("s.jsonl*"))
+
+
+def test_a_model_on_this_machine_as_judge(tmp_path, capsys):
+    """Through its chat template. A model without training writes nonsense, which is said in one line."""
+    tokenizer = byte_level(chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    torch.manual_seed(0)
+    model = llama(len(tokenizer))
+    for folder in ("judge", "plain"):
+        model.save_pretrained(tmp_path / folder)
+        tokenizer.save_pretrained(tmp_path / folder)
+        tokenizer.chat_template = None
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("{question} {steps}")
+    items = [{"question": "Is it 0?", "text": solution(0), "reference": "True"}]
+    path = write(tmp_path / "t.jsonl", items)
+    flags = ["--judge", "llm", "--judge_prompt", prompt, "--llm_max_tokens", 4, "--judge_tries", 1, "--agreement", 0]
+    message = refused(capsys, run, path, *flags, "--llm", tmp_path / "judge")
+    assert "none of its replies about 1 solution can be read. The reply holds no JSON object with verdicts" in message
+    assert "It was cut off at 4 tokens" in message
+    assert "has no chat template" in refused(capsys, run, path, *flags, "--llm", tmp_path / "plain")
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,8 @@ def score_texts(folder):
 
     with chat_server(agrees) as server:
         llm = ["--judge", "llm", "--llm", "scripted", "--endpoint", server.url, "--agreement", "0"]
-        score.main(["texts.jsonl", *llm, "--output_file", f"{folder}/scores.jsonl", "--no_progress"])
+        # Scores that are finished are replaced: a kill can come when only the lock is left.
+        score.main(["texts.jsonl", *llm, "--output_file", f"{folder}/scores.jsonl", "--overwrite", "--no_progress"])
 
 
 def testbed_model(folder):

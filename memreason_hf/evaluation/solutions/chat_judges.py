@@ -167,9 +167,10 @@ class ChatJudge:
             num_read += isinstance(said, list)
             if not num_read and len(faults) >= min(_MOST_NONSENSE, len(places)):
                 asked.close()
+                count = f"{len(faults)} solution{'s' * (len(faults) > 1)}"
                 raise JudgeError(
-                    f"judge {self.name!r}: none of its replies about {len(faults)} solutions can be read. "
-                    f"{faults[0]} Choose another model, or another prompt."
+                    f"judge {self.name!r}: none of its replies about {count} can be read. {faults[0]} Choose another "
+                    "model, or another prompt."
                 )
             for index in places[request]:
                 yield index, said if isinstance(said, JudgeFault) else _spread(solutions[index], said)
