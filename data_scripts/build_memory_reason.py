@@ -31,7 +31,7 @@ from memreason_hf.data.questions.memory_reason import (
     save_memory_reason,
 )
 from memreason_hf.data.questions.own_data import read_columns
-from memreason_hf.data.questions.own_splits import build_questions, describe_answers
+from memreason_hf.data.questions.own_splits import build_questions, data_name, describe_answers
 
 
 PROG = "build_memory_reason.py"
@@ -85,6 +85,12 @@ class BuildArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the choice of the test split."})
     overwrite: bool = field(default=False, metadata={"help": "Replace another data set in the folder."})
 
+    @property
+    def report_name(self) -> str | None:
+        """The name that the report gives to the data."""
+        is_own = self.source is not None and self.name not in NAMES
+        return data_name(self.source, self.name) if is_own else self.name
+
     def build(self):
         """
         The data set with its report.
@@ -125,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         (arguments,) = make_parser().parse_sections(argv)
         folder = Path(arguments.output_dir)
         # The same command again changes nothing. Any other is refused before it reads its source.
-        same = may_be_same(folder, arguments.name, arguments.source)
+        same = may_be_same(folder, arguments.report_name, arguments.source)
         check_output_folder(folder, overwrite=arguments.overwrite or same)
         data = arguments.build()
         save_memory_reason(data, arguments.output_dir, overwrite=arguments.overwrite)

@@ -11,6 +11,7 @@ import re
 import textwrap
 
 import pytest
+from huggingface_hub import AsyncInferenceClient
 from paths import ROOT
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, Trainer
@@ -43,12 +44,14 @@ HOOKS = {
     GenerationMixin: {"_validate_generation_mode": ("generation_mode", "generation_config")},
     PreTrainedModel: {"_is_stateful": None},
     PreTrainedConfig: {"_attn_implementation": None},
+    AsyncInferenceClient: {"_get_async_client": ()},
 }
 # Private parameters of public methods.
 KEYWORDS = {(Trainer.save_model, "_internal_call")}
 FOLDERS = ("training", "adapters", "steps")
 FILES = [
     ROOT / "memreason_hf" / "patches.py",
+    ROOT / "memreason_hf" / "chat" / "endpoint.py",
     ROOT / "modeling_recurrent" / "card_recurrent.py",
     *(path for folder in FOLDERS for path in sorted((ROOT / "memreason_hf" / folder).rglob("*.py"))),
 ]

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from memreason_hf.annotation.checking import StepRules
 from memreason_hf.annotation.corpus import Corpus
 from memreason_hf.annotation.journal import Journal, row_digest
 from memreason_hf.annotation.prompt_texts import PromptTexts
-from memreason_hf.chat import in_order_of_completion
+from memreason_hf.chat import ChatError, EndpointChat, in_order_of_completion
 from memreason_hf.chat.concurrent import Chat
 from memreason_hf.checks import check_path, check_row, check_sequence
 from memreason_hf.data.questions.schema import FEATURES, question_line
@@ -78,7 +80,7 @@ class AnnotationReport:
         steps: steps by kind.
         tries: `{number of tries: items}` of the annotated items.
         failed: the items without an annotation.
-        problems: why tries failed, with counts, the most frequent first.
+        problems: why tries failed, with counts, the most frequent first. Numbers are written as `N`.
     """
 
     output: Path
@@ -284,6 +286,16 @@ class _Run:
                 self._keep(annotation)
                 self._append(annotation)
                 bar.update()
+        if not self.journal.num_calls:
+            self._refuse(chat)
+
+    def _refuse(self, chat):
+        """Ends a run in which nothing was answered at all: the flags are wrong, and not the items."""
+        self.files.failed.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.files.folder.rmdir()
+        where = f"llm={chat.model!r}: " if isinstance(chat, EndpointChat) else ""
+        raise ChatError(f"{where}nothing was answered: {self._ordered()[-1].problems[-1]}.", is_fatal=True)
 
     def _keep(self, annotation):
         self.done[annotation.item] = annotation
@@ -300,7 +312,7 @@ class _Run:
         annotated = [annotation for annotation in self._ordered() if annotation.steps is not None]
         kinds = Counter(step.kind for annotation in annotated for step in annotation.steps)
         tries = Counter(annotation.num_tries for annotation in annotated)
-        problems = Counter(problem for annotation in self._ordered() for problem in annotation.problems)
+        problems = Counter(_class_of(problem) for annotation in self._ordered() for problem in annotation.problems)
         return AnnotationReport(
             output=self.files.output,
             num_items=len(self.rows),
@@ -344,6 +356,11 @@ class _Run:
             return question_line({**row, "steps": annotation.steps})
         failed = {"item": annotation.item, "question": row["question"], "reasons": annotation.problems}
         return json.dumps(failed) + "\n"
+
+
+def _class_of(problem):
+    """A problem without the words at fault and the numbers of steps, so that problems of one class are counted."""
+    return re.sub(r"\b\d+\b", "N", problem.partition(": ")[0])
 
 
 class _Bar:

@@ -81,7 +81,7 @@ class EndpointChat:
             if provider is not None:
                 raise ValueError(f"provider={provider!r}: base_url={base_url!r} is asked itself. Leave one out.")
         check_int("concurrency", concurrency, least=1, most=10_000)
-        check_int("max_tries", max_tries, least=1)
+        check_int("max_tries", max_tries, least=1, most=1000)
         check_number("timeout", timeout, above=0)
         check_number("first_wait", first_wait, least=0)
         self.model, self.base_url, self.provider, self.concurrency = model, base_url, provider, concurrency
@@ -170,8 +170,9 @@ class EndpointChat:
         if self.base_url is None:
             return AsyncInferenceClient(provider=self.provider, api_key=self._key, timeout=self._timeout)
         if self._key is None and not _is_hub(self.base_url):
-            # Without a key the library would send the token of the Hub's login to any address.
-            return _OwnServerClient(base_url=self.base_url, headers={"authorization": None}, timeout=self._timeout)
+            # Without a key the library would send the token of the Hub's login to any address. The header is left out.
+            none = {"api_key": "none", "headers": {"authorization": None}}
+            return _OwnServerClient(base_url=self.base_url, timeout=self._timeout, **none)
         kind = AsyncInferenceClient if _is_hub(self.base_url) else _OwnServerClient
         return kind(base_url=self.base_url, api_key=self._key, timeout=self._timeout)
 
@@ -179,12 +180,14 @@ class EndpointChat:
 class _OwnServerClient(AsyncInferenceClient):
     """A client for an address that is not on the Hub: `HF_HUB_OFFLINE` does not concern it."""
 
+    _opened = None
+
     async def _get_async_client(self):
-        is_new = self._async_client is None
         client = await super()._get_async_client()
-        if is_new:
+        if client is not self._opened:
             hooks = client.event_hooks
             client.event_hooks = {**hooks, "request": [_allow_offline(hook) for hook in hooks["request"]]}
+            self._opened = client
         return client
 
 
@@ -262,7 +265,11 @@ def _check_address(base_url):
 
 def _read_key(variable):
     check_type("key_variable", variable, str, "the name of an environment variable")
+    if not re.fullmatch(r"[A-Za-z_]\w*", variable):
+        raise ValueError(f"key_variable={variable!r} must be the name of an environment variable.")
     key = os.environ.get(variable, "").strip()
+    if not key and variable != KEY_VARIABLE:
+        raise ValueError(f"key_variable={variable!r}: this environment variable is not set, so there is no key.")
     if key and not re.fullmatch(r"[!-~]+", key):
         # The HTTP library would show it.
         raise ValueError(f"The key in {variable} holds characters that no key has. Copy it again.")

@@ -55,7 +55,8 @@ def describe_failure(error: Exception) -> Failure:
     if isinstance(error, InferenceTimeoutError | TimeoutError):
         return Failure("no answer came in time; a longer --timeout may help", passes=True)
     if isinstance(error, HTTP_ERROR | OSError):
-        return Failure(f"the connection failed ({type(error).__name__}: {first_line(error)})", passes=True)
+        what = f"{type(error).__name__}: {first_line(error)}"
+        return Failure(f"the connection failed ({what}). Check that the server runs, and its address", passes=True)
     if isinstance(error, json.JSONDecodeError):
         return malformed(error.doc)
     if isinstance(error, UnicodeDecodeError | RecursionError) or str(error).startswith("Invalid "):

@@ -11,6 +11,7 @@ from memreason_hf.annotation.prompt_texts import write_prompts
 from memreason_hf.annotation.run import check_output
 from memreason_hf.annotation.sources import SOURCES, load_source
 from memreason_hf.command_line.chat_flags import ChatFlags, chat_section
+from memreason_hf.command_line.errors import describe
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.data.questions.own_data import load_questions, read_columns
 
@@ -91,7 +92,7 @@ class AnnotationDataArguments:
         Raises:
             ValueError: there are no data, or flags contradict each other.
         """
-        if self.data is None and self.source is None:
+        if not self.data and self.source is None:
             raise ValueError("data is not given. Pass --data QUESTIONS, or --source for a published set.")
         if self.num_items is not None and self.num_items < 1:
             raise ValueError(f"num_items={self.num_items} must be at least 1.")
@@ -107,19 +108,26 @@ class AnnotationDataArguments:
         Raises:
             ValueError, OSError: the data cannot be read, or the split does not exist.
         """
-        if self.source is not None:
-            dataset = load_source(self.source, self.data, split=self.split, revision=self.revision)
-        else:
-            dataset = load_questions(
-                self.data,
-                self.name,
-                columns=read_columns(self.columns),
-                answer_type=self.answer_type,
-                split=self.split,
-                revision=self.revision,
-            )
+        try:
+            dataset = self._load()
+        except OSError as error:
+            # It names what was looked for; the flag tells where that came from.
+            given = f"source={self.source!r}" if self.data is None else f"data={self.data!r}"
+            raise OSError(f"{given}: {describe(error)}") from error
         rows = dataset[self._choose(dataset)]
         return list(rows if self.num_items is None else rows.select(range(min(self.num_items, len(rows)))))
+
+    def _load(self):
+        if self.source is not None:
+            return load_source(self.source, self.data, split=self.split, revision=self.revision)
+        return load_questions(
+            self.data,
+            self.name,
+            columns=read_columns(self.columns),
+            answer_type=self.answer_type,
+            split=self.split,
+            revision=self.revision,
+        )
 
     def _choose(self, dataset: DatasetDict):
         if len(dataset) == 1:
@@ -229,5 +237,7 @@ def _check(data: AnnotationDataArguments, llm: ChatFlags, how: AnnotationArgumen
         raise ValueError("output_file is not given. Pass --output_file data/own/train.jsonl.")
     check_output(output.output_file)
     check_annotation_values(how.max_tries, llm.llm_max_tokens, llm.llm_temperature, how.seed)
+    if how.corpus is None and how.corpus_column != AnnotationArguments.corpus_column:
+        raise ValueError(f"corpus_column={how.corpus_column!r} is for --corpus, which is not given.")
     prompts = PromptTexts.load(how.order, how.prompts)
     return prompts, StepRules(order=how.order, keep_answer_out=how.keep_answer_out)

@@ -100,12 +100,22 @@ class ChatFlags:
             raise ValueError(
                 f"provider={self.provider!r}: the endpoint {self.endpoint!r} is asked itself. Leave one of them out."
             )
-        # Values of another kind of model too: a flag that is wrong is an error wherever it stands.
         check_int("concurrency", self.concurrency, least=1, most=10_000)
-        check_int("request_tries", self.request_tries, least=1)
+        check_int("request_tries", self.request_tries, least=1, most=1000)
         check_number("timeout", self.timeout, above=0)
+        self._check_place()
         if not self.is_local:
             self._endpoint_chat()
+
+    def _check_place(self):
+        """Refuses flags that would be passed over where the model is."""
+        names, where = _LOCAL_FLAGS, "a model on this machine, and this one is asked over HTTP. Leave the flag out"
+        if self.is_local:
+            names, where = _ENDPOINT_FLAGS, "a model that is asked over HTTP. Pass --endpoint or --provider"
+        defaults = {spec.name: spec.default for spec in dataclasses.fields(self)}
+        for name in names:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name}={getattr(self, name)!r} is for {where}.")
 
     def open(self) -> EndpointChat | LocalChat:
         """
@@ -126,17 +136,23 @@ class ChatFlags:
         )
 
     def _endpoint_chat(self):
-        return EndpointChat(
-            self.llm,
-            self.endpoint,
-            self.provider,
-            concurrency=self.concurrency,
-            max_tries=self.request_tries,
-            timeout=self.timeout,
-            key_variable=self.key_variable,
-        )
+        try:
+            return EndpointChat(
+                self.llm,
+                self.endpoint,
+                self.provider,
+                concurrency=self.concurrency,
+                max_tries=self.request_tries,
+                timeout=self.timeout,
+                key_variable=self.key_variable,
+            )
+        except ValueError as error:
+            raise ValueError(str(error).replace("base_url", "endpoint", 1)) from None
 
 
+# Which flags say nothing about a model elsewhere, or about one on this machine.
+_LOCAL_FLAGS = ("llm_batch_size", "llm_dtype", "llm_device", "llm_trust_remote_code")
+_ENDPOINT_FLAGS = ("key_variable", "concurrency", "request_tries", "timeout")
 CHAT = Section("chat", ChatFlags, "language model", key="llm")
 
 

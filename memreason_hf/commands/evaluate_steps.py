@@ -116,6 +116,11 @@ class QuestionArguments:
         Raises:
             ValueError, OSError: the data cannot be read, or rows cannot be used.
         """
+        if self.data_revision is not None and Path(self.data).exists():
+            raise ValueError(
+                f"data_revision={self.data_revision!r} is for data sets on the Hub, but {self.data} is a file or "
+                "folder. Leave it out."
+            )
         return load_questions(
             self.data,
             self.name,

@@ -7,13 +7,22 @@ and ignores them; an unknown keyword is a TypeError all the same.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import datasets
 import evaluate
 
-from memreason_hf.checks import check_choice, check_int, check_number, check_row, check_sequence, check_type, shortened
+from memreason_hf.checks import (
+    check_callable,
+    check_choice,
+    check_int,
+    check_number,
+    check_row,
+    check_sequence,
+    check_type,
+    shortened,
+)
 from memreason_hf.data.questions.answer_types import ANSWER_TYPES, FIXED_OPTIONS
 from memreason_hf.data.questions.options import options_by_label
 from memreason_hf.evaluation.solutions.answers import ANSWER_RULES, end_of_question, extract_answer
@@ -49,7 +58,8 @@ class SolutionInputs:
         scheme: how the texts mark their steps.
         answer_types: the type of each answer; None where it follows from the options.
         accepted_answers: the further right answers of each item.
-        options, match_option_text, answer_rule, bootstrap_samples, confidence, seed: arguments of `answer_accuracy`.
+        options, match_option_text, answer_rule, answer_judge, bootstrap_samples, confidence, seed: arguments of
+            `answer_accuracy`.
         judge: argument of `step_attribution`.
     """
 
@@ -62,6 +72,7 @@ class SolutionInputs:
     accepted_answers: list[list[str]]
     match_option_text: bool
     answer_rule: str
+    answer_judge: Callable | None
     bootstrap_samples: int
     confidence: float
     seed: int
@@ -125,6 +136,7 @@ class SolutionMetric(evaluate.Metric, ABC):
         accepted_answers=None,
         match_option_text=False,
         answer_rule="published",
+        answer_judge=None,
         bootstrap_samples=1000,
         confidence=0.95,
         seed=0,
@@ -136,6 +148,8 @@ class SolutionMetric(evaluate.Metric, ABC):
                 "predictions and references are empty: there is nothing to measure. Check the split and the filters "
                 "that chose the rows."
             )
+        if answer_judge is not None:
+            check_callable("answer_judge", answer_judge, "a judge of answers such as AnswerJudge(ask)")
         _check_keywords(match_option_text, answer_rule, bootstrap_samples, confidence, seed, judge)
         if questions is not None:
             check_texts("questions", questions)
@@ -154,6 +168,7 @@ class SolutionMetric(evaluate.Metric, ABC):
             accepted_answers=_accepted_answers(accepted_answers, len(predictions)),
             match_option_text=match_option_text,
             answer_rule=answer_rule,
+            answer_judge=answer_judge,
             bootstrap_samples=bootstrap_samples,
             confidence=confidence,
             seed=seed,

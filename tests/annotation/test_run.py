@@ -9,7 +9,7 @@ import pytest
 from annotation_answers import Annotated, call_of, question_rows, right_steps
 from chat_servers import FAULTS, HTML, Fault, chat_server, mixed_faults
 
-from memreason_hf.annotation import Corpus, PromptTexts, StepRules, annotate_questions
+from memreason_hf.annotation import Corpus, PromptTexts, StepRules, annotate_questions, run
 from memreason_hf.annotation.annotator import call_seed
 from memreason_hf.annotation.run import WorkFiles
 from memreason_hf.chat import ChatError, EndpointChat
@@ -94,6 +94,26 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path):
     assert seen == expected
     assert path.read_text() == (tmp_path / "whole" / "train.jsonl").read_text()
     assert json.loads(WorkFiles(path).summary.read_text())["num_annotated"] == 25
+
+
+def test_answers_under_way_at_an_interruption_are_kept(tmp_path, monkeypatch, capsys):
+    """They are paid for. A control: those of a run that is not given the time are lost."""
+    rows = question_rows(20)
+
+    def interrupt(self, annotation):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run._Run, "_append", interrupt)
+    for grace in (5.0, 0.0):
+        monkeypatch.setattr(run, "_GRACE", grace)
+        path = tmp_path / f"{grace}" / "train.jsonl"
+        with chat_server(Annotated(), seconds=0.1) as server:
+            with pytest.raises(KeyboardInterrupt):
+                annotate(server, rows, path, chat=endpoint(server, concurrency=4))
+            num_calls, num_kept = len(server.calls), WorkFiles(path).calls.read_bytes().count(b"\n")
+        assert num_calls < 16
+        assert (num_kept == num_calls) == (grace > 0)
+    assert "Stopping: up to 5 seconds" in capsys.readouterr().err
 
 
 def test_finished_rows_are_on_disk_while_others_are_under_way(tmp_path):

@@ -100,7 +100,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path, name, row, reason):
     path = tmp_path / "test.jsonl"
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(
-        ValueError, match=rf"source='{name}': 1 rows of split test cannot be used: .*line 1: .*{reason}"
+        ValueError, match=rf"source='{name}': 1 of 1 rows of split test cannot be used: .*line 1: .*{reason}"
     ):
         load_source(name, str(path))
 

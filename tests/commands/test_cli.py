@@ -27,6 +27,7 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         "generate",
         "demo",
         "serve",
+        "annotate",
         "evaluate-steps",
         "attention",
     ]

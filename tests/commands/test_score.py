@@ -9,6 +9,7 @@ import pytest
 import torch
 from chat_servers import HTML, Fault, chat_server
 from paths import PUBLISHED, QUESTIONS
+from published_texts import VERDICTS
 from refusals import refused
 from small_tokenizers import byte_level, llama
 
@@ -20,11 +21,6 @@ from memreason_hf.steps import StepScheme
 
 SCHEME = StepScheme(1, 2)
 STEP = re.compile(r"^(\d+)\. \[(\w+)\] (.*)$", re.MULTILINE)
-PUBLISHED_FILES = {
-    "stratgeqa_agent_llama-2-7b-chat.json": ("strategy_qa", 686, 485),
-    "commonsenseqa_agent_llama-2-7b-chat.json": ("commonsense_qa", 1200, 858),
-    "truthfulqa_agent_llama-2-7b-chat.json": ("truthful_qa", 164, 127),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -116,9 +112,9 @@ def test_every_verdict_is_kept(texts, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the authors' files in ../shared/data")
-@pytest.mark.parametrize("name", PUBLISHED_FILES)
+@pytest.mark.parametrize("name", VERDICTS)
 def test_published_verdicts_item_by_item(name, tmp_path, capsys):
-    data, num_items, num_right = PUBLISHED_FILES[name]
+    data, num_items, num_right, _ = VERDICTS[name]
     out = tmp_path / "scores.jsonl"
     arguments = ["--data", QUESTIONS, "--name", data, "--judge", "none", "--output_file", out]
     assert run(PUBLISHED / name, *arguments) == 0

@@ -167,6 +167,10 @@ VERBS = {
     ],
     "generate": lambda tmp_path, model: [str(model)],
     "serve": lambda tmp_path, model: [str(model)],
+    "annotate": lambda tmp_path, model: [
+        *("--data", str(tmp_path), "--name", "strategy_qa", "--llm", str(model)),
+        *("--output_file", str(tmp_path / "annotated.jsonl")),
+    ],
 }
 
 

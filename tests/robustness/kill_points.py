@@ -20,8 +20,9 @@ from processes import load_result, preload, run_child, save_result
 from small_finetunes import small_finetune
 from small_runs import small_trainer
 
+from memreason_hf.annotation.annotator import call_seed
 from memreason_hf.command_line.training_runs import run_training
-from memreason_hf.commands import evaluate, evaluate_steps, score
+from memreason_hf.commands import annotate, evaluate, evaluate_steps, score
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
 from memreason_hf.data.questions.memory_reason import build_memory_reason, save_memory_reason
@@ -124,6 +125,37 @@ def score_texts(folder):
         score.main(["texts.jsonl", *llm, "--output_file", f"{folder}/scores.jsonl", "--overwrite", "--no_progress"])
 
 
+def annotate_questions(folder):
+    """The second question is answered wrongly at its first try, and the third always."""
+
+    def answer(request):
+        if request.prompt.startswith("Answer the numbered questions"):
+            return "1. It is a fact."
+        is_wrong = "Is 2 a" in request.prompt or request.body["seed"] == call_seed(0, 1, 1, "plan")
+        return "[reason] So it is." if is_wrong else "[memory] What is it?\n[reason] So it is."
+
+    with chat_server(answer) as server:
+        annotate.main(
+            [
+                "--data",
+                "questions",
+                "--name",
+                "strategy_qa",
+                "--llm",
+                "m",
+                "--endpoint",
+                server.url,
+                "--max_tries",
+                "2",
+                "--concurrency",
+                "1",
+                "--output_file",
+                f"{folder}/annotated.jsonl",
+                "--no_progress",
+            ]
+        )
+
+
 def testbed_model(folder):
     Path(folder, "steps_fixed").mkdir(parents=True, exist_ok=True)
     task = json.loads(Path("task.json").read_text())
@@ -145,6 +177,7 @@ COMMANDS: dict[str, Callable[[str], None]] = {
     "evaluate_chains": evaluate_chains,
     "evaluate_solutions": evaluate_solutions,
     "score_texts": score_texts,
+    "annotate_questions": annotate_questions,
     "testbed_model": testbed_model,
     "testbed": testbed,
 }

@@ -8,10 +8,11 @@ from malformed_cases import NO_VALUE, Case, command, misspelt, show, some
 from malformed_world import WORLD_SIZES
 from transformers import TrainingArguments
 
-from data_scripts import build_memory_reason, build_multi_hop, convert_multi_hop
+from data_scripts import annotate_steps, build_memory_reason, build_multi_hop, convert_multi_hop
 from memreason_hf import cli
 from memreason_hf.command_line.values import union_arms
 from memreason_hf.commands import (
+    annotate,
     attention,
     convert,
     evaluate,
@@ -34,6 +35,9 @@ def commands(world: Path) -> dict:
     """`{name: (module, parser, right arguments)}`"""
     text, chains = str(world / "text_model"), str(world / "chains")
     steps = str(world / "steps_model")
+    # Nothing listens on this port: what is not refused before ends there.
+    asked = ["--llm", "m", "--endpoint", "http://127.0.0.1:9/v1", "--request_tries", "1", "--output_file", "out.jsonl"]
+    asked += ["--data", str(world / "questions")]
     sizes = [part for name, value in WORLD_SIZES.items() if value is not True for part in (f"--{name}", str(value))]
     return {
         "generate": (generate, [text, "--prompt", "the cat", "--max_new_tokens", "2"]),
@@ -46,6 +50,8 @@ def commands(world: Path) -> dict:
             [steps, "--data", str(world / "questions"), "--max_new_tokens", "2", "--num_items", "2"],
         ),
         "score": (score, [str(world / "generations.jsonl")]),
+        "annotate": (annotate, asked),
+        "annotate_steps.py": (annotate_steps, asked),
         "attention": (attention, [steps, "--generations", str(world / "generations.jsonl"), "--index", "0"]),
         "convert": (convert, [str(world / "source"), "out", "--prelude", "1", "--loop", "1", "--coda", "1"]),
         "unroll": (unroll, [str(world / "looped"), "out", "--num_recurrences", "2"]),
@@ -131,6 +137,9 @@ def _of_command(rng, name, module, right):
 
         # Where the flag is one of several ways to say the same, the message is about all of them.
         names = (*names, "lm-eval") if name == "lm-eval" else names
+        # Nothing is wrong with such a value.
+        names = (*names, "nothing was answered") if name.startswith("annotate") and not is_wrong else names
+        value = NO_VALUE if name.startswith("annotate") and not is_wrong else value
         value = NO_VALUE if name == "lm-eval" or {"text_file", "text", "html", "num_relations"} & {*names} else value
         made.append(Case(f"memreason {name}", label, run, tuple(names), value, is_wrong, _fault_of_output))
 
@@ -151,7 +160,7 @@ def _of_command(rng, name, module, right):
         add(
             "no arguments",
             [],
-            [*parser.places, "input_dir", "output_dir", "recipe", "RECIPE", "name"],
+            [*parser.places, "input_dir", "output_dir", "recipe", "RECIPE", "name", "data"],
             is_wrong=name not in ("testbed", "quickstart"),
         )
     if name in ("testbed", "quickstart"):

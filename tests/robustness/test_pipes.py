@@ -12,6 +12,8 @@ from processes import run_child
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import build_multi_hop, load_multi_hop, save_multi_hop
 from memreason_hf.data.questions.memory_reason import build_memory_reason, load_memory_reason, save_memory_reason
+from memreason_hf.data.questions.own_data import load_questions
+from memreason_hf.data.questions.schema import write_questions
 from memreason_hf.data.text.arguments import TextArguments
 from memreason_hf.data.text.sources import open_texts
 from memreason_hf.hub.cards import make_card
@@ -25,6 +27,8 @@ READERS = {
     "load_multi_hop of JSON": ("json", load_multi_hop),
     "load_memory_reason": ("questions", load_memory_reason),
     "load_memory_reason of a source": ("source", lambda folder: load_memory_reason(folder, "strategy_qa")),
+    "load_questions": ("questions", load_questions),
+    "load_questions of files": ("lines", load_questions),
     "make_card": ("questions", make_card),
     "open_texts": ("questions", lambda folder: open_texts(TextArguments(dataset=str(folder), column="question"), 0)),
 }
@@ -47,6 +51,8 @@ def folders(tmp_path_factory):
         rows = [{**item, "question": f"{split}: {item['question']}"} for item in items]
         (root / "source" / f"StrategyQA_{split}_clean.json").write_text(json.dumps(rows))
     save_memory_reason(build_memory_reason("strategy_qa", str(root / "source")), root / "questions")
+    for split, rows in load_questions(root / "questions").items():
+        write_questions(root / "lines" / f"{split}.jsonl", rows)
     return root
 
 

@@ -187,7 +187,7 @@ def may_be_same(folder: Path, name: str, source: str | Path | None) -> bool:
     """Whether a folder holds a data set of this name and source, so that building it again may change nothing."""
     try:
         report = read_json(folder / REPORT_FILE)
-        return report["name"] == name and (source is None or report["source"] == str(source))
+        return report["name"] == name and (source is None or report["source"] == portable_path(str(source)))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

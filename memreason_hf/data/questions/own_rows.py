@@ -59,10 +59,6 @@ class DraftRow:
         Raises:
             ValueError: an answer is not of the type, or not one of the options.
         """
-        if answer_type in ("number", "text") and self.options:
-            raise ValueError(f"answer_type={answer_type!r} contradicts the options {', '.join(self.options)}.")
-        if answer_type == "letters" and not self.options:
-            raise ValueError("answer_type='letters' needs options, but the row has none and its question lists none.")
         steps = self._steps_alone(answer_type)
         return question_row(
             self.question,
@@ -159,7 +155,7 @@ def read_row(row: Mapping, scheme: StepScheme | None = None) -> DraftRow:
 def _question(value):
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"question={shortened(value)} must be a text.")
-    question = one_line(value.strip().removeprefix(QUESTION_MARKER))
+    question = one_line(f"{value.strip()} ".removeprefix(QUESTION_MARKER))
     if not question:
         raise ValueError(f"question={shortened(value)} has no words after '{QUESTION_MARKER.strip()}'.")
     return question

@@ -14,6 +14,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, NamedSplit
 
 from memreason_hf.checks import check_int, check_number
+from memreason_hf.data.questions.answer_types import ANSWER_TYPES
 from memreason_hf.data.questions.memory_reason import (
     TRAINING_SPLIT,
     MemoryReasonData,
@@ -134,14 +135,18 @@ def build_questions(
     reports = {split: _report(dataset[split], kept[split]) for split in dataset}
     if shared:
         reports[TRAINING_SPLIT].dropped_in_other_split = shared
-    name = f"{source}:{name}" if name else Path(str(source)).name
-    return MemoryReasonData(kept, MemoryReasonReport(name, portable_path(str(source)), reports))
+    return MemoryReasonData(kept, MemoryReasonReport(data_name(source, name), portable_path(str(source)), reports))
+
+
+def data_name(source: str | Path, name: str | None = None) -> str:
+    """The name of question data in a report: that of the file or folder, or of the data set and its configuration."""
+    return Path(str(source)).name if name is None else f"{source}, {name}"
 
 
 def describe_answers(dataset: DatasetDict) -> str:
     """One line on the types of the answers of all splits: `answers: 1,200 letters, 30 numbers`."""
     counts = Counter(chosen for part in dataset.values() for chosen in part["answer_type"])
-    return "answers: " + ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
+    return "answers: " + ", ".join(f"{counts[name]:,} {name}" for name in ANSWER_TYPES if name in counts)
 
 
 def _report(loaded, kept):

@@ -12,7 +12,13 @@ from os import PathLike
 from datasets import DatasetDict, Features, List, Value
 
 from memreason_hf.checks import check_row, check_sequence, check_type
-from memreason_hf.data.questions.answer_types import FIXED_OPTIONS, answer_type_of, canonical_answer, guess_type
+from memreason_hf.data.questions.answer_types import (
+    ANSWER_TYPES,
+    FIXED_OPTIONS,
+    answer_type_of,
+    canonical_answer,
+    guess_type,
+)
 from memreason_hf.data.questions.options import options_by_label, options_column
 from memreason_hf.files import whole_file
 from memreason_hf.steps import Step
@@ -65,6 +71,10 @@ def question_row(
     options = dict(options or {})
     guessed = answer_type_of(options) if options else guess_type(answer)
     chosen = guessed if answer_type is None else answer_type
+    if options and chosen in ANSWER_TYPES and answer_type_of(options) != chosen:
+        raise ValueError(f"answer_type={chosen!r} contradicts the options {', '.join(options)}.")
+    if chosen == "letters" and not options:
+        raise ValueError("answer_type='letters' needs options, but the row has none and its question lists none.")
     right = canonical_answer(chosen, answer, options)
     accepted = [canonical_answer(chosen, other, options) for other in accepted_answers]
     return {

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from memreason_hf.checks import shortened
 from memreason_hf.data.questions.text import one_line
 from memreason_hf.steps import ANSWER_MARKER, NO_KIND, Step, StepScheme
 from memreason_hf.steps.scheme import as_step
@@ -63,7 +64,7 @@ def read_steps(steps: object, scheme: StepScheme | None = None) -> list[Step]:
     if isinstance(steps, str):
         steps = [_line_step(step) for step in (scheme or StepScheme()).parse(steps)]
     if not isinstance(steps, list | tuple):
-        raise ValueError(f"steps={str(steps)[:60]!r} must be a list of steps or a text, got {type(steps).__name__}.")
+        raise ValueError(f"steps={shortened(steps)} must be a list of steps or a text, got {type(steps).__name__}.")
     return [_read_step(f"steps[{index}]", step) for index, step in enumerate(steps)]
 
 
@@ -90,7 +91,7 @@ def _read_step(name, step):
         if extra:
             raise ValueError(f"{name} has {', '.join(extra)} beside kind and text. Leave it out.")
     elif not isinstance(step, Step):
-        raise ValueError(f"{name}={str(step)[:60]!r} must be a text, or an object with kind and text.")
+        raise ValueError(f"{name}={shortened(step)} must be a text, or an object with kind and text.")
     step = as_step(step)
     text = one_line(step.text)
     if not text:

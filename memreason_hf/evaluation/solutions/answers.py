@@ -11,7 +11,7 @@ also reads what models write that were not trained for the format.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 
@@ -67,12 +67,14 @@ class Verdict:
         reference: the right answer.
         is_correct: whether the two are the same.
         several: whether the text names several options; the first one counted.
+        by_judge: whether a language model decided about a free text (`answer_judges`).
     """
 
     answer: str | None
     reference: str
     is_correct: bool
     several: bool = False
+    by_judge: bool = False
 
     @property
     def is_valid(self) -> bool:
@@ -129,10 +131,10 @@ def extract_answer(
     answer = find_lenient_answer(text, position) if rule == "lenient" else _find_answer(text, position)
     if answer is None:
         return ExtractedAnswer(None)
-    value, several = _READERS[chosen](answer, options)
-    if rule == "lenient" and (value is None or chosen == "text"):
-        value, several = read_lenient_answer(answer, chosen, options, _READERS[chosen])
-    if value is None and (match_option_text or rule == "lenient"):
+    read = _READERS[chosen]
+    lenient = rule == "lenient"
+    value, several = read_lenient_answer(answer, chosen, options, read) if lenient else read(answer, options)
+    if value is None and (match_option_text or lenient):
         value = _option_of_text(answer, options)
     return ExtractedAnswer(value, answer, several)
 
@@ -147,17 +149,14 @@ def judge_answer(
     rule: str = "published",
     question: str | None = None,
     match_option_text: bool = False,
-    same_text: Callable[[str, str], bool] | None = None,
 ) -> Verdict:
     """
     Compares what a text answers with the right answers: labels as they are, numbers by their value, free texts after
-    `normalized_text`.
+    `normalized_text`. `answer_judges` asks a language model about texts in other words.
 
     Args:
         reference: a label, a number or a text.
         accepted_answers: further right answers.
-        same_text: for free text, decides whether an answer that differs from all right answers means the same as one
-            of them, for example by a language model; called with the answer and a right answer.
         text, options, answer_type, rule, question, match_option_text: as for `extract_answer`.
 
     Raises:
@@ -181,8 +180,6 @@ def judge_answer(
         text, options, answer_type=chosen, rule=rule, question=question, match_option_text=match_option_text
     )
     is_correct = answer.value is not None and any(same_answer(chosen, answer.value, other) for other in right)
-    if not is_correct and answer.value is not None and chosen == "text" and same_text is not None:
-        is_correct = any(same_text(answer.value, other) for other in right)
     return Verdict(answer.value, reference, is_correct, answer.several)
 
 
@@ -193,7 +190,7 @@ def judge_row(text: str, row: Mapping, **kwargs) -> Verdict:
     Args:
         text: a solution, or the question and a solution.
         row: with `answer`, `options` and, if it has them, `answer_type` and `accepted_answers`.
-        kwargs: for `judge_answer`: `rule`, `question`, `match_option_text`, `same_text`.
+        kwargs: for `judge_answer`: `rule`, `question`, `match_option_text`.
 
     Raises:
         ValueError: as for `judge_answer`, or a column is missing.

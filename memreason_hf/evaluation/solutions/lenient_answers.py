@@ -88,7 +88,7 @@ def read_lenient_answer(
         answer: from `find_lenient_answer`.
         answer_type: one of `ANSWER_TYPES`.
         options: labels to texts.
-        read: the published rule for the type, which is tried on the answer without its wrapping.
+        read: the published rule for letters, which is tried before and after the wrapping is removed.
 
     Returns:
         The answer, None if there is none, and whether several options are named.
@@ -97,7 +97,7 @@ def read_lenient_answer(
         return unwrapped(answer) or None, False
     plain = _COMMAND.sub("", _SPACING.sub("", _FRACTION.sub(r"\1/\2", answer))).translate(_MARKUP).strip()
     if answer_type == "letters":
-        return _letter(plain, options, read)
+        return _letter(answer, plain, options, read)
     return (_number(plain), False) if answer_type == "number" else (_label(plain, options), False)
 
 
@@ -124,7 +124,10 @@ def unwrapped(text: str) -> str:
         text = short
 
 
-def _letter(plain, options, read):
+def _letter(answer, plain, options, read):
+    value, several = read(answer, options)
+    if value is not None:
+        return value, several
     # The parenthesis that closes stays: the published rule reads a letter before it.
     closed = re.sub(r"[(\[]", "", plain).replace("]", ")")
     closed = closed[_LEAD.match(closed).end() :]

@@ -125,8 +125,9 @@ def read_texts(path: str | os.PathLike, columns: Mapping[str, str] | None = None
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, {where(number)}: {error}") from None
     if is_ours:
-        # As in a resumed run, the last line of an item counts.
-        rows = sorted({row.index: row for row in rows}.values(), key=lambda row: row.index)
+        # As in a resumed run, the last line of an item, or of a sample of it, counts.
+        keys = [(item["index"], item.get("sample")) for item in items]
+        rows = sorted(dict(zip(keys, rows)).values(), key=lambda row: row.index)
     return TextFile(path, rows, _saved_scheme(path) if is_ours else None, is_ours)
 
 

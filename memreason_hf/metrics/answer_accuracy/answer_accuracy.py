@@ -5,6 +5,8 @@ from collections import Counter
 import evaluate
 import numpy as np
 
+from memreason_hf.data.questions.answer_types import answer_type_of
+from memreason_hf.evaluation.solutions.answer_judges import ask_judge
 from memreason_hf.evaluation.solutions.answers import judge_answer
 from memreason_hf.evaluation.solutions.intervals import accuracy_interval
 from memreason_hf.metrics.step_inputs import SolutionMetric, read_options, reference_answer
@@ -30,6 +32,8 @@ Args:
     match_option_text (`bool`, *optional*, defaults to `False`): also accept the text of an option for its label.
     answer_rule (`str`, *optional*, defaults to `"published"`): `"lenient"` also reads answers in markup, parentheses
         or a box, and after `Answer:`.
+    answer_judge (`Callable`, *optional*): decides about free-text answers in other words, for example an `AnswerJudge`
+        (`memreason_hf.evaluation.solutions.answer_judges`).
     bootstrap_samples (`int`, *optional*, defaults to 1000): resampled sets of questions; 0 for no interval.
     confidence (`float`, *optional*, defaults to 0.95): of the interval, between 0 and 1.
     seed (`int`, *optional*, defaults to 0): of the resampling.
@@ -38,8 +42,9 @@ Args:
 Returns:
     accuracy (`float`): share of right answers, between 0 and 1, higher is better; an invalid answer is wrong.
     accuracy_interval (`list` of two `float`, or None): percentile bootstrap over questions, between 0 and 1.
-    num_items, num_questions, num_invalid_answers, num_several_answers (`int`): numbers of items, of distinct
-        questions, of items without a valid answer, and of items that name several options (the first one counts).
+    num_items, num_questions, num_invalid_answers, num_several_answers, num_judged_answers (`int`): numbers of items,
+        of distinct questions, of items without a valid answer, of items that name several options (the first one
+        counts), and of items that the judge of answers decided about.
     count_by_answer, count_by_reference (`dict` from `str` to `int`): how often each option was answered, and how often
         it was right.
 
@@ -83,13 +88,14 @@ class AnswerAccuracy(SolutionMetric):
 
     def _measure(self, inputs):
         options = read_options(inputs.options, inputs.references, inputs.answer_types)
-        verdicts = []
+        rows, verdicts = [], []
         for index, labels in enumerate(options):
             question, answer_type = inputs.questions[index], inputs.answer_types[index]
             try:
+                right = reference_answer(inputs.references[index], labels, question, answer_type)
                 verdict = judge_answer(
                     inputs.predictions[index],
-                    reference_answer(inputs.references[index], labels, question, answer_type),
+                    right,
                     labels,
                     answer_type=answer_type,
                     accepted_answers=inputs.accepted_answers[index],
@@ -100,6 +106,16 @@ class AnswerAccuracy(SolutionMetric):
             except ValueError as error:
                 raise ValueError(f"Item {index}: {error}") from None
             verdicts.append(verdict)
+            rows.append(
+                {
+                    "question": question or "",
+                    "answer": right,
+                    "accepted_answers": inputs.accepted_answers[index],
+                    "answer_type": answer_type or answer_type_of(labels),
+                }
+            )
+        if inputs.answer_judge is not None:
+            verdicts = ask_judge(verdicts, rows, inputs.answer_judge)
         correct = np.array([verdict.is_correct for verdict in verdicts], dtype=float)
         groups = np.arange(len(correct))
         if inputs.questions[0] is not None:
@@ -114,6 +130,7 @@ class AnswerAccuracy(SolutionMetric):
             "num_questions": int(groups.max()) + 1,
             "num_invalid_answers": sum(not verdict.is_valid for verdict in verdicts),
             "num_several_answers": sum(verdict.several for verdict in verdicts),
+            "num_judged_answers": sum(verdict.by_judge for verdict in verdicts),
             "count_by_answer": _counts([verdict.answer for verdict in verdicts if verdict.is_valid], order),
             "count_by_reference": _counts([verdict.reference for verdict in verdicts], order),
         }

@@ -1,14 +1,23 @@
 """The time that texts take grows with their length, not with its square."""
 
 import time
+from contextlib import suppress
 
 import pytest
 
+from memreason_hf.data.questions.answer_types import normalized_text
 from memreason_hf.data.questions.options import TRUE_FALSE, find_options
+from memreason_hf.data.questions.own_data import QuestionDataError, read_questions
 from memreason_hf.data.questions.text import one_line
 from memreason_hf.evaluation.solutions.answers import end_of_question, extract_answer
 from memreason_hf.metrics.step_inputs import read_reference, read_solution
 from memreason_hf.steps import StepScheme
+
+
+def read_row_of(row):
+    """Reads a row, whether it can be used or not."""
+    with suppress(QuestionDataError):
+        read_questions([row])
 
 
 SCHEME = StepScheme()
@@ -19,6 +28,14 @@ READERS = {
     "letters": lambda text: extract_answer(text, {"A": "x", "B": "y"}),
     "numbers": lambda text: extract_answer(text, {}),
     "true or false": lambda text: extract_answer(text, TRUE_FALSE),
+    "lenient letters": lambda text: extract_answer(text, {"A": "x", "B": "y"}, rule="lenient"),
+    "lenient numbers": lambda text: extract_answer(text, {}, rule="lenient"),
+    "lenient true or false": lambda text: extract_answer(text, TRUE_FALSE, rule="lenient"),
+    "lenient text": lambda text: extract_answer(text, {}, answer_type="text", rule="lenient"),
+    "normalized": normalized_text,
+    "row": lambda text: read_row_of({"question": text, "answer": "Paris", "steps": text}),
+    "options": lambda text: read_row_of({"question": text, "options": ["x", text], "answer": "A"}),
+    "conversation": lambda text: read_row_of({"prompt": "Is it?", "completion": f"{text}\nThe answer is: 5"}),
     "question": lambda text: end_of_question(text, text[:100]),
     "steps": SCHEME.parse,
     "solution": lambda text: read_solution(text, SCHEME, None),
@@ -36,6 +53,13 @@ SHAPES = {
     "open marks": lambda n: "<memory_0" * (n // 9),
     "markers": lambda n: "Options: Question: " * (n // 19),
     "brackets": lambda n: "[rag] (" * (n // 7),
+    "boxes": lambda n: r"\boxed{" * (n // 7),
+    "one box": lambda n: r"\boxed{" + "{" * n,
+    "stars": lambda n: "Answer: " + "*" * n + "B" + "*" * n,
+    "parentheses": lambda n: "answer is " + "(" * (n // 2) + ")" * (n // 2),
+    "fractions": lambda n: "answer is: " + r"\frac{1}{" * (n // 9),
+    "slashes": lambda n: "answer is: " + "1/" * (n // 2),
+    "equals": lambda n: "answer is: " + "x = " * (n // 4),
 }
 
 

@@ -4,11 +4,10 @@ import json
 import random
 
 import pytest
-from paths import PUBLISHED, QUESTIONS
-from published_texts import match_items
+from paths import PUBLISHED
+from published_texts import VERDICTS, judge_published, match_items
 
-from memreason_hf.data.questions.memory_reason import build_memory_reason
-from memreason_hf.data.questions.options import TRUE_FALSE, options_by_label
+from memreason_hf.data.questions.options import TRUE_FALSE
 from memreason_hf.evaluation.solutions.answers import (
     end_of_question,
     extract_answer,
@@ -18,11 +17,6 @@ from memreason_hf.evaluation.solutions.answers import (
 
 
 LETTERS = {"A": "bank", "B": "I have no comment.", "C": "Mall", "D": "mall.", "F": "e"}
-VERDICTS = {
-    "stratgeqa_agent_llama-2-7b-chat.json": ("strategy_qa", 686, 485, 1),
-    "commonsenseqa_agent_llama-2-7b-chat.json": ("commonsense_qa", 1200, 858, 0),
-    "truthfulqa_agent_llama-2-7b-chat.json": ("truthful_qa", 164, 127, 1),
-}
 
 
 @pytest.mark.parametrize(
@@ -210,17 +204,6 @@ def test_bad_files_of_published_texts(tmp_path, content, message):
         read_published(tmp_path / "texts.json")
     (tmp_path / "texts.json").write_text(json.dumps([{"generated_text": "a", "result": "wrong"}]))
     assert read_published(tmp_path / "texts.json") == (["a"], [False])
-
-
-def judge_published(name, **kwargs):
-    texts, published = read_published(PUBLISHED / name)
-    test = build_memory_reason(VERDICTS[name][0], str(QUESTIONS)).dataset["test"]
-    rows = [test[item] for item in match_items(texts, test["question"][:])]
-    verdicts = [
-        judge_answer(text, row["answer"], options_by_label(row["options"]), question=row["question"], **kwargs)
-        for text, row in zip(texts, rows)
-    ]
-    return rows, verdicts, published
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the authors' files in ../shared/data")

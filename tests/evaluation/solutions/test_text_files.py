@@ -57,6 +57,9 @@ def test_our_own_files(tmp_path):
         (3, "Is it?", True, "True"),
     ]
     assert texts.rows[1].text == lines[2]["text"] and texts.rows[1].steps == ()
+    # Several solutions of an item are no repetitions.
+    samples = write_lines(tmp_path / "s.jsonl", [our_line(0, sample=n, text=f"{n}") for n in (0, 1, 0)])
+    assert sorted(row.text for row in read_texts(samples).rows) == ["0", "1"]
     settings = {"scheme": StepScheme(marks="words").to_dict()}
     (tmp_path / "t.jsonl.settings.json").write_text(json.dumps(settings))
     assert read_texts(path).scheme == StepScheme(marks="words")
