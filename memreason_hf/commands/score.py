@@ -26,7 +26,7 @@ from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_F
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.data.questions.answer_types import ANSWER_TYPES
 from memreason_hf.data.questions.memory_reason import NAMES
-from memreason_hf.data.questions.own_data import load_questions, read_columns
+from memreason_hf.data.questions.own_data import QuestionDataError, load_questions, read_columns
 from memreason_hf.evaluation.solutions.answers import ANSWER_RULES
 from memreason_hf.evaluation.solutions.generation_files import SUMMARY_SUFFIX
 from memreason_hf.evaluation.solutions.text_files import COLUMNS, TextFile, join_questions, read_texts
@@ -129,9 +129,14 @@ class QuestionsArguments:
                     raise ValueError(f"{name}={getattr(self, name)!r} is of a data set of --data, which is not given.")
             return None
         columns = read_columns(self.data_columns)
-        dataset = load_questions(
-            self.data, self.name, columns=columns, answer_type=self.answer_type, revision=self.data_revision
-        )
+        settings = {"columns": columns, "answer_type": self.answer_type, "revision": self.data_revision}
+        try:
+            dataset = load_questions(self.data, self.name, **settings)
+        except QuestionDataError:
+            # It lists the rows.
+            raise
+        except (OSError, ValueError) as error:
+            raise ValueError(f"data={self.data!r}: {error}") from error
         if self.split not in dataset:
             raise ValueError(f"split={self.split!r} is not in the data. Its splits are {', '.join(dataset)}.")
         return list(dataset[self.split])
@@ -238,6 +243,9 @@ def read_text_columns(columns: str | dict[str, str] | None) -> dict[str, str]:
 
 def _read(paths, columns, questions) -> list[TextFile]:
     """The files, with the answers of the data set if there is one."""
+    for path in paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"files={path!r}: no such file. Pass files of generated texts.")
     files = [read_texts(path, columns) for path in paths]
     names = [str(file.path.resolve()) for file in files]
     if len(set(names)) < len(names):

@@ -95,6 +95,7 @@ FROM_ZERO = (
     "num_train_probes",
     "agreement",
     "llm_temperature",
+    "num_prefix_tokens",
 )
 ANY_NUMBER = (
     "seed",
