@@ -119,7 +119,7 @@ def score_texts(
 
     Example:
 
-        >>> row = TextRow(0, "<memory> Iron is heavy.\n<answer> The answer is: False", "Does it float?", "False")
+        >>> row = TextRow(0, "<memory> Iron is heavy.\\n<answer> The answer is: False", "Does it float?", "False")
         >>> (scored,) = score_texts([row], StepScheme())
         >>> scored.answer, scored.has_marks, [step.kind for step in scored.steps]
         ('right', True, ['memory', 'answer'])
