@@ -15,7 +15,10 @@ from memreason_hf.steps import ANSWER_MARKER, Step
 
 _MARKER = re.compile(rf"\W*(?:{re.escape(ANSWER_MARKER.rstrip(':'))}|answer)?\s*:?\s*", re.IGNORECASE)
 # `The answer is B`, `the correct option is (B)`, `Answer: True`.
-_STATED = r"\b(?:answer|option|choice)\b(?:\s+(?:is|would be|must be))?\s*:?\s*[\"'(\[*]*{}\b"
+_STATED = (
+    r"(?:\banswer(?:\s+(?:is|would be|must be))?|\b(?:correct|right|best)\s+(?:option|choice)(?:\s+is)?)"
+    r"\s*:?\s*[\"'(\[*]*{}(?!\w)"
+)
 
 
 @dataclass(frozen=True)
@@ -110,17 +113,18 @@ def _gives_away(text, row):
     answers = [row["answer"], *row["accepted_answers"]]
     named = [option["text"] for option in row["options"] if option["label"] in answers]
     for answer in (*answers, *named):
-        if re.search(_STATED.format(re.escape(answer)), text, re.IGNORECASE):
+        # A label of one letter is no article.
+        wanted = f"(?-i:{answer})" if len(answer) == 1 and answer.isalpha() else re.escape(answer)
+        if re.search(_STATED.format(wanted), text, re.IGNORECASE):
             return True
     # The texts of options are in the question, and knowledge about the right one must name it.
     if row["options"]:
         return False
-    question, step = (f" {_words(part)} " for part in (row["question"], text))
-    wanted = [f" {_words(answer)} " for answer in answers]
-    return any(answer.strip() and answer in step and answer not in question for answer in wanted)
+    question, step = _plain(row["question"]), _plain(text)
+    alone = [rf"(?<![\w.]){re.escape(_plain(answer))}(?![\w+#]|\.\d)" for answer in answers]
+    return any(re.search(answer, step) and not re.search(answer, question) for answer in alone)
 
 
-def _words(text):
-    """The words and numbers of a text; commas inside numbers do not count."""
-    plain = re.sub(r"(?<=\d),(?=\d{3})", "", normalized_text(text))
-    return " ".join(re.findall(r"\w+(?:[.]\d+)?", plain))
+def _plain(text):
+    """A text for comparison, without commas inside numbers."""
+    return normalized_text(re.sub(r"(?<=\d),(?=\d{3})", "", text))

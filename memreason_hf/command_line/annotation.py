@@ -31,20 +31,23 @@ reasons in NAME.annotation/failed.jsonl, next to the output NAME.jsonl.
 EPILOG = """\
 examples:
   a server of your own (vLLM, llama.cpp, transformers serve), 32 requests at once:
-    {prog} --data questions.jsonl --llm Qwen/Qwen3-8B --endpoint http://127.0.0.1:8000/v1 --concurrency 32 \\
-        --output_file data/own/train.jsonl
+    {prog} --data questions.jsonl --llm Qwen/Qwen3-8B \\
+        --endpoint http://127.0.0.1:8000/v1 --concurrency 32 --output_file data/own/train.jsonl
   a provider of the Hub (log in with hf auth login), 500 questions of MMLU-Pro:
-    {prog} --source mmlu_pro --num_items 500 --llm Qwen/Qwen3-32B --provider auto --output_file data/mmlu/train.jsonl
+    {prog} --source mmlu_pro --num_items 500 --llm Qwen/Qwen3-32B --provider auto \\
+        --output_file data/mmlu/train.jsonl
   an endpoint with a key, columns of other names:
-    MEMREASON_API_KEY=... {prog} --data OWNER/NAME --columns question=query,answer=target --llm gpt-4o-mini \\
-        --endpoint https://api.openai.com/v1 --output_file data/own/train.jsonl
+    {prog} --data OWNER/NAME --columns question=query,answer=target --llm gpt-4o-mini \\
+        --endpoint https://api.openai.com/v1 --key_variable OPENAI_API_KEY --output_file data/own/train.jsonl
   a model on this machine, knowledge from your own texts (needs: pip install "memreason-hf[retrieval]"):
-    {prog} --data questions.jsonl --llm Qwen/Qwen3-1.7B --corpus texts/ --output_file data/own/train.jsonl
+    {prog} --data questions.jsonl --llm Qwen/Qwen3-1.7B --corpus texts/ \\
+        --output_file data/own/train.jsonl
   prompts of your own:
     {prog} --write_prompts my_prompts
-    {prog} --data questions.jsonl --llm NAME --endpoint URL --prompts my_prompts --output_file data/own/train.jsonl
+    {prog} --data questions.jsonl --llm NAME --endpoint URL --prompts my_prompts \\
+        --output_file data/own/train.jsonl
   and then:
-    memreason finetune tiny --data data/own
+    memreason finetune tiny --data data/own --test_fraction 0.2
 """
 
 

@@ -98,6 +98,12 @@ def test_memory_steps_may_be_kept_from_giving_the_answer_away(row, leaks, fine):
         rules.check(memory(text), row)
 
 
+def test_an_answer_may_end_with_a_sign():
+    row = question_row("Which language has classes and headers?", "C++")
+    assert "gives" in problem(StepRules(keep_answer_out=True).check, memory("The answer is C++."), row)
+    StepRules(keep_answer_out=True).check(memory("C has headers."), row)
+
+
 def test_what_the_question_says_is_not_given_away():
     row = question_row("Which is longer, 366 days or 365 days?", "366 days", answer_type="text")
     StepRules(keep_answer_out=True).check(memory("A leap year has 366 days."), row)
