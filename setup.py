@@ -21,6 +21,7 @@ setup(
             "metrics/*/*",
             "hub/cards/templates/*.md",
             "annotation/prompts/*.txt",
+            "evaluation/solutions/*.txt",
         ]
     },
     install_requires=[

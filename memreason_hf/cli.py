@@ -26,6 +26,7 @@ VERBS = {
     "serve": "Serve a model over HTTP, with the endpoints of OpenAI's API, batched by depth.",
     "annotate": "Let a language model write the memory and reason steps of questions that have none.",
     "evaluate-steps": "Let a model solve annotated questions in memory and reason steps, and judge the solutions.",
+    "score": "Judge generated texts of any origin: a verdict on each, accuracy, steps, where errors come from.",
     "attention": "Show where a model looks while it writes a solution: maps over its steps, shares by kind.",
     "testbed": "Train four small models on one world whose truth is known, to see where errors come from.",
     "publish": "Send a model, an adapter, a data set, a metric or a page to the Hub.",

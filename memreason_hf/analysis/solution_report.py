@@ -7,6 +7,7 @@ import evaluate
 from memreason_hf.data.questions.memory_reason import reference_solution
 from memreason_hf.data.questions.schema import type_of_row
 from memreason_hf.evaluation.solutions.generation import GeneratedSolution
+from memreason_hf.evaluation.solutions.judges import StepJudge
 from memreason_hf.evaluation.solutions.votes import by_item, majority, measure_votes
 from memreason_hf.metrics import metric_path
 from memreason_hf.steps import StepScheme
@@ -14,6 +15,14 @@ from memreason_hf.steps.depth import NO_KIND_YET, mean_recurrences_by_kind
 
 
 METRICS = ("answer_accuracy", "step_distribution", "step_attribution")
+# A line of the report and the outcome of `step_attribution` that it counts.
+_OTHER_OUTCOMES = (
+    ("no answer", "num_without_answer"),
+    ("no departure", "num_without_departure"),
+    ("undecided", "num_undecided"),
+    ("no reference steps", "num_without_reference"),
+    ("not judged", "num_not_judged"),
+)
 
 
 def measure_solutions(
@@ -22,7 +31,7 @@ def measure_solutions(
     scheme: StepScheme,
     *,
     match_option_text: bool,
-    judge: str,
+    judge: str | StepJudge | None,
     seed: int,
     answer_rule: str = "published",
 ) -> dict:
@@ -37,11 +46,13 @@ def measure_solutions(
         generations: from `generate_solutions`.
         rows: the questions, as `load_memory_reason` gives them; each index of a solution is that of its row.
         scheme: of the steps.
-        match_option_text, judge, seed, answer_rule: as for the metrics.
+        match_option_text, judge, seed, answer_rule: as for the metrics. Without a judge, `step_attribution` is left
+            out.
     """
-    metrics = evaluate.combine([evaluate.load(metric_path(name), keep_in_memory=True) for name in METRICS])
-    keywords = {"match_option_text": match_option_text, "scheme": scheme, "judge": judge}
-    keywords |= {"answer_rule": answer_rule, "seed": seed}
+    names = METRICS if judge is not None else METRICS[:-1]
+    metrics = evaluate.combine([evaluate.load(metric_path(name), keep_in_memory=True) for name in names])
+    keywords = {"match_option_text": match_option_text, "scheme": scheme, "answer_rule": answer_rule, "seed": seed}
+    keywords |= {} if judge is None else {"judge": judge}
     results = metrics.compute(**_texts(generations, rows, scheme), **keywords)
     results["num_tokens"] = sum(generation.num_tokens for generation in generations)
     recorded = [generation.recurrences for generation in generations if generation.recurrences is not None]
@@ -95,22 +106,20 @@ def solution_report(
         "",
         f"{'steps':<28}" + "".join(f"{kind:>{widths[kind]}}" for kind in kinds),
     ]
-    for name, key in (
-        ("generated", "steps_by_kind"),
-        ("reference", "reference_steps_by_kind"),
-        (f"first departures ({judge})", "departures_by_kind"),
-    ):
-        lines.append(f"{name:<28}" + "".join(f"{results[key][kind]:>{widths[kind]},}" for kind in kinds))
+    rows = [("generated", results["steps_by_kind"]), ("reference", results["reference_steps_by_kind"])]
+    if "departures_by_kind" in results:
+        rows.append((f"first departures ({judge})", results["departures_by_kind"]))
+        rows += [(f"  {answer} answers", counts) for answer, counts in results["outcomes_by_answer"].items()]
+    for name, counts in rows:
+        lines.append(f"{name:<28}" + "".join(f"{counts[kind]:>{widths[kind]},}" for kind in kinds))
     if means := results.get("mean_recurrences_by_kind"):
         values = {kind: f"{means[kind]:.2f}" if kind in means else "-" for kind in kinds}
         shown = "".join(f"{value:>{widths[kind]}}" for kind, value in values.items())
         lines.append(f"{'mean recurrences of a token':<28}{shown}")
         if NO_KIND_YET in means:
             lines.append(f"tokens before the first step with a kind {means[NO_KIND_YET]:.2f}")
-    lines.append(
-        f"no departure {results['num_without_departure']:,}; undecided {results['num_undecided']:,}; "
-        f"no reference steps {results['num_without_reference']:,}"
-    )
+    if "departures_by_kind" in results:
+        lines.append("; ".join(f"{name} {results[key]:,}" for name, key in _OTHER_OUTCOMES))
     return "\n".join(lines)
 
 

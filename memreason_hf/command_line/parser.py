@@ -93,7 +93,8 @@ class CommandParser(HfArgumentParser):
             package's; "file" where it can name a file of the flags' values; None for a command without recipes.
         recipe_prefix: prefix of the names of the package's recipes for this command, which users leave out.
         model: whether MODEL can stand for `--model MODEL`. A recipe is then recognised by its suffix, `.yaml`.
-        places: fields that can also be given without a flag, in this order.
+        places: fields that can also be given without a flag, in this order. If the last one is a list, it takes all
+            that follow.
         prog, description, epilog: as for `argparse.ArgumentParser`; line breaks are kept.
     """
 
@@ -160,7 +161,8 @@ class CommandParser(HfArgumentParser):
             for key, given in load_recipe(path).items():
                 for (section, field), value in self._check_section(key, given, path):
                     values[section][field] = value
-        for field, value in zip(self.places, places, strict=False):
+        for index, field in enumerate(self.places[: len(places)]):
+            value = places[index:] if self._is_list(field) else places[index]
             values[self._section_of(field).name][field] = value
         for destination, (section, field) in self._destinations.items():
             value = getattr(namespace, destination)
@@ -203,7 +205,8 @@ class CommandParser(HfArgumentParser):
 
     def _usage(self):
         words = {"required": "RECIPE ", "optional": "[RECIPE] ", "file": "[RECIPE.yaml] ", None: ""}
-        names = [f"[{name.upper()}] " if name == "model" else f"{name.upper()} " for name in self.places]
+        names = [f"[{name.upper()}]" if name == "model" else name.upper() for name in self.places]
+        names = [f"{name}... " if self._is_list(place) else f"{name} " for name, place in zip(names, self.places)]
         return words[self.recipe] + "".join(names)
 
     def _explain(self):
@@ -261,7 +264,8 @@ class CommandParser(HfArgumentParser):
         given = rest[:count]
         recipes = [argument for argument in given if not self.places or argument.endswith(_YAML_SUFFIXES)]
         places = [argument for argument in given if argument not in recipes]
-        if len(recipes) > int(self.recipe is not None) or len(places) > len(self.places):
+        takes_more = bool(self.places) and self._is_list(self.places[-1])
+        if len(recipes) > int(self.recipe is not None) or (len(places) > len(self.places) and not takes_more):
             words = [word.strip("[]") for word in self._usage().split()]
             allowed = f"at most one {' and one '.join(words)}" if words else "flags only"
             raise ValueError(f"{' '.join(given)!r}: the command takes {allowed}.")
@@ -276,6 +280,10 @@ class CommandParser(HfArgumentParser):
         if not Path(recipe).is_file():
             raise FileNotFoundError(f"{recipe}: no such file. RECIPE.yaml must be a YAML file.")
         return Path(recipe)
+
+    def _is_list(self, field):
+        hint = self._section_of(field).hints[field]
+        return any(typing.get_origin(arm) is list for arm in union_arms(hint))
 
     def _section_of(self, field):
         return next(section for section in self.sections.values() if field in section.hints)

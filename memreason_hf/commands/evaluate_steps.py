@@ -7,7 +7,7 @@
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +17,10 @@ from transformers import LogitsProcessorList
 from memreason_hf.adapters.model import rows_in_place
 from memreason_hf.analysis.comparison_tables import ComparisonRow, comparison_table, table_format
 from memreason_hf.analysis.solution_report import measure_solutions, solution_report
+from memreason_hf.command_line.chat_flags import chat_section
 from memreason_hf.command_line.depth_arguments import DEPTH, DepthByKindArguments
 from memreason_hf.command_line.errors import USER_ERRORS, user_errors
+from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_FLAGS, describe_usage
 from memreason_hf.command_line.model_flags import model_section
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.solution_runs import DrawingArguments, StyleArguments, place_name, prepare_runs
@@ -31,17 +33,21 @@ from memreason_hf.evaluation.solutions.answers import ANSWER_RULES
 from memreason_hf.evaluation.solutions.calculator import Calculator
 from memreason_hf.evaluation.solutions.generation import check_max_new_tokens, generate_solutions
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
-from memreason_hf.evaluation.solutions.judges import JUDGES
+from memreason_hf.evaluation.solutions.judges import StepJudge
 from memreason_hf.evaluation.solutions.votes import vote_scores
+from memreason_hf.experiments.testbed.agreement import agreement_by_kind
 from memreason_hf.files import check_places, whole_file, write_json
 from memreason_hf.locks import locked
+from memreason_hf.messages import visible
 
 
 PROG = "memreason evaluate-steps"
 DESCRIPTION = """\
 Lets a model solve the questions of a data set step by step, and judges the answers. Prints the accuracy with a
 bootstrap interval over questions, the numbers of invalid answers and of texts that were cut off, the steps by kind in
-the solutions and in the references, and the kind of the step at which solutions first depart from the reference.
+the solutions and in the references, and the kind of the step at which solutions first depart from the reference, for
+right and for wrong answers apart. The judge of the steps is a rule, or a language model (--judge llm), which does
+without references; next to its name stands how it agrees with the known truth of the test bed.
 
 A model that was fine-tuned gets the prompt that it was trained with, which was saved with its tokenizer: the question
 and the prefix tokens of its scheme, or a chat template, an instruction, demonstrations. Any other model is asked by
@@ -58,6 +64,7 @@ examples:
   memreason evaluate-steps MODEL --data questions.jsonl --split train --columns question=query,answer=target
   memreason evaluate-steps MODEL --data OWNER/NAME --answer_rule lenient
   memreason evaluate-steps MODEL --data data/gsm8k --num_demonstrations 4 --max_new_tokens 300
+  memreason evaluate-steps MODEL --data data/gsm8k --judge llm --llm JUDGE --endpoint http://127.0.0.1:8000/v1
   memreason evaluate-steps RECURRENT_MODEL --data data/strategy_qa --depth_by_kind memory=2,reason=16
   memreason evaluate-steps Qwen/Qwen2.5-7B-Instruct --data data/strategy_qa --style direct chain_of_thought \\
       --chat_template --output_dir runs/untrained
@@ -68,8 +75,9 @@ examples:
       --output_dir runs/comparison --table paper.tex README_table.md
 
 --output_file X writes X (the schema: memreason_hf/evaluation/solutions/generation.py), X.settings.json (the settings
-that the texts depend on) and X.summary.json (the numbers that are printed). --output_dir D writes D/TITLE.jsonl and
-these two for every model and style, and comparison.md, .tex and .json.
+that the texts depend on) and X.summary.json (the numbers that are printed). X.replies.jsonl keeps the replies of a
+language model as judge. --output_dir D writes D/TITLE.jsonl and these for every model and style, and comparison.md,
+.tex and .json.
 """
 
 
@@ -169,10 +177,6 @@ class SolutionArguments:
         default=False,
         metadata={"help": "Write the results of worked sums with a calculator: after <<3*4= come 12 and >>."},
     )
-    judge: str = field(
-        default="overlap",
-        metadata={"help": "How steps are compared with the references.", "choices": list(JUDGES)},
-    )
 
 
 @dataclass
@@ -229,6 +233,8 @@ SECTIONS = [
     model_section(),
     Section("data", QuestionArguments, "questions", key="inputs"),
     Section("solutions", SolutionArguments, "solutions and judging"),
+    replace(JUDGE, key="solutions"),
+    chat_section(title="language model as judge", shown=SHOWN_FLAGS),
     Section("style", StyleArguments, "ways to ask, and models to compare", key="prompt"),
     Section("prompt", PromptArguments, "prompts; by default, those that the model was trained with"),
     Section("samples", DrawingArguments, "several solutions of a question", key="solutions"),
@@ -248,9 +254,10 @@ def main(argv: list[str] | None = None) -> int:
         return _evaluate(*make_parser().parse_sections(argv))
 
 
-def _evaluate(model, data, solving, styles, prompts, drawing, depth, by_kind, output):
+def _evaluate(model, data, solving, judging, chat, styles, prompts, drawing, depth, by_kind, output):
     model.check()
     check_max_new_tokens(solving.max_new_tokens)
+    judging.check(chat)
     sampling = drawing.sampling(solving.seed)
     num_runs = len(styles.models(model)) * len(styles.style)
     output.check(num_runs)
@@ -265,21 +272,37 @@ def _evaluate(model, data, solving, styles, prompts, drawing, depth, by_kind, ou
         if output.output_dir is not None:
             for run in runs:
                 stack.enter_context(locked(output.files(run.file_name)[0]))
-        table, network, loaded = [], None, None
+        table, network, loaded, agreement = [], None, None, None
         for run in runs:
             if styles.show_prompt:
                 print(f"{run.title}, the prompt of the first question:\n{run.shown_prompt(rows[0]['question'])}\n")
-            if network is None or loaded != run.flags or run.new_scheme is not None:
-                # The memory of the last model is free before the next one is read.
-                network = None
-                network = run.load()
-                loaded = None if run.new_scheme is not None else run.flags
-            table.append(_evaluate_run(run, network, rows, data, solving, sampling, output))
+            files = output.files(run.file_name)
+            replies = Path(f"{files[0]}{REPLIES_SUFFIX}") if files else None
+            with judging.open(chat, replies, progress=not model.no_progress) as judge:
+                if judge is not None and agreement is None:
+                    # A judge that cannot be used is found before anything is generated.
+                    agreement = judging.measure(judge, judging.name(chat))
+                if network is None or loaded != run.flags or run.new_scheme is not None:
+                    # The memory of the last model is free before the next one is read.
+                    network = None
+                    network = run.load()
+                    loaded = None if run.new_scheme is not None else run.flags
+                judged = _Judged(judge, judging.name(chat), agreement)
+                table.append(_evaluate_run(run, network, rows, data, solving, sampling, output, judged))
     _write_table(table, output, num_runs)
     return 0
 
 
-def _evaluate_run(run, network, rows, data, solving, sampling, output) -> ComparisonRow:
+@dataclass(frozen=True)
+class _Judged:
+    """The judge of a run, what tables call it, and how it agrees with the known truth of the test bed."""
+
+    judge: StepJudge | None
+    name: str
+    agreement: tuple[dict, str] | None
+
+
+def _evaluate_run(run, network, rows, data, solving, sampling, output, judged) -> ComparisonRow:
     """Solves the questions with one model and style, prints and writes the results; returns its row of the table."""
     files = output.files(run.file_name)
     prompter = run.prompter
@@ -311,18 +334,24 @@ def _evaluate_run(run, network, rows, data, solving, sampling, output) -> Compar
         scheme,
         match_option_text=solving.match_option_text,
         answer_rule=solving.answer_rule,
-        judge=solving.judge,
+        judge=judged.judge,
         seed=solving.seed,
     )
     style = "" if prompter.format.style == "steps" else f", {prompter.format.style}"
     title = f"{run.flags.model} on {data.data}, {data.split}{style}"
-    options = {"max_new_tokens": solving.max_new_tokens, "judge": solving.judge}
+    options = {"max_new_tokens": solving.max_new_tokens, "judge": judged.name}
     print(solution_report(results, generations, title=title, **options))
+    if judged.agreement is not None:
+        print(f"\n{visible(judged.agreement[1])}")
+    if usage := describe_usage(judged.judge):
+        print(visible(usage))
     if prompter.format != PromptFormat():
         print(f"prompt: {prompter.format.describe()}{_origin(prompter)}")
     print(f"\n{seconds:.1f} s; {results['num_tokens']:,} tokens in all, those of an earlier run included")
     if files:
         summary = {key: value for key, value in results.items() if key != "attributions"}
+        if judged.agreement is not None:
+            summary["judge"] = {"name": judged.name, "agreement": agreement_by_kind(judged.agreement[0])}
         write_json(files[2], summary, ensure_ascii=False)
         print(f"texts: {files[0]}")
     return ComparisonRow.from_results(run.title, results, scores=vote_scores(results))

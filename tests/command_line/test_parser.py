@@ -209,6 +209,30 @@ def test_places_are_fields_without_their_flags():
     assert "[MODEL] DATA [--flag value ...]" in text and "MODEL DATA is short for --model MODEL --data DATA." in text
 
 
+@dataclasses.dataclass
+class Files:
+    files: list[str]
+    label: str | None = None
+
+
+def test_the_last_place_can_take_several_values(recipe):
+    sections = [Section("source", Source, "model"), Section("files", Files, "files")]
+    parser = CommandParser(sections, places=("model", "files"), prog="memreason test")
+    for argv in (["m", "a", "b"], ["m", "--files", "a", "b"], ["m", "a", "--device", "cpu", "b"]):
+        source, files = parser.parse_sections(argv)
+        assert source.model == "m" and files == Files(["a", "b"])
+    assert parser.parse_sections(["m", "a"])[1] == Files(["a"])
+    assert parser.parse_sections([recipe("files: {files: [a, b]}"), "m"])[1] == Files(["a", "b"])
+    for argv in (["m"], []):
+        with pytest.raises(ValueError, match="is not given"):
+            parser.parse_sections(argv)
+    assert "[RECIPE.yaml] [MODEL] FILES... [--flag value ...]" in parser.format_help()
+    # A control: a last place that is not a list takes one value.
+    parser = CommandParser([Section("files", Files, "files")], places=("label",), prog="memreason test")
+    with pytest.raises(ValueError, match=r"'a b': the command takes at most one RECIPE\.yaml and one LABEL"):
+        parser.parse_sections(["a", "b"])
+
+
 def test_sections_that_share_a_key_and_leave_fields_out(recipe):
     parser = make_model_parser()
     path = recipe("inputs: {model: m, data: d, device: cpu}")

@@ -29,6 +29,7 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         "serve",
         "annotate",
         "evaluate-steps",
+        "score",
         "attention",
     ]
     assert list(cli.VERBS) == [*before, "testbed", "publish", "reproduce"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_servers import chat_server
 from paths import QUESTIONS, ROOT
 from refusals import refused
 from safetensors.torch import load_file, save_file
@@ -140,6 +142,36 @@ def test_demonstrations_and_depth(data, tmp_path, capsys):
     assert run(*arguments, "--num_recurrences", 3, "--num_demonstrations", 1, "--judge", "exact") == 0
     text = capsys.readouterr().out
     assert "2 items" in text and "first departures (exact)" in text
+
+
+def test_a_language_model_as_judge(model, data, tmp_path, capsys):
+    """The judge is found to be unusable before anything is generated, and its agreement stands next to its name."""
+    file = tmp_path / "texts.jsonl"
+    arguments = [model, "--data", data, "--name", "strategy_qa", "--max_new_tokens", 6, "--output_file", file]
+
+    def judge(call):
+        return json.dumps(dict.fromkeys(re.findall(r"^(\d+)\. \[", call.prompt, re.MULTILINE), "agrees"))
+
+    assert "llm is not given" in refusal(capsys, *arguments, "--judge", "llm")
+    with chat_server(lambda call: "What?") as server:
+        llm = ["--judge", "llm", "--llm", "scripted", "--agreement", 1, "--endpoint"]
+        assert "none of its replies about" in refusal(capsys, *arguments, *llm, server.url)
+    assert not file.exists()
+    with chat_server(judge) as server:
+        assert run(*arguments, *llm, server.url) == 0
+        num_calls = len(server.calls)
+        text = capsys.readouterr().out
+        assert run(*arguments, *llm, server.url) == 0
+        assert len(server.calls) == num_calls
+    assert "first departures (scripted)" in text and "  right answers" in text and "  wrong answers" in text
+    assert "judge scripted, against the known truth of the test bed (1 solution, 14 changes each):" in text
+    # None of these solutions gives an answer, which is not "no departure".
+    assert "no answer 5; no departure 0; undecided 0; no reference steps 0; not judged 0" in text
+    summary = json.loads((tmp_path / "texts.jsonl.summary.json").read_text())
+    assert summary["judge"]["name"] == "scripted" and summary["judge"]["agreement"]["memory"]["recall"] == 0.0
+    capsys.readouterr()
+    assert run(*arguments, "--judge", "none") == 0
+    assert "first departures" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

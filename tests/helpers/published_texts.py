@@ -7,7 +7,7 @@ from paths import PUBLISHED, QUESTIONS
 from memreason_hf.data.questions.memory_reason import build_memory_reason
 from memreason_hf.data.questions.options import options_by_label
 from memreason_hf.evaluation.solutions.answers import judge_answer, read_published
-from memreason_hf.steps import QUESTION_MARKER
+from memreason_hf.evaluation.solutions.text_files import match_questions
 
 
 # The data set of each file, and how many items it has, how many of them are right by the authors' verdicts, and how
@@ -20,32 +20,8 @@ VERDICTS = {
 
 
 def match_items(texts: Sequence[str], questions: Sequence[str]) -> list[int]:
-    """
-    The item of each text: the one whose question starts it, apart from white space and a `Question: ` before it.
-
-    Returns:
-        An index into `questions` for each text.
-
-    Raises:
-        ValueError: a text starts with the question of no item, or of several; names the index of the text.
-    """
-    items = {}
-    for item, question in enumerate(questions):
-        items.setdefault(_key(question), []).append(item)
-    lengths = sorted({len(key) for key in items})
-    matched = []
-    for index, text in enumerate(texts):
-        key = _key(text)
-        matches = [item for length in lengths if length <= len(key) for item in items.get(key[:length], ())]
-        if len(matches) != 1:
-            what = "no question" if not matches else f"the questions of the items {', '.join(map(str, matches))}"
-            raise ValueError(f"Text {index}, {text[:80]!r}, begins with {what} of the {len(questions)} items.")
-        matched += matches
-    return matched
-
-
-def _key(text):
-    return "".join(text.split()).removeprefix(QUESTION_MARKER.strip())
+    """`match_questions` for questions alone, of which no two are the same item."""
+    return match_questions(texts, [{"question": question, "answer": item} for item, question in enumerate(questions)])
 
 
 def judge_published(name, **kwargs):

@@ -215,6 +215,29 @@ def test_attribution_by_hand(attribution):
     assert results["attributions"][3]["outcome"] == "no reference"
 
 
+def test_right_and_wrong_solutions_apart_and_missing_answers(attribution):
+    references = ["<memory> Iron is heavy.\n<answer> The answer is: B"] * 5
+    predictions = [
+        "<memory> Iron is heavy.\n<answer> The answer is: b) mall",
+        "<memory> Iron is light.\n<answer> The answer is: B",
+        "<memory> Iron is light.\n<answer> The answer is: A",
+        "<memory> Iron is heavy.",
+        "<memory> Iron is heavy.\n<answer> The answer is: the mall",
+    ]
+    results = attribution(predictions=predictions, references=references, judge="exact", options=["A", "B"])
+    outcomes = ["none", "memory", "memory", "no answer", "no answer"]
+    assert [entry["outcome"] for entry in results["attributions"]] == outcomes
+    assert results["num_without_answer"] == 2 and results["num_without_departure"] == 1
+    apart = {name: {k: n for k, n in part.items() if n} for name, part in results["outcomes_by_answer"].items()}
+    assert apart == {"right": {"none": 1, "memory": 1}, "wrong": {"memory": 1, "no answer": 2}}
+    names = ("departures", "without_answer", "without_departure", "undecided", "without_reference", "not_judged")
+    assert sum(results[f"num_{name}"] for name in names) == 5
+    # Where the rule cannot read the reference, the words are compared, and neither side counts the solution.
+    results = attribution(predictions=predictions[:1], references=[references[0].replace("B", "the mall")])
+    assert results["attributions"][0]["outcome"] == "answer"
+    assert not any(n for part in results["outcomes_by_answer"].values() for n in part.values())
+
+
 def test_judges_can_be_exchanged(attribution):
     calls = []
 

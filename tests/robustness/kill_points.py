@@ -8,6 +8,7 @@ whoever asks for them) and sends itself SIGKILL before the one with a given numb
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from small_runs import small_trainer
 
 from memreason_hf.annotation.annotator import call_seed
 from memreason_hf.command_line.training_runs import run_training
-from memreason_hf.commands import annotate, evaluate, evaluate_steps
+from memreason_hf.commands import annotate, evaluate, evaluate_steps, score
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
 from memreason_hf.data.questions.memory_reason import build_memory_reason, save_memory_reason
@@ -114,6 +115,18 @@ def evaluate_solutions(folder):
     )
 
 
+def score_texts(folder):
+    """A language model judges, and the replies that a killed command has kept are not asked for again."""
+
+    def agrees(call):
+        return json.dumps(dict.fromkeys(re.findall(r"^(\d+)\. \[", call.prompt, re.MULTILINE), "agrees"))
+
+    with chat_server(agrees) as server:
+        llm = ["--judge", "llm", "--llm", "scripted", "--endpoint", server.url, "--agreement", "0"]
+        # Scores that are finished are replaced: a kill can come when only the lock is left.
+        score.main(["texts.jsonl", *llm, "--output_file", f"{folder}/scores.jsonl", "--overwrite", "--no_progress"])
+
+
 def annotate_questions(folder):
     """The second question is answered wrongly at its first try, and the third always."""
 
@@ -187,6 +200,7 @@ COMMANDS: dict[str, Callable[[str], None]] = {
     "build_questions": build_questions,
     "evaluate_chains": evaluate_chains,
     "evaluate_solutions": evaluate_solutions,
+    "score_texts": score_texts,
     "annotate_questions": annotate_questions,
     "testbed_model": testbed_model,
     "testbed": testbed,

@@ -54,6 +54,11 @@ def inputs(tmp_path_factory):
     for split in ("train", "test"):
         path = folder / "questions" / f"StrategyQA_{split}_clean.json"
         path.write_text(json.dumps([{**row, "question": f"{split}: {row['question']}"} for row in rows]))
+    texts = [
+        {"question": f"Is it {i}?", "text": f"<memory> {i}\n<answer> The answer is: True", "reference": "True"}
+        for i in range(4)
+    ]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     settings = {"model": "steps_fixed", "seed": 1, "seconds": 600.0, "max_steps": 2, "batch_size": 4}
     task = {
         "data": "world",

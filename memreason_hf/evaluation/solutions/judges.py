@@ -5,6 +5,9 @@ A judge is called with a step, the reference steps and the question, and returns
 
     judge = TokenOverlapJudge()
     judge(Step("memory", "Oslo has 700,000 people."), [Step("memory", "Oslo has 900,000 people.")])     # "departs"
+
+A judge with `needs_references = False` is also asked about solutions without reference steps. A judge with a method
+`judge_solutions` is asked about many solutions at once (`chat_judges`).
 """
 
 import re
@@ -62,6 +65,34 @@ _OPPOSITES_OF = {
     for word in {word for pair in _OPPOSITES for word in pair}
 }
 _ENDINGS = ("ations", "ation", "ingly", "edly", "ings", "ing", "ies", "ied", "ily", "es", "ed", "ly", "s", "y", "e")
+
+
+@dataclass(frozen=True)
+class SolutionToJudge:
+    """
+    One solution as judges need it.
+
+    Attributes:
+        steps: the steps of the solution, its answer included.
+        references: correct steps, with or without the answer; may be empty for a judge that does without them.
+        question: the question, with its options if it has any.
+        right_answer: the right answer, if it is known.
+        answer: what the answer rule says of the solution's answer: `"right"`, `"wrong"` or `"missing"`; None if it
+            was not asked.
+    """
+
+    steps: Sequence[Step]
+    references: Sequence[Step] = ()
+    question: str = ""
+    right_answer: str | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class JudgeFault:
+    """Why a judge could not judge a solution."""
+
+    reason: str
 
 
 class ExactJudge:

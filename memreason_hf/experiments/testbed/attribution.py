@@ -1,24 +1,21 @@
 """
-A judge that knows the facts of a written-out world, how many known errors a judge finds, and where models go wrong.
+A judge that knows the facts of a written-out world, and where models go wrong by its verdicts.
 
     judge = WorldJudge(facts)
     attribute(solution, references, judge, question=question.text)      # the first wrong step, and its kind
-    measure_judge(judge, facts, solutions, seed=0)                      # on inserted errors
+    attribute_errors(facts, solved)                                     # of a model's own solutions
 
-The judge reads the question and the step, and knows the facts. It does not know where an error was inserted.
+The judge reads the question and the step, and knows the facts. `agreement` compares other judges with known errors.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-
 from memreason_hf.data.chains.tokenizer import entity_token
-from memreason_hf.evaluation.solutions.attribution import NO_DEPARTURE, attribute
-from memreason_hf.evaluation.solutions.judges import AGREES, DEPARTS, StepJudge
-from memreason_hf.experiments.testbed.variants import RIGHT, WRONG, Change
+from memreason_hf.evaluation.solutions.attribution import NO_ANSWER, NO_DEPARTURE, attribute
+from memreason_hf.evaluation.solutions.judges import AGREES, DEPARTS
 from memreason_hf.experiments.testbed.world import Fact, Facts, NamedFact, WrittenQuestion, read_step
 from memreason_hf.steps import KINDS, Step, answer_step
 
@@ -52,74 +49,6 @@ class WorldJudge:
         return frozenset(_parse(question).hops(self.facts))
 
 
-@dataclass
-class JudgeRates:
-    """
-    What a judge said about changed solutions.
-
-    Attributes:
-        counts: solutions by change.
-        hits: errors that the judge found at the right step and kind, by change.
-        alarms: solutions without an error in which the judge saw a departure, by change.
-    """
-
-    counts: Counter = field(default_factory=Counter)
-    hits: Counter = field(default_factory=Counter)
-    alarms: Counter = field(default_factory=Counter)
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of the errors that were found at the right step and kind, in 0..1."""
-        return self.hits.total() / sum(self.counts[name] for name in WRONG)
-
-    @property
-    def false_alarm_rate(self) -> float:
-        """Share of the correct solutions in which a step departs, in 0..1."""
-        return self.alarms.total() / sum(self.counts[name] for name in RIGHT)
-
-    def to_dict(self) -> dict:
-        """Counts by change, and the two rates, as `testbed.json` holds them."""
-        wrong = {name: {"count": self.counts[name], "found": self.hits[name]} for name in WRONG}
-        right = {name: {"count": self.counts[name], "false_alarms": self.alarms[name]} for name in RIGHT}
-        return {"errors": wrong, "right": right, "hit_rate": self.hit_rate, "false_alarm_rate": self.false_alarm_rate}
-
-
-def measure_judge(
-    judge: StepJudge, facts: Facts, solutions: Sequence[tuple[WrittenQuestion, Sequence[Step]]], *, seed: int = 0
-) -> JudgeRates:
-    """
-    Applies every error of `WRONG` and every change of `RIGHT` to each solution, and compares what a judge finds with
-    what was changed.
-
-    Args:
-        judge: any judge of steps.
-        facts: of the world.
-        solutions: questions with correct solutions, which also serve as references.
-        seed: decides where the changes are.
-
-    Raises:
-        ValueError: there are no solutions.
-    """
-    if not solutions:
-        raise ValueError("There are no solutions: a judge is measured on at least one.")
-    rates = JudgeRates()
-    for index, (question, steps) in enumerate(solutions):
-        generator = np.random.default_rng([seed, index])
-        for name, change in {**WRONG, **RIGHT}.items():
-            _measure(rates, judge, name, change, facts, question, steps, generator)
-    return rates
-
-
-def _measure(rates, judge, name, change: Change, facts, question, steps, generator):
-    variant = change(facts, question, steps, generator)
-    attribution = attribute(variant.steps, steps, judge, question=question.text)
-    rates.counts[name] += 1
-    if variant.kind is None:
-        rates.alarms[name] += attribution.step is not None
-    else:
-        rates.hits[name] += (attribution.outcome, attribution.step) == (variant.kind, variant.index)
-
-
 def attribute_errors(
     facts: Facts, solved: Iterable[tuple[WrittenQuestion, Sequence[Step], Sequence[Step], bool]]
 ) -> dict:
@@ -144,7 +73,7 @@ def attribute_errors(
             reasons[_support(facts, question, steps, attribution.step)] += 1
         if not is_right and attribution.outcome == "answer":
             answers[_answer_error(steps, attribution.step)] += 1
-    kinds = (*KINDS, NO_DEPARTURE)
+    kinds = (*KINDS, NO_ANSWER, NO_DEPARTURE)
     return {
         "wrong_answers": {kind: outcomes[False][kind] for kind in kinds},
         "right_answers": {kind: outcomes[True][kind] for kind in kinds},

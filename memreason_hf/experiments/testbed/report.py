@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 
 from memreason_hf.data.chains.config import parse_hop_counts
-from memreason_hf.evaluation.solutions.attribution import NO_DEPARTURE
+from memreason_hf.evaluation.solutions.attribution import NO_ANSWER, NO_DEPARTURE
+from memreason_hf.experiments.testbed.agreement import describe_agreement
 from memreason_hf.steps import KINDS
 from memreason_hf.tables import format_table
 
@@ -59,13 +60,13 @@ def _attributions(models, trained_hops):
             name = f"{model['title']}, {label}"
             for verdict in ("right_answers", "wrong_answers"):
                 counts = _sum(group["attribution"][verdict] for group in chosen)
-                columns = (counts[kind] for kind in (*KINDS, NO_DEPARTURE))
+                columns = (counts[kind] for kind in (*KINDS, NO_ANSWER, NO_DEPARTURE))
                 lines.append([f"{name}: {verdict.replace('_', ' ')}", counts.total(), *columns])
             sentences.append(f"{name}: {_describe_errors(chosen)}")
         sentences.append(f"{model['title']}: {_describe_false_memories(model['false_memories'])}")
     if not lines:
         return []
-    table = format_table(["the models' own solutions", "all", *KINDS, NO_DEPARTURE], lines)
+    table = format_table(["the models' own solutions", "all", *KINDS, NO_ANSWER, NO_DEPARTURE], lines)
     title = _title("The kind of the first wrong step, by the known truth (none: no step is wrong)")
     return [title, table, "", *sentences]
 
@@ -100,11 +101,15 @@ def _judges(judges):
         ("errors", "error", "found", "hit_rate", "all errors found, %"),
         ("right", "no error", "false_alarms", "false_alarm_rate", "false alarms, %"),
     ):
-        for change, entry in judges[names[0]][part].items():
-            shares = (judges[name][part][change][hits] / entry["count"] for name in names)
-            lines.append([f"{label}: {change}", entry["count"], *map(_percent, shares)])
+        for change in judges[names[0]][part]:
+            entries = [judges[name][part][change] for name in names]
+            # A language model is asked about fewer solutions.
+            shares = (entry[hits] / entry["count"] for entry in entries)
+            lines.append([f"{label}: {change}", entries[0]["count"], *map(_percent, shares)])
         lines.append([total, "", *(_percent(judges[name][rate]) for name in names)])
-    return [title, format_table(["change", "solutions", *names], lines)]
+    # Results of the first release have no agreement by kind.
+    by_kind = [describe_agreement(name, judges[name]) for name in names if "kinds" in judges[name]]
+    return [title, format_table(["change", "solutions", *names], lines), "", *by_kind]
 
 
 def _sum(counts):

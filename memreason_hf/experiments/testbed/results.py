@@ -28,7 +28,8 @@ class ErrorAttribution(TypedDict):
     """Where solutions first go wrong, by the known truth; all entries are numbers of solutions."""
 
     wrong_answers: dict[str, int]
-    """With a wrong answer, by the kind of the first wrong step; `none`: no step is wrong."""
+    """With a wrong answer, by the kind of the first wrong step; `no answer`: no step is wrong, but there is no answer;
+    `none`: nothing is wrong. The first release counted a missing answer as `none`."""
     right_answers: dict[str, int]
     """With a right answer, by the kind of the first wrong step."""
     reason_errors: dict[str, int]
@@ -93,6 +94,19 @@ class ChangeCount(TypedDict):
     """Solutions in which a step departs."""
 
 
+class KindCount(TypedDict):
+    """Errors of one kind: memory, reason, answer, or `no answer`."""
+
+    errors: int
+    """Inserted."""
+    found: int
+    """Found at the right step and kind."""
+    blamed: int
+    """Solutions, with or without an error, that the judge says first go wrong at this kind."""
+    false_alarms: int
+    """Solutions without an error of which it says so."""
+
+
 class JudgeResults(TypedDict):
     """What one judge said about changed solutions."""
 
@@ -100,6 +114,12 @@ class JudgeResults(TypedDict):
     right: dict[str, ChangeCount]
     hit_rate: float
     false_alarm_rate: float
+    kinds: NotRequired[dict[str, KindCount]]
+    """This and the entries below: not in results of the first release."""
+    num_right: NotRequired[int]
+    """Solutions without an error."""
+    num_not_judged: NotRequired[int]
+    """Solutions at which the judge failed."""
 
 
 class TestbedSettings(TypedDict):

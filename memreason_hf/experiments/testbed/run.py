@@ -19,10 +19,13 @@ from memreason_hf.checks import check_finite_fields
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
+from memreason_hf.evaluation.solutions.chat_judges import ChatJudge
 from memreason_hf.evaluation.solutions.judges import ExactJudge
+from memreason_hf.evaluation.solutions.reply_files import ReplyFile
 from memreason_hf.experiments.children import check_end, run_children, start_child
 from memreason_hf.experiments.folders import check_removable, claim_folder
-from memreason_hf.experiments.testbed.attribution import WorldJudge, measure_judge
+from memreason_hf.experiments.testbed.agreement import NUM_CHANGES, measure_judge, world_guide
+from memreason_hf.experiments.testbed.attribution import WorldJudge
 from memreason_hf.experiments.testbed.figures import hops_figure
 from memreason_hf.experiments.testbed.models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
 from memreason_hf.experiments.testbed.process import (
@@ -37,7 +40,7 @@ from memreason_hf.files import write_json
 from memreason_hf.locks import locked
 
 
-RESULTS_FILE, FIGURE_FILE = "testbed.json", "testbed.png"
+RESULTS_FILE, FIGURE_FILE, REPLIES_FILE = "testbed.json", "testbed.png", "judge_replies.jsonl"
 
 
 @dataclass
@@ -62,6 +65,13 @@ class TestbedArguments:
     num_judged: int = field(
         default=300,
         metadata={"help": "Correct solutions into which each kind of error and harmless change is inserted."},
+    )
+    num_asked: int = field(
+        default=20,
+        metadata={
+            "help": "Solutions among these on which a language model as judge (--llm) is measured; each costs "
+            f"{NUM_CHANGES} requests."
+        },
     )
     fixed_seconds: float = field(
         default=FIXED_SECONDS, metadata={"help": "Time limit for training a model of fixed depth, in seconds."}
@@ -90,7 +100,7 @@ class TestbedArguments:
         unknown = [name for name in self.model_names if name not in MODELS]
         if unknown or not self.model_names:
             raise ValueError(f"models={self.models!r} must name some of {', '.join(MODELS)}.")
-        for name in ("num_test_chains", "num_judged", "at_once", "num_rows", "max_steps", "batch_size"):
+        for name in ("num_test_chains", "num_judged", "num_asked", "at_once", "num_rows", "max_steps", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
@@ -105,9 +115,14 @@ class TestbedArguments:
         return [name.strip() for name in self.models.split(",") if name.strip()]
 
 
-def run_testbed(arguments: TestbedArguments) -> dict:
+def run_testbed(arguments: TestbedArguments, judge: ChatJudge | None = None) -> dict:
     """
     Runs the test bed, or what is missing of it, and writes its files. Progress is printed.
+
+    Args:
+        arguments: sizes and settings.
+        judge: a language model that is measured next to the other judges. It is told the facts of the world, and its
+            replies are kept in `judge_replies.jsonl`.
 
     Returns:
         The contents of `testbed.json`, see `TestbedResults`.
@@ -117,10 +132,10 @@ def run_testbed(arguments: TestbedArguments) -> dict:
         ValueError: the folder holds another test bed, or a model's process failed; the message quotes its log.
     """
     with locked(arguments.output_dir, inside=True):
-        return _run_testbed(arguments, Path(arguments.output_dir))
+        return _run_testbed(arguments, Path(arguments.output_dir), judge)
 
 
-def _run_testbed(arguments, folder):
+def _run_testbed(arguments, folder, judge):
     started = time.perf_counter()
     config = MultiHopConfig(
         num_entities=20,
@@ -152,7 +167,7 @@ def _run_testbed(arguments, folder):
         data=asdict(config),
         settings={name: getattr(arguments, name) for name in TestbedSettings.__annotations__},
         models={name: read_model_results(folder / name) for name in tasks},
-        judges=_try_judges(world, arguments),
+        judges=_try_judges(world, arguments, folder, judge),
         environment=describe_environment("cpu"),
         seconds=time.perf_counter() - started,
     )
@@ -217,15 +232,21 @@ def _end(name, task, code):
     )
 
 
-def _try_judges(world, arguments):
-    """Measures two judges on inserted errors: one that knows the world, and one that compares with a reference."""
+def _try_judges(world, arguments, folder, judge):
+    """Measures judges on inserted errors: one that knows the world, one that compares, and the language model."""
     settings = world.rows.references(arguments.seed + 2, arguments.num_judged)
     solutions = write_solutions(world.facts, world.test_chains(), settings)
     judges = {"known truth": WorldJudge(world.facts), "exact comparison": ExactJudge()}
-    return {
+    measured = {
         name: measure_judge(judge, world.facts, solutions, seed=arguments.seed).to_dict()
         for name, judge in judges.items()
     }
+    if judge is not None:
+        asked = judge.told(world_guide(world.facts))
+        asked.replies = ReplyFile(folder / REPLIES_FILE)
+        chosen = solutions[: arguments.num_asked]
+        measured[judge.name] = measure_judge(asked, world.facts, chosen, seed=arguments.seed).to_dict()
+    return measured
 
 
 def _figure(results, config):

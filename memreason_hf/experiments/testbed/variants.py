@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memreason_hf.data.chains.tokenizer import entity_token
+from memreason_hf.evaluation.solutions.attribution import NO_ANSWER
 from memreason_hf.experiments.testbed.world import Fact, Facts, NamedFact, WrittenQuestion, read_step, step_text
 from memreason_hf.steps import Step, answer_step
 
@@ -22,7 +23,7 @@ class Variant:
 
     Attributes:
         steps: the solution.
-        kind: the kind of the wrong step; None if no step is wrong.
+        kind: the kind of the wrong step, or `"no answer"`; None if nothing is wrong.
         index: the index of the wrong step in `steps`; None if no step is wrong.
     """
 
@@ -110,6 +111,23 @@ def wrong_reason(
     return Variant(changed, "reason", index)
 
 
+def wrong_answer(
+    facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator: np.random.Generator
+) -> Variant:
+    """Answers with another entity than the last reason step reaches."""
+    tail = question.hops(facts)[-1].fact.tail
+    return Variant(
+        [*steps[:-1], answer_step(entity_token(_another(facts, tail, generator)))], "answer", len(steps) - 1
+    )
+
+
+def no_answer(
+    facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator: np.random.Generator
+) -> Variant:
+    """Ends without an answer, which is an error of its own kind and of no step."""
+    return Variant(list(steps[:-1]), NO_ANSWER)
+
+
 def reordered(
     facts: Facts, question: WrittenQuestion, steps: Sequence[Step], generator: np.random.Generator
 ) -> Variant:
@@ -165,6 +183,8 @@ WRONG: dict[str, Change] = {
     "reason, selection": _variant_of(wrong_reason, how="selection", carried_on=False),
     "reason, selection, carried on": _variant_of(wrong_reason, how="selection"),
 }
+# Errors that no judge of steps is needed for, but that it can hide by a false alarm before them.
+ANSWER_ERRORS: dict[str, Change] = {"answer, another": wrong_answer, "answer, missing": no_answer}
 RIGHT: dict[str, Change] = {
     "as written": lambda facts, question, steps, generator: Variant(list(steps)),
     "another order": reordered,

@@ -8,6 +8,7 @@ import numpy as np
 from memreason_hf.data.questions.answer_types import answer_type_of
 from memreason_hf.evaluation.solutions.answer_judges import ask_judge
 from memreason_hf.evaluation.solutions.answers import judge_answer
+from memreason_hf.evaluation.solutions.intervals import accuracy_interval
 from memreason_hf.metrics.step_inputs import SolutionMetric, read_options, reference_answer
 
 
@@ -122,7 +123,9 @@ class AnswerAccuracy(SolutionMetric):
         order = {label: None for labels in options for label in labels}
         return {
             "accuracy": float(correct.mean()),
-            "accuracy_interval": _interval(correct, groups, inputs.bootstrap_samples, inputs.confidence, inputs.seed),
+            "accuracy_interval": accuracy_interval(
+                correct, groups, inputs.bootstrap_samples, inputs.confidence, inputs.seed
+            ),
             "num_items": len(verdicts),
             "num_questions": int(groups.max()) + 1,
             "num_invalid_answers": sum(not verdict.is_valid for verdict in verdicts),
@@ -131,20 +134,6 @@ class AnswerAccuracy(SolutionMetric):
             "count_by_answer": _counts([verdict.answer for verdict in verdicts if verdict.is_valid], order),
             "count_by_reference": _counts([verdict.reference for verdict in verdicts], order),
         }
-
-
-def _interval(correct, groups, num_samples, confidence, seed):
-    """Percentiles of the accuracy over resampled questions, each taken with all its items."""
-    if num_samples == 0:
-        return None
-    items = np.bincount(groups)
-    hits = np.bincount(groups, weights=correct)
-    generator = np.random.default_rng(seed)
-    # How often each question is drawn when as many are drawn as there are.
-    draws = generator.multinomial(len(items), np.full(len(items), 1 / len(items)), size=num_samples)
-    accuracies = (draws @ hits) / (draws @ items)
-    tail = (1 - confidence) / 2
-    return [float(value) for value in np.quantile(accuracies, [tail, 1 - tail])]
 
 
 def _counts(values, order):

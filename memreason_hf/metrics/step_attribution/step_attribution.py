@@ -4,15 +4,27 @@ from collections import Counter
 
 import evaluate
 
-from memreason_hf.evaluation.solutions.attribution import NO_DEPARTURE, NO_REFERENCE, attribute
-from memreason_hf.evaluation.solutions.judges import UNDECIDED, find_judge
-from memreason_hf.metrics.step_inputs import SolutionMetric, mark_answer
+from memreason_hf.evaluation.solutions.answers import judge_answer
+from memreason_hf.evaluation.solutions.attribution import (
+    MISSING,
+    NO_ANSWER,
+    NO_DEPARTURE,
+    NO_REFERENCE,
+    NOT_JUDGED,
+    RIGHT,
+    WRONG,
+    attribute_all,
+    count_outcomes,
+)
+from memreason_hf.evaluation.solutions.judges import UNDECIDED, SolutionToJudge, find_judge
+from memreason_hf.metrics.step_inputs import SolutionMetric, mark_answer, read_options, reference_answer
 
 
 _DESCRIPTION = """\
 Finds the first step of each generated solution that departs from the steps of its reference, and counts such steps by
-kind: does a model go wrong where it recalls knowledge, or where it reasons over it? The judge of a step is
-exchangeable: exact comparison, overlap of tokens, a language model, or any function.
+kind: does a model go wrong where it recalls knowledge, or where it reasons over it? Solutions with a right and with a
+wrong answer are also counted apart. The judge of a step is exchangeable: exact comparison, overlap of tokens, a
+language model, or any function.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -21,20 +33,27 @@ Args:
     references (`list` of `str`): reference solutions; from an answer alone nothing can depart.
     judge (`str` or callable, *optional*, defaults to `"overlap"`): "exact", "overlap", or a function of a step, the
         reference steps and the question that returns "agrees", "departs" or "undecided", for example a
-        `TokenOverlapJudge` or `LanguageModelJudge` of `memreason_hf.evaluation.solutions.judges`.
+        `TokenOverlapJudge` or `LanguageModelJudge` of `memreason_hf.evaluation.solutions.judges`. A `ChatJudge`
+        (`memreason_hf.evaluation.solutions.chat_judges`) also judges solutions without reference steps.
     questions (`list` of `str`, *optional*): the question of each item, to which judges may refer.
     scheme (`StepScheme` or `dict`, *optional*): how the texts mark their steps. Needed if they do not use tokens, or
         have kinds other than memory and reason.
-    options, match_option_text, bootstrap_samples, confidence, seed: ignored; arguments of other modules in an
-        `evaluate.combine`.
+    options, answer_types, accepted_answers, answer_rule, match_option_text (*optional*): as for `answer_accuracy`,
+        whose rule decides whether an answer is right. Where a reference gives no answer that the rule can read, the
+        words of the answers are compared.
+    bootstrap_samples, confidence, seed: ignored; arguments of other modules in an `evaluate.combine`.
 
 Returns:
     departures_by_kind (`dict` from `str` to `int`): solutions whose first departing step is of this kind.
-    num_departures, num_without_departure, num_undecided, num_without_reference (`int`): numbers of solutions that
-        depart, whose steps all agree, that do not depart but have a step that could not be judged, and whose reference
-        has no steps. They add up to the number of solutions.
-    attributions (`list` of `dict`): for each solution `outcome` (a kind, "none", "undecided" or "no reference"),
-        `step` (the index of the departing step, or None) and `text` (of that step).
+    num_departures, num_without_answer, num_without_departure, num_undecided, num_without_reference, num_not_judged
+        (`int`): numbers of solutions that depart, that do not depart but give no answer, whose steps all agree, that
+        do not depart but have a step that could not be judged, whose reference has no steps, and at which the judge
+        failed. They add up to the number of solutions.
+    outcomes_by_answer (`dict`): under "right" and "wrong", solutions with such an answer by outcome. A missing answer
+        is wrong. Solutions whose reference gives no answer that the rule can read are in neither.
+    attributions (`list` of `dict`): for each solution `outcome` (a kind, "no answer", "none", "undecided",
+        "no reference" or "not judged"), `step` (the index of the departing step, or None) and `text` (of that step);
+        `fault`, the reason, where the judge failed.
 
 Raises:
     ValueError: there are no items, an argument is not a list of texts or has another length, or the judge or its
@@ -56,6 +75,8 @@ Examples:
         {'outcome': 'memory', 'step': 0, 'text': 'Oslo has 900,000 people.'}
         >>> results["num_without_departure"], results["num_without_reference"]
         (1, 1)
+        >>> results["outcomes_by_answer"]["wrong"]["answer"], results["outcomes_by_answer"]["right"]["memory"]
+        (1, 1)
 """
 
 
@@ -65,20 +86,66 @@ class StepAttribution(SolutionMetric):
     inputs_text = _KWARGS_DESCRIPTION
 
     def _measure(self, inputs):
-        judge = find_judge(inputs.judge)
-        attributions = []
-        solutions, references = inputs.read_predictions(), inputs.read_references()
-        for solution, reference, question in zip(solutions, references, inputs.questions):
+        answers = _answers(inputs)
+        solutions = inputs.read_predictions()
+        for solution in solutions:
             mark_answer(solution)
-            attribution = attribute(solution, reference, judge, question=question or "")
-            text = None if attribution.step is None else solution[attribution.step].text
-            attributions.append({"outcome": attribution.outcome, "step": attribution.step, "text": text})
+        rows = zip(solutions, inputs.read_references(), inputs.questions, answers)
+        judged = attribute_all(
+            find_judge(inputs.judge),
+            [
+                SolutionToJudge(solution, reference, question or "", _right_answer(reference), answer)
+                for solution, reference, question, answer in rows
+            ],
+        )
+        attributions = [_describe(entry, solution) for entry, solution in zip(judged, solutions)]
         counts = Counter(attribution["outcome"] for attribution in attributions)
+        known = [index for index, answer in enumerate(answers) if answer is not None]
         return {
             "departures_by_kind": {kind: counts[kind] for kind in inputs.scheme.all_kinds},
             "num_departures": sum(counts[kind] for kind in inputs.scheme.all_kinds),
+            "num_without_answer": counts[NO_ANSWER],
             "num_without_departure": counts[NO_DEPARTURE],
             "num_undecided": counts[UNDECIDED],
             "num_without_reference": counts[NO_REFERENCE],
+            "num_not_judged": counts[NOT_JUDGED],
+            "outcomes_by_answer": count_outcomes(
+                [judged[index] for index in known], [answers[index] for index in known], inputs.scheme.all_kinds
+            ),
             "attributions": attributions,
         }
+
+
+def _answers(inputs):
+    """What the answer rule says of every solution; None where it cannot read the answer of the reference."""
+    answers = []
+    options = None if inputs.options is None else read_options(inputs.options, inputs.references)
+    rows = zip(inputs.predictions, inputs.references, inputs.questions, inputs.answer_types)
+    for index, (text, reference, question, answer_type) in enumerate(rows):
+        try:
+            labels = read_options(None, [reference], [answer_type])[0] if options is None else options[index]
+            verdict = judge_answer(
+                text,
+                reference_answer(reference, labels, question, answer_type),
+                labels,
+                answer_type=answer_type,
+                accepted_answers=inputs.accepted_answers[index],
+                rule=inputs.answer_rule,
+                question=question,
+                match_option_text=inputs.match_option_text,
+            )
+            answers.append(MISSING if not verdict.is_valid else RIGHT if verdict.is_correct else WRONG)
+        except ValueError:
+            answers.append(None)
+    return answers
+
+
+def _right_answer(reference):
+    return next((step.text for step in reversed(reference) if step.kind == "answer"), None)
+
+
+def _describe(judged, solution):
+    step = judged.attribution.step
+    text = None if step is None else solution[step].text
+    described = {"outcome": judged.attribution.outcome, "step": step, "text": text}
+    return described if judged.fault is None else {**described, "fault": judged.fault}

@@ -9,15 +9,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from memreason_hf.evaluation.solutions import judges
-from memreason_hf.evaluation.solutions.attribution import Attribution, attribute
+from memreason_hf.evaluation.solutions.attribution import Attribution, attribute, attribute_all, count_outcomes
 from memreason_hf.evaluation.solutions.judges import (
     JUDGES,
     ExactJudge,
+    JudgeFault,
     LanguageModelJudge,
+    SolutionToJudge,
     TokenOverlapJudge,
     find_judge,
 )
-from memreason_hf.steps import Step, answer_step
+from memreason_hf.steps import KINDS, Step, answer_step
 
 
 REFERENCES = [
@@ -179,7 +181,10 @@ def scripted(step, references, question):
         ("m+ r? a+", Attribution("undecided", None, 1)),
         ("m+ r? aX", Attribution("answer", 2, 1)),
         ("aX m-", Attribution("answer", 0)),
-        ("", Attribution("none")),
+        # An answer that is missing is an error of its own kind.
+        ("", Attribution("no answer")),
+        ("m+ r?", Attribution("no answer", None, 1)),
+        ("m+ r-", Attribution("reason", 1)),
     ],
 )
 def test_the_first_departure(steps, expected):
@@ -193,8 +198,127 @@ def test_the_first_departure(steps, expected):
 
 def test_order_missing_and_repeated_steps_are_no_departures():
     references = [*REFERENCES, answer_step("True")]
-    for solution in (references[::-1], references[:1], [*references, *references], references[1:] + references[:1]):
+    for solution in (references[::-1], references[1:], [*references, *references], references[1:] + references[:1]):
         assert attribute(solution, references, ExactJudge()).outcome == "none"
+    assert attribute(references[:1], references, ExactJudge()).outcome == "no answer"
+
+
+@pytest.mark.parametrize(
+    ("steps", "answer", "expected"),
+    [
+        # The words of the answer differ from those of the reference, but the rule reads it as right.
+        ("m+ aX", "right", Attribution("none")),
+        ("m+ a+", "wrong", Attribution("answer", 1)),
+        ("m+ a+", "missing", Attribution("no answer")),
+        ("m- a+", "missing", Attribution("memory", 0)),
+        ("m? a+", "right", Attribution("undecided", None, 1)),
+        # Only the last answer counts, and a step that says the answer stands for an answer step.
+        ("aX m+ a+", "right", Attribution("none")),
+        ("a+ m+ aX", "wrong", Attribution("answer", 2)),
+        ("a+ m- aX", "wrong", Attribution("memory", 1)),
+        ("m+ R m-", "wrong", Attribution("answer", 1)),
+        ("m+ R", "right", Attribution("none")),
+        ("m+", "wrong", Attribution("answer")),
+        ("m+", "missing", Attribution("no answer")),
+    ],
+)
+def test_the_answer_rule_decides_about_the_answer(steps, answer, expected):
+    read = {
+        "a+": answer_step("true."),
+        "aX": answer_step("False"),
+        "R": Step("reason", "+ so the answer is: False"),
+        **{
+            f"{letter}{sign}": Step(kind, sign)
+            for letter, kind in (("m", "memory"), ("r", "reason"))
+            for sign in "+-?"
+        },
+    }
+    solution = [read[part] for part in steps.split()]
+    assert attribute(solution, [*REFERENCES, answer_step("True")], scripted, answer=answer) == expected
+
+
+def test_an_unknown_word_of_the_answer_rule_is_refused():
+    with pytest.raises(ValueError, match="answer='correct' must be one of right, wrong, missing, or None"):
+        attribute([], REFERENCES, scripted, answer="correct")
+
+
+class Scripted:
+    """A judge of whole solutions that needs no references; it answers in an order of its own."""
+
+    needs_references = False
+
+    def __init__(self, said):
+        self.said = said
+
+    def judge_solutions(self, solutions):
+        for index in random.Random(len(solutions)).sample(range(len(solutions)), len(solutions)):
+            yield index, self.said[index]
+
+
+def test_judges_of_whole_solutions():
+    steps = [Step("memory", "+"), Step("reason", "-"), answer_step("True")]
+    said = [
+        ["agrees", "agrees", None],
+        ["agrees", "departs", None],
+        ["departs", "departs", None],
+        ["undecided", "agrees", None],
+        JudgeFault("no reply"),
+    ]
+    answers = ["right", "wrong", "wrong", "missing", "right"]
+    judged = attribute_all(Scripted(said), [SolutionToJudge(steps, answer=answer) for answer in answers])
+    assert [entry.attribution for entry in judged] == [
+        Attribution("none"),
+        Attribution("reason", 1),
+        Attribution("memory", 0),
+        Attribution("no answer", None, 1),
+        Attribution("not judged"),
+    ]
+    assert [list(entry.verdicts) for entry in judged[:4]] == said[:4]
+    assert [entry.fault for entry in judged] == [None] * 4 + ["no reply"]
+    counts = count_outcomes(judged, answers, KINDS)
+    assert {name: {key: n for key, n in part.items() if n} for name, part in counts.items()} == {
+        "right": {"none": 1, "not judged": 1},
+        "wrong": {"memory": 1, "reason": 1, "no answer": 1},
+    }
+    assert sum(map(sum, (part.values() for part in counts.values()))) == len(judged)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (["agrees", "agrees"], "returned 2 verdicts for 3 steps"),
+        (["agrees", "yes", None], "returned 'yes'; it must return one of"),
+        (["agrees", None, None], "returned None; it must return one of"),
+    ],
+)
+def test_what_a_judge_of_whole_solutions_must_return(said, message):
+    with pytest.raises(ValueError, match=message):
+        attribute_all(Scripted([said]), [SolutionToJudge([*REFERENCES, answer_step("True")])])
+
+
+def test_step_judges_through_attribute_all_say_what_attribute_says():
+    rng = random.Random(5)
+    kinds = ("memory", "reason", "step")
+    solutions = [
+        SolutionToJudge(
+            [
+                *(Step(rng.choice(kinds), rng.choice("++++-?")) for _ in range(rng.randint(0, 5))),
+                *([answer_step(rng.choice(("True", "False")))] * rng.randint(0, 1)),
+            ],
+            [*REFERENCES, answer_step("True")],
+            "Is it?",
+        )
+        for _ in range(200)
+    ]
+    judged = attribute_all(scripted, solutions)
+    assert [entry.attribution for entry in judged] == [
+        attribute(solution.steps, solution.references, scripted, question="Is it?") for solution in solutions
+    ]
+    assert {entry.attribution.outcome for entry in judged} == {*kinds, "answer", "no answer", "none", "undecided"}
+    for entry in judged:
+        # The judge is asked up to the first departure, and about no answer.
+        asked = [index for index, verdict in enumerate(entry.verdicts) if verdict is not None]
+        assert "departs" not in [entry.verdicts[index] for index in asked[:-1]]
 
 
 def test_without_reference_steps_nothing_is_attributed():

@@ -1,15 +1,21 @@
 """The whole run, with processes that do not train; those of `tests/commands/test_testbed.py` do."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from chat_servers import chat_server
 
+from memreason_hf.chat import EndpointChat
 from memreason_hf.evaluation import read_results
+from memreason_hf.evaluation.solutions.chat_judges import ChatJudge
 from memreason_hf.experiments.testbed import run
+from memreason_hf.experiments.testbed.agreement import NUM_CHANGES
 from memreason_hf.experiments.testbed.models import MODELS
+from memreason_hf.experiments.testbed.report import report
 from memreason_hf.experiments.testbed.run import TestbedArguments, run_testbed
 
 
@@ -116,3 +122,25 @@ def test_values_out_of_range(fields, message):
 def test_blanks_between_names_do_not_matter():
     assert TestbedArguments(models="steps_fixed, answer_fixed").model_names == ["steps_fixed", "answer_fixed"]
     assert TestbedArguments().model_names == list(MODELS)
+
+
+def test_a_language_model_is_measured_next_to_the_other_judges(started, tmp_path):
+    """An endpoint that says every step is right, through the whole run; a second run asks for nothing again."""
+
+    def agrees(call):
+        return json.dumps(dict.fromkeys(re.findall(r"^(\d+)\. \[", call.prompt, re.MULTILINE), "agrees"))
+
+    with chat_server(agrees) as server:
+        judge = ChatJudge(EndpointChat("yes-man", server.url), name="yes-man")
+        results = run_testbed(small(tmp_path, num_judged=12, num_asked=2), judge)
+        num_calls = len(server.calls)
+        assert 0 < num_calls <= 2 * NUM_CHANGES
+        run_testbed(small(tmp_path, num_judged=12, num_asked=2), judge)
+        assert len(server.calls) == num_calls
+    assert "These are all its facts" in server.calls[0].prompt
+    assert results["judges"]["yes-man"]["hit_rate"] == 0.0 and results["judges"]["yes-man"]["num_right"] == 10
+    assert read_results(tmp_path / "testbed.json")["judges"].keys() == results["judges"].keys()
+    text = report(results)
+    assert re.search(r"error: memory +12 +100\.0 +100\.0 +0\.0\n", text)
+    assert "judge yes-man, against the known truth of the test bed (2 solutions, 14 changes each):" in text
+    assert "judge known truth, against the known truth of the test bed (12 solutions, 14 changes each):" in text

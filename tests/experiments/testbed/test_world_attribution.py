@@ -5,9 +5,8 @@ import pytest
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.world import build_world, world_facts
 from memreason_hf.evaluation.solutions.attribution import Attribution, attribute
-from memreason_hf.evaluation.solutions.judges import ExactJudge
-from memreason_hf.experiments.testbed.attribution import WorldJudge, attribute_errors, measure_judge, recalled_facts
-from memreason_hf.experiments.testbed.variants import RIGHT, WRONG
+from memreason_hf.experiments.testbed.attribution import WorldJudge, attribute_errors, recalled_facts
+from memreason_hf.experiments.testbed.variants import WRONG
 from memreason_hf.experiments.testbed.world import (
     SCHEME,
     WrittenQuestion,
@@ -90,27 +89,6 @@ def test_true_facts_that_are_not_needed_and_skipped_hops_are_no_errors():
     assert seen([Step("step", MEMORY[0]), *RIGHT_STEPS]) == Attribution("step", 0)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_errors_that_were_put_in_are_found_and_nothing_else(seed):
-    facts, solutions = worlds(seed)
-    rates = measure_judge(WorldJudge(facts), facts, solutions, seed=seed)
-    assert rates.hit_rate == 1.0 and rates.false_alarm_rate == 0.0
-    assert set(rates.counts) == set(WRONG) | set(RIGHT) and set(rates.counts.values()) == {len(solutions)}
-    values = rates.to_dict()
-    assert values["hit_rate"] == 1.0 and values["errors"]["memory"] == {"count": 12, "found": 12}
-
-
-def test_a_judge_that_knows_less_finds_less():
-    facts, solutions = worlds(1)
-    rates = measure_judge(ExactJudge(), facts, solutions)
-    assert rates.hit_rate < 1.0 and rates.false_alarm_rate > 0.0
-    assert rates.alarms["one more true fact"] > 0 and rates.alarms["another order"] == 0
-    blind = measure_judge(lambda step, references, question: "agrees", facts, solutions)
-    assert blind.hit_rate == blind.false_alarm_rate == 0.0
-    with pytest.raises(ValueError, match="There are no solutions"):
-        measure_judge(ExactJudge(), facts, [])
-
-
 def test_the_metric_takes_the_judge(tmp_path):
     facts, solutions = worlds(2)
     metric = evaluate.load(metric_path("step_attribution"), keep_in_memory=True, cache_dir=str(tmp_path))
@@ -151,8 +129,8 @@ def test_errors_of_a_models_own():
         ([*RIGHT_STEPS[1:3], RIGHT_STEPS[0], answer_step("<e_2>")], False),
     ]
     found = attribute_errors(FACTS, [(QUESTION, steps, RIGHT_STEPS, is_right) for steps, is_right in solved])
-    assert found["right_answers"] == {"memory": 1, "reason": 0, "answer": 0, "step": 0, "none": 1}
-    assert found["wrong_answers"] == {"memory": 1, "reason": 4, "answer": 3, "step": 0, "none": 1}
+    assert found["right_answers"] == {"memory": 1, "reason": 0, "answer": 0, "step": 0, "no answer": 0, "none": 1}
+    assert found["wrong_answers"] == {"memory": 1, "reason": 4, "answer": 3, "step": 0, "no answer": 1, "none": 0}
     assert found["reason_errors"] == {"recalled": 1, "not recalled": 1, "no hop": 2}
     assert found["answer_errors"] == {"stopped early": 1, "another": 2}
     assert recalled_facts(RIGHT_STEPS) == {read_step(text).fact for text in MEMORY}
