@@ -286,9 +286,8 @@ class DepthBatcher(OfflineMixin):
 
     def _fill_deeper(self, row):
         """Repeats the last recurrence of a token that has halted in the deeper slots of its row."""
-        slots = row.region.recurrences(self.memory.cells)
-        last = slots[row.recurrence - 1 : row.recurrence, :, :, row.position]
-        slots[row.recurrence : row.deepest, :, :, row.position] = last
+        slots = row.region.recurrences(self.memory.cells).select(3, row.position)
+        slots[row.recurrence : row.deepest] = slots[row.recurrence - 1]
 
     def _judge(self, rows):
         """The rows (indices) whose token has halted, and their logits if a criterion has computed them."""

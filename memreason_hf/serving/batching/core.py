@@ -97,6 +97,10 @@ class DepthCore:
         self.interface = attention_interface(self.config, like, False, self.decoder.block_config)
         self.plain = self.interface is sdpa and self.decoder.block_config is None
         self.slots = RegionSlots if self.device.type == "cpu" else GatheredSlots
+        # Fields of a config take microseconds to read, which adds up over the forwards.
+        self.stacks = {name: self.decoder.stack_range(name) for name in ("prelude", "recurrent", "coda")}
+        self.has_noise = self.config.state_init not in ("embedding", "zeros")
+        self.coda_norm = self.config.coda_norm
 
     def start(self, rows: list) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -121,7 +125,7 @@ class DepthCore:
         ids, positions = torch.tensor(tokens, device=self.device).T[..., None]
         hidden_states = self._embed(ids, positions)
         hidden_states = self._run_outer("prelude", hidden_states, rows, parts)
-        if config.state_init in ("embedding", "zeros"):
+        if not self.has_noise:
             return hidden_states, initial_state(config, hidden_states, positions, 0)
         sizes = [size for size, _ in seeds]
         units = zip(hidden_states.split(sizes), positions.split(sizes), seeds)
@@ -164,7 +168,7 @@ class DepthCore:
 
         `states` holds the last states of all tokens of each part, `(tokens, 1, hidden)`.
         """
-        if not self.config.num_coda_layers:
+        if not self.stacks["coda"]:
             # Nothing else is read.
             return self.decoder.norm(self._finish(torch.cat([state[-1:] for state in states]), (), ()))[:, 0]
         places = [PartPlace(part.row.region, range(part.start, part.done), 1) for part in parts]
@@ -173,12 +177,12 @@ class DepthCore:
         return self.decoder.norm(state[last])[:, 0]
 
     def _finish(self, state, rows, parts):
-        if self.config.coda_norm:
+        if self.coda_norm:
             state = self.decoder.norm(state)
         return self._run_outer("coda", state, rows, parts)
 
     def _run_outer(self, stack, hidden_states, rows, parts):
-        if not len(self.decoder.stack_range(stack)):
+        if not self.stacks[stack]:
             return hidden_states
         return self.decoder.run_layers(stack, hidden_states, self._open(rows, parts, stack, hidden_states))
 
@@ -193,8 +197,7 @@ class DepthCore:
 
     def _open(self, rows, parts, stack, hidden_states):
         places = [Place(row.region, row.position, row.recurrence) for row in rows]
-        layers = self.decoder.stack_range(stack)
-        slots = self.slots(self.memory, places, self.windows, layers, self.plain, parts)
+        slots = self.slots(self.memory, places, self.windows, self.stacks[stack], self.plain, parts)
         positions = [place.position for place in places]
         for part in parts:
             positions += part.positions

@@ -112,9 +112,8 @@ class RegionSlots:
         # The heads that share keys are passed as queries of one head: no key is repeated.
         grouped = query.view(-1, heads, groups, query.shape[-1]) if groups > 1 else query
         attention = torch.nn.functional.scaled_dot_product_attention
-        outputs = [
-            attention(part, views[which], views[which + 1]) for part, views in zip(grouped.split(1), self._views)
-        ]
+        queries = grouped.chunk(len(self._views))
+        outputs = [attention(part, views[which], views[which + 1]) for part, views in zip(queries, self._views)]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return output.view(query.shape).transpose(1, 2)
 
@@ -165,24 +164,24 @@ class RegionSlots:
         if rows:
             self._prepare_reading(cells, firsts[:rows], count, by_head[:rows], strides[:rows], positions[:rows])
         for part, first in zip(self.parts, firsts[rows:]):
-            self._prepare_part(part, part.region.planes(cells).narrow(0, first, count))
+            self._prepare_part(part, part.region.slices(cells, first, count, part.positions[-1] + 1))
 
     def _prepare_reading(self, cells, firsts, count, by_head, strides, positions):
         for place, first in zip(self.places, firsts):
-            planes = place.region.planes(cells).narrow(0, first, count)
-            self._views.append(self._views_of(planes, place.position, place.position))
+            views = place.region.slices(cells, first, count, place.position + 1)
+            self._views.append(self._in_window(views, place.position))
 
-    def _prepare_part(self, part, planes):
-        positions = part.positions
+    def _prepare_part(self, part, views):
+        positions, device = part.positions, views[0].device
         first, last = positions[0], positions[-1]
-        self._part_views.append(self._views_of(planes, first, last))
+        self._part_views.append(self._in_window(views, first))
         masks = {}
         for window in {self.windows.get(layer) for layer in self.layers}:
             masks[window] = None
             if len(positions) > 1:
                 start = self._start_of(first, window)
-                behind = torch.tensor(positions, device=planes.device)[:, None]
-                behind = behind - torch.arange(start, last + 1, device=planes.device)
+                behind = torch.tensor(positions, device=device)[:, None]
+                behind = behind - torch.arange(start, last + 1, device=device)
                 mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
                 masks[window] = mask[None, None]
         self._part_masks.append(masks)
@@ -192,12 +191,8 @@ class RegionSlots:
         """The first token that a token at the position `first` reads."""
         return 0 if window is None else max(0, first + 1 - window)
 
-    def _views_of(self, planes, first, last):
-        """
-        Views of keys and values of the layers, each of shape `(1, heads, length, head_dim)`, for tokens from the
-        position `first` to `last`.
-        """
-        views = planes.narrow(2, 0, last + 1).unsqueeze(1).unbind(0)
+    def _in_window(self, views, first):
+        """The views of the layers with a window without what no token from the position `first` on reads."""
         if not self.windows:
             return views
         views = list(views)
@@ -206,7 +201,7 @@ class RegionSlots:
             if layer in self.layers and start > 0:
                 which = 2 * (layer - self.layers.start)
                 for plane in (which, which + 1):
-                    views[plane] = views[plane].narrow(2, start, last + 1 - start)
+                    views[plane] = views[plane][:, :, start:]
         return views
 
 

@@ -86,8 +86,9 @@ def run_prompts(batcher, requests):
     batcher._chooser.choose = watch
     todo, names = list(requests), []
     while todo or batcher.has_work:
-        for _ in range(min(len(todo), random.choice((0, 1, 3)))):
-            names.append(batcher.submit(todo.pop(0)))
+        count = random.choice((0, 1, 3))
+        names += [batcher.submit(request) for request in todo[:count]]
+        del todo[:count]
         for output in batcher.step():
             assert output.error is None, output.error
     return [found[name] for name in names]
@@ -117,7 +118,7 @@ def forward(model, request):
     """The model's own forward over the prompt at once."""
     batcher = DepthBatcher(model, max_cache_tokens=2 * LENGTH)
     prompt = torch.tensor([request.prompt_ids])
-    arguments = batcher._planner.plan(request, "name").depth.of_prompt(prompt, 0, LENGTH)
+    arguments = batcher._planner.plan(request, "name").depth.of_prompt(prompt, 0, prompt.shape[1])
     with torch.no_grad():
         return model(prompt, **arguments)
 
