@@ -67,12 +67,18 @@ class Bench:
         self.model = RecurrentDepthForCausalLM(config).eval().to(self.device)
 
     def running(self, depths, new_tokens):
-        """A batcher whose rows, one for each of `depths` (arguments of a request), have given their first token."""
+        """
+        A batcher whose rows, one for each of `depths` (arguments of a request), have all given their first token and
+        have at least `new_tokens` tokens left.
+        """
+        # Rows with shallow prompts begin up to `most` steps before the others.
+        new_tokens += self.most + 1
         tokens = len(depths) * (self.context + new_tokens)
         batcher = DepthBatcher(self.model, max_rows=len(depths), max_cache_tokens=tokens, prefill_tokens=2**20)
         for depth in depths:
             batcher.submit(GenerationRequest(ids(self.context).tolist(), max_new_tokens=new_tokens, **depth))
-        batcher.step()
+        while batcher.stats().prompt_tokens < len(depths) * self.context:
+            batcher.step()
         return batcher
 
     @torch.no_grad()

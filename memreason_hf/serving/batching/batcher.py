@@ -15,7 +15,7 @@ from .halting import RowCriteria
 from .memory import CacheMemory, CacheShape, default_cache_tokens
 from .offline import OfflineMixin
 from .plan import RequestPlanner
-from .prefill import Prefill, open_prefill
+from .prompts import PromptQueue
 from .requests import CacheTooSmall, GenerationRequest, QueueFull, TokenOutput
 from .rows import Row
 
@@ -51,8 +51,9 @@ class DepthBatcher(OfflineMixin):
 
     Every row stands at its own recurrence of its own token, and one forward of the core moves all rows by one
     recurrence. A row whose token has halted gives it out and goes on with its next token in the next forward, so no
-    row waits for a deeper one. Requests enter in the order of their submission as soon as there is memory for all of
-    their tokens, and leave it when they end. Texts and depths are those of `generate` for each request alone.
+    row waits for a deeper one. Tokens of prompts run in the same forward, where they may differ in their depths.
+    Requests enter in the order of their submission as soon as there is memory for all of their tokens, and leave it
+    when they end. Texts and depths are those of `generate` for each request alone.
 
     One thread drives the batcher: none of the methods may run at the same time as another.
 
@@ -64,8 +65,8 @@ class DepthBatcher(OfflineMixin):
             more if requests are shallower. By default a part of the free memory, but no more than `max_rows` texts of
             `max_position_embeddings` tokens need.
         max_waiting (`int`, *optional*): The most requests that wait.
-        prefill_tokens (`int`, defaults to 256): The tokens of prompts that run between two forwards of the core, so
-            that a long prompt does not hold up the other rows. A prompt that has one count as a whole is not cut.
+        prefill_tokens (`int`, defaults to 256): The tokens of prompts that run in a forward of the core or before it,
+            so that a long prompt does not hold up the other rows. A prompt that has one count as a whole is not cut.
 
     Example:
 
@@ -113,7 +114,7 @@ class DepthBatcher(OfflineMixin):
         self._planner = RequestPlanner(model, tokenizer)
         self._core, self._chooser = DepthCore(model, self.memory), TokenChooser()
         self._waiting: deque[Row] = deque()
-        self._prefills: deque[Prefill] = deque()
+        self._prompts = PromptQueue(self._core, prefill_tokens)
         self._rows: list[Row] = []
         self._known: dict[str, Row] = {}
         self._notices: list[TokenOutput] = []
@@ -163,7 +164,7 @@ class DepthBatcher(OfflineMixin):
             self._leave([row])
         else:
             self._waiting = deque(other for other in self._waiting if other is not row)
-            self._prefills = deque(other for other in self._prefills if other.row is not row)
+            self._prompts.drop(row)
         self._notices.append(TokenOutput(request_id, finish_reason="cancelled"))
         self._release(row)
         return True
@@ -176,7 +177,7 @@ class DepthBatcher(OfflineMixin):
     def stats(self) -> BatcherStats:
         """What the batcher holds now and has done so far."""
         self._done.waiting, self._done.running = len(self._waiting), len(self._known) - len(self._waiting)
-        self._done.slots_used = self.memory.used
+        self._done.slots_used, self._done.prompt_tokens = self.memory.used, self._prompts.tokens_done
         return BatcherStats(**vars(self._done))
 
     def __iter__(self) -> Iterator[TokenOutput]:
@@ -189,50 +190,65 @@ class DepthBatcher(OfflineMixin):
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
         """
-        Runs parts of prompts, then one forward of the core over all rows, whatever their recurrence.
+        Begins parts of prompts, then runs one forward of the core over their tokens and all rows, whatever the
+        recurrence of each.
 
         Returns the new tokens and the ends of requests.
         """
         outputs, self._notices = self._notices, []
         self._admit()
         outputs += self._run_prompts()
-        if self._rows:
+        if self._rows or self._prompts.groups:
             outputs += self._run_core()
         return outputs
 
     def _admit(self):
         """Gives memory to requests in their order. None passes the first, so that a long one is not starved."""
-        while self._waiting and len(self._rows) + len(self._prefills) < self.max_rows:
+        while self._waiting and len(self._rows) + len(self._prompts) < self.max_rows:
             row = self._waiting[0]
             row.region = self.memory.allocate(row.capacity, row.depth.limit)
             if row.region is None:
                 return
             self._waiting.popleft()
-            self._prefills.append(open_prefill(self._core, row))
+            self._prompts.add(row)
 
     def _run_prompts(self):
-        outputs, left = [], self.prefill_tokens
-        while self._prefills and left > 0:
-            prefill = self._prefills[0]
-            row = prefill.row
-            try:
-                ran, logits, recurrences = prefill.advance(left)
-            except Exception as problem:  # a schedule of the request must not end the others
-                self._prefills.popleft()
-                outputs.append(self._fail(row, problem))
-                continue
-            left -= ran
-            self._done.prompt_tokens += ran
-            if logits is not None:
-                self._prefills.popleft()
-                row.recurrence = recurrences
-                outputs += self._give_out([row], logits)
-                if row.request_id in self._known:
-                    self._join(row)
+        outputs = []
+        for row, logits, problem in self._prompts.begin():
+            outputs += self._fail(row, problem) if logits is None else self._open_text([row], logits)
         return outputs
 
     def _run_core(self):
-        rows = self._rows
+        """One recurrence of all rows and of the tokens of prompts."""
+        rows, groups = self._rows, self._prompts.groups
+        if rows:
+            self._start_tokens(rows)
+        state, inputs = self._state, self._inputs
+        if groups:
+            state, inputs = self._with_prompts(state, inputs, rows, groups)
+        places = [place for group in groups for place in group.next()]
+        state = self._core.recur(rows, state, inputs, places)
+        outputs = []
+        if rows:
+            self._state = state[: len(rows)]
+            outputs += self._end_tokens(rows)
+        if groups:
+            complete = self._prompts.take(state[len(rows) :])
+            if complete:
+                rows, logits = zip(*complete)
+                outputs += self._open_text(rows, torch.cat(logits))
+        return outputs
+
+    @staticmethod
+    def _with_prompts(state, inputs, rows, groups):
+        """State and input of the rows, then those of the tokens of prompts."""
+        states, all_inputs = [group.state for group in groups], [group.inputs for group in groups]
+        if rows:
+            states, all_inputs = [state, *states], [inputs, *all_inputs]
+        return torch.cat(states), torch.cat(all_inputs)
+
+    def _start_tokens(self, rows):
+        """Starts the newest token of the rows that have given one out, and turns all rows to the next recurrence."""
         starting = [index for index, row in enumerate(rows) if row.recurrence == 0]
         if starting:
             inputs, state = self._core.start([rows[index] for index in starting])
@@ -244,7 +260,9 @@ class DepthBatcher(OfflineMixin):
             row.recurrence += 1
             if row.recurrence > row.deepest:
                 self._open_slot(row)
-        self._state = self._core.recur(rows, self._state, self._inputs)
+
+    def _end_tokens(self, rows):
+        """Gives out the tokens of the rows that have halted."""
         halted, logits = self._judge(rows)
         if not halted:
             return []
@@ -268,9 +286,8 @@ class DepthBatcher(OfflineMixin):
 
     def _fill_deeper(self, row):
         """Repeats the last recurrence of a token that has halted in the deeper slots of its row."""
-        slots = row.region.recurrences(self.memory.cells)
-        last = slots[row.recurrence - 1 : row.recurrence, :, :, row.position]
-        slots[row.recurrence : row.deepest, :, :, row.position] = last
+        slots = row.region.recurrences(self.memory.cells).select(3, row.position)
+        slots[row.recurrence : row.deepest] = slots[row.recurrence - 1]
 
     def _judge(self, rows):
         """The rows (indices) whose token has halted, and their logits if a criterion has computed them."""
@@ -317,9 +334,13 @@ class DepthBatcher(OfflineMixin):
         self._inputs.index_copy_(0, places, inputs)
         self._state.index_copy_(0, places, state)
 
-    def _join(self, row):
-        self._rows.append(row)
-        self._criteria.add(1)
+    def _open_text(self, rows, logits):
+        """Gives out the first new token of rows, which then join the others."""
+        outputs = self._give_out(rows, logits)
+        joining = [row for row in rows if row.request_id in self._known]
+        self._rows += joining
+        self._criteria.add(len(joining))
+        return outputs
 
     def _leave(self, rows):
         gone = {id(row) for row in rows}
@@ -377,7 +398,7 @@ class DepthBatcher(OfflineMixin):
 
     def _fail(self, row, problem):
         self._release(row)
-        return TokenOutput(row.request_id, finish_reason="error", error=f"{type(problem).__name__}: {problem}")
+        return [TokenOutput(row.request_id, finish_reason="error", error=f"{type(problem).__name__}: {problem}")]
 
 
 def _usable(model):

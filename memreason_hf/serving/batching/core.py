@@ -1,5 +1,6 @@
-"""The forward passes of the decode loop: start tokens, one recurrence of all rows, logits of those that halted."""
+"""The forward passes of the decode loop: start tokens, one recurrence of all, logits of those that halted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,7 @@ from modeling_recurrent.modeling_recurrent import attention_interface
 from modeling_recurrent.positions_recurrent import ROPE_BY_LENGTH
 
 from .memory import CacheMemory
-from .prompt_slots import PromptSlots
-from .slots import GatheredSlots, Place, RegionSlots
+from .slots import GatheredSlots, PartPlace, Place, RegionSlots
 
 
 @dataclass
@@ -21,7 +21,7 @@ class CoreRows:
 
     masks: dict
     angles: dict
-    slots: RegionSlots | PromptSlots
+    slots: RegionSlots
     interface: object
     recurrence: int = 1
     indices: None = None
@@ -52,32 +52,29 @@ class AngleTable:
         self.most = fixed_positions(decoder.rotary_emb)
         self.angles: dict = {}
 
-    def of(self, hidden_states: torch.Tensor, positions: list[int], index: torch.LongTensor) -> dict:
-        """The angles for the decoder's layers, of rows of one token at `positions`; `index` holds them as a tensor."""
-        chosen = self.of_row(hidden_states, max(positions), index)
-        # Types of layers may share one pair.
-        rows = {id(pair): tuple(angle.transpose(0, -2) for angle in pair) for pair in chosen.values()}
-        return {kind: rows[id(pair)] for kind, pair in chosen.items()}
-
-    def of_row(self, hidden_states: torch.Tensor, most: int, index: torch.LongTensor) -> dict:
-        """The angles of one row of tokens at the positions `index`, of which none is above `most`."""
+    def of(self, hidden_states: torch.Tensor, positions: list[int]) -> dict:
+        """The angles for the decoder's layers, of rows of one token at `positions`."""
         if self.decoder.rotary_emb is None:
             return {}
-        if most >= self.room:
-            self.room = max(2 * self.room, most + 1, 256)
+        if max(positions) >= self.room:
+            self.room = max(2 * self.room, max(positions) + 1, 256)
             if self.most is not None:
                 # Longer texts are refused.
                 self.room = min(self.room, self.most)
             places = torch.arange(self.room, device=hidden_states.device)[None]
-            self.angles = self.decoder._angles(hidden_states[:1], places)
+            angles = self.decoder._angles(hidden_states[:1], places)
+            # Types of layers may share one pair.
+            pairs = {id(pair): tuple(angle.transpose(0, -2) for angle in pair) for pair in angles.values()}
+            self.angles = {kind: pairs[id(pair)] for kind, pair in angles.items()}
+        index = torch.tensor(positions, device=hidden_states.device)
         pairs = {id(pair): pair for pair in self.angles.values()}
-        chosen = {name: tuple(angle.index_select(-2, index) for angle in pair) for name, pair in pairs.items()}
+        chosen = {name: tuple(angle.index_select(0, index) for angle in pair) for name, pair in pairs.items()}
         return {kind: chosen[id(pair)] for kind, pair in self.angles.items()}
 
 
 class DepthCore:
     """
-    Runs the parts of the model for rows of one token each.
+    Runs the parts of the model for rows of one token each, and for tokens of prompts, each of which is a row as well.
 
     Args:
         model (`RecurrentDepthForCausalLM`): The model.
@@ -100,6 +97,10 @@ class DepthCore:
         self.interface = attention_interface(self.config, like, False, self.decoder.block_config)
         self.plain = self.interface is sdpa and self.decoder.block_config is None
         self.slots = RegionSlots if self.device.type == "cpu" else GatheredSlots
+        # Fields of a config take microseconds to read, which adds up over the forwards.
+        self.stacks = {name: self.decoder.stack_range(name) for name in ("prelude", "recurrent", "coda")}
+        self.has_noise = self.config.state_init not in ("embedding", "zeros")
+        self.coda_norm = self.config.coda_norm
 
     def start(self, rows: list) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -107,25 +108,40 @@ class DepthCore:
 
         Returns the input of the loop and the state before the first recurrence, both `(rows, 1, hidden)`.
         """
-        decoder, config, device = self.decoder, self.config, self.device
-        positions = torch.tensor([[row.position] for row in rows], device=device)
-        ids = torch.tensor([[row.tokens[row.position]] for row in rows], device=device)
-        hidden_states = self._embed(ids, positions)
-        if config.num_prelude_layers:
-            hidden_states = decoder.run_layers("prelude", hidden_states, self._open(rows, "prelude", hidden_states))
-        if config.state_init in ("embedding", "zeros"):
-            return hidden_states, initial_state(config, hidden_states, positions, 0)
-        states = [
-            initial_state(config, hidden_states[index : index + 1], positions[index : index + 1], row.state_seed)
-            for index, row in enumerate(rows)
-        ]
-        return hidden_states, torch.cat(states)
+        tokens = [(row.tokens[row.position], row.position) for row in rows]
+        return self._start(tokens, [(1, row.state_seed) for row in rows], rows, ())
 
-    def recur(self, rows: list, state: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """One recurrence of all rows, at whatever recurrence each stands."""
-        first = [index for index, row in enumerate(rows) if row.recurrence == 1]
+    def start_parts(self, parts: list) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for all tokens of parts of prompts (`TokenPrefill`): `(tokens, 1, hidden)`."""
+        places = [PartPlace(part.row.region, range(part.start, part.done), 1) for part in parts]
+        tokens = [
+            (part.row.tokens[position], position) for part, place in zip(parts, places) for position in place.positions
+        ]
+        seeds = [(len(place.positions), part.row.state_seed) for part, place in zip(parts, places)]
+        return self._start(tokens, seeds, [], places)
+
+    def _start(self, tokens, seeds, rows, parts):
+        config = self.config
+        ids, positions = torch.tensor(tokens, device=self.device).T[..., None]
+        hidden_states = self._embed(ids, positions)
+        hidden_states = self._run_outer("prelude", hidden_states, rows, parts)
+        if not self.has_noise:
+            return hidden_states, initial_state(config, hidden_states, positions, 0)
+        sizes = [size for size, _ in seeds]
+        units = zip(hidden_states.split(sizes), positions.split(sizes), seeds)
+        return hidden_states, torch.cat([initial_state(config, *unit, seed) for *unit, (_, seed) in units])
+
+    def recur(self, rows: list, state: torch.Tensor, inputs: torch.Tensor, parts: Sequence = ()) -> torch.Tensor:
+        """
+        One recurrence of all rows, at whatever recurrence each stands, and of the tokens of `parts` (`PartPlace`),
+        which follow the rows in `state` and `inputs`.
+        """
         decoder = self.decoder
-        if len(first) in (0, len(rows)):
+        recurrences = [row.recurrence for row in rows]
+        for part in parts:
+            recurrences += [part.recurrence] * len(part.positions)
+        first = [index for index, recurrence in enumerate(recurrences) if recurrence == 1]
+        if len(first) in (0, len(recurrences)):
             updated = decoder._inject(state, inputs, bool(first))
         else:
             updated = decoder._inject(state, inputs, False)
@@ -134,58 +150,41 @@ class DepthCore:
                 updated = updated.index_copy(0, first, decoder._inject(state[first], inputs[first], True))
         kwargs = {}
         if decoder.recurrence_lora is not None:
-            recurrences = [row.recurrence for row in rows]
             same = len(set(recurrences)) == 1
             kwargs["recurrence"] = recurrences[0] if same else torch.tensor(recurrences, device=state.device)
-        return decoder.run_layers("recurrent", updated, self._open(rows, "recurrent", updated), **kwargs)
+        return decoder.run_layers("recurrent", updated, self._open(rows, parts, "recurrent", updated), **kwargs)
+
+    def judge_parts(self, rule, recurrence: int, state: torch.Tensor) -> None:
+        """Passes the rule, whose units are the tokens of `state` `(tokens, 1, hidden)`, what it reads."""
+        self.decoder._judge(rule, recurrence, state[:, 0], None, self.model.compute_logits)
 
     def finish(self, rows: list, state: torch.Tensor) -> torch.Tensor:
         """The hidden states behind the logits, `(rows, hidden)`: after the coda and the last norm."""
-        decoder = self.decoder
-        if self.config.coda_norm:
-            state = decoder.norm(state)
-        if self.config.num_coda_layers:
-            state = decoder.run_layers("coda", state, self._open(rows, "coda", state))
-        return decoder.norm(state)[:, 0]
+        return self.decoder.norm(self._finish(state, rows, ()))[:, 0]
 
-    # ---- The prompt of one row: many tokens, of which some may have halted ----
-
-    def start_prompt(self, row, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def finish_parts(self, parts: list, states: list[torch.Tensor]) -> torch.Tensor:
         """
-        Embeds the tokens from `start` to `end` of a row and runs the prelude.
+        The hidden states behind the logits of the last token of each part (`TokenPrefill`), `(parts, hidden)`.
 
-        Returns the input of the loop and the state before the first recurrence, both `(1, tokens, hidden)`.
+        `states` holds the last states of all tokens of each part, `(tokens, 1, hidden)`.
         """
-        positions = torch.arange(start, end, device=self.device)
-        hidden_states = self._embed(torch.tensor([row.tokens[start:end]], device=self.device), positions[None])
-        hidden_states = self._run_prompt("prelude", hidden_states, row, positions)
-        return hidden_states, initial_state(self.config, hidden_states, positions[None], row.state_seed)
+        if not self.stacks["coda"]:
+            # Nothing else is read.
+            return self.decoder.norm(self._finish(torch.cat([state[-1:] for state in states]), (), ()))[:, 0]
+        places = [PartPlace(part.row.region, range(part.start, part.done), 1) for part in parts]
+        state = self._finish(torch.cat(states), (), places)
+        last = torch.tensor([len(place.positions) for place in places], device=state.device).cumsum(0) - 1
+        return self.decoder.norm(state[last])[:, 0]
 
-    def recur_prompt(self, row, places: torch.LongTensor, recurrence: int, state, inputs) -> torch.Tensor:
-        """One recurrence of the tokens of a row at the positions `places`."""
-        updated = self.decoder._inject(state, inputs, recurrence == 1)
-        return self._run_prompt("recurrent", updated, row, places, recurrence)
-
-    def judge_prompt(self, rule, recurrence: int, state: torch.Tensor) -> None:
-        """Passes the rule, whose units are the tokens of `state`, what it reads."""
-        self.decoder._judge(rule, recurrence, state[0], None, self.model.compute_logits)
-
-    def finish_prompt(self, row, start: int, end: int, state: torch.Tensor) -> torch.Tensor:
-        """The hidden state behind the logits of the last token, `(1, hidden)`: after the coda and the last norm."""
-        if self.config.coda_norm:
+    def _finish(self, state, rows, parts):
+        if self.coda_norm:
             state = self.decoder.norm(state)
-        state = self._run_prompt("coda", state, row, torch.arange(start, end, device=self.device))
-        return self.decoder.norm(state[:, -1])
+        return self._run_outer("coda", state, rows, parts)
 
-    def _run_prompt(self, stack, hidden_states, row, places, recurrence=1):
-        decoder = self.decoder
-        if not len(decoder.stack_range(stack)):
+    def _run_outer(self, stack, hidden_states, rows, parts):
+        if not self.stacks[stack]:
             return hidden_states
-        slots = PromptSlots(self.memory, row.region, places, recurrence, self.windows, self.plain)
-        angles = self.angles.of_row(hidden_states, slots.length - 1, places)
-        looped = stack == "recurrent" and decoder.recurrence_lora is not None
-        kwargs = {"recurrence": recurrence} if looped else {}
-        return decoder.run_layers(stack, hidden_states, CoreRows(self.masks, angles, slots, self.interface), **kwargs)
+        return self.decoder.run_layers(stack, hidden_states, self._open(rows, parts, stack, hidden_states))
 
     def _embed(self, ids, positions):
         decoder = self.decoder
@@ -196,13 +195,14 @@ class DepthCore:
             hidden_states = hidden_states * self.config.embedding_scale
         return decoder.embedding_dropout(decoder._add_positions(hidden_states, positions, 0))
 
-    def _open(self, rows, stack, hidden_states):
-        decoder = self.decoder
+    def _open(self, rows, parts, stack, hidden_states):
         places = [Place(row.region, row.position, row.recurrence) for row in rows]
-        slots = self.slots(self.memory, places, self.windows, decoder.stack_range(stack), self.plain)
-        positions = [row.position for row in rows]
-        index = torch.tensor(positions, device=hidden_states.device)
-        return CoreRows(self.masks, self.angles.of(hidden_states, positions, index), slots, self.interface)
+        slots = self.slots(self.memory, places, self.windows, self.stacks[stack], self.plain, parts)
+        positions = [place.position for place in places]
+        for part in parts:
+            positions += part.positions
+        angles = self.angles.of(hidden_states, positions)
+        return CoreRows(self.masks, angles, slots, self.interface)
 
 
 __all__ = ["DepthCore"]

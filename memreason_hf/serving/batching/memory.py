@@ -67,16 +67,34 @@ class Region:
         self.size = shape.cells(tokens, limit)
         # Cells from a plane to the next.
         self.stride = shape.heads * tokens
+        self._recurrences: torch.Tensor | None = None
 
     def planes(self, cells: torch.Tensor) -> torch.Tensor:
         """A view of `cells`, of shape `(planes, heads, tokens, head_dim)`."""
         return cells.narrow(0, self.start, self.size).view(-1, self.shape.heads, self.tokens, self.shape.width)
 
+    def slices(self, cells: torch.Tensor, plane: int, count: int, length: int) -> tuple[torch.Tensor, ...]:
+        """
+        Views of the first `length` tokens of `count` planes from `plane` on, each of shape
+        `(1, heads, length, head_dim)`.
+        """
+        shape = self.shape
+        first = self.start + plane * self.stride
+        # Every row needs them in every forward of the core, where one view takes half the time of five.
+        views = cells.as_strided(
+            (count, 1, shape.heads, length, shape.width),
+            (self.stride * shape.width, 0, self.tokens * shape.width, shape.width, 1),
+            cells.storage_offset() + first * shape.width,
+        )
+        return views.unbind(0)
+
     def recurrences(self, cells: torch.Tensor) -> torch.Tensor:
         """A view of the looped layers, of shape `(recurrences, 2 * layers, heads, tokens, head_dim)`."""
-        count = 2 * self.shape.looped
-        planes = self.planes(cells)[: self.limit * count]
-        return planes.view(self.limit, count, self.shape.heads, self.tokens, self.shape.width)
+        if self._recurrences is None:
+            count = 2 * self.shape.looped
+            planes = self.planes(cells)[: self.limit * count]
+            self._recurrences = planes.view(self.limit, count, self.shape.heads, self.tokens, self.shape.width)
+        return self._recurrences
 
 
 class CacheMemory:

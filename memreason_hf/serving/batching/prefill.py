@@ -1,4 +1,4 @@
-"""Prompts: a row alone runs its own, in parts, until it has the logits of the first new token."""
+"""The prompt of one row: where its keys and values go, and how far it is."""
 
 import torch
 
@@ -8,14 +8,16 @@ from modeling_recurrent.halting_recurrent import HaltingRule, resolve_depth
 from .core import DepthCore
 
 
-class Prefill:
+class Prompt:
     """
-    The prompt of one request on its way through the model's own forward, which runs all tokens until the deepest has
-    halted.
+    The prompt of one request on its way.
 
     Args:
         core (`DepthCore`): Runs the model.
         row (`Row`): The row, with its region.
+
+    Attributes:
+        done (`int`): The tokens that have been run, or run now.
     """
 
     def __init__(self, core: DepthCore, row):
@@ -27,6 +29,10 @@ class Prefill:
     def remaining(self) -> int:
         """The tokens of the prompt that have not been run."""
         return self.prompt.shape[1] - self.done
+
+
+class Prefill(Prompt):
+    """A prompt that goes through the model's own forward, which runs all tokens until the deepest has halted."""
 
     def advance(self, most: int) -> tuple[int, torch.Tensor | None, int]:
         """
@@ -74,46 +80,31 @@ class Prefill:
         return deepest
 
 
-class TokenPrefill(Prefill):
+class TokenPrefill(Prompt):
     """
-    A prompt whose tokens have their own depths. A token leaves as soon as it has halted, and keys and values are
-    written where the row keeps them.
+    A prompt whose tokens have their own depths, of which one part is run in a `PromptGroup`.
+
+    Attributes:
+        start, done (`int`): Where the part begins and ends.
     """
 
-    def _run(self, start, end, arguments):
-        core, row = self.core, self.row
-        rule = self._rule(end - start, arguments)
-        inputs, state = core.start_prompt(row, start, end)
-        places = torch.arange(start, end, device=core.device)
-        final, counts, recurrence = torch.empty_like(state), torch.zeros_like(rule.counts), 0
-        while len(places):
-            recurrence += 1
-            if recurrence > 1:
-                self._open_slot(recurrence, start, end)
-            state = core.recur_prompt(row, places, recurrence, state, inputs)
-            core.judge_prompt(rule, recurrence, state)
-            done = rule.taken > 0
-            staying = (~done).nonzero().flatten()
-            if len(staying) == len(places):
-                continue
-            leaving = done.nonzero().flatten()
-            final[:, places[leaving] - start] = state[:, leaving]
-            counts[places[leaving] - start] = recurrence
-            places, state, inputs = places[staying], state[:, staying], inputs[:, staying]
-            rule.keep(staying)
-        self._fill_deeper(recurrence, start, end)
-        final = core.finish_prompt(row, start, end, final)
-        return (None, 0) if self.remaining else (core.model.compute_logits(final), int(counts[-1]))
+    start = 0
 
-    def _rule(self, tokens, arguments):
-        """Decides about each token of a part, as the model's own forward does."""
-        device = self.core.device
-        rule = resolve_depth(self.core.config, (1, tokens), device, **arguments)
+    def begin(self, most: int) -> HaltingRule:
+        """
+        Turns to the next part, of up to `most` tokens. Returns what decides about each of its tokens.
+
+        Raises:
+            `Exception`: A schedule of the request fails.
+        """
+        self.start, self.done = self.done, self.done + min(most, self.remaining)
+        arguments = self.row.depth.of_prompt(self.prompt, self.start, self.done)
+        device, shape = self.core.device, (1, self.done - self.start)
+        # As the model's own forward does.
+        rule = resolve_depth(self.core.config, shape, device, **arguments)
         if not isinstance(rule, HaltingRule):
-            rule = HaltingRule(rule, torch.full((1, tokens), rule, device=device), None, 1, "token")
-        limits = None if rule.limits is None else rule.limits.flatten()
-        # One axis, so that tokens can leave as the rows of a batch do.
-        return HaltingRule(rule.limit, rule.counts.flatten(), rule.criterion, rule.min_recurrences, "token", limits)
+            rule = HaltingRule(rule, torch.full(shape, rule, device=device), None, 1, "token")
+        return rule
 
     # The rule of the slots is that of `DepthBatcher`.
 
@@ -131,9 +122,9 @@ class TokenPrefill(Prefill):
         slots[recurrence : self.row.deepest, :, :, start:end] = slots[recurrence - 1, :, :, start:end]
 
 
-def open_prefill(core: DepthCore, row) -> Prefill:
+def open_prefill(core: DepthCore, row) -> Prompt:
     """The prompt of a row: token by token where depths differ, by the model's own forward where they cannot."""
     return (TokenPrefill if row.depth.by_token else Prefill)(core, row)
 
 
-__all__ = ["Prefill", "TokenPrefill", "open_prefill"]
+__all__ = ["Prefill", "Prompt", "TokenPrefill", "open_prefill"]

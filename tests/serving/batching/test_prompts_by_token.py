@@ -1,5 +1,6 @@
 """Prompts whose tokens have their own depths: a token leaves as soon as it has halted, and nothing else changes."""
 
+import random
 from itertools import pairwise
 
 import pytest
@@ -61,30 +62,63 @@ def calls_of(model, ids):
     return calls
 
 
-@torch.inference_mode()
-def run_prompt(model, request, most, kind=None):
+def run_prompt(model, request, most):
     """
     Logits and count after a prompt in parts of `most` tokens, and what the memory holds of it, in the loop and around.
-    Memory that nobody has written is NaN. `kind` is a class of prompts; by default that of the batcher.
+    Memory that nobody has written is NaN.
     """
+    return run_prompts(DepthBatcher(model, max_rows=1, max_cache_tokens=2 * LENGTH, prefill_tokens=most), [request])[0]
+
+
+def run_prompts(batcher, requests):
+    """The same for several prompts, submitted at random times to a batcher in which they run together."""
+    choose, found = batcher._chooser.choose, {}
+    with torch.inference_mode():
+        cells = batcher.memory.ready(torch.empty(1, dtype=batcher.model.dtype)).fill_(float("nan"))
+
+    def watch(rows, logits):
+        for row, scores in zip(rows, logits):
+            if len(row.tokens) == row.prompt_length:
+                kept = memory_of(row, cells)
+                found[row.request_id] = (scores.clone(), row.recurrence, *(part.clone() for part in kept))
+        return choose(rows, logits)
+
+    batcher._chooser.choose = watch
+    todo, names = list(requests), []
+    while todo or batcher.has_work:
+        count = random.choice((0, 1, 3))
+        names += [batcher.submit(request) for request in todo[:count]]
+        del todo[:count]
+        for output in batcher.step():
+            assert output.error is None, output.error
+    return [found[name] for name in names]
+
+
+def memory_of(row, cells):
+    """What the memory holds of the prompt of a row: the slots of the loop that are filled, and those around it."""
+    looped = row.region.recurrences(cells)[: row.deepest, ..., : row.prompt_length, :]
+    outer = row.region.planes(cells)[row.region.limit * looped.shape[1] :, :, : row.prompt_length]
+    return looped, outer
+
+
+@torch.inference_mode()
+def run_whole(model, request, most):
+    """The same as `run_prompt`, from the model's own forward."""
     batcher = DepthBatcher(model, max_rows=1, max_cache_tokens=2 * LENGTH)
     row = batcher._planner.plan(request, "name")
     row.region = batcher.memory.allocate(row.capacity, row.depth.limit)
     cells = batcher.memory.ready(torch.empty(1, dtype=model.dtype)).fill_(float("nan"))
-    prefill = open_prefill(batcher._core, row) if kind is None else kind(batcher._core, row)
-    assert kind is not None or type(prefill) is TokenPrefill
+    prefill = Prefill(batcher._core, row)
     while prefill.remaining:
         _, logits, count = prefill.advance(most)
-    looped = row.region.recurrences(cells)[: row.deepest, ..., : row.prompt_length, :]
-    outer = row.region.planes(cells)[row.region.limit * looped.shape[1] :, :, : row.prompt_length]
-    return logits[0], count, looped, outer
+    return logits[0], count, *memory_of(row, cells)
 
 
 def forward(model, request):
     """The model's own forward over the prompt at once."""
     batcher = DepthBatcher(model, max_cache_tokens=2 * LENGTH)
     prompt = torch.tensor([request.prompt_ids])
-    arguments = batcher._planner.plan(request, "name").depth.of_prompt(prompt, 0, LENGTH)
+    arguments = batcher._planner.plan(request, "name").depth.of_prompt(prompt, 0, prompt.shape[1])
     with torch.no_grad():
         return model(prompt, **arguments)
 
@@ -97,7 +131,7 @@ def check_prompts(model, tolerance=1e-11):
 
     varied, ids = {}, random_ids(1, LENGTH)
     for name, call in calls_of(model, ids).items():
-        request = GenerationRequest(ids[0].tolist(), max_new_tokens=2, **call)
+        request = GenerationRequest(ids[0].tolist(), max_new_tokens=1, **call)
         expected = forward(model, request)
         counts = expected.num_recurrences.flatten()
         varied[name] = len(set(counts.tolist()))
@@ -106,7 +140,7 @@ def check_prompts(model, tolerance=1e-11):
             assert_same(logits, expected.logits[0, -1])
             assert (count, len(looped)) == (counts[-1], counts.max()), (name, most)
             # The cache of the model may open more slots than a token has reached, with copies.
-            _, same_count, more, same_outer = run_prompt(model, request, most, Prefill)
+            _, same_count, more, same_outer = run_whole(model, request, most)
             assert same_count == count
             assert_same(looped, more[: len(looped)])
             assert_same(outer, same_outer)

@@ -69,11 +69,11 @@ def test_processors_that_read_the_prompt_and_the_length():
 def test_ends_and_their_reasons():
     model = lively_model("llama", {})
     text, _ = alone(model, GenerationRequest([4, 5], max_new_tokens=9))
-    last = text[5]
+    last, unused = text[5], next(token for token in range(len(text) + 1) if token not in text)
     batcher = DepthBatcher(model, max_cache_tokens=100)
     ended, whole = run(
         batcher,
-        GenerationRequest([4, 5], max_new_tokens=9, eos_token_id=[last, 60]),
+        GenerationRequest([4, 5], max_new_tokens=9, eos_token_id=[last, unused]),
         GenerationRequest([4, 5], max_new_tokens=9),
     )
     place = text.index(last)
