@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
@@ -22,7 +23,7 @@ class ResumableArguments(TrainingArguments):
             Start again in an `output_dir` that holds a run, which is removed. Files that no run wrote are kept.
 
     These defaults differ from the parent's: `save_total_limit` 2, `logging_nan_inf_filter` `False` (a loss that is NaN
-    or infinite ends the run).
+    or infinite ends the run). Without an accelerator `use_cpu` is set.
 
     A subclass whose fields change no weights lists them in the class attribute `not_in_fingerprint`: a run can then be
     resumed with other values.
@@ -58,6 +59,10 @@ class ResumableArguments(TrainingArguments):
 
     def __post_init__(self):
         check_field_types(self)
+        if not torch.accelerator.is_available():
+            # accelerate launch starts several processes on CPUs only without telling them so. Unless the arguments
+            # do, each process would train on its own.
+            self.use_cpu = True
         if self.deepspeed:
             raise ValueError(
                 f"deepspeed={self.deepspeed!r} is not supported. Use FSDP2 (recipes/accelerate/fsdp2.yaml)."
