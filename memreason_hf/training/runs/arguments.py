@@ -9,6 +9,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from memreason_hf.checks import check_field_types
 from memreason_hf.training.runs.ranges import check_before_library, check_training_ranges
+from memreason_hf.training.runs.trackers import check_trackers
 
 
 @dataclass
@@ -67,6 +68,7 @@ class ResumableArguments(TrainingArguments):
             raise ValueError(
                 f"deepspeed={self.deepspeed!r} is not supported. Use FSDP2 (recipes/accelerate/fsdp2.yaml)."
             )
+        check_trackers(self.report_to)
         check_before_library(self)
         try:
             super().__post_init__()
