@@ -27,7 +27,8 @@ the solution only. After every epoch the model solves num_test questions, greedi
 holds the best epoch, with the tokenizer and its scheme, for memreason evaluate-steps or your own code.
 
 The same command again resumes a run that was killed, from the newest complete checkpoint, and ends with the same
-weights; after a finished run it returns at once. Ctrl-C and SIGTERM save and stop.
+weights; after a finished run it returns at once. With --extend and a greater --num_train_epochs or --max_steps it
+trains a run on. Ctrl-C and SIGTERM save and stop.
 """
 EPILOG = """\
 examples:
@@ -38,6 +39,7 @@ examples:
   memreason finetune my_recipe.yaml --mode lora+tokens --lora_modules q_proj v_proj --use_dora
   memreason finetune my_recipe.yaml --mode prompt --prompt_init_text "Mark each step as memory or reason."
   memreason finetune my_recipe.yaml --packing_length 2048        # several solutions in a row
+  memreason finetune tiny --data data/memory_reason --num_train_epochs 4 --extend   # 2 epochs more
   accelerate launch --config_file cpu_2.yaml -m memreason_hf.commands.finetune my_recipe.yaml --expected_world_size 2
 
 a recipe:
@@ -82,6 +84,7 @@ SECTIONS = [
         shown=(
             "output_dir",
             "restart",
+            "extend",
             "resume_from_checkpoint",
             "num_train_epochs",
             "max_steps",

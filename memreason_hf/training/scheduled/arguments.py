@@ -80,6 +80,8 @@ class ScheduledTrainingArguments(ResumableArguments):
             The number of processes that must be running. Any other number is an error.
         restart (`bool`, *optional*, defaults to `False`):
             Start again in an `output_dir` that holds a run, which is removed.
+        extend (`bool`, *optional*, defaults to `False`):
+            Train the run that `output_dir` holds on to a greater length.
 
     These defaults differ from the parent's: `save_total_limit` 2, `logging_nan_inf_filter` `False` (a loss that is NaN
     or infinite ends the run), `remove_unused_columns` `False`, `ignore_data_skip` `True` (batches are computed from

@@ -19,6 +19,7 @@ from memreason_hf.data.text.packing import fill_rows
 from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.steps.attention import get_step_attention
 from memreason_hf.steps.tokenization import padding_id
+from memreason_hf.training.runs.errors import ArgumentsError
 
 
 # The tokens of the two texts of a trial row.
@@ -125,6 +126,25 @@ class PackedStepCollator:
         }
 
 
+def check_single_texts(model: PreTrainedModel) -> None:
+    """
+    Refuses what belongs to a single text in a row.
+
+    Raises:
+        ValueError: attention between steps, or virtual prompt tokens.
+    """
+    if (variant := get_step_attention(model)) is not None:
+        raise ValueError(
+            f"packing_length cannot be combined with step attention {variant!r}, for which a row is one text. Leave "
+            "one of them out."
+        )
+    if virtual_tokens_of(model):
+        raise ValueError(
+            "packing_length cannot be combined with adapter.mode='prompt': virtual prompt tokens stand only in front "
+            "of the first solution of a row. Leave one of them out."
+        )
+
+
 @torch.no_grad()
 def check_packing(model: PreTrainedModel, batch_size: int = 1) -> None:
     """
@@ -137,19 +157,10 @@ def check_packing(model: PreTrainedModel, batch_size: int = 1) -> None:
         batch_size: the rows of a micro-batch, because some kernels recognise packed texts only in a single row.
 
     Raises:
-        ValueError: the second text sees the first; or attention between steps or virtual prompt tokens, which belong
-            to a single text in a row.
+        ArgumentsError: the second text sees the first.
+        ValueError: as for `check_single_texts`.
     """
-    if (variant := get_step_attention(model)) is not None:
-        raise ValueError(
-            f"packing_length cannot be combined with step attention {variant!r}, for which a row is one text. Leave "
-            "one of them out."
-        )
-    if virtual_tokens_of(model):
-        raise ValueError(
-            "packing_length cannot be combined with adapter.mode='prompt': virtual prompt tokens stand only in front "
-            "of the first solution of a row. Leave one of them out."
-        )
+    check_single_texts(model)
     generator = torch.Generator().manual_seed(0)
     rows, size = min(batch_size, 2), _FIRST + _SECOND
     vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -170,7 +181,7 @@ def check_packing(model: PreTrainedModel, batch_size: int = 1) -> None:
     moved = float((packed - alone).abs().max())
     # A text that is masked away contributes exactly nothing. The same text in another place may be rounded otherwise.
     if seen > 1e-6 * largest or not moved <= tolerance * largest:
-        raise ValueError(
+        raise ArgumentsError(
             f"packing_length: in packed rows the texts of this {model.config.model_type} would see each other (logits "
             f"differ by {max(seen, moved):.3g} of {largest:.3g} with batches of {rows} and "
             f"attn_implementation={model.config._attn_implementation!r}). Leave packing_length out, or choose another "

@@ -21,6 +21,7 @@ from memreason_hf.training.solutions.packing import (
     PackedStepCollator,
     PackingReport,
     check_packing,
+    check_single_texts,
     pack_solutions,
 )
 
@@ -83,6 +84,7 @@ class FinetuneTrainer(ScheduledTrainer):
         self.demonstrations = demonstrations
         self.packing: PackingReport | None = None
         if getattr(args, "packing_length", None) is not None and kwargs.get("train_dataset") is not None:
+            check_single_texts(model)
             kwargs["train_dataset"], self.packing = pack_solutions(kwargs["train_dataset"], args.packing_length)
             kwargs["data_collator"] = PackedStepCollator(kwargs["processing_class"], args.packing_length)
         super().__init__(model, args, **kwargs)
@@ -100,7 +102,7 @@ class FinetuneTrainer(ScheduledTrainer):
         Checks what the parent checks and, with `packing_length`, that packed solutions do not see each other.
 
         Raises:
-            ValueError: they do.
+            ArgumentsError: they do.
         """
         super().check_before_claim()
         if self.packing is not None:
