@@ -31,6 +31,9 @@ class PromptedModel(AdapterModel):
     - `shift_labels`, `position_ids` and `logits_to_keep` mean what they mean without virtual tokens.
     - `generate` returns the ids of the prompt and the new tokens, and refuses what it could not follow.
 
+    The rows of new tokens are not among the files. `load_adapter` sets them as `extend_tokenizer` did; PEFT alone sets
+    them at random, so load these adapters with `load_adapter`.
+
     As in PEFT, the logits of `forward` have `num_virtual_tokens` more positions than the ids, in front of them.
     """
 

@@ -24,7 +24,7 @@ def wrapped(model):
         (["layers.1.self_attn.v_proj"], {"model.layers.1.self_attn.v_proj"}),
         (["model.layers.0.mlp.up_proj", "up_proj"], {f"model.layers.{n}.mlp.up_proj" for n in (0, 1)}),
     ],
-    ids=str,
+    ids=["an ending", "a longer ending", "a path and an ending"],
 )
 def test_layers_by_name(names, found, tmp_path):
     base = save_base(tmp_path / "base", num_hidden_layers=2)

@@ -70,4 +70,5 @@ def follow_new_schedule(optimizer: torch.optim.Optimizer, scheduler) -> None:
     rates = [rate * of_step(scheduler.last_epoch) for rate, of_step in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
     for group, rate in zip(optimizer.param_groups, rates):
         group["lr"] = rate
-    scheduler._last_lr = rates
+    # What is logged until the next step.
+    scheduler.load_state_dict({**scheduler.state_dict(), "_last_lr": rates})
