@@ -19,7 +19,7 @@ from small_finetunes import small_finetune
 from small_runs import small_trainer
 
 from memreason_hf.command_line.training_runs import run_training
-from memreason_hf.commands import evaluate, evaluate_steps
+from memreason_hf.commands import evaluate, evaluate_steps, merge
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
 from memreason_hf.data.questions.memory_reason import build_memory_reason, save_memory_reason
@@ -110,6 +110,10 @@ def evaluate_solutions(folder):
     )
 
 
+def merge_adapter(folder):
+    merge.main(["adapter", f"{folder}/merged"])
+
+
 def testbed_model(folder):
     Path(folder, "steps_fixed").mkdir(parents=True, exist_ok=True)
     task = json.loads(Path("task.json").read_text())
@@ -130,6 +134,7 @@ COMMANDS: dict[str, Callable[[str], None]] = {
     "build_questions": build_questions,
     "evaluate_chains": evaluate_chains,
     "evaluate_solutions": evaluate_solutions,
+    "merge": merge_adapter,
     "testbed_model": testbed_model,
     "testbed": testbed,
 }
