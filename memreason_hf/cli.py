@@ -17,6 +17,7 @@ VERBS = {
     "unroll": "Write the loop of a converted model out as a plain decoder of its family.",
     "train": "Train a recurrent-depth model by a recipe, or resume a run that was killed.",
     "finetune": "Teach any causal language model to solve questions in memory and reason steps.",
+    "merge": "Merge an adapter into its base model, and save one whole model.",
     "evaluate": "Let a model decide its depth: accuracy and recurrences by group.",
     "sweep": "Read accuracy and logit margins after every recurrence, by group, in one pass.",
     "perplexity": "Read loss and perplexity on text after every recurrence, in one pass.",

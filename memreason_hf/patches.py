@@ -12,7 +12,7 @@ The model cannot import this module, because its files travel with checkpoints. 
 |---|---|---|
 | `override` | a method of a cache, or of a model | `remove_override` |
 | `attach` | a value that belongs to a cache, or to a decoder | `detach` |
-| `swap_class` | a layer of PEFT | `restore_class` |
+| `swap_class` | a layer of PEFT, or its wrapper | `restore_class` |
 | `keep_unpacked` | the 4-bit layers of bitsandbytes | the function it returns |
 | `name_tokens` | a tokenizer | `unname_tokens` |
 | `show_tokens` | a tokenizer | `name_tokens`, then the tokenizer's own `add_special_tokens` |
@@ -88,7 +88,8 @@ def swap_class(layer: nn.Module, subclass: type[nn.Module]) -> None:
     Makes a layer an instance of a subclass of its class.
 
     On PEFT's `TrainableTokensLayer`: `adapters.rows` computes the gradients of the new rows alone. PEFT creates these
-    layers itself and only lets LoRA layers be replaced by other classes.
+    layers itself and only lets LoRA layers be replaced by other classes. On its `TrainableTokensWrapper`: the head has
+    a `bias` then.
 
     Args:
         layer (`torch.nn.Module`): The layer to patch. Its attributes stay as they are.

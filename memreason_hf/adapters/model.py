@@ -10,6 +10,7 @@ import torch
 from peft import PeftConfig, PeftModelForCausalLM, get_peft_model_state_dict
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import TrainableTokensWrapper
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
@@ -17,7 +18,7 @@ import memreason_hf
 from memreason_hf.adapters.base_files import add_sha256, weight_files
 from memreason_hf.adapters.base_place import LOCAL_BASE_FILE, write_base_place
 from memreason_hf.adapters.folders import adapter_folder
-from memreason_hf.adapters.rows import TrainedRowsLayer
+from memreason_hf.adapters.rows import TrainedRowsLayer, TrainedRowsWrapper
 from memreason_hf.files import write_json
 from memreason_hf.patches import keep_unpacked, swap_class
 from memreason_hf.steps.attention import save_step_attention
@@ -37,11 +38,12 @@ _UNCOUNTED_SETTINGS = ("auto_mapping", "base_model_name_or_path", "inference_mod
 
 class AdapterModel(CardMixin, PeftModelForCausalLM):
     """
-    PEFT's model for causal language models, with four differences, so that any Trainer saves and resumes it.
+    PEFT's model for causal language models, with five differences, so that any Trainer saves and resumes it.
 
     - `save_pretrained` never stores the embedding matrices but only the new rows, and records the base.
     - In the mode `lora` the new rows are stored but stay frozen, also after loading and resuming.
     - Weights of another adapter are refused with their names. PEFT alone raises a KeyError or loads some of them.
+    - A head with trained rows has a `bias`, which TRL's trainers read together with its `weight`.
     - Its card says what is known. That of PEFT has blanks, and names the folder of the base on this machine.
 
     Args:
@@ -63,6 +65,9 @@ class AdapterModel(CardMixin, PeftModelForCausalLM):
         keep_unpacked(model)
         for layer in self.token_layers():
             swap_class(layer, TrainedRowsLayer)
+        for module in list(self.modules()):
+            if isinstance(module, TrainableTokensWrapper):
+                swap_class(module, TrainedRowsWrapper)
         self._freeze_rows()
 
     def save_pretrained(self, save_directory, safe_serialization=True, **kwargs):

@@ -1,9 +1,23 @@
-"""A layer that trains single rows of an embedding or a head, with gradients for those rows alone."""
+"""Layers that train single rows of an embedding or a head, with gradients for those rows alone."""
 
 import torch
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 from torch.nn import functional
+
+
+class TrainedRowsWrapper(TrainableTokensWrapper):
+    """
+    PEFT's wrapper of an embedding or a head with trained rows, with the bias of what it wraps.
+
+    TRL's trainers compute the loss from `weight` and `bias` of the head, without calling it. PEFT's wrapper gives the
+    weight with its trained rows, through which they get their gradients, but raises an AttributeError for the bias.
+    """
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return getattr(self.original_module, "bias", None)
 
 
 class TrainedRowsLayer(TrainableTokensLayer):

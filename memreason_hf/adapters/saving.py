@@ -25,6 +25,7 @@ from memreason_hf.adapters.base_files import weight_files
 from memreason_hf.adapters.base_place import LOCAL_BASE_FILE, find_base
 from memreason_hf.adapters.folders import adapter_folder, is_adapter_folder, shown
 from memreason_hf.adapters.model import ADAPTER, ADAPTER_FILE, AdapterModel
+from memreason_hf.adapters.prompts import adapter_class
 from memreason_hf.checks import check_choice
 from memreason_hf.messages import first_line
 from memreason_hf.repositories import check_downloads, hub_errors, remote_code_error
@@ -194,7 +195,7 @@ def load_adapter(
     extend_tokenizer(tokenizer, scheme, model)
     check_rows(model, note["base"])
     config.inference_mode = not is_trainable
-    model = AdapterModel(model, config, mode=note["mode"], base=note["base"])
+    model = adapter_class(config)(model, config, mode=note["mode"], base=note["base"])
     model.load_adapter(folder, ADAPTER, is_trainable=is_trainable)
     restore_step_attention(model, folder)
     return model.train(is_trainable), tokenizer

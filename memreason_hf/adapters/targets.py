@@ -1,5 +1,7 @@
 """Which linear layers of a model are adapted: those of its attention, of its feed-forward networks, or both."""
 
+from collections.abc import Sequence
+
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -67,6 +69,39 @@ def lora_targets(model: PreTrainedModel, targets: str) -> list[str]:
             f"{shown or 'none'}{more}. Use another one of {', '.join(LORA_TARGETS)}."
         )
     return chosen
+
+
+def named_targets(model: PreTrainedModel, names: Sequence[str]) -> list[str]:
+    """
+    The full module paths of the linear layers with given names, wherever they are in the model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): Any decoder.
+        names (`Sequence[str]`):
+            Paths of modules or their endings, as in PEFT's `target_modules`: `"q_proj"`, `"self_attn.q_proj"` or
+            `"layers.0.self_attn.q_proj"`.
+
+    Raises:
+        ValueError: a name that no linear layer has, with those that there are; or the name of the head.
+    """
+    head = model.get_output_embeddings()
+    linear = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    chosen: dict[str, None] = {}
+    for name in names:
+        found = [path for path in linear if path == name or path.endswith(f".{name}")]
+        if not found:
+            known = sorted({path.rpartition(".")[2] for path, module in linear.items() if module is not head})
+            raise ValueError(
+                f"lora_modules: {type(model).__name__} has no linear layer {name!r}. Its linear layers: "
+                f"{', '.join(known) or 'none'}."
+            )
+        if any(linear[path] is head for path in found):
+            raise ValueError(
+                f"lora_modules: {name!r} is the head, whose rows of new tokens are trained by the modes tokens and "
+                "lora+tokens. Leave it out."
+            )
+        chosen.update(dict.fromkeys(found))
+    return list(chosen)
 
 
 def _kind(parents):

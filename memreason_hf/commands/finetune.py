@@ -22,13 +22,14 @@ each step marked as memory or reason. RECIPE has the sections data, model, new_m
 training. Every key is also a flag.
 
 The tokenizer gets the tokens of the scheme (section steps), and the model gets embedding rows for them. The mode
-decides what is trained: all weights (full), low-rank updates (lora), the new rows alone (tokens), or both
-(lora+tokens). The loss is on the solution only. After every epoch the model solves num_test questions, greedily:
-eval_acc. In the end --output_dir holds the best epoch, with the tokenizer, its scheme and the prompt, for memreason
-evaluate-steps or your own code.
+decides what is trained: all weights (full), low-rank updates (lora), the new rows alone (tokens), both (lora+tokens),
+or virtual tokens in front of every text (prompt). memreason merge makes one whole model of an adapter. The loss is on
+the solution only. After every epoch the model solves num_test questions, greedily: eval_acc. In the end --output_dir
+holds the best epoch, with the tokenizer, its scheme and the prompt, for memreason evaluate-steps or your own code.
 
 The same command again resumes a run that was killed, from the newest complete checkpoint, and ends with the same
-weights; after a finished run it returns at once. Ctrl-C and SIGTERM save and stop.
+weights; after a finished run it returns at once. With --extend and a greater --num_train_epochs or --max_steps it
+trains a run on. Ctrl-C and SIGTERM save and stop.
 """
 EPILOG = """\
 examples:
@@ -38,6 +39,10 @@ examples:
   memreason finetune tiny --data questions.jsonl --test_fraction 0.2 --columns question=query,answer=target
   memreason finetune my_recipe.yaml --model INSTRUCT_MODEL --chat_template --system "Solve in short steps."
   memreason finetune my_recipe.yaml --mode lora --lora_targets all --learning_rate 1e-4
+  memreason finetune my_recipe.yaml --mode lora+tokens --lora_modules q_proj v_proj --use_dora
+  memreason finetune my_recipe.yaml --mode prompt --prompt_init_text "Mark each step as memory or reason."
+  memreason finetune my_recipe.yaml --packing_length 2048        # several solutions in a row
+  memreason finetune tiny --data data/memory_reason --num_train_epochs 4 --extend   # 2 epochs more
   accelerate launch --config_file cpu_2.yaml -m memreason_hf.commands.finetune my_recipe.yaml --expected_world_size 2
 
 a recipe:
@@ -88,6 +93,7 @@ SECTIONS = [
         shown=(
             "output_dir",
             "restart",
+            "extend",
             "resume_from_checkpoint",
             "num_train_epochs",
             "max_steps",
@@ -101,6 +107,7 @@ SECTIONS = [
             "bf16",
             "seed",
             "length_pool",
+            "packing_length",
             "num_test",
             "max_new_tokens",
             "per_device_eval_batch_size",
@@ -136,6 +143,8 @@ def main(argv: list[str] | None = None) -> int:
         args = FinetuneArguments(**values.pop("training"))
         trainer, report = prepare_finetuning(args, **values)
         say(trainer, report.describe())
+        if trainer.packing is not None:
+            say(trainer, trainer.packing.describe())
     return run_training(trainer, PROG, _best)
 
 

@@ -169,6 +169,7 @@ SECTIONS = [
         shown=(
             "output_dir",
             "restart",
+            "extend",
             "resume_from_checkpoint",
             "max_steps",
             "num_train_epochs",

@@ -24,7 +24,8 @@ from memreason_hf.steps.tokenization import extend_tokenizer, new_rows
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
-ADAPTERS = [mode for mode in ADAPTER_MODES if mode != "full"]
+# The modes that change weights. Virtual tokens are inputs: test_prompt_tokens.py.
+ADAPTERS = [mode for mode in ADAPTER_MODES if mode not in ("full", "prompt")]
 
 
 def deep(vocab_size, tied=True, **config):
@@ -201,7 +202,7 @@ def train(model, tokenizer, steps=2):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("mode", ADAPTER_MODES)
+@pytest.mark.parametrize("mode", ("full", *ADAPTERS))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_trainable_weight_moves_and_no_other(family, mode, tied):
     tokenizer = byte_level()
@@ -257,7 +258,7 @@ def test_an_adapter_changes_nothing_before_training(tmp_path):
         ids = some_ids(tokenizer)
         with torch.no_grad():
             expected = plain.eval()(input_ids=ids).logits
-            for mode in ADAPTER_MODES:
+            for mode in ("full", *ADAPTERS):
                 model, _ = adapted(base, mode)
                 torch.testing.assert_close(model.eval()(input_ids=ids).logits, expected)
 
@@ -454,3 +455,19 @@ def test_heads_that_cannot_have_rows_of_their_own(mode):
     extend_tokenizer(tokenizer, SCHEME, model)
     with pytest.raises(ValueError, match="tie_word_embeddings=False in the config"):
         add_adapter(model, tokenizer, AdapterArguments(mode))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_read_by_its_weight_is_the_head_that_is_called(tied, tmp_path):
+    """TRL computes the loss from weight and bias of the head. The control: the base's own weight lacks the rows."""
+    model, _ = adapted(save_base(tmp_path / "base", tied=tied), "lora+tokens")
+    as_if_trained(model)
+    head = model.get_base_model().get_output_embeddings()
+    hidden = torch.randn(3, 16)
+    expected = head(hidden)
+    assert head.bias is None
+    found = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(torch.nn.functional.linear(hidden, head.original_module.weight), expected, atol=1e-3)
+    rows = [layer.trainable_tokens_delta["default"] for layer in model.token_layers()][-1]
+    assert torch.autograd.grad(found.sum(), rows)[0].abs().sum() > 0

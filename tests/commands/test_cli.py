@@ -20,6 +20,7 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         "unroll",
         "train",
         "finetune",
+        "merge",
         "evaluate",
         "sweep",
         "perplexity",

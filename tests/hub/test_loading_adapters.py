@@ -75,9 +75,10 @@ def test_an_adapter_and_its_base_by_their_names(mode, make_base, this_process, t
     assert load_any_config(ADAPTER).vocab_size == expected.shape[-1]
     assert load_tokenizer(ADAPTER, None, load_any_config(ADAPTER)).get_vocab() == tokenizer.get_vocab()
     assert torch.equal(load_model(ADAPTER, merge=False)(input_ids=ids).logits, expected)
-    # PEFT alone resizes the base for the tokenizer that it finds beside the adapter.
+    # PEFT alone resizes the base for the tokenizer that it finds beside the adapter. With virtual tokens the rows of
+    # new tokens are not stored, and it does not know them.
     by_peft = AutoPeftModelForCausalLM.from_pretrained(ADAPTER).eval()
-    assert torch.equal(by_peft(input_ids=ids).logits, expected)
+    assert torch.equal(by_peft(input_ids=ids).logits, expected) == (mode != "prompt")
     # A control: the weights of the base today give something else.
     other, _ = load_adapter(ADAPTER, base=BASE, base_check="none")
     assert not torch.allclose(other(input_ids=ids).logits, expected)

@@ -22,7 +22,7 @@ from small_runs import small_trainer
 
 from memreason_hf.annotation.annotator import call_seed
 from memreason_hf.command_line.training_runs import run_training
-from memreason_hf.commands import annotate, evaluate, evaluate_steps, score
+from memreason_hf.commands import annotate, evaluate, evaluate_steps, merge, score
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
 from memreason_hf.data.questions.memory_reason import build_memory_reason, save_memory_reason
@@ -123,8 +123,7 @@ def score_texts(folder):
 
     with chat_server(agrees) as server:
         llm = ["--judge", "llm", "--llm", "scripted", "--endpoint", server.url, "--agreement", "0"]
-        # Scores that are finished are replaced: a kill can come when only the lock is left.
-        score.main(["texts.jsonl", *llm, "--output_file", f"{folder}/scores.jsonl", "--overwrite", "--no_progress"])
+        score.main(["texts.jsonl", *llm, "--output_file", f"{folder}/scores.jsonl", "--no_progress"])
 
 
 def annotate_questions(folder):
@@ -156,6 +155,10 @@ def annotate_questions(folder):
                 "--no_progress",
             ]
         )
+
+
+def merge_adapter(folder):
+    merge.main(["adapter", f"{folder}/merged"])
 
 
 def testbed_model(folder):
@@ -202,6 +205,7 @@ COMMANDS: dict[str, Callable[[str], None]] = {
     "evaluate_solutions": evaluate_solutions,
     "score_texts": score_texts,
     "annotate_questions": annotate_questions,
+    "merge": merge_adapter,
     "testbed_model": testbed_model,
     "testbed": testbed,
     "compared_scheme": compared_scheme,

@@ -11,7 +11,9 @@ from kill_points import COMMANDS, contents, run_to_the_end, run_until
 from small_finetunes import small_model as small_solver
 from small_finetunes import small_tokenizer
 from small_runs import small_model
+from transformers import AutoModelForCausalLM
 
+from memreason_hf.adapters.modes import AdapterArguments, add_adapter, save_adapter
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import build_multi_hop, save_multi_hop
 from memreason_hf.data.chains.tokenizer import build_tokenizer
@@ -46,6 +48,8 @@ def inputs(tmp_path_factory):
     tokenizer.save_pretrained(folder / "model")
     small_solver().save_pretrained(folder / "solver")
     small_tokenizer().save_pretrained(folder / "solver")
+    solver = AutoModelForCausalLM.from_pretrained(folder / "solver")
+    save_adapter(add_adapter(solver, small_tokenizer(), AdapterArguments()), small_tokenizer(), folder / "adapter")
     (folder / "questions").mkdir()
     rows = [
         {"question": f"Is {i} a step?", "answer": "True", "cot_steps": [f"[rag]: the {i}", "[reason]: it is"]}

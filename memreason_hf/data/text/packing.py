@@ -129,15 +129,21 @@ def pack_documents(
             end = min(start + sequence_length, len(ids) - 1)
             pieces.append((ids[start:end], int(ids[end])))
     rows = [
-        _make_row([pieces[index] for index in row]) for row in _fill_rows([len(p) for p, _ in pieces], sequence_length)
+        _make_row([pieces[index] for index in row]) for row in fill_rows([len(p) for p, _ in pieces], sequence_length)
     ]
     counts.rows = len(rows)
     counts.tokens = sum(len(piece) for piece, _ in pieces)
     return rows, counts
 
 
-def _fill_rows(lengths, capacity):
-    """The indices of the pieces of every row: best fit decreasing."""
+def fill_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """
+    The indices of the pieces of every row: best fit decreasing.
+
+    Args:
+        lengths: the tokens of each piece, none above `capacity`.
+        capacity: the most tokens of a row.
+    """
     rows: list[list[int]] = []
     # (free tokens, row), sorted. A full row is left out.
     free: list[tuple[int, int]] = []

@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
+from memreason_hf.adapters.prompts import virtual_tokens_of
 from memreason_hf.checks import (
     check_callable,
     check_choice,
@@ -355,11 +356,15 @@ def left_padded(
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """The model's maximum number of positions, for prompt and solution together; None if there is no limit."""
+    """
+    The model's maximum number of positions, for prompt and solution together; None if there is no limit. Virtual
+    prompt tokens of an adapter take some of them.
+    """
     config = model.config.get_text_config()
     if getattr(config, "position_embedding_type", None) in _ENDLESS_POSITIONS:
         return None
-    return getattr(config, "max_position_embeddings", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    return None if positions is None else positions - virtual_tokens_of(model)
 
 
 def check_prompts(model: PreTrainedModel, prompts: Mapping[Hashable, Sequence[int]]) -> None:

@@ -222,14 +222,19 @@ def describe_adapter(folder: ModelFolder) -> list[tuple[str, str]]:
             "lora": "low-rank updates; the rows of new tokens are stored, but were not trained",
             "tokens": "the embedding rows of new tokens",
             "lora+tokens": "low-rank updates and the embedding rows of new tokens",
+            "prompt": "virtual tokens in front of every text",
         }.get(mode)
         lines.append(("Mode", f"{code(mode)}" + (f": {what}" if what else "")))
     if adapter.get("r"):
-        lines.append(("Rank", f"{number(adapter['r'])}, times {number(adapter['lora_alpha'] / adapter['r'])}"))
+        scale = adapter["lora_alpha"] / (adapter["r"] ** (0.5 if adapter.get("use_rslora") else 1))
+        kind = ", as DoRA" if adapter.get("use_dora") else ""
+        lines.append(("Rank", f"{number(adapter['r'])}, times {number(scale)}{kind}"))
         targets = adapter.get("target_modules")
         if isinstance(targets, list) and targets:
             names = sorted({str(name).rpartition(".")[2] for name in targets})
             lines.append(("Updated layers", f"{', '.join(map(code, names))} ({number(len(targets))} in all)"))
+    if adapter.get("num_virtual_tokens"):
+        lines.append(("Virtual tokens", number(adapter["num_virtual_tokens"])))
     described = note.get("base", {})
     if described.get("new_rows"):
         lines.append(("New tokens", number(len(described["new_rows"]))))

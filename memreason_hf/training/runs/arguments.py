@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from memreason_hf.checks import check_field_types
 from memreason_hf.training.runs.ranges import check_before_library, check_training_ranges
+from memreason_hf.training.runs.trackers import check_trackers
 
 
 @dataclass
@@ -20,9 +22,14 @@ class ResumableArguments(TrainingArguments):
             The number of processes that must be running. Any other number is an error.
         restart (`bool`, *optional*, defaults to `False`):
             Start again in an `output_dir` that holds a run, which is removed. Files that no run wrote are kept.
+        extend (`bool`, *optional*, defaults to `False`):
+            Train the run that `output_dir` holds on to a greater `num_train_epochs`, `max_steps` or `max_tokens`. The
+            learning rate of the remaining steps is that of a run of the new length; the weights are not, because the
+            first steps followed the schedule of the shorter run. With a schedule that does not look ahead (constant)
+            a run can be trained on without it.
 
     These defaults differ from the parent's: `save_total_limit` 2, `logging_nan_inf_filter` `False` (a loss that is NaN
-    or infinite ends the run).
+    or infinite ends the run). Without an accelerator `use_cpu` is set.
 
     A subclass whose fields change no weights lists them in the class attribute `not_in_fingerprint`: a run can then be
     resumed with other values.
@@ -31,7 +38,7 @@ class ResumableArguments(TrainingArguments):
         ValueError: a value out of range, or settings with which a run could not be resumed.
     """
 
-    not_in_fingerprint: ClassVar[tuple[str, ...]] = ("expected_world_size", "restart")
+    not_in_fingerprint: ClassVar[tuple[str, ...]] = ("expected_world_size", "restart", "extend")
 
     expected_world_size: int | None = field(
         default=None,
@@ -39,6 +46,11 @@ class ResumableArguments(TrainingArguments):
     )
     restart: bool = field(
         default=False, metadata={"help": "Start again in an output_dir that holds a run, which is removed."}
+    )
+
+    extend: bool = field(
+        default=False,
+        metadata={"help": "Train the run of output_dir on to a greater num_train_epochs, max_steps or max_tokens."},
     )
 
     output_dir: str | None = field(
@@ -58,10 +70,15 @@ class ResumableArguments(TrainingArguments):
 
     def __post_init__(self):
         check_field_types(self)
+        if not torch.accelerator.is_available():
+            # accelerate launch starts several processes on CPUs only without telling them so. Unless the arguments
+            # do, each process would train on its own.
+            self.use_cpu = True
         if self.deepspeed:
             raise ValueError(
                 f"deepspeed={self.deepspeed!r} is not supported. Use FSDP2 (recipes/accelerate/fsdp2.yaml)."
             )
+        check_trackers(self.report_to)
         check_before_library(self)
         try:
             super().__post_init__()

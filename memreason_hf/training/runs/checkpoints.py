@@ -106,7 +106,7 @@ def rotate(
     output_dir: Path | str,
     limit: int | None,
     best: str | None,
-    run: str | None = None,
+    runs: Collection[str] | None = None,
     last_step: int | None = None,
 ):
     """
@@ -117,14 +117,16 @@ def rotate(
         output_dir (`Path` or `str`): The folder of the run.
         limit (`int`, *optional*): How many checkpoints to keep. `None` or 0 keeps all of them.
         best (`str`, *optional*): The best checkpoint. It is kept whatever the limit, and so is the newest one.
-        run (`str`, *optional*): The `run_digest` of the run. `None`: checkpoints of any run count.
+        runs (`Collection[str]`, *optional*):
+            The `run_digest` of the run, and of the runs that it was before it was extended. `None`: checkpoints of any
+            run count.
         last_step (`int`, *optional*):
             The step of the newest checkpoint that is known to be good. Later ones, which a run that was resumed from
             an earlier checkpoint will replace, do not count.
     """
     if limit is None or limit <= 0:
         return
-    own = [path for path in list_checkpoints(output_dir) if _is_complete(path, run)]
+    own = [path for path in list_checkpoints(output_dir) if _is_complete(path, runs)]
     if last_step is not None:
         own = [path for path in own if checkpoint_step(path) <= last_step]
     protected = {path.name for path in own[-1:]} | ({Path(best).name} if best else set())
@@ -252,14 +254,14 @@ def _is_manifest(manifest):
     return _digest(content) == manifest.get("digest")
 
 
-def _is_complete(checkpoint, run):
-    """Whether the files of a checkpoint of this run have their sizes. Their contents are not read."""
+def _is_complete(checkpoint, runs):
+    """Whether the files of a checkpoint of one of these runs have their sizes. Their contents are not read."""
     try:
         manifest = _read_manifest(checkpoint)
         _check_sizes(checkpoint, manifest["files"])
     except CheckpointError:
         return False
-    return run is None or manifest.get("run") in (None, run)
+    return runs is None or manifest.get("run") in (None, *runs)
 
 
 def _check_sizes(checkpoint, entries):

@@ -14,7 +14,7 @@ class OutputFolderError(TrainingError):
 
 
 class ArgumentsError(TrainingError, ValueError):
-    """Training arguments from which no optimizer or learning-rate schedule can be made."""
+    """Training arguments from which no optimizer or schedule can be made, or that the model cannot follow."""
 
 
 class SaveError(TrainingError):

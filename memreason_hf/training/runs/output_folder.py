@@ -8,6 +8,13 @@ from pathlib import Path
 from memreason_hf import files
 from memreason_hf.training.runs import checkpoints
 from memreason_hf.training.runs.errors import CheckpointError, OutputFolderError
+from memreason_hf.training.runs.extension import (
+    EARLIER,
+    check_extension,
+    differing_entries,
+    extended_record,
+    is_other_length,
+)
 from modeling_recurrent.card_recurrent import is_generated, read_card
 
 
@@ -22,7 +29,12 @@ _START_AGAIN = "Choose another output_dir, or start again with --restart (restar
 
 
 def open_run(
-    output_dir: Path | str, fingerprint: dict, *, resume: str | bool | None = None, restart: bool = False
+    output_dir: Path | str,
+    fingerprint: dict,
+    *,
+    resume: str | bool | None = None,
+    restart: bool = False,
+    extend_to: int | None = None,
 ) -> Path | None:
     """
     Claims `output_dir` for a run and finds the checkpoint to resume from.
@@ -33,6 +45,7 @@ def open_run(
         resume (`str` or `bool`, *optional*):
             `True` for the newest complete checkpoint of the folder, or the path of a checkpoint.
         restart (`bool`, defaults to `False`): Remove the run that the folder holds.
+        extend_to (`int`, *optional*): Train the run that the folder holds on to so many steps; see `extension`.
 
     Returns:
         The checkpoint to resume from, or `None` for a new run.
@@ -44,6 +57,10 @@ def open_run(
     output_dir = Path(output_dir)
     if resume and restart:
         raise OutputFolderError("restart=True and resume_from_checkpoint contradict each other: use one of them.")
+    if extend_to is not None:
+        if restart:
+            raise OutputFolderError("restart=True and extend=True contradict each other: use one of them.")
+        check_extension(output_dir, extend_to)
     existing = checkpoints.list_checkpoints(output_dir)
     if resume is True and not existing:
         raise CheckpointError(f"output_dir={str(output_dir)!r} holds no checkpoint to resume from.")
@@ -56,14 +73,14 @@ def open_run(
     checkpoint = Path(resume) if isinstance(resume, str | Path) else None
     if checkpoint is not None:
         checkpoints.verify(checkpoint)
-        _check_belongs(checkpoint, fingerprint)
-    claim(output_dir, fingerprint, restart=restart)
+        _check_belongs(checkpoint, fingerprint, extend=extend_to is not None)
+    claim(output_dir, fingerprint, restart=restart, extend=extend_to is not None)
     if resume is True:
         checkpoint = checkpoints.newest_complete(output_dir)
     return checkpoint
 
 
-def claim(output_dir: Path | str, fingerprint: dict, *, restart: bool):
+def claim(output_dir: Path | str, fingerprint: dict, *, restart: bool, extend: bool = False):
     """
     Makes `output_dir` the folder of the run that `fingerprint` describes.
 
@@ -71,6 +88,7 @@ def claim(output_dir: Path | str, fingerprint: dict, *, restart: bool):
         output_dir (`Path` or `str`): The folder, which need not exist.
         fingerprint (`dict`): What decides the weights of the run, flat and JSON-like.
         restart (`bool`): Remove the run that the folder holds: its checkpoints and its model.
+        extend (`bool`, *optional*, defaults to `False`): Let the run that the folder holds have another length.
 
     Raises:
         OutputFolderError: the folder holds another run, or a model or checkpoints of unknown origin. Nothing was
@@ -82,11 +100,16 @@ def claim(output_dir: Path | str, fingerprint: dict, *, restart: bool):
     if restart:
         _remove_run(folder)
     else:
-        _check_same_run(folder, fingerprint)
+        _check_same_run(folder, fingerprint, extend)
     folder.mkdir(parents=True, exist_ok=True)
     files.clear_leftovers(folder)
     if not (folder / RUN_FILE).is_file():
         files.write_json(folder / RUN_FILE, {"fingerprint": fingerprint, "files": []})
+
+
+def earlier_runs(output_dir: Path | str) -> list[str]:
+    """The `run_digest` of the runs that the run of a folder was before it was extended."""
+    return list((_read_run(Path(output_dir)) or {}).get(EARLIER, ()))
 
 
 def release(output_dir: Path | str):
@@ -172,7 +195,7 @@ def _record(output_dir, run, **names):
         files.write_json(output_dir / RUN_FILE, merged)
 
 
-def _check_same_run(folder, fingerprint):
+def _check_same_run(folder, fingerprint, extend):
     run = _read_run(folder)
     if run is None:
         foreign = [path.name for path in checkpoints.list_checkpoints(folder)[-1:]]
@@ -184,19 +207,34 @@ def _check_same_run(folder, fingerprint):
             )
         return
     if differing := _differences(run["fingerprint"], fingerprint):
-        raise OutputFolderError(f"output_dir={str(folder)!r} holds another run ({differing}). {_START_AGAIN}")
+        only_length = is_other_length(run["fingerprint"], _through_json(fingerprint))
+        if only_length and extend:
+            files.write_json(folder / RUN_FILE, extended_record(run, fingerprint))
+            logger.warning(
+                "The run in %s is extended (%s). From here on the learning rate follows the new length; the steps "
+                "before followed the old one.",
+                folder,
+                differing,
+            )
+            return
+        hint = "To train that run on to another length, add --extend (extend=True). " if only_length else ""
+        raise OutputFolderError(f"output_dir={str(folder)!r} holds another run ({differing}). {hint}{_START_AGAIN}")
 
 
 def _differences(recorded, fingerprint):
     """The entries of a fingerprint that differ from the recorded ones, for a message; empty if none does."""
-    # JSON turns tuples into lists and keys into strings; the recorded fingerprint has been through it.
-    current = json.loads(json.dumps(fingerprint))
-    differing = [key for key in {**recorded, **current} if recorded.get(key) != current.get(key)]
+    current = _through_json(fingerprint)
+    differing = differing_entries(recorded, current)
     shown = "; ".join(f"{key} was {recorded.get(key)!r}, now {current.get(key)!r}" for key in differing[:5])
     return f"{shown}; and {len(differing) - 5} more" if len(differing) > 5 else shown
 
 
-def _check_belongs(checkpoint, fingerprint):
+def _through_json(fingerprint):
+    """JSON turns tuples into lists and keys into strings; the recorded fingerprint has been through it."""
+    return json.loads(json.dumps(fingerprint))
+
+
+def _check_belongs(checkpoint, fingerprint, extend):
     """Refuses a checkpoint of another run, which would go on with other arguments than it was trained with."""
     run = checkpoints.read_run(checkpoint)
     if run == checkpoints.run_digest(fingerprint):
@@ -206,6 +244,8 @@ def _check_belongs(checkpoint, fingerprint):
     except OutputFolderError:
         parent = None
     differing = _differences(parent["fingerprint"], fingerprint) if parent else ""
+    if parent and _was_extended(run, parent, fingerprint, extend=extend):
+        return
     if run is None and not differing:
         logger.warning("%s does not say which run it belongs to, so this was not checked.", checkpoint)
         return
@@ -213,6 +253,16 @@ def _check_belongs(checkpoint, fingerprint):
     raise OutputFolderError(
         f"resume_from_checkpoint={str(checkpoint)!r} belongs to another run{what}. Give the arguments of that run, or "
         "start a new run from its weights: pass the checkpoint as the model."
+    )
+
+
+def _was_extended(run, parent, fingerprint, *, extend):
+    """Whether a checkpoint is one of the run that `parent` records, before that was extended, or is now."""
+    if run not in (checkpoints.run_digest(parent["fingerprint"]), *parent.get(EARLIER, ())):
+        return False
+    current = _through_json(fingerprint)
+    return not differing_entries(parent["fingerprint"], current) or (
+        extend and is_other_length(parent["fingerprint"], current)
     )
 
 
@@ -233,7 +283,7 @@ def _read_run(folder):
 def _is_run(run):
     if not isinstance(run, dict) or not isinstance(run.get("fingerprint"), dict) or "files" not in run:
         return False
-    lists = (run["files"], run.get("checkpoint_files", []))
+    lists = (run["files"], run.get("checkpoint_files", []), run.get(EARLIER, []))
     return all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
 
 

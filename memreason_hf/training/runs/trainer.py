@@ -21,6 +21,7 @@ from memreason_hf.locks import locked
 from memreason_hf.messages import first_line
 from memreason_hf.training.runs import checkpoints, output_folder
 from memreason_hf.training.runs.errors import ArgumentsError, CheckpointError, NonFiniteLossError, TrainingError
+from memreason_hf.training.runs.extension import follow_new_schedule
 from memreason_hf.training.runs.interruption import InterruptWatch
 from memreason_hf.training.runs.launch import on_main_process
 from memreason_hf.training.runs.publishing import PublishingTrainer, without_tokens
@@ -66,8 +67,8 @@ class ResumableTrainer(PublishingTrainer):
     - A loss or gradient that is NaN or infinite raises `NonFiniteLossError` before the weights change.
     - Resuming a finished run loads its weights and returns.
 
-    A subclass defines `run_fingerprint`, `is_finished` and `passes_over_data`, and sets the number of epochs to 0
-    where `resumes_finished_run` is true.
+    A subclass defines `run_fingerprint`, `is_finished`, `planned_steps` and `passes_over_data`, and sets the number of
+    epochs to 0 where `resumes_finished_run` is true.
 
     Args:
         args (`ResumableArguments`): The arguments of the run.
@@ -96,6 +97,7 @@ class ResumableTrainer(PublishingTrainer):
         self.resumes_finished_run = False
         self.watch = InterruptWatch()
         self._run: dict | None = None
+        self._earlier_runs: list[str] = []
         self._loss_sum: float | None = None
         self._loss_of_step: torch.Tensor | None = None
         try:
@@ -115,6 +117,11 @@ class ResumableTrainer(PublishingTrainer):
 
     def is_finished(self, global_step: int) -> bool:
         """Whether no training step is left after `global_step` of them."""
+        raise NotImplementedError
+
+    @property
+    def planned_steps(self) -> int:
+        """The training steps of the whole run."""
         raise NotImplementedError
 
     def passes_over_data(self) -> float:
@@ -171,7 +178,7 @@ class ResumableTrainer(PublishingTrainer):
 
     def _train(self, resume, ignore_keys_for_eval):
         self._run = self.run_fingerprint()
-        checkpoint = on_main_process(self.args, lambda: self._open_run(resume or None))
+        checkpoint, self._earlier_runs = on_main_process(self.args, lambda: self._open_run(resume or None))
         self.interrupted, self.interrupted_by = False, 0
         self.resumed_from = self.last_checkpoint = checkpoint
         self.resumes_finished_run = False
@@ -187,19 +194,22 @@ class ResumableTrainer(PublishingTrainer):
         loss = self.mean_loss()
         return output if loss is None else output._replace(training_loss=loss)
 
-    def _open_run(self, resume) -> str | None:
-        """Claims the output folder. Returns the checkpoint to resume from."""
+    def _open_run(self, resume) -> tuple[str | None, list[str]]:
+        """Claims the output folder. Returns the checkpoint to resume from, and the runs that this one was before."""
         if isinstance(resume, str | Path) and Path(resume).is_dir():
             _check_resumable(Path(resume))
         folder = Path(self.args.output_dir)
-        checkpoint = output_folder.open_run(folder, self._run, resume=resume, restart=self.args.restart)
+        extend_to = self.planned_steps if self.args.extend else None
+        checkpoint = output_folder.open_run(
+            folder, self._run, resume=resume, restart=self.args.restart, extend_to=extend_to
+        )
         if self.data_record:
             output_folder.record_file(folder, output_folder.DATA_FILE)
             files.write_json(folder / output_folder.DATA_FILE, self.data_record)
         if checkpoint is None:
-            return None
+            return None, []
         _check_resumable(checkpoint)
-        return str(checkpoint)
+        return str(checkpoint), output_folder.earlier_runs(folder)
 
     def _restore_callbacks(self, checkpoint):
         with _loading(checkpoint):
@@ -231,6 +241,8 @@ class ResumableTrainer(PublishingTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint):
         with _loading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if self._earlier_runs:
+            follow_new_schedule(self.optimizer, self.lr_scheduler)
 
     def _load_rng_state(self, checkpoint):
         with _loading(checkpoint):
@@ -238,8 +250,8 @@ class ResumableTrainer(PublishingTrainer):
 
     def _rotate(self, run_dir, state):
         best = f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}" if state.best_global_step else None
-        run = checkpoints.run_digest(self._run)
-        checkpoints.rotate(run_dir, self.args.save_total_limit, best, run, state.global_step)
+        runs = (checkpoints.run_digest(self._run), *self._earlier_runs)
+        checkpoints.rotate(run_dir, self.args.save_total_limit, best, runs, state.global_step)
 
     def _restore_run(self, checkpoint, entry):
         # Checkpoints of earlier versions have no such entry.

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from memreason_hf.checks import check_int, check_number
@@ -81,10 +80,12 @@ class ScheduledTrainingArguments(ResumableArguments):
             The number of processes that must be running. Any other number is an error.
         restart (`bool`, *optional*, defaults to `False`):
             Start again in an `output_dir` that holds a run, which is removed.
+        extend (`bool`, *optional*, defaults to `False`):
+            Train the run that `output_dir` holds on to a greater length.
 
     These defaults differ from the parent's: `save_total_limit` 2, `logging_nan_inf_filter` `False` (a loss that is NaN
     or infinite ends the run), `remove_unused_columns` `False`, `ignore_data_skip` `True` (batches are computed from
-    the training step, so none has to be skipped). With `bf16` and no accelerator, `use_cpu` is set.
+    the training step, so none has to be skipped). Without an accelerator `use_cpu` is set.
 
     Raises:
         ValueError: a value out of range, or a setting of the parent that these trainers do not support.
@@ -165,8 +166,6 @@ class ScheduledTrainingArguments(ResumableArguments):
     )
 
     def __post_init__(self):
-        if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():
-            self.use_cpu = True
         super().__post_init__()
         self.ignore_data_skip = True
         self._check_ranges()

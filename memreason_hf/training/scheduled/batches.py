@@ -14,6 +14,8 @@ from memreason_hf.checks import check_has
 # The numbers of a pool of this size take 1 GB.
 MOST_POOLED_ROWS = 2**27
 ROW_INFO = "row_info"
+# Columns of integers that are no token ids.
+_NOT_IDS = ("seq_lengths",)
 # Independent streams of random numbers.
 _PERMUTATION, _POOL = 0, 1
 
@@ -89,7 +91,7 @@ class TokenRows:
     @property
     def largest_id(self) -> int:
         """The largest token id among inputs and labels."""
-        return max(int(flat.max()) for flat, _ in self._columns.values())
+        return max(int(flat.max()) for name, (flat, _) in self._columns.items() if name not in _NOT_IDS)
 
     def fingerprint(self) -> str:
         """A hash of the rows in their order. It does not depend on where they are stored."""

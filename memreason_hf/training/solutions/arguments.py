@@ -10,6 +10,9 @@ from memreason_hf.evaluation.solutions.generation import check_max_new_tokens
 from memreason_hf.training.scheduled.arguments import ScheduledTrainingArguments
 
 
+_MOST_PACKED = 2**22
+
+
 @dataclass
 class FinetuneArguments(ScheduledTrainingArguments):
     """
@@ -20,6 +23,10 @@ class FinetuneArguments(ScheduledTrainingArguments):
             The number of test questions that the model solves in an evaluation, the first ones of the split.
         max_new_tokens (`int`, *optional*, defaults to 512):
             The maximum number of tokens of a solution in an evaluation.
+        packing_length (`int`, *optional*):
+            Pack solutions into rows of exactly this number of tokens, padding included. No solution sees another one
+            of its row, which is measured before training. A batch then has as many rows as before, each of them with
+            several solutions. Default: one solution a row.
 
     The strategies of logging, evaluation and saving may be `"epoch"`. An epoch is the number of training steps that
     it takes to see all rows, rounded up.
@@ -33,6 +40,10 @@ class FinetuneArguments(ScheduledTrainingArguments):
 
     num_test: int = field(default=200, metadata={"help": "Test questions that are solved in an evaluation."})
     max_new_tokens: int = field(default=512, metadata={"help": "Maximum number of tokens of an evaluated solution."})
+    packing_length: int | None = field(
+        default=None,
+        metadata={"help": "Pack solutions into rows of this number of tokens. Default: one solution a row."},
+    )
 
     per_device_train_batch_size: int = field(
         default=4, metadata={"help": "The solutions of a micro-batch on each device."}
@@ -63,3 +74,5 @@ class FinetuneArguments(ScheduledTrainingArguments):
         super().__post_init__()
         check_int("num_test", self.num_test, least=1)
         check_max_new_tokens(self.max_new_tokens)
+        if self.packing_length is not None:
+            check_int("packing_length", self.packing_length, 2, _MOST_PACKED, "a row is computed as a whole")

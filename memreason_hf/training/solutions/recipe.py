@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from memreason_hf.adapters.modes import AdapterArguments, add_adapter
+from memreason_hf.adapters.prompts import prompt_length
 from memreason_hf.data.questions.encoding import EncodingReport, StepCollator, encode_solutions
 from memreason_hf.data.questions.memory_reason import reference_solution
 from memreason_hf.data.questions.prompt_arguments import PromptArguments
@@ -68,7 +69,8 @@ def prepare_finetuning(
     demonstrations = choose_prompts(tokenizer, prompts, questions, train, args.seed)
     _end_at_turns(network, tokenizer, Prompter(tokenizer, demonstrations=demonstrations).end_id)
     _set_attention(network, tokenizer, base.step_attention, read_prompt_format(tokenizer).num_demonstrations)
-    max_length = min(filter(None, (questions.max_length, context_length(network))), default=None)
+    limits = (questions.max_length, _room(network, tokenizer, chosen), args.packing_length)
+    max_length = min(filter(None, limits), default=None)
     rows, report = encode_solutions(
         tokenizer, train, max_length=max_length, too_long=questions.too_long, demonstrations=demonstrations
     )
@@ -92,6 +94,19 @@ def prepare_finetuning(
     )
     trainer.data_record = _data_record(questions, rows)
     return trainer, report
+
+
+def _room(network, tokenizer, chosen) -> int | None:
+    """The tokens of the model's context that virtual prompt tokens leave; `None` without a limit."""
+    context = context_length(network)
+    if context is None or chosen.mode != "prompt":
+        return context
+    count = prompt_length(tokenizer, chosen.num_virtual_tokens, chosen.prompt_init_text)
+    if count >= context:
+        raise ValueError(
+            f"adapter.num_virtual_tokens={count} must be below the model's context of {context} tokens. Use fewer."
+        )
+    return context - count
 
 
 def choose_scheme(tokenizer: PreTrainedTokenizerBase, steps: dict) -> StepScheme:
@@ -171,7 +186,7 @@ def _check_choices(base, new, chosen):
     if base.bits is not None and chosen.mode == "full":
         raise ValueError(
             f"model.load_in_{base.bits}bit with adapter.mode='full': weights in {base.bits} bits cannot be trained. "
-            "Use the mode lora, tokens or lora+tokens."
+            "Use the mode lora, tokens, lora+tokens or prompt."
         )
     if base.bits is not None and new.architecture is not None:
         raise ValueError(f"model.load_in_{base.bits}bit is for pretrained models, not for a new one.")

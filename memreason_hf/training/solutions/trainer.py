@@ -18,6 +18,13 @@ from memreason_hf.evaluation.solutions.generation import generate_solutions
 from memreason_hf.training.runs.interruption import InterruptWatch
 from memreason_hf.training.scheduled.trainer import ScheduledTrainer
 from memreason_hf.training.solutions.arguments import FinetuneArguments
+from memreason_hf.training.solutions.packing import (
+    PackedStepCollator,
+    PackingReport,
+    check_packing,
+    check_single_texts,
+    pack_solutions,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -39,8 +46,9 @@ class FinetuneTrainer(ScheduledTrainer):
         demonstrations (`Callable`, *optional*): As for `generate_solutions`.
         answer_rule (`str`, *optional*, defaults to `"published"`): How answers are read, see `extract_answer`.
         kwargs:
-            As for `ScheduledTrainer`. `train_dataset` has the rows of `encode_solutions`. `eval_dataset` has rows with
-            `question`, `options` and `answer`, as `load_questions` returns them. `processing_class` is the
+            As for `ScheduledTrainer`. `train_dataset` has the rows of `encode_solutions`, which are packed here if
+            `args.packing_length` is given. `eval_dataset` has rows with `question`, `options` and `answer`, as
+            `load_questions` returns them. `processing_class` is the
             extended tokenizer.
 
     Raises:
@@ -79,6 +87,11 @@ class FinetuneTrainer(ScheduledTrainer):
     ):
         self.demonstrations = demonstrations
         self.answer_rule = answer_rule
+        self.packing: PackingReport | None = None
+        if getattr(args, "packing_length", None) is not None and kwargs.get("train_dataset") is not None:
+            check_single_texts(model)
+            kwargs["train_dataset"], self.packing = pack_solutions(kwargs["train_dataset"], args.packing_length)
+            kwargs["data_collator"] = PackedStepCollator(kwargs["processing_class"], args.packing_length)
         super().__init__(model, args, **kwargs)
         if self.eval_dataset is not None:
             # Before training, not in the first evaluation.
@@ -91,6 +104,18 @@ class FinetuneTrainer(ScheduledTrainer):
         if self.schedule is not None:
             self._count_epochs_in_steps()
         self.add_callback(_EvaluationCallback(self))
+
+    def check_before_claim(self):
+        """
+        Checks what the parent checks and, with `packing_length`, that packed solutions do not see each other.
+
+        Raises:
+            ArgumentsError: they do.
+        """
+        super().check_before_claim()
+        if self.packing is not None:
+            with self.accelerator.autocast():
+                check_packing(self.model, self.args.train_batch_size)
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
         """
@@ -238,7 +263,8 @@ def solution_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tenso
     Returns:
         The sum over the labels divided by `num_items_in_batch`, a 0-d float32 tensor.
     """
-    logits = outputs["logits"].float().flatten(0, 1)
+    # Virtual prompt tokens have logits in front.
+    logits = outputs["logits"][:, -labels.shape[1] :].float().flatten(0, 1)
     loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
     return loss / num_items_in_batch
 

@@ -113,7 +113,7 @@ def test_rotation_counts_and_deletes_only_complete_checkpoints_of_the_run(tmp_pa
     assert sorted(os.listdir(tmp_path)) == ["checkpoint-1", "checkpoint-3", "checkpoint-7", "checkpoint-999"]
     assert "did not write notes.txt" in caplog.text
     other = checkpoints.run_digest({"seed": 2})
-    checkpoints.rotate(tmp_path, 1, None, run=other)
+    checkpoints.rotate(tmp_path, 1, None, runs=(other,))
     assert (tmp_path / "checkpoint-3").is_dir()
 
 

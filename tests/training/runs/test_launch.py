@@ -1,13 +1,20 @@
 import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser, prepare_multi_gpu_env
 from accelerate.utils import DistributedType
+from datasets import Dataset, DatasetDict
 
 from memreason_hf.recipes import RECIPES_FOLDER
 from memreason_hf.training.runs import launch
+from memreason_hf.training.runs.arguments import ResumableArguments
 from memreason_hf.training.runs.errors import LaunchError
 from memreason_hf.training.runs.launch import check_launch, on_main_process
 from modeling_recurrent import RecurrentDepthForCausalLM
@@ -138,3 +145,64 @@ def test_configurations_start_what_they_say(name, processes, flags):
         assert wrapped == list(RecurrentDepthForCausalLM._no_split_modules)
         # The trained model is saved whole.
         assert environment["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT"
+
+
+def test_without_an_accelerator_the_arguments_say_so(tmp_path):
+    """Otherwise accelerate, launched with `cpu_2.yaml`, sets up one process of one rank in each of the two."""
+    expected = not torch.accelerator.is_available()
+    assert ResumableArguments(output_dir=str(tmp_path)).use_cpu == expected
+    assert ResumableArguments(output_dir=str(tmp_path), use_cpu=True).use_cpu
+
+
+def write_recipe(folder):
+    """A recipe with a new small model and 12 questions."""
+    steps = [{"kind": "memory", "text": "Even numbers end in 0, 2, 4, 6 or 8."}, {"kind": "reason", "text": "Look."}]
+    options = [{"label": label, "text": label} for label in ("True", "False")]
+    rows = Dataset.from_list(
+        [
+            {"question": f"Is {n} even?", "options": options, "answer": str(n % 2 == 0), "steps": steps}
+            for n in range(12)
+        ]
+    )
+    DatasetDict({"train": rows, "test": rows}).save_to_disk(folder / "data")
+    recipe = {
+        "data": {"path": str(folder / "data")},
+        "new_model": {"architecture": "llama", "vocab_size": 300, "hidden_size": 16, "num_attention_heads": 2},
+        "adapter": {"mode": "full"},
+        "training": {
+            "output_dir": str(folder / "run"),
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 3,
+            "num_test": 2,
+            "max_new_tokens": 4,
+        },
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--expected_world_size", "2"]], ids=["unchecked", "expected"])
+def test_the_launch_command_of_the_help_trains_on_two_processes(flags, tmp_path):
+    """The real launcher and the real command. Two ranks take the 12 rows in 2 steps of 6 rows."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", port]
+    launcher += ["--config_file", str(RECIPES_FOLDER / "accelerate" / "cpu_2.yaml"), "-m"]
+    command = ["memreason_hf.commands.finetune", str(write_recipe(tmp_path)), *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2 and "Trained for 2 steps" in done.stdout
+    # One process alone would be refused.
+    alone = subprocess.run(
+        [sys.executable, "-m", *command, "--expected_world_size", "2", "--restart", "true"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert alone.returncode == 2 and "expected_world_size=2, but 1" in alone.stderr
