@@ -18,11 +18,11 @@ import numpy as np
 
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.tokenizer import entity_token, relation_token
-from memreason_hf.data.chains.world import build_world
+from memreason_hf.data.chains.world import Facts, build_world, world_facts
 from memreason_hf.evaluation.solutions.attribution import NO_ANSWER, NOT_JUDGED, attribute_all
 from memreason_hf.evaluation.solutions.judges import SolutionToJudge, StepJudge
 from memreason_hf.experiments.testbed.variants import ANSWER_ERRORS, RIGHT, WRONG
-from memreason_hf.experiments.testbed.world import Facts, WrittenQuestion, draw_question, world_facts, write_solution
+from memreason_hf.experiments.testbed.world import WrittenQuestion, draw_question, write_solution
 from memreason_hf.steps import Step
 
 
