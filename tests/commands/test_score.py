@@ -241,7 +241,9 @@ def test_a_language_model_judges_without_reference_steps(tmp_path, capsys):
     with chat_server(knowing) as server:
         flags = ["--judge_background", background, "--judge_prompt", prompt, "--agreement", 0]
         assert run(path, *llm_at(server), *flags) == 0
-        assert server.calls[0].prompt.startswith("Iron rusts.\n\n|Is it 0?|The right answer: True\n|\n1. [memory]")
+        # Requests run at the same time, in any order.
+        first = "Iron rusts.\n\n|Is it 0?|The right answer: True\n|\n1. [memory]"
+        assert any(call.prompt.startswith(first) for call in server.calls)
         assert "against the known truth" not in capsys.readouterr().out
 
 
