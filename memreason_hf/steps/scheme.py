@@ -444,8 +444,8 @@ class StepScheme:
     def _check_kind(self, kind, where=""):
         if kind not in self.all_kinds:
             raise ValueError(
-                f"kind={kind!r}{where} must be one of {', '.join(self.all_kinds)}. The scheme names further kinds "
-                "(kinds)."
+                f"kind={kind!r}{where} must be one of {', '.join(self.all_kinds)}. For other kinds, "
+                "name them in the scheme (kinds)."
             )
 
     def _is_plan_only(self, step):

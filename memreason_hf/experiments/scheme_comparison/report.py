@@ -23,7 +23,7 @@ def report(results: dict, format: str = "text") -> str:
         table,
         "",
         "tokens: generated for a question, the end of the text included. Columns of kinds: mean steps of a solution.",
-        "One seed: differences that are smaller than the intervals may be chance.",
+        "The intervals are over questions alone: another seed can move a scheme by more.",
         f"Training took {min(seconds):.0f} to {max(seconds):.0f} s a scheme.",
     ]
     cut = {entry["title"]: entry["num_cut"] for entry in schemes}
