@@ -37,6 +37,7 @@ class SolutionText:
         field: the flag that it came from and its value, for messages.
         num_demonstrations: solved questions that stood before the question when the text was generated. They are not
             part of `text`.
+        prompt_format: the prompt of the question, if a file records it.
     """
 
     text: str
