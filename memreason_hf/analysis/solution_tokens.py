@@ -17,6 +17,7 @@ from itertools import accumulate
 from transformers import PreTrainedTokenizerBase
 
 from memreason_hf.analysis.words import find_words
+from memreason_hf.data.questions.prompts import PromptFormat, lone_prompter
 from memreason_hf.evaluation.solutions.answers import end_of_question
 from memreason_hf.messages import REPLACEMENT_CHARACTER
 from memreason_hf.steps import KINDS, QUESTION_MARKER, StepScheme, kind_order
@@ -89,17 +90,24 @@ class SolutionTokens:
 
 
 def encode_solution_tokens(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, question: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    question: str | None = None,
+    prompt_format: PromptFormat | None = None,
 ) -> SolutionTokens:
     """
     Encodes a question and its solution as in generation: the BOS token if the tokenizer has one, the question as plain
-    text, then the solution, in which only step tokens are special. Blanks before a mark are removed.
+    text or in the prompt's template, then the solution, in which only step tokens are special. Blanks before a mark
+    are removed.
 
     Args:
         tokenizer: an extended tokenizer.
         text: a solution, with or without its question.
         question: the start of the text. By default it is everything before the first mark; if the scheme does not mark
             kinds, it is the first line if that begins with `Question:`.
+        prompt_format: the prompt that the question stands in; its demonstrations are left out. Default: the one that
+            was recorded in the tokenizer.
 
     Raises:
         ValueError: the tokenizer has no scheme or is slow and has no offsets, or the text does not begin with the
@@ -120,9 +128,7 @@ def encode_solution_tokens(
         )
     marked, places = _with_own_marks(scheme, solution[:stop], steps)
     solution_ids, offsets = _encode(tokenizer, scheme, marked)
-    begin = begin_ids(tokenizer)
-    asked = "" if question is None else scheme.question_text(question)
-    head = encode_plain(tokenizer, asked) if asked else []
+    begin, head, asked, asked_offsets = _encode_question(tokenizer, scheme, question, prompt_format)
     first = len(begin) + len(head)
 
     # A token belongs to the step of its last character, because it can begin with the blank after a mark.
@@ -140,11 +146,12 @@ def encode_solution_tokens(
     is_mark = [False] * first + [places[owner][0] <= last < places[owner][1] for owner, last in zip(owners, lasts)]
     ids = (*begin, *head, *solution_ids)
     labels = tuple(token_label(tokenizer, token_id) for token_id in ids)
-    asked_offsets = plain_encoding(tokenizer, asked, return_offsets_mapping=True)["offset_mapping"] if asked else []
+    special = set(tokenizer.all_special_ids)
+    is_apart = [token_id in special for token_id in ids[:first]] + is_mark[first:]
     parts = ((asked, asked_offsets, len(begin)), (marked, offsets, first))
     words = [(index, labels[index]) for index in range(len(begin))]
     for part, part_offsets, before in parts:
-        words += find_words(part, part_offsets, labels[before:], is_mark[before:], before)
+        words += find_words(part, part_offsets, labels[before:], is_apart[before:], before)
     return SolutionTokens(
         ids=ids,
         labels=labels,
@@ -195,6 +202,31 @@ def _split(scheme: StepScheme, text: str, question: str | None) -> tuple[str | N
         end = text.find("\n") + 1 if text.startswith(QUESTION_MARKER.strip()) else 0
     head = text[:end].lstrip()
     return (head.removesuffix("\n") if head.endswith("\n") else head.rstrip()) or None, text[end:]
+
+
+def _encode_question(tokenizer, scheme, question, format):
+    """The ids before the question and of it in its prompt, and of the latter the text and the place of each token."""
+    begin = begin_ids(tokenizer)
+    prompter = None if question is None else lone_prompter(tokenizer, format)
+    if prompter is None or prompter.format.is_default:
+        asked = "" if question is None else scheme.question_text(question)
+        if not asked:
+            return begin, [], "", []
+        encoded = plain_encoding(tokenizer, asked, return_offsets_mapping=True)
+        return begin, encode_plain(tokenizer, asked), asked, encoded["offset_mapping"]
+    ids = prompter.prompt_ids(question.removeprefix(QUESTION_MARKER))
+    # What begins the solution in a prompt stands in its text.
+    ids = ids[: len(ids) - len(prompter.start_ids())]
+    begin = begin if ids[: len(begin)] == begin else []
+    ids = ids[len(begin) :]
+    pieces = [tokenizer.decode([id_], skip_special_tokens=False, clean_up_tokenization_spaces=False) for id_ in ids]
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    if encoded["input_ids"] == ids:
+        return begin, ids, text, encoded["offset_mapping"]
+    # Special strings of a question are plain text here, which their own tokenization does not give again.
+    ends = list(accumulate(map(len, pieces)))
+    return begin, ids, "".join(pieces), list(zip([0, *ends], ends))
 
 
 def _with_own_marks(scheme, text, spans) -> tuple[str, list[tuple[int, int]]]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from memreason_hf.data.questions.prompts import PromptFormat
 from memreason_hf.evaluation.solutions.answers import read_published
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, read_generations
 from memreason_hf.files import read_json
@@ -36,6 +37,7 @@ class SolutionText:
         field: the flag that it came from and its value, for messages.
         num_demonstrations: solved questions that stood before the question when the text was generated. They are not
             part of `text`.
+        prompt_format: the prompt of the question, if a file records it.
     """
 
     text: str
@@ -43,6 +45,7 @@ class SolutionText:
     source: str
     field: str
     num_demonstrations: int = 0
+    prompt_format: PromptFormat | None = None
 
 
 def read_solution_text(arguments: SolutionTextArguments) -> SolutionText:
@@ -92,13 +95,18 @@ def _read_solution(path, index):
     if not isinstance(text, str) or not isinstance(question, str | None):
         raise ValueError(f"{path}: text and question of solution {index} must be texts.")
     field = f"generations={str(path)!r}, index={index}"
-    return SolutionText(text, question, f"solution {index} of {path.name}", field, _num_demonstrations(path))
+    return SolutionText(text, question, f"solution {index} of {path.name}", field, *_prompt(path))
 
 
-def _num_demonstrations(path):
-    """The number in the settings next to a file of generated solutions; 0 without readable settings."""
+def _prompt(path):
+    """
+    The number of demonstrations, and the prompt, in the settings next to a file of generated solutions; 0 and None
+    without readable settings.
+    """
     try:
         settings = read_json(path.with_name(path.name + SETTINGS_SUFFIX))
-        return int(settings["num_demonstrations"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+        number = int(settings["num_demonstrations"])
+        # The prompt of the study has no entry.
+        return number, PromptFormat.from_dict({**settings.get("prompt", {}), "num_demonstrations": number})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0, None

@@ -177,7 +177,9 @@ def _attention(model, text_arguments, depth, choice, files):
     config = model.load_config()
     recurrences = given_depth(depth) | ({} if choice.recurrence is None else {"recurrence": choice.recurrence})
     check_has_recurrences(config, model.model, recurrences)
-    solution = encode_solution_tokens(model.load_tokenizer(config), source.text, question=source.question)
+    solution = encode_solution_tokens(
+        model.load_tokenizer(config), source.text, question=source.question, prompt_format=source.prompt_format
+    )
     # Before the model runs.
     shown = show_tokens(solution, unit=choice.unit, steps=choice.steps)
     if files is not None:

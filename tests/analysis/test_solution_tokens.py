@@ -6,6 +6,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer
 
 from memreason_hf.analysis.solution_tokens import TokenSpan, encode_solution_tokens
+from memreason_hf.data.questions.prompts import Prompter, PromptFormat, record_prompt_format
 from memreason_hf.steps import Step, StepScheme, answer_step
 from memreason_hf.steps.tokenization import encode_prompt, encode_solution, extend_tokenizer
 
@@ -55,6 +56,35 @@ def test_the_ids_are_those_of_generation(name, scheme):
     # The question is also found if it is not given, unless one of its lines looks like a step.
     if "\n" not in question:
         assert encode_solution_tokens(tokenizer, text) == solution
+
+
+CHAT = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+@pytest.mark.parametrize("name", ["byte_level", "sentence_piece"])
+@pytest.mark.parametrize("question", [QUESTION, "Is it the step?"])
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_the_question_stands_in_the_prompt_of_the_model(name, question, is_recorded):
+    scheme = StepScheme(2, 4)
+    tokenizer = extended(TOKENIZERS[name], scheme)
+    tokenizer.chat_template = CHAT
+    text = scheme.question_text(question) + scheme.render(STEPS)
+    plain = encode_solution_tokens(tokenizer, text, question=question)
+    format = PromptFormat(chat_template=True, system="Be brief.")
+    prompt = Prompter(tokenizer, format).prompt_ids(question)
+    if is_recorded:
+        record_prompt_format(tokenizer, format)
+        solution = encode_solution_tokens(tokenizer, text, question=question)
+        assert encode_solution_tokens(tokenizer, text, question=question, prompt_format=PromptFormat()) == plain
+    else:
+        solution = encode_solution_tokens(tokenizer, text, question=question, prompt_format=format)
+    assert list(solution.ids) == prompt[:-2] + encode_solution(tokenizer, STEPS) != list(plain.ids)
+    assert solution.spans[-1].end == len(solution.ids) == len(solution.is_mark)
+    starts = list(solution.word_starts)
+    assert starts == sorted(set(starts)) and starts[0] == 0 and "[system]" in solution.word_labels[:2]
 
 
 def test_spans_cover_all_tokens():

@@ -426,18 +426,22 @@ class Prompter:
         return self.tokenizer.eos_token_id
 
 
-def lone_prompter(tokenizer: PreTrainedTokenizerBase) -> Prompter:
+def lone_prompter(tokenizer: PreTrainedTokenizerBase, format: PromptFormat | None = None) -> Prompter:
     """
-    The prompter for questions that come alone, as from a visitor or to a server: the recorded format without its
-    demonstrations, which belong to the training questions. A warning says so once.
+    The prompter for questions that come alone, as from a visitor or to a server: a format without its demonstrations,
+    which belong to the training questions. Where they were recorded in the tokenizer, a warning says so once.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): See `Prompter`.
+        format (`PromptFormat`, *optional*): Default: the one that was recorded in the tokenizer.
 
     Raises:
         ValueError: as for `Prompter`.
     """
-    format = read_prompt_format(tokenizer)
-    if format.num_demonstrations:
+    recorded = read_prompt_format(tokenizer)
+    if format is None and recorded.num_demonstrations:
         logger.warning_once(
-            f"The model was trained with {format.num_demonstrations} demonstrations before each question, which come "
-            "from its training questions. It gets questions without them here, and may answer worse."
+            f"The model was trained with {recorded.num_demonstrations} demonstrations before each question, which "
+            "come from its training questions. It gets questions without them here, and may answer worse."
         )
-    return Prompter(tokenizer, replace(format, num_demonstrations=0))
+    return Prompter(tokenizer, replace(recorded if format is None else format, num_demonstrations=0))

@@ -18,10 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from memreason_hf.checks import check_has, check_number, check_row, check_sequence, check_type
 from memreason_hf.data.questions.options import options_by_label
+from memreason_hf.data.questions.prompts import Prompter, lone_prompter, read_prompt_format
 from memreason_hf.evaluation.solutions.answers import judge_answer
 from memreason_hf.messages import first_few
 from memreason_hf.steps import ANSWER_MARKER, NO_KIND, Solution, StepScheme
-from memreason_hf.steps.tokenization import decode_solution, encode_prompt, has_visible_marks, read_scheme
+from memreason_hf.steps.tokenization import begin_ids, decode_solution, has_visible_marks, read_scheme
 
 
 ANSWER = "answer"
@@ -40,11 +41,13 @@ def prompt_rows(rows: Iterable[Mapping], tokenizer: PreTrainedTokenizerBase) -> 
         tokenizer: the extended tokenizer, whose scheme writes the prompts.
 
     Returns:
-        A data set with all columns and `prompt`: the question, then the prefix tokens of the first step.
+        A data set with all columns and `prompt`: the question in the prompt that was recorded in the tokenizer (a chat
+        template, for example), then the prefix tokens of the first step.
 
     Raises:
-        ValueError: there are no rows, or TRL would not encode the prompt of a row as `encode_prompt` does, for example
-            because the question holds a special token; the message names the first rows.
+        ValueError: there are no rows, the recorded prompt has demonstrations, or TRL would not encode the prompt of a
+            row as in evaluation, for example because the question holds a special token; the message names the first
+            rows.
 
     Example:
 
@@ -57,13 +60,20 @@ def prompt_rows(rows: Iterable[Mapping], tokenizer: PreTrainedTokenizerBase) -> 
     'Question: Is it?\\n<prefix>'
     ```
     """
-    scheme = read_scheme(tokenizer)
-    written, bad = [], []
+    scheme, format = read_scheme(tokenizer), read_prompt_format(tokenizer)
+    if format.num_demonstrations:
+        raise ValueError(
+            f"The tokenizer's prompt has num_demonstrations={format.num_demonstrations}, which these rows do not "
+            "hold. Train without demonstrations."
+        )
+    prompter, written, bad = Prompter(tokenizer, format), [], []
     for index, row in enumerate(rows):
         check_row(f"rows[{index}]", row, ("question",))
         question = row["question"]
-        written.append({**row, "prompt": scheme.prompt(question)})
-        if tokenizer(written[-1]["prompt"])["input_ids"] != encode_prompt(tokenizer, question):
+        ids = prompter.prompt_ids(question)
+        prompt = scheme.prompt(question) if format.is_default else _without_begin(tokenizer, prompter.text(question))
+        written.append({**row, "prompt": prompt})
+        if tokenizer(prompt)["input_ids"] != ids:
             bad.append(f"row {index} ({question[:60]!r})")
     if not written:
         raise ValueError("There are no rows to write prompts for. Check the split and the filters.")
@@ -74,6 +84,11 @@ def prompt_rows(rows: Iterable[Mapping], tokenizer: PreTrainedTokenizerBase) -> 
             "Leave these rows out."
         )
     return Dataset.from_list(written)
+
+
+def _without_begin(tokenizer, text):
+    """A prompt without the BOS token that the tokenizer adds itself."""
+    return text.removeprefix(tokenizer.bos_token) if begin_ids(tokenizer) and tokenizer.bos_token else text
 
 
 def step_faults(solution: Solution, required: Sequence[str] = ("memory", "reason")) -> list[str]:
@@ -110,6 +125,8 @@ class _SolutionReward:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         check_has("tokenizer", tokenizer, "convert_tokens_to_ids", "an extended tokenizer")
         self.tokenizer, self.scheme = tokenizer, read_scheme(tokenizer)
+        # In a chat the end of the turn, which is not always the end of the text.
+        self._ends = {tokenizer.eos_token_id, lone_prompter(tokenizer).end_id}
 
     def _solutions(self, completions, completion_ids) -> list[str]:
         """The text of each completion with its marks. The prefix tokens before the first step are in the prompt."""
@@ -125,8 +142,7 @@ class _SolutionReward:
 
     def _until_end(self, ids):
         ids = [int(token_id) for token_id in ids]
-        end = self.tokenizer.eos_token_id
-        return ids[: ids.index(end)] if end in ids else ids
+        return ids[: next((place for place, token_id in enumerate(ids) if token_id in self._ends), len(ids))]
 
 
 class AnswerReward(_SolutionReward):

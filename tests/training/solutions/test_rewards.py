@@ -8,6 +8,7 @@ import torch
 from small_tokenizers import byte_level, sentence_piece, word_level
 from tokenizers import processors
 
+from memreason_hf.data.questions.prompts import Prompter, PromptFormat, record_prompt_format
 from memreason_hf.steps import Step, StepScheme, answer_step
 from memreason_hf.steps.tokenization import decode_solution, encode_prompt, encode_solution, extend_tokenizer
 from memreason_hf.training.solutions.rewards import FAULTS, AnswerReward, StepReward, prompt_rows, step_faults
@@ -170,6 +171,37 @@ def test_prompts_are_encoded_as_in_evaluation():
     (row,) = prompt_rows(rows, tokenizer)
     assert row == {**rows[0], "prompt": "Question: Is it the step?\n<prefix_0><prefix_1>"}
     assert tokenizer(row["prompt"])["input_ids"] == encode_prompt(tokenizer, rows[0]["question"])
+
+
+CHAT = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_prompts_stand_in_the_recorded_template(make):
+    tokenizer = extended(make=make)
+    tokenizer.chat_template = CHAT
+    record_prompt_format(tokenizer, PromptFormat(chat_template=True, system="Be brief."))
+    (row,) = prompt_rows([{"question": "Is it the step?"}], tokenizer)
+    assert "Be brief." in row["prompt"] and row["prompt"].endswith("<prefix_0><prefix_1>")
+    assert tokenizer(row["prompt"])["input_ids"] == Prompter(tokenizer).prompt_ids("Is it the step?")
+    record_prompt_format(tokenizer, PromptFormat(num_demonstrations=2))
+    with pytest.raises(ValueError, match="num_demonstrations=2"):
+        prompt_rows([{"question": "Is it?"}], tokenizer)
+
+
+def test_a_solution_ends_with_the_turn_of_a_chat():
+    tokenizer = extended()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end_of_turn>"]}, replace_extra_special_tokens=False)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<end_of_turn>{% endfor %}"
+    ids = [*encode_solution(tokenizer, GOOD), tokenizer.convert_tokens_to_ids("<end_of_turn>"), 5, 6]
+    columns = {"completion_ids": [ids], "answer": ["True"], "options": [TRUE_FALSE]}
+    assert AnswerReward(tokenizer)._solutions(None, [ids]) != [SCHEME.render(GOOD)]
+    record_prompt_format(tokenizer, PromptFormat(chat_template=True))
+    reward = AnswerReward(tokenizer)
+    assert reward(**columns) == [1.0] and reward._solutions(None, [ids]) == [SCHEME.render(GOOD)]
 
 
 def test_prompts_that_would_be_another_text_are_refused():
