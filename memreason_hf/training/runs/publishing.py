@@ -256,9 +256,14 @@ class PublishingTrainer(Trainer):
         """Sends a folder in the background, and removes it afterwards."""
         # One client has one thread, so that commits follow each other.
         self._client = self._client or HfApi(library_name="memreason-hf")
-        job = self._client.upload_folder(repo_id=self.hub_model_id, folder_path=staged, run_as_future=True, **options)
-        job.add_done_callback(lambda _: self._drop_stage(staged))
-        return job
+        return self._client.run_as_future(self._send, staged, **options)
+
+    def _send(self, staged, **options):
+        # Before the job counts as done: whoever waits for it finds the folder removed.
+        try:
+            return self._client.upload_folder(repo_id=self.hub_model_id, folder_path=staged, **options)
+        finally:
+            self._drop_stage(staged)
 
 
 @contextlib.contextmanager

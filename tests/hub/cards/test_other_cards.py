@@ -11,12 +11,12 @@ from small_finetunes import ITEMS
 
 from memreason_hf.data.chains.multi_hop import MultiHopConfig, prepare_multi_hop
 from memreason_hf.data.questions.memory_reason import (
-    FEATURES,
     MemoryReasonData,
     MemoryReasonReport,
     SplitReport,
     save_memory_reason,
 )
+from memreason_hf.data.questions.schema import fill_columns
 from memreason_hf.hub.cards import make_card
 from memreason_hf.metrics import metric_path
 
@@ -35,7 +35,7 @@ def chains(tmp_path_factory):
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "strategy"
-    dataset = DatasetDict({"train": Dataset.from_list(ITEMS, features=FEATURES)})
+    dataset = fill_columns(DatasetDict({"train": Dataset.from_list(ITEMS)}))
     report = MemoryReasonReport("strategy_qa", "/home/somebody/source", {"train": SplitReport(7, 6, 10)})
     return save_memory_reason(MemoryReasonData(dataset, report), folder)
 

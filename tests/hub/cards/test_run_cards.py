@@ -9,12 +9,12 @@ from small_texts import small_texts, write_jsonl
 from small_tokenizers import byte_level
 
 from memreason_hf.data.questions.memory_reason import (
-    FEATURES,
     MemoryReasonData,
     MemoryReasonReport,
     SplitReport,
     save_memory_reason,
 )
+from memreason_hf.data.questions.schema import fill_columns
 from memreason_hf.hub.cards import make_card
 from memreason_hf.training import FinetuneArguments, RecurrentTrainingArguments
 from memreason_hf.training.chains.recipe import prepare_run
@@ -58,9 +58,10 @@ def test_text(tmp_path):
 
 @pytest.mark.parametrize("mode", ["full", "tokens"])
 def test_questions(mode, tmp_path):
-    rows = Dataset.from_list(ITEMS, features=FEATURES)
+    asked = [{**item, "question": f"{item['question']} Is it so?"} for item in ITEMS]
+    rows = fill_columns(DatasetDict(train=Dataset.from_list(ITEMS), test=Dataset.from_list(asked)))
     report = MemoryReasonReport("strategy_qa", "source", {"train": SplitReport(6, 6, 9)})
-    folder = save_memory_reason(MemoryReasonData(DatasetDict(train=rows, test=rows), report), tmp_path / "strategy")
+    folder = save_memory_reason(MemoryReasonData(rows, report), tmp_path / "strategy")
     base = save_base(tmp_path / "base")
     byte_level().save_pretrained(base)
     args = FinetuneArguments(str(tmp_path / "run"), eval_strategy="no", load_best_model_at_end=False, **RUN)
