@@ -190,8 +190,9 @@ class SolutionRun:
 
     def all_settings(self) -> dict:
         """`settings` with the weights: the folder may hold others than before, of a run that went on."""
-        model = self.flags.model
-        files = weight_files(model) or {path.name: path for path in Path(model).glob("adapter_model.*")}
+        place = self.flags.model, self.flags.revision
+        if not (files := weight_files(*place)) and (folder := adapter_folder(*place, "model")) is not None:
+            files = {path.name: path for path in folder.glob("adapter_model.*")}
         weights = {name: digest["blocks"] for name, digest in block_digests(files).items()}
         return {**self.settings, "weights": weights}
 
