@@ -139,6 +139,13 @@ def test_no_test_file_is_too_long():
         assert lines <= MOST_LINES, f"{path.name} has {lines} lines: split it by subject."
 
 
+def test_no_merge_is_unfinished():
+    for path in sorted(path for folder in (*PACKAGES, "tests", ".ci") for path in (ROOT / folder).rglob("*.*")):
+        if path.suffix in (".py", ".md", ".yaml", ".txt", ".toml"):
+            lines = path.read_text(encoding="utf-8").split("\n")
+            assert not [line for line in lines if line.startswith(("<" * 7 + " ", ">" * 7 + " "))], path
+
+
 def test_the_model_is_flat_and_imports_its_own_files_alone():
     """`save_pretrained` copies files of one folder that import each other by a single dot."""
     folder = ROOT / "modeling_recurrent"

@@ -1,6 +1,8 @@
 """The runs of `memreason evaluate-steps`: each one model with one style, checked before weights are read."""
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +59,13 @@ class StyleArguments:
             "the embeddings of these words), or none."
         },
     )
+    kinds: str | None = field(
+        default=None,
+        metadata={
+            "help": "The kinds of steps that --marks words or tokens marks, separated by commas: search,compute. "
+            "Default: memory,reason."
+        },
+    )
     compare: list[str] | None = field(
         default=None,
         metadata={"help": "More models to evaluate on the same questions, each a folder or name, or TITLE=MODEL."},
@@ -72,6 +81,11 @@ class StyleArguments:
             raise ValueError(f"style={' '.join(self.style)!r} must name each style once.")
         if self.marks is not None and "steps" not in self.style:
             raise ValueError(f"marks={self.marks!r} marks the steps of --style steps, which is not given.")
+        if self.kinds is not None and self.marks not in ("words", "tokens"):
+            raise ValueError(
+                f"kinds={self.kinds!r} are those of --marks words or tokens, which are not given. A model that was "
+                "trained on steps has the kinds of its own scheme."
+            )
 
     def models(self, first: ModelFlags) -> list[tuple[str, ModelFlags]]:
         """
@@ -176,8 +190,9 @@ class SolutionRun:
 
     def all_settings(self) -> dict:
         """`settings` with the weights: the folder may hold others than before, of a run that went on."""
-        model = self.flags.model
-        files = weight_files(model) or {path.name: path for path in Path(model).glob("adapter_model.*")}
+        place = self.flags.model, self.flags.revision
+        if not (files := weight_files(*place)) and (folder := adapter_folder(*place, "model")) is not None:
+            files = {path.name: path for path in folder.glob("adapter_model.*")}
         weights = {name: digest["blocks"] for name, digest in block_digests(files).items()}
         return {**self.settings, "weights": weights}
 
@@ -214,11 +229,12 @@ def prepare_runs(
         for style in styles.style:
             parts = [title] if len(models) > 1 or len(styles.style) == 1 else []
             parts += [style] if len(styles.style) > 1 else []
-            tokenizer, arguments, new_scheme = _tokenizer(flags, style, styles.marks, depth, by_kind)
+            tokenizer, arguments, new_scheme = _tokenizer(flags, style, styles, depth, by_kind)
             is_untrained = new_scheme is not None or style != "steps"
             format = _format(tokenizer, prompts, style, new_scheme, rows, num_demonstrations, seed)
             demonstrations = prompts.choose(format, dataset.get("train"), ", ".join(dataset))
             prompter = Prompter(tokenizer, format, demonstrations)
+            _check_kinds(prompter.scheme, flags, rows)
             # A template or a chat template that loses a question is found before weights are read.
             for row in rows:
                 prompter.prompt_ids(row["question"])
@@ -229,7 +245,7 @@ def prepare_runs(
                     prompter=prompter,
                     generate_arguments=arguments,
                     is_untrained=is_untrained,
-                    settings=_settings(flags, prompter, depth, by_kind),
+                    settings=_settings(flags, prompter, demonstrations, depth, by_kind),
                     new_scheme=new_scheme if new_scheme is not None and new_scheme.tokens else None,
                 )
             )
@@ -240,7 +256,19 @@ def prepare_runs(
     return runs
 
 
-def _tokenizer(flags, style, marks, depth, by_kind):
+def _check_kinds(scheme: StepScheme, flags: ModelFlags, rows: Sequence[Mapping]) -> None:
+    """Refuses data whose steps have kinds that a scheme cannot show, before anything is generated."""
+    kinds = dict.fromkeys(step["kind"] for row in rows for step in row.get("steps") or ())
+    unknown = [kind for kind in kinds if kind not in scheme.all_kinds]
+    if unknown and (scheme.has_kinds or scheme.ordered):
+        raise ValueError(
+            f"The reference steps of the data are of the kinds {', '.join(kinds)}, but the scheme of model="
+            f"{flags.model!r} has {', '.join(scheme.kinds)}. Pass data with these kinds or without steps, or for a "
+            f"model that was not trained on steps --kinds {','.join(unknown)}."
+        )
+
+
+def _tokenizer(flags, style, styles, depth, by_kind):
     """The tokenizer of a model, the arguments of depth for `generate`, and a scheme that the model has not learned."""
     if flags.tokenizer is not None and adapter_folder(flags.model, flags.revision, "model") is not None:
         raise ValueError(
@@ -252,7 +280,7 @@ def _tokenizer(flags, style, marks, depth, by_kind):
     check_has_recurrences(config, flags.model, given)
     flags.choose_device()
     tokenizer = flags.load_tokenizer(config)
-    new_scheme = _new_scheme(tokenizer, flags, style, marks)
+    new_scheme = _new_scheme(tokenizer, flags, style, styles)
     arguments = {}
     if by_kind.depth_by_kind is not None:
         arguments = schedule_by_kind(config, depth, by_kind.depth_by_kind, tokenizer)
@@ -261,8 +289,9 @@ def _tokenizer(flags, style, marks, depth, by_kind):
     return tokenizer, arguments, new_scheme
 
 
-def _new_scheme(tokenizer: PreTrainedTokenizerBase, flags, style, marks) -> StepScheme | None:
+def _new_scheme(tokenizer: PreTrainedTokenizerBase, flags, style, styles) -> StepScheme | None:
     """The scheme of `--marks`, recorded in the tokenizer; None where the model has its own, or needs none."""
+    marks = styles.marks
     is_extended = tokenizer.init_kwargs.get(SCHEME_KEY) is not None
     if style != "steps" or (is_extended and marks is None):
         return None
@@ -275,7 +304,9 @@ def _new_scheme(tokenizer: PreTrainedTokenizerBase, flags, style, marks) -> Step
             f"model={flags.model!r}: its tokenizer has no scheme of steps. For a model that was not trained on steps, "
             "pass --style direct or --style chain_of_thought, or --marks words."
         )
-    scheme = StepScheme(num_prefix_tokens=1, num_step_tokens=1) if marks == "tokens" else StepScheme(marks=marks)
+    kinds = {} if styles.kinds is None else {"kinds": styles.kinds}
+    counts = {"num_prefix_tokens": 1, "num_step_tokens": 1} if marks == "tokens" else {}
+    scheme = StepScheme(marks=marks, **counts, **kinds)
     extend_tokenizer(tokenizer, scheme)
     return scheme
 
@@ -310,7 +341,7 @@ def _answer_types(rows) -> list[str]:
     return list(types)
 
 
-def _settings(flags, prompter, depth, by_kind):
+def _settings(flags, prompter, demonstrations, depth, by_kind):
     given = given_depth(depth, by_kind)
     if "depth_by_kind" in given:
         given["depth_by_kind"] = read_depths(given["depth_by_kind"])
@@ -319,12 +350,20 @@ def _settings(flags, prompter, depth, by_kind):
     values["num_demonstrations"] = format.pop("num_demonstrations", 0)
     if values["num_demonstrations"]:
         values["seed"] = format.pop("demonstrations_seed", 0)
+        if prompter.format.demonstrations != "random":
+            values["demonstrations_digest"] = _digest(demonstrations)
     # A file of the prompt of the study has no entry.
     if format:
         values["prompt"] = format
     if flags.base is not None:
         values["base"] = place_name(flags.base)
     return {**values, "scheme": prompter.scheme.to_dict(), **given}
+
+
+def _digest(demonstrations):
+    """Changes with the solved questions that demonstrations are chosen from, which a prompt shows."""
+    pool = [[question, [[step.kind, step.text] for step in steps]] for question, steps in demonstrations.pool]
+    return hashlib.sha256(json.dumps(pool).encode()).hexdigest()
 
 
 def place_name(place: str | None) -> str | None:

@@ -109,6 +109,24 @@ def test_steps_of_an_untrained_model_in_marks(marks, run, tmp_path, capsys):
     ] in asked
 
 
+def test_kinds_of_steps_that_the_data_name(run, tmp_path, capsys):
+    row = {"question": "Is it?", "answer": "yes", "steps": [{"kind": "search", "text": "it"}]}
+    data, file = tmp_path / "test.jsonl", tmp_path / "texts.jsonl"
+    data.write_text(json.dumps(row) + "\n")
+    own = ["--data", data, "--name", "strategy_qa", "--output_file", file]
+    for arguments in (["steps"], ["plain", "--marks", "words"], ["steps", "--style", "direct"]):
+        message = refused(capsys, run, *arguments, *own)
+        assert "of the kinds search, but the scheme of model=" in message and "--kinds search" in message
+        assert not file.exists()  # nothing was generated
+    assert "kinds='search' are those of --marks" in refused(
+        capsys, run, "plain", "--kinds", "search", "--style", "direct"
+    )
+    assert run("plain", "--marks", "words", "--kinds", "search,compute", *own) == 0
+    assert "search  compute" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "texts.jsonl.settings.json").read_text())
+    assert "'Search:' for a step of the kind search" in settings["prompt"]["instruction"]
+
+
 def test_demonstrations_of_a_file(run, tmp_path, capsys):
     file = tmp_path / "shown.jsonl"
     rows = [
@@ -117,8 +135,13 @@ def test_demonstrations_of_a_file(run, tmp_path, capsys):
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["--marks", "words", "--demonstrations_file", file]
-    assert run("plain", *arguments, "--num_items", 1) == 0
+    texts = ["--output_file", tmp_path / "texts.jsonl"]
+    assert run("plain", *arguments, *texts, "--num_items", 1) == 0
     assert "2 demonstrations (given ones)" in capsys.readouterr().out
+    # Other demonstrations make other prompts. U+2028 is a letter of a JSON line, and not its end.
+    file.write_text(file.read_text().replace('"it"', '"it\u2028is"'))
+    message = refused(capsys, run, "plain", *arguments, *texts)
+    assert "was written with demonstrations_digest=" in message
     file.write_text(json.dumps([{"question": "Q?", "answer": "True", "steps": [5]}]))
     assert "shown.jsonl, row 1: the step 5 must be a text" in refused(capsys, run, "plain", *arguments)
     file.write_text(json.dumps({"question": "Q?", "steps": []}) + "\n")

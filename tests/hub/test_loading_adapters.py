@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memreason_hf.adapters.base_place import LOCAL_BASE_FILE
 from memreason_hf.adapters.modes import ADAPTER_MODES, load_adapter, save_adapter
+from memreason_hf.command_line.model_flags import ModelFlags
+from memreason_hf.command_line.solution_runs import SolutionRun
 from memreason_hf.commands import generate
 from memreason_hf.models.loading import load_any_config, load_model, load_tokenizer
 from memreason_hf.steps.tokenization import read_scheme
@@ -135,6 +137,10 @@ def test_revisions_of_an_adapter(this_process, tmp_path):
     # `load_adapter` of the model, which a Trainer calls, takes a name, too.
     loaded.load_adapter(ADAPTER, revision="v1")
     assert torch.equal(loaded(input_ids=ids).logits, first)
+    # A file of solutions of one revision is not continued with those of another.
+    runs = [SolutionRun("", ModelFlags(ADAPTER, revision=revision), None, {}, False, {}) for revision in ("v1", None)]
+    weights = [run.all_settings()["weights"] for run in runs]
+    assert all(weights) and weights[0] != weights[1]
 
 
 def test_a_command_runs_an_adapter_by_its_name(this_process, tmp_path, capsys):

@@ -26,6 +26,7 @@ FORMS = {"question": ("question",), "messages": ("messages",), "prompt and compl
 _ROLES = ("system", "developer", "user", "assistant")
 _LISTED = re.compile(r"[(\[]?([A-Z])[)\].:]\s*(.*)", re.DOTALL)
 _MOST_OPTIONS = 26
+_SEPARATOR = re.compile(r"\S\s+####\s")
 
 
 @dataclass
@@ -190,6 +191,11 @@ def _answer(value, options):
         raise ValueError(f"answer={shortened(value)} must be a text or a number, got {type(value).__name__}.")
     if not value.strip():
         raise ValueError(f"answer={value!r} is blank.")
+    if _SEPARATOR.search(value):
+        raise ValueError(
+            f"answer={shortened(value)} holds a solution and, after ####, its answer, as in GSM8K. Give the answer "
+            "alone, and the solution as steps; GSM8K itself is read with --name gsm8k (finetune: --data_name)."
+        )
     return one_line(value)
 
 

@@ -191,7 +191,8 @@ def read_demonstrations(path: str) -> list[dict]:
         raise FileNotFoundError(f"demonstrations_file={path!r}: no such file. Pass a file of solved questions.")
     try:
         text = read_text(path)
-        lines = [line for line in text.splitlines() if line.strip()]
+        # A text may hold other line breaks, such as U+2028.
+        lines = [line for line in text.split("\n") if line.strip()]
         rows = parse_json(text) if text.lstrip()[:1] == "[" else [parse_json(line) for line in lines]
     except ValueError as error:
         raise ValueError(f"demonstrations_file={path!r} must hold JSON lines or a JSON list ({error}).") from None

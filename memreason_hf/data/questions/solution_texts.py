@@ -13,6 +13,7 @@ from memreason_hf.steps.scheme import as_step
 KIND_LABELS = {"rag": "memory", "memory": "memory", "reason": "reason", "step": NO_KIND}
 _LABEL = re.compile(r"\s*\[([^\[\]]*)\](?:\s+and\s+\[([^\[\]]*)\])?\s*:?")
 _ANSWER = re.compile(rf"{ANSWER_MARKER[:-1]}[^\S\n]*:", re.IGNORECASE)
+_ANSWER_INSIDE = re.compile(rf"\b{_ANSWER.pattern}", re.IGNORECASE)
 
 
 def labelled_step(text: str) -> tuple[set[str], str]:
@@ -122,7 +123,8 @@ def read_solution_text(text: str, scheme: StepScheme | None = None) -> tuple[lis
     """
     The steps and the answer of a solution, as in the replies of conversations.
 
-    A text of one line without a mark is an answer alone.
+    The answer follows the last `The answer is:` of the last step, whose text before it stays a step. A text of one
+    line without a mark and without these words is an answer alone.
 
     Args:
         text: of the solution.
@@ -137,8 +139,14 @@ def read_solution_text(text: str, scheme: StepScheme | None = None) -> tuple[lis
         ([Step(kind='step', text='It floats.')], 'True')
         >>> read_solution_text("Paris")
         ([], 'Paris')
+        >>> read_solution_text("It floats. The answer is: True")
+        ([Step(kind='step', text='It floats.')], 'True')
     """
     steps, answer = split_answer(read_steps(text, scheme))
+    if answer is None and steps and (markers := list(_ANSWER_INSIDE.finditer(steps[-1].text))):
+        last, marker = steps[-1], markers[-1]
+        steps = [*steps[:-1], Step(last.kind, last.text[: marker.start()].strip())]
+        answer = last.text[marker.end() :].strip()
     if answer is None and len(steps) == 1 and steps[0].kind == NO_KIND:
         steps, answer = [], steps[0].text
     if not answer:

@@ -9,7 +9,7 @@ continue.
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -205,20 +205,31 @@ def generate_solutions(
     if stop_at_answer:
         solve = partial(solve, stops=_Stops(prompter))
     rule = {"match_option_text": match_option_text, "rule": answer_rule}
-    judge = partial(_judged, prompter, stop_at_answer=stop_at_answer, **rule)
+    judges = (
+        partial(_judged, prompter, stop_at_answer=stop_at_answer, **rule),
+        partial(_judged_again, prompter, **rule),
+    )
     # Two processes would generate the same solutions, and write each line twice.
     with nullcontext() if path is None else locked(path):
         file = None
         if path is not None:
             file = GenerationFile(path, [row["question"] for row in rows], settings, overwrite=overwrite)
-        return _solve_missing(rows, sampling, file, prompter, partial(solve, **generate_kwargs), judge, progress)
+        return _solve_missing(rows, sampling, file, prompter, partial(solve, **generate_kwargs), judges, progress)
 
 
-def _solve_missing(rows, sampling, file, prompter, solve, judge, progress):
+def _solve_missing(rows, sampling, file, prompter, solve, judges, progress):
     """Solves the rows that a file does not hold yet, and adds them to it batch by batch."""
     samples = [None] if sampling is None else range(sampling.num_samples)
     keys = [(index, sample) for index in range(len(rows)) for sample in samples]
-    known = {} if file is None else {_key_of(generation): generation for generation in map(_from_line, file.read())}
+    judge, judge_again = judges
+    known = {}
+    if file is not None:
+        written = list(map(_from_line, file.read()))
+        # The answers of the data may have been corrected since. The last line of a solution counts.
+        judged = [judge_again(rows[generation.index], generation) for generation in written]
+        if changed := [after for before, after in zip(written, judged) if after != before]:
+            file.add(map(_to_line, changed))
+        known = {_key_of(generation): generation for generation in judged}
     missing = [key for key in keys if key not in known]
     prompts = {index: prompter.prompt_ids(rows[index]["question"]) for index in dict(missing)}
     with tqdm(
@@ -475,6 +486,18 @@ def _judged(prompter: Prompter, row, new: Continuation, *, stop_at_answer, **rul
         num_tokens=len(new.ids),
         recurrences=new.recurrences,
         sample=sample,
+    )
+
+
+def _judged_again(prompter: Prompter, row, generation: GeneratedSolution, **rule) -> GeneratedSolution:
+    """A solution of a file, judged by the answers that its row has now."""
+    solution = generation.text[len(prompter.scheme.question_text(row["question"])) :]
+    verdict = judge_row(solution, row, **rule)
+    return replace(
+        generation,
+        verdict=CORRECT if verdict.is_correct else WRONG,
+        answer=verdict.answer,
+        reference=row["answer"],
     )
 
 

@@ -298,6 +298,8 @@ def _read_row(number, item, columns, is_ours):
     if not isinstance(item, Mapping):
         raise ValueError(f"must be an object, got {shortened(item)}.")
     values = {name: _value(name, item, columns) for name in COLUMNS}
+    if values["text"] is None and columns.get("text", "text") in item:
+        raise ValueError(f"{columns.get('text', 'text')}=null must be a text. Leave the row out.")
     if values["text"] is None:
         raise ValueError(
             f"lacks the column of the text. It has {', '.join(map(str, item))}. Name it: --columns text=NAME."

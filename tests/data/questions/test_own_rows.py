@@ -116,6 +116,8 @@ BAD_ROWS = {
     r"answer=' ' is blank": {"question": "x?", "answer": " "},
     r"answer=nan must be a finite": {"question": "x?", "answer": float("nan")},
     r"answer=\{.*\} must be a text or a number": {"question": "x?", "answer": {"a": 1}},
+    r"holds a solution and, after ####, its answer": {"question": "x?", "answer": "He has 2.\nSo 4.\n#### 4"},
+    r"after ####": {"prompt": "x?", "completion": "So 4. #### 4"},
     r"answer is an empty list": {"question": "x?", "answer": []},
     r"question=None must be a text": {"question": None, "answer": "yes"},
     r"question='Question: ' has no words": {"question": "Question: ", "answer": "yes"},
@@ -161,6 +163,13 @@ BAD_ROWS = {
     r"half of a character": {"question": "x\ud800?", "answer": "yes"},
     r"accepted_answers=\[5\] must be a list of texts": {"question": "x?", "answer": "yes", "accepted_answers": [5]},
 }
+
+
+@pytest.mark.parametrize("reply", ["So. The answer is: 4", "So.\nThus the answer is: 5, no, the answer is : 4"])
+def test_the_answer_of_a_reply_follows_its_last_marker(reply):
+    row = read({"prompt": "x?", "completion": reply})
+    assert row["answer"] == "4" and row["answer_type"] == "number" and row["steps"][0]["text"] == "So."
+    assert all("4" not in step["text"] for step in row["steps"])
 
 
 @pytest.mark.parametrize("message", BAD_ROWS)

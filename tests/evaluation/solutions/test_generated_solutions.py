@@ -2,6 +2,7 @@
 
 import json
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -321,6 +322,21 @@ def test_a_file_is_continued(tmp_path):
     assert generate_solutions(model, tokenizer, ROWS, path=path, **arguments) == expected
     assert generate_solutions(model, tokenizer, ROWS[:2], path=path, **arguments) == expected[:2]
     assert batch_sizes == [] and len(lines_of(path)) == len(ROWS)
+
+
+def test_a_continued_file_is_judged_by_the_answers_of_today(tmp_path):
+    path = tmp_path / "generations.jsonl"
+    tokenizer = extended()[1]
+    model = ScriptedModel(tokenizer, ["The answer is: True", "The answer is: False"])
+    arguments = {"batch_size": 2, "max_new_tokens": 40, "path": path, "settings": {"model": "m"}}
+    before = generate_solutions(model, tokenizer, ROWS[:2], **arguments)
+    assert [one.is_correct for one in before] == [True, False]
+    corrected = [ROWS[0], {**ROWS[1], "answer": "False"}]
+    after = generate_solutions(model, tokenizer, corrected, **arguments)
+    assert after[0] == before[0] and after[1] == replace(before[1], verdict="correct", reference="False")
+    # The last line of an item counts, and nothing is added when nothing changes.
+    assert [line["reference"] for line in lines_of(path) if line["index"] == 1] == ["True", "False"]
+    assert generate_solutions(model, tokenizer, corrected, **arguments) == after and len(lines_of(path)) == 3
 
 
 def test_an_interrupted_run_keeps_its_batches(tmp_path):

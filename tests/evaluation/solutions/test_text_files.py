@@ -155,6 +155,7 @@ def test_references_that_are_no_texts(tmp_path):
         ("[1]", None, "item 0: must be an object, got 1"),
         ('{"text": "a"}\n{"text": \n{"text": "b"}\n', None, "line 2: not JSON"),
         ('{"text": "a"}\n\n{"txt": "a"}\n', None, "line 3: lacks the column of the text. It has txt. Name it"),
+        ('{"output": null}\n', {"text": "output"}, "line 1: output=null must be a text"),
         ('{"text": 5}\n', None, "line 1: text=5 must be a text"),
         ('{"text": "a"}\n', {"text": "output"}, "lacks the column 'output'. It has text"),
         ('{"text": "a"}\n', {"words": "text"}, "columns: 'words' must be one of text, question"),
