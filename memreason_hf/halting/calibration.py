@@ -160,14 +160,8 @@ def calibrate(
         >>> calibrate(measure, thresholds, Promise(risk=0.05), num_rows=2000).chosen.threshold
         0.04
     """
-    members = _members(groups, group_names, num_rows)
-    _check_rows(promise, thresholds, num_rows, members)
+    members = check_rows(promise, thresholds, num_rows=num_rows, groups=groups, group_names=group_names)
     level = (1 - promise.confidence) / max(len(thresholds), 1)
-    if promise.method == "conformal" and len(thresholds) > 1:
-        raise ValueError(
-            f"method='conformal' calibrates one criterion, but halting_criterion names {len(thresholds)}: "
-            f"{', '.join(thresholds)}. Choose one, or method='fixed_sequence'."
-        )
     candidates = {
         criterion: _try(measure, criterion, values, promise, level, members, tries_all)
         for criterion, values in thresholds.items()
@@ -185,6 +179,43 @@ def calibrate(
     )
 
 
+def check_rows(
+    promise: Promise,
+    thresholds: Mapping[str, Sequence[float]],
+    *,
+    num_rows: int,
+    groups: Sequence | None = None,
+    group_names: Sequence | None = None,
+) -> dict:
+    """
+    Checks, before a model runs, that rows can show what is promised. The arguments are those of `calibrate`.
+
+    Returns:
+        The rows (indices) of each group; those of one group `None` where there are no groups.
+
+    Raises:
+        ValueError: as from `calibrate`.
+    """
+    if not thresholds:
+        raise ValueError("halting_criterion names no criterion: there is nothing to calibrate.")
+    if promise.method == "conformal" and len(thresholds) > 1:
+        raise ValueError(
+            f"method='conformal' calibrates one criterion, but halting_criterion names {len(thresholds)}: "
+            f"{', '.join(thresholds)}. Choose one, or method='fixed_sequence'."
+        )
+    members = _members(groups, group_names, num_rows)
+    needed = promise.rows_needed(len(thresholds), max(map(len, thresholds.values())))
+    confidence = "" if promise.method == "conformal" else f" and confidence={promise.confidence:g}"
+    for name, rows in members.items():
+        if len(rows) < needed:
+            where = f"the {num_rows} calibration rows" if name is None else f"the {len(rows)} rows of group {name}"
+            raise ValueError(
+                f"risk={promise.risk:g}{confidence} cannot be shown with {where}: at least {needed} are needed, even "
+                "if none of them loses anything. Give more rows, a larger risk or a lower confidence."
+            )
+    return members
+
+
 def _members(groups, names, num_rows):
     """The rows of each group; of one group with all rows where there are no groups."""
     if groups is None:
@@ -200,20 +231,6 @@ def _members(groups, names, num_rows):
     if empty:
         raise ValueError(f"No row is of group {', '.join(empty)}: leave the group out, or give rows of it.")
     return {name: np.array(rows) for name, rows in members.items()}
-
-
-def _check_rows(promise, thresholds, num_rows, members):
-    if not thresholds:
-        raise ValueError("halting_criterion names no criterion: there is nothing to calibrate.")
-    needed = promise.rows_needed(len(thresholds), max(map(len, thresholds.values())))
-    confidence = "" if promise.method == "conformal" else f" and confidence={promise.confidence:g}"
-    for name, rows in members.items():
-        if len(rows) < needed:
-            where = f"the {num_rows} calibration rows" if name is None else f"the {len(rows)} rows of group {name}"
-            raise ValueError(
-                f"risk={promise.risk:g}{confidence} cannot be shown with {where}: at least {needed} are needed, even "
-                "if none of them loses anything. Give more rows, a larger risk or a lower confidence."
-            )
 
 
 def _try(measure, criterion, values, promise, level, members, tries_all):
@@ -261,4 +278,4 @@ def _fastest(candidates):
     return min(reversed(candidates), key=lambda one: one.recurrences)
 
 
-__all__ = ["METHODS", "Calibration", "Candidate", "Outcome", "Promise", "calibrate"]
+__all__ = ["METHODS", "Calibration", "Candidate", "Outcome", "Promise", "calibrate", "check_rows"]

@@ -45,7 +45,7 @@ class CalibrationPromise(TypedDict):
     """A row that loses more counts as losing so much, in `unit`."""
     method: Literal["fixed_sequence", "holm", "conformal"]
     confidence: float | None
-    """The probability, over the draw of the rows, that the promise holds; null for conformal, a promise in the mean."""
+    """The probability, over the draw of the rows, that it holds; null for conformal, which promises the mean."""
     by_group: bool
     """Whether it holds for each group."""
 

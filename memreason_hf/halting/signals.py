@@ -1,16 +1,16 @@
 """
 What halting does to chains at every threshold, read in one pass.
 
-    signals = read_signals(model, dataset, collator, criterion="kl", max_recurrences=64, batch_size=256)
-    signals.counts(threshold=0.01)                  # the recurrences that each row would take
+    signals = read_signals(model, dataset, collator, criteria=["kl"], max_recurrences=64, batch_size=256)
+    signals["kl"].counts(threshold=0.01)                  # the recurrences that each row would take
 
 A row that halts as a whole has the same state after each recurrence, whatever its threshold is. So one run at full
 depth tells what every threshold does. The values are those that the model's own halting rule compares.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from memreason_hf.checks import check_choice, check_int
 from memreason_hf.evaluation.chains.predictions import answer_batches, check_evaluation, group_names
 from memreason_hf.evaluation.mode import MOST_RECURRENCES, evaluation_mode
 from memreason_hf.halting.calibration import Outcome
-from modeling_recurrent.halting_recurrent import HALTING_CRITERIA
+from modeling_recurrent.halting_recurrent import HALTING_CRITERIA, HaltingCriterion
 
 
 LOSSES = ("accuracy", "agreement")
@@ -107,44 +107,66 @@ def read_signals(
     dataset: Dataset,
     collator: Callable,
     *,
-    criterion: str,
+    criteria: Sequence[str],
     max_recurrences: int,
     batch_size: int,
     progress: bool = False,
     group_column: str = "hops",
-    **parameters: float,
-) -> ChainSignals:
+) -> dict[str, ChainSignals]:
     """
-    Runs a model once at full depth and records a criterion and the answers after every recurrence.
+    Runs a model at full depth and records criteria and the answers after every recurrence.
+
+    There is one pass for all criteria that read the same, so at most three. Parameters other than the thresholds that
+    are calibrated, such as `entropy_threshold` of `"kl_entropy"`, are those of the model's config.
 
     Args:
         model, dataset, collator, batch_size, progress, group_column: see `predict_answers`.
-        criterion: the name of a halting criterion.
+        criteria: the names of halting criteria.
         max_recurrences: R, the last recurrence.
-        parameters: of the criterion, apart from the threshold that is calibrated: `entropy_threshold` of
-            `"kl_entropy"`. Default: those of the config.
+
+    Returns:
+        The signals of each criterion, in the order of `criteria`.
 
     Raises:
-        ValueError: logits are NaN, the model cannot evaluate the criterion, or as for `predict_answers`.
+        ValueError: logits are NaN, the model cannot evaluate a criterion, or as for `predict_answers`.
     """
     check_evaluation(model, dataset, collator, batch_size)
-    check_choice("halting_criterion", criterion, HALTING_CRITERIA)
     check_int("max_recurrences", max_recurrences, least=1, most=MOST_RECURRENCES)
-    if criterion == "exit_gate" and not model.config.exit_gate:
-        raise ValueError(
-            "halting_criterion='exit_gate' reads a learned gate, which this model does not have (exit_gate=False in "
-            "its config). Choose another criterion."
-        )
+    by_signal: dict[str, list[str]] = {}
+    for criterion in criteria:
+        check_choice("halting_criterion", criterion, HALTING_CRITERIA)
+        if criterion == "exit_gate" and not model.config.exit_gate:
+            raise ValueError(
+                "halting_criterion='exit_gate' reads a learned gate, which this model does not have (exit_gate=False "
+                "in its config). Choose another criterion."
+            )
+        by_signal.setdefault(HALTING_CRITERIA[criterion].reads, []).append(criterion)
     groups = group_names(dataset, group_column)
-    values = np.full((len(dataset), max_recurrences), np.nan, dtype=np.float32)
-    predictions = np.zeros((len(dataset), max_recurrences), dtype=np.int64)
-    all_references = np.zeros(len(dataset), dtype=np.int64)
-    batches = answer_batches(
-        model, dataset, collator, batch_size, progress=progress, title=criterion, distributed=False
-    )
-    with evaluation_mode(model), _recording(criterion) as (name, recorded):
+    found = {}
+    for names in by_signal.values():
+        batches = answer_batches(
+            model, dataset, collator, batch_size, progress=progress, title="signals", distributed=False
+        )
+        values, predictions, references = _read(model, batches, len(dataset), names, max_recurrences)
+        if (predictions < 0).any():
+            row, column = np.argwhere(predictions < 0)[0]
+            raise ValueError(
+                f"The logits of row {row} are NaN after recurrence {column + 1}, so its answers mean nothing. Lower "
+                f"max_recurrences={max_recurrences}, check the weights, or use float32."
+            )
+        found |= {name: ChainSignals(name, values[name], predictions, references, groups) for name in names}
+    return {name: found[name] for name in criteria}
+
+
+def _read(model, batches, num_rows, names, max_recurrences):
+    """What the criteria measure, the answers (-1 where logits are NaN), and the right ones."""
+    values = {name: np.full((num_rows, max_recurrences), np.nan, dtype=np.float32) for name in names}
+    predictions = np.zeros((num_rows, max_recurrences), dtype=np.int64)
+    all_references = np.zeros(num_rows, dtype=np.int64)
+    with evaluation_mode(model), _recording(names, model.config) as (recorder, recorded):
+        depth = {"max_recurrences": max_recurrences, "min_recurrences": 1, "halting_granularity": "sequence"}
+        depth["halting_criterion"] = recorder
         for rows, inputs, references in batches:
-            recorded.clear()
             answers = []
 
             def read(recurrence, kept, logits, answers=answers):
@@ -152,39 +174,50 @@ def read_signals(
                 # Of values with a NaN it is the largest.
                 answers.append(torch.where(best.isnan(), -1, token))
 
-            depth = {"max_recurrences": max_recurrences, "min_recurrences": 1, "halting_granularity": "sequence"}
-            depth |= {"halting_criterion": name, **parameters}
+            recorded.clear()
             model(**inputs, logits_to_keep=1, use_cache=False, on_recurrence=read, **depth)
             predictions[rows] = torch.stack(answers, dim=1).cpu().numpy()
             all_references[rows] = references.cpu().numpy()
-            for column, value in enumerate(recorded):
-                if value is not None:
-                    values[rows, column] = value.float().cpu().numpy()
-    if (predictions < 0).any():
-        row, column = np.argwhere(predictions < 0)[0]
-        raise ValueError(
-            f"The logits of row {row} are NaN after recurrence {column + 1}, so its answers mean nothing. Lower "
-            f"max_recurrences={max_recurrences}, check the weights, or use float32."
-        )
-    return ChainSignals(criterion, values, predictions, all_references, groups)
+            for column, measured in enumerate(recorded):
+                for name, value in measured.items():
+                    values[name][rows, column] = value.float().cpu().numpy()
+    return values, predictions, all_references
 
 
 @contextmanager
-def _recording(criterion: str) -> Iterator[tuple[str, list]]:
+def _recording(names: Sequence[str], config) -> Iterator[tuple[str, list[dict]]]:
     """
-    Adds a criterion that measures like `criterion`, records what it measures, and never halts.
+    Adds a criterion that measures like all of `names`, records what they measure, and never halts.
 
     So a pass records what the model's own rule would compare, in its precision and at its places.
-    """
-    recorded = []
 
-    class Recorder(HALTING_CRITERIA[criterion]):
-        name = f"recorded_{criterion}_{id(recorded)}"
+    Yields:
+        The name of the criterion, and the list to which each recurrence adds `{name: values}`.
+    """
+    recorded: list[dict] = []
+    criteria = [
+        HALTING_CRITERIA[name](**{field.name: getattr(config, field.name) for field in fields(HALTING_CRITERIA[name])})
+        for name in names
+    ]
+    memories: dict[str, dict] = {}
+
+    class Recorder(HaltingCriterion):
+        name = f"recorder_{id(recorded)}"
+        reads = criteria[0].reads
+        compares = any(criterion.compares for criterion in criteria)
 
         def __call__(self, signal, previous, memory):
-            recorded.append(self.measure(signal, previous, memory))
+            if previous is None:
+                memories.clear()
+            measured = {}
+            for criterion in criteria:
+                value = criterion.measure(signal, previous, memories.setdefault(criterion.name, {}))
+                if value is not None:
+                    measured[criterion.name] = value
+            recorded.append(measured)
 
-    HALTING_CRITERIA[Recorder.name] = Recorder
+    # A dataclass without parameters, as the rule expects.
+    HALTING_CRITERIA[Recorder.name] = dataclass(Recorder)
     try:
         yield Recorder.name, recorded
     finally:

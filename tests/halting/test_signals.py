@@ -33,7 +33,7 @@ def varied_threshold(signals):
 def test_the_model_does_what_the_pass_says(criterion, coda, rows):
     model = chain_model(num_coda_layers=coda).double()
     arguments = {"dataset": rows, "collator": collator(), "batch_size": 16}
-    signals = read_signals(model, criterion=criterion, max_recurrences=DEPTH, **arguments)
+    signals = read_signals(model, criteria=[criterion], max_recurrences=DEPTH, **arguments)[criterion]
     threshold, variety = varied_threshold(signals)
     assert variety >= 4 or criterion == "argmax_stability" and variety >= 3
     for least in (1, 3):
@@ -53,7 +53,8 @@ def test_the_model_does_what_the_pass_says(criterion, coda, rows):
 
 def test_the_comparison_sees_another_threshold(rows):
     """A control of the test above: the next candidate gives other counts."""
-    signals = read_signals(chain_model(), rows, collator(), criterion="kl", max_recurrences=DEPTH, batch_size=16)
+    arguments = {"criteria": ["kl"], "max_recurrences": DEPTH, "batch_size": 16}
+    signals = read_signals(chain_model(), rows, collator(), **arguments)["kl"]
     threshold, _ = varied_threshold(signals)
     assert (signals.counts(threshold) != signals.counts(4 * threshold)).any()
     # From cautious to daring, counts never rise.
@@ -62,9 +63,9 @@ def test_the_comparison_sees_another_threshold(rows):
 
 
 def test_a_shallower_reference_and_a_part_of_the_rows(rows):
-    model, arguments = chain_model(), {"collator": collator(), "criterion": "margin", "batch_size": 64}
-    deep = read_signals(model, rows, max_recurrences=DEPTH, **arguments)
-    shallow = read_signals(model, rows.select(range(20)), max_recurrences=4, **arguments)
+    model, arguments = chain_model(), {"collator": collator(), "criteria": ["margin"], "batch_size": 64}
+    deep = read_signals(model, rows, max_recurrences=DEPTH, **arguments)["margin"]
+    shallow = read_signals(model, rows.select(range(20)), max_recurrences=4, **arguments)["margin"]
     part = deep.cut(4).take(np.arange(20))
     np.testing.assert_allclose(part.values, shallow.values, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(part.predictions, shallow.predictions)
@@ -73,7 +74,8 @@ def test_a_shallower_reference_and_a_part_of_the_rows(rows):
 
 def test_first_correct_is_that_of_the_sweep(rows):
     model = chain_model()
-    signals = read_signals(model, rows, collator(), criterion="kl", max_recurrences=DEPTH, batch_size=16)
+    arguments = {"criteria": ["kl"], "max_recurrences": DEPTH, "batch_size": 16}
+    signals = read_signals(model, rows, collator(), **arguments)["kl"]
     sweep = sweep_depth(model, rows, collator(), max_recurrences=DEPTH, batch_size=16)
     np.testing.assert_allclose(signals.is_correct.mean(axis=0), sweep.overall_accuracy)
     assert signals.first_correct == pytest.approx(sweep.overall_first_correct)
@@ -92,11 +94,22 @@ def test_nothing_is_left_behind_and_bad_input_is_refused(rows):
     model = chain_model(exit_gate=False)
     arguments = {"collator": collator(), "max_recurrences": 3, "batch_size": 64}
     with pytest.raises(ValueError, match="exit_gate=False"):
-        read_signals(model, rows, criterion="exit_gate", **arguments)
+        read_signals(model, rows, criteria=["exit_gate"], **arguments)
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
     with pytest.raises(ValueError, match="are NaN after recurrence 1"):
-        read_signals(model, rows, criterion="kl", **arguments)
+        read_signals(model, rows, criteria=["kl"], **arguments)
     with pytest.raises(ValueError, match="halting_criterion='kll' must be one of"):
-        read_signals(model, rows, criterion="kll", **arguments)
+        read_signals(model, rows, criteria=["kll"], **arguments)
     assert list(HALTING_CRITERIA) == before
+
+
+def test_criteria_that_share_a_pass_do_not_mix(rows):
+    model, arguments = chain_model(), {"collator": collator(), "max_recurrences": DEPTH, "batch_size": 16}
+    names = ["margin", "acceleration", "argmax_stability", "kl_entropy", "exit_gate", "state_difference", "kl"]
+    together = read_signals(model, rows, criteria=names, **arguments)
+    assert list(together) == names
+    for name in names:
+        alone = read_signals(model, rows, criteria=[name], **arguments)[name]
+        np.testing.assert_array_equal(alone.values, together[name].values)
+        np.testing.assert_array_equal(alone.predictions, together[name].predictions)
