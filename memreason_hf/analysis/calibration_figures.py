@@ -50,8 +50,9 @@ def calibration_figure(results: dict, *, title: str | None = None) -> Figure:
         if (one := results[name]) is not None:
             place = places[one["criterion"], one["threshold"]]
             axes.plot(*place, marker, color="black", markersize=size, linestyle="none", label=name, zorder=4)
-    if results["first_correct"] is not None and known:
-        axes.axvline(results["first_correct"], color="0.7", linewidth=1.2, label="first right answer")
+    for name, style, label in (("first_correct", ":", "first right"), ("lasting_correct", "-", "right for good")):
+        if results[name] is not None and known:
+            axes.axvline(results[name], color="0.6", linewidth=1.2, linestyle=style, label=label, zorder=1)
     axes.set_ylim(-0.15 * risk, _MOST_RISKS * risk)
     axes.set_xlabel("mean recurrences" if known else "candidate")
     axes.set_ylabel("nats lost" if results["promise"]["unit"] == "nats" else "share of rows lost")

@@ -136,6 +136,7 @@ class CalibrationRows:
         model: the model that was loaded.
         measure: see `calibrate`.
         num_rows, groups: of the calibration, without those that chose the depth.
+        group_names: the groups, in their order.
         reference: the fixed depth that halting is compared with.
         accuracy, nats: of the reference; `None` where they do not apply.
         signals: of chains, by criterion; empty otherwise.
@@ -145,6 +146,7 @@ class CalibrationRows:
     measure: Callable[[str, float], Outcome]
     num_rows: int
     groups: list | None
+    group_names: list | None
     reference: int
     accuracy: float | None = None
     nats: float | None = None
@@ -205,7 +207,7 @@ def _chains(model, data, depth, promise, thresholds, loss):
         return signals[criterion].outcome(threshold, loss=loss, min_recurrences=depth.min_recurrences)
 
     accuracy = float(next(iter(signals.values())).is_correct[:, -1].mean())
-    return CalibrationRows(arguments["model"], measure, len(rest), kept, reference, accuracy, signals=signals)
+    return CalibrationRows(arguments["model"], measure, len(rest), kept, names, reference, accuracy, signals=signals)
 
 
 def _text(model, data, depth, promise, thresholds, loss, largest_loss):
@@ -237,7 +239,7 @@ def _text(model, data, depth, promise, thresholds, loss, largest_loss):
         **sizes,
         **_depth_of_runs(reference, depth),
     )
-    return CalibrationRows(network, runs, len(runs), kept, reference, nats=runs.reference_loss)
+    return CalibrationRows(network, runs, len(runs), kept, names, reference, nats=runs.reference_loss)
 
 
 def _solutions(model, data, depth, promise, thresholds, loss):
@@ -267,7 +269,7 @@ def _solutions(model, data, depth, promise, thresholds, loss):
         progress=not model.no_progress,
         **_depth_of_runs(depth.max_recurrences, depth),
     )
-    return CalibrationRows(network, runs, len(runs), None, depth.max_recurrences, runs.reference_accuracy)
+    return CalibrationRows(network, runs, len(runs), None, None, depth.max_recurrences, runs.reference_accuracy)
 
 
 def _split(num_rows, depth):

@@ -62,8 +62,8 @@ methods, after Learn then Test (arXiv 2110.01052), conformal risk control (2208.
 
 Chains run once at full depth, whatever the number of thresholds (once more for criteria on states, and for a gate).
 Texts and solutions run once for each threshold, up to the first that fails. With --output_dir it writes
-calibration.json (its schema: memreason_hf/halting/results.py) and the picture calibration, as PNG and PDF: loss against
-mean recurrences.
+calibration.json (its schema: memreason_hf/halting/results.py) and the picture calibration, as PNG and PDF: loss
+against mean recurrences.
 """
 
 
@@ -177,6 +177,7 @@ def _calibrate(model, data, flags, halting, saving, output, folder):
         promise,
         num_rows=rows.num_rows,
         groups=rows.groups,
+        group_names=rows.group_names,
         tries_all=task == "chains",
     )
     repetitions = None
@@ -194,7 +195,7 @@ def _calibrate(model, data, flags, halting, saving, output, folder):
     results = calibration_results(
         calibration,
         **_descriptions(model, data, flags, task, depth, thresholds, rows, promise, loss),
-        first_correct=next(iter(rows.signals.values())).first_correct if rows.signals else None,
+        first_right=_first_right(rows.signals),
         repetitions=repetitions,
         seconds=time.perf_counter() - started,
     )
@@ -202,6 +203,14 @@ def _calibrate(model, data, flags, halting, saving, output, folder):
     print(f"{title}\n\n{calibration_table(results)}\n")
     folder.write(results, {"calibration": calibration_figure(results, title=title)})
     return _finish(results, source, saving, output)
+
+
+def _first_right(signals):
+    """When answers of chains are first right; `None` without chains."""
+    if not signals:
+        return None
+    one = next(iter(signals.values()))
+    return one.first_correct, one.lasting_correct
 
 
 def _promise(flags, task):
@@ -331,8 +340,11 @@ def _finish(results, source, saving, output):
         )
     parameter = HALTING_CRITERIA[chosen["criterion"]].threshold
     taken = "" if chosen["recurrences"] is None else f", {chosen['recurrences']:.2f} recurrences in the mean"
-    if results["first_correct"] is not None:
-        taken += f"; answers are first right after {results['first_correct']:.2f}"
+    if results["first_correct"] is not None and results["lasting_correct"] is not None:
+        taken += (
+            f"; answers are first right after {results['first_correct']:.2f}, and stay right from "
+            f"{results['lasting_correct']:.2f} on"
+        )
     print(f"Chosen: {chosen['criterion']} with {parameter} {chosen['threshold']:.6g}{taken}.")
     print(describe_promise(results))
     if repeated is not None:

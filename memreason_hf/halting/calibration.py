@@ -270,12 +270,15 @@ def _count_safe(promise, level, p_values, losses):
 
 
 def _fastest(candidates):
-    """The candidate of the fewest recurrences; where they are not known, the last one, which is the most daring."""
+    """
+    The candidate of the fewest recurrences; of several, the most cautious. Where recurrences are not known, the last
+    one, which is the most daring.
+    """
     if not candidates:
         return None
     if any(np.isnan(one.recurrences) for one in candidates):
         return candidates[-1]
-    return min(reversed(candidates), key=lambda one: one.recurrences)
+    return min(candidates, key=lambda one: one.recurrences)
 
 
 __all__ = ["METHODS", "Calibration", "Candidate", "Outcome", "Promise", "calibrate", "check_rows"]

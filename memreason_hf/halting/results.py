@@ -128,7 +128,11 @@ class CalibrationResults(Document):
     naive: CandidateNumbers | None
     """The candidate that looks best on these rows, without a guarantee."""
     first_correct: float | None
-    """Mean first recurrence of a right answer, over the rows that have one; null except for chains."""
+    """Mean first recurrence of a right answer, which may be by luck, over the rows that have one; null except for
+    chains."""
+    lasting_correct: float | None
+    """Mean recurrence from which on the answer stays right, over the rows that end with a right one; null except for
+    chains."""
     candidates: list[CandidateNumbers]
     groups: list[CalibrationGroup]
     repetitions: RepetitionNumbers | None
@@ -154,14 +158,15 @@ def calibration_results(
     promise: CalibrationPromise,
     reference: ReferenceDepth,
     settings: CalibrationSettings,
-    first_correct: float | None = None,
+    first_right: tuple[float, float] | None = None,
     repetitions: RepetitionReport | None = None,
     seconds: float,
 ) -> dict:
     """
     A document of kind `"calibration"`.
 
-    The losses of `calibration` are in 0..1 and are multiplied by `largest_loss` of the promise.
+    The losses of `calibration` are in 0..1 and are multiplied by `largest_loss` of the promise. `first_right` holds
+    `first_correct` and `lasting_correct` of the signals; the other arguments are entries of the document.
     """
     scale = promise["largest_loss"]
 
@@ -191,7 +196,8 @@ def calibration_results(
         settings=settings,
         chosen=numbers(chosen),
         naive=numbers(calibration.naive),
-        first_correct=None if first_correct is None else _without_nan(first_correct),
+        first_correct=None if first_right is None else _without_nan(first_right[0]),
+        lasting_correct=None if first_right is None else _without_nan(first_right[1]),
         candidates=[numbers(one) for tried in calibration.candidates.values() for one in tried],
         groups=groups,
         repetitions=None if repetitions is None else asdict(repetitions),

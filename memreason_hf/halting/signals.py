@@ -71,6 +71,17 @@ class ChainSignals:
         ever = right.any(axis=1)
         return float((right[ever].argmax(axis=1) + 1).mean()) if ever.any() else float("nan")
 
+    @property
+    def lasting_correct(self) -> float:
+        """
+        The mean recurrence from which on the answer stays right up to R, over the rows that are right at R; NaN
+        without such rows. Unlike `first_correct`, it does not count answers that are right by luck on the way.
+        """
+        right = self.is_correct[self.is_correct[:, -1]]
+        return (
+            float((right.shape[1] - right[:, ::-1].cumprod(axis=1).sum(axis=1) + 1).mean()) if len(right) else np.nan
+        )
+
     def counts(self, threshold: float, min_recurrences: int = 1) -> np.ndarray:
         """
         The recurrences of each row with this threshold, shape (rows,): the first from `min_recurrences` on at which

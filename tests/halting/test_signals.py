@@ -35,7 +35,7 @@ def test_the_model_does_what_the_pass_says(criterion, coda, rows):
     arguments = {"dataset": rows, "collator": collator(), "batch_size": 16}
     signals = read_signals(model, criteria=[criterion], max_recurrences=DEPTH, **arguments)[criterion]
     threshold, variety = varied_threshold(signals)
-    assert variety >= 4 or criterion == "argmax_stability" and variety >= 3
+    assert variety >= 4 or (criterion == "argmax_stability" and variety >= 3)
     for least in (1, 3):
         outcome = signals.outcome(threshold, min_recurrences=least)
         depth = {HALTING_CRITERIA[criterion].threshold: threshold, "min_recurrences": least, "max_recurrences": DEPTH}
@@ -79,6 +79,10 @@ def test_first_correct_is_that_of_the_sweep(rows):
     sweep = sweep_depth(model, rows, collator(), max_recurrences=DEPTH, batch_size=16)
     np.testing.assert_allclose(signals.is_correct.mean(axis=0), sweep.overall_accuracy)
     assert signals.first_correct == pytest.approx(sweep.overall_first_correct)
+    lasting = [
+        max((t for t in range(DEPTH) if not row[t]), default=-1) + 2 for row in signals.is_correct.tolist() if row[-1]
+    ]
+    assert signals.lasting_correct == pytest.approx(np.mean(lasting) if lasting else np.nan, nan_ok=True)
 
 
 def test_candidates_are_ordered_and_numbers_of_float32():
