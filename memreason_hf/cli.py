@@ -20,6 +20,7 @@ VERBS = {
     "merge": "Merge an adapter into its base model, and save one whole model.",
     "evaluate": "Let a model decide its depth: accuracy and recurrences by group.",
     "sweep": "Read accuracy and logit margins after every recurrence, by group, in one pass.",
+    "calibrate": "Choose a halting threshold that keeps a promised loss with a promised confidence.",
     "perplexity": "Read loss and perplexity on text after every recurrence, in one pass.",
     "lm-eval": "Score a model on lm-eval's tasks after several numbers of recurrences, in one table.",
     "generate": "Continue prompts, and show how many recurrences each token took.",

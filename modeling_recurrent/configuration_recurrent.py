@@ -213,7 +213,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         "norm": "keep_full_weight",
     }
     # Keys that other packages keep in a config and that do not change the model; see `register_key`.
-    registered_keys: ClassVar[set[str]] = set()
+    registered_keys: ClassVar[set[str]] = {"halting_calibration"}
 
     vocab_size: int = units_field(default=32000)
     hidden_size: int = units_field(default=768)

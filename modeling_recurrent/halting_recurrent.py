@@ -14,7 +14,8 @@ class HaltingCriterion:
     """
     Base of the criteria. A criterion looks at every *unit* (a row, or a token) after each recurrence.
 
-    Its dataclass fields are its parameters, filled from the config fields of the same names.
+    Its dataclass fields are its parameters, filled from the config fields of the same names. A criterion implements
+    `measure`, whose value is compared with one of the parameters, or `__call__` itself.
 
     Attributes:
         name (`str`): The value of `halting_criterion` that selects it.
@@ -22,11 +23,24 @@ class HaltingCriterion:
             learned `"exit_gate"` of the model gives to leaving now.
         compares (`bool`): Whether it uses `previous`. If it reads log-probabilities of many tokens, these are then
             computed twice.
+        threshold (`str`, *optional*): The parameter that the measured value is compared with.
+        halts_below (`bool`): Whether units halt below the threshold, or from it on upwards.
     """
 
     name: ClassVar[str]
     reads: ClassVar[str]
     compares: ClassVar[bool] = True
+    threshold: ClassVar[str | None] = None
+    halts_below: ClassVar[bool] = True
+
+    def measure(
+        self, signal: torch.Tensor, previous: torch.Tensor | None, memory: dict[str, torch.Tensor]
+    ) -> torch.Tensor | None:
+        """
+        The value of every unit that is compared with the threshold, of shape `units`; `None` as long as there is none.
+        The arguments are those of a call.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement measure, or __call__.")
 
     def __call__(
         self, signal: torch.Tensor, previous: torch.Tensor | None, memory: dict[str, torch.Tensor]
@@ -43,7 +57,11 @@ class HaltingCriterion:
         Returns:
             `torch.BoolTensor` of shape `units`: the units that may stop; `None` as long as this cannot be decided.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement __call__.")
+        value = self.measure(signal, previous, memory)
+        if value is None:
+            return None
+        threshold = getattr(self, self.threshold)
+        return value < threshold if self.halts_below else value >= threshold
 
 
 def _entropy(log_probs):
@@ -64,13 +82,15 @@ class KLEntropyCriterion(HaltingCriterion):
 
     name: ClassVar[str] = "kl_entropy"
     reads: ClassVar[str] = "log_probs"
+    threshold: ClassVar[str] = "kl_threshold"
     kl_threshold: float
     entropy_threshold: float
 
-    def __call__(self, signal, previous, memory):
+    def measure(self, signal, previous, memory):
         if previous is None:
             return None
-        return (_kl(signal, previous) < self.kl_threshold) & (_entropy(signal) < self.entropy_threshold)
+        # Where the entropy is too high, no threshold of the divergence may halt.
+        return _kl(signal, previous).where(_entropy(signal) < self.entropy_threshold, torch.inf)
 
 
 @dataclass
@@ -79,10 +99,11 @@ class KLCriterion(HaltingCriterion):
 
     name: ClassVar[str] = "kl"
     reads: ClassVar[str] = "log_probs"
+    threshold: ClassVar[str] = "kl_threshold"
     kl_threshold: float
 
-    def __call__(self, signal, previous, memory):
-        return None if previous is None else _kl(signal, previous) < self.kl_threshold
+    def measure(self, signal, previous, memory):
+        return None if previous is None else _kl(signal, previous)
 
 
 @dataclass
@@ -92,10 +113,11 @@ class EntropyCriterion(HaltingCriterion):
     name: ClassVar[str] = "entropy"
     reads: ClassVar[str] = "log_probs"
     compares: ClassVar[bool] = False
+    threshold: ClassVar[str] = "entropy_threshold"
     entropy_threshold: float
 
-    def __call__(self, signal, previous, memory):
-        return _entropy(signal) < self.entropy_threshold
+    def measure(self, signal, previous, memory):
+        return _entropy(signal)
 
 
 @dataclass
@@ -105,10 +127,12 @@ class ConfidenceCriterion(HaltingCriterion):
     name: ClassVar[str] = "confidence"
     reads: ClassVar[str] = "log_probs"
     compares: ClassVar[bool] = False
+    threshold: ClassVar[str] = "confidence_threshold"
+    halts_below: ClassVar[bool] = False
     confidence_threshold: float
 
-    def __call__(self, signal, previous, memory):
-        return signal.amax(-1).exp() >= self.confidence_threshold
+    def measure(self, signal, previous, memory):
+        return signal.amax(-1).exp()
 
 
 @dataclass
@@ -118,14 +142,16 @@ class MarginCriterion(HaltingCriterion):
     name: ClassVar[str] = "margin"
     reads: ClassVar[str] = "log_probs"
     compares: ClassVar[bool] = False
+    threshold: ClassVar[str] = "margin_threshold"
+    halts_below: ClassVar[bool] = False
     margin_threshold: float
 
-    def __call__(self, signal, previous, memory):
+    def measure(self, signal, previous, memory):
         # Log-probabilities differ from logits by the same number for all tokens.
         highest = signal.topk(min(2, signal.shape[-1]), dim=-1).values
         if highest.shape[-1] == 1:
-            return torch.ones(signal.shape[:-1], dtype=torch.bool, device=signal.device)
-        return highest[..., 0] - highest[..., 1] >= self.margin_threshold
+            return torch.full_like(highest[..., 0], torch.inf)
+        return highest[..., 0] - highest[..., 1]
 
 
 @dataclass
@@ -134,10 +160,11 @@ class StateDifferenceCriterion(HaltingCriterion):
 
     name: ClassVar[str] = "state_difference"
     reads: ClassVar[str] = "state"
+    threshold: ClassVar[str] = "state_difference_threshold"
     state_difference_threshold: float
 
-    def __call__(self, signal, previous, memory):
-        return None if previous is None else _relative(signal - previous, signal) < self.state_difference_threshold
+    def measure(self, signal, previous, memory):
+        return None if previous is None else _relative(signal - previous, signal)
 
 
 @dataclass
@@ -146,15 +173,14 @@ class AccelerationCriterion(HaltingCriterion):
 
     name: ClassVar[str] = "acceleration"
     reads: ClassVar[str] = "state"
+    threshold: ClassVar[str] = "acceleration_threshold"
     acceleration_threshold: float
 
-    def __call__(self, signal, previous, memory):
+    def measure(self, signal, previous, memory):
         if previous is None:
             return None
         last_step, memory["step"] = memory.get("step"), signal - previous
-        return (
-            None if last_step is None else _relative(memory["step"] - last_step, signal) < self.acceleration_threshold
-        )
+        return None if last_step is None else _relative(memory["step"] - last_step, signal)
 
 
 @dataclass
@@ -164,14 +190,16 @@ class ArgmaxStabilityCriterion(HaltingCriterion):
     name: ClassVar[str] = "argmax_stability"
     reads: ClassVar[str] = "log_probs"
     compares: ClassVar[bool] = False
+    threshold: ClassVar[str] = "argmax_patience"
+    halts_below: ClassVar[bool] = False
     argmax_patience: int
 
-    def __call__(self, signal, previous, memory):
+    def measure(self, signal, previous, memory):
         token = signal.argmax(-1)
         last, memory["token"] = memory.get("token"), token
         seen = torch.ones_like(token)
         memory["seen"] = seen if last is None else torch.where(token == last, memory["seen"] + 1, seen)
-        return memory["seen"] >= self.argmax_patience
+        return memory["seen"]
 
 
 @dataclass
@@ -185,14 +213,16 @@ class ExitGateCriterion(HaltingCriterion):
     name: ClassVar[str] = "exit_gate"
     reads: ClassVar[str] = "exit_gate"
     compares: ClassVar[bool] = False
+    threshold: ClassVar[str] = "exit_gate_threshold"
+    halts_below: ClassVar[bool] = False
     exit_gate_threshold: float
 
-    def __call__(self, signal, previous, memory):
+    def measure(self, signal, previous, memory):
         leaves = signal[..., 0]
         stayed = memory.get("stayed", torch.ones_like(leaves))
         memory["left"] = memory.get("left", torch.zeros_like(leaves)) + leaves * stayed
         memory["stayed"] = stayed * (1 - leaves)
-        return memory["left"] >= self.exit_gate_threshold
+        return memory["left"]
 
 
 HALTING_CRITERIA = {

@@ -123,4 +123,6 @@ def _load_model(path, chosen, tokenizer):
                 f"The vocabulary does not match: {differing[0]!r} is token {tokenizer.get_vocab()[differing[0]]} in "
                 f"the data, but {known.get(differing[0])} in the model at {path}."
             )
+    # What was promised for these weights does not hold for those that training makes of them.
+    vars(model.config).pop("halting_calibration", None)
     return model

@@ -23,6 +23,7 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         "merge",
         "evaluate",
         "sweep",
+        "calibrate",
         "perplexity",
         "lm-eval",
         "generate",

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from memreason_hf.commands import attention, evaluate, generate, lm_eval, perplexity, sweep
+from memreason_hf.commands import attention, calibrate, evaluate, generate, lm_eval, perplexity, sweep
 from memreason_hf.locks import locked
 
 
 COMMANDS = {
     "evaluate": (evaluate, ["--data", "nowhere", "--output_dir", "out"], "evaluation.json"),
     "sweep": (sweep, ["--data", "nowhere", "--output_dir", "out"], "depth_sweep.json"),
+    "calibrate": (calibrate, ["--data", ".", "--risk", "0.1", "--output_dir", "out"], "calibration.json"),
     "perplexity": (perplexity, ["--data", "nowhere", "--output_dir", "out"], "perplexity.json"),
     "lm-eval": (lm_eval, ["--tasks", "nothing", "--num_recurrences", "1", "--output_dir", "out"], "task_scores.json"),
     "attention": (attention, ["--text", "<memory> a", "--output_dir", "out"], "attention.json"),

@@ -14,6 +14,8 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 from huggingface_hub.constants import REPOCARD_NAME
 
+# Imported for the section that it registers.
+import memreason_hf.hub.cards.calibration  # noqa: F401
 from memreason_hf.data.chains.folder import MANIFEST_FILE
 from memreason_hf.data.questions.memory_reason import REPORT_FILE
 from memreason_hf.data.saved_folders import ARROW_MARK

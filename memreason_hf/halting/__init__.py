@@ -1,0 +1,1 @@
+"""Halting that can be trusted: thresholds with a guarantee."""
