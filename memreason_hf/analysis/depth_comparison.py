@@ -172,8 +172,10 @@ def comparison_figure(results: dict, *, title: str | None = None) -> Figure:
     accuracy.set_ylim(-2, 102)
     first.set_ylabel("mean first recurrence where it ranks first")
     first.set_xlabel(visible(results["data"]["group_column"]), parse_math=False)
+    last = max(model["settings"]["max_recurrences"] for model in results["models"])
     for axes in (margins, accuracy):
         axes.set_xlabel("recurrences")
+        axes.set_xlim(0.5, last + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (margins, accuracy, first):
         axes.grid(color="0.92", linewidth=0.8)

@@ -9,9 +9,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from memreason_hf.analysis.inside.rows import InsideData, RowGroup
+from memreason_hf.checks import check_int
 from memreason_hf.command_line.chain_inputs import ChainArguments, load_rows
 from memreason_hf.data import encode_chains
 from memreason_hf.data.chains.config import format_hop_counts
+from memreason_hf.evaluation.mode import MOST_RECURRENCES
 from memreason_hf.files import portable_path, read_text
 from memreason_hf.messages import first_few
 from modeling_recurrent import RecurrentDepthConfig
@@ -154,11 +156,10 @@ def check_depth(name: str, value: int | None, default: int, least: int = 1) -> i
     A number of recurrences from a flag, or the default.
 
     Raises:
-        ValueError: it is below `least`.
+        ValueError: it is below `least`, or larger than any evaluation could wait for.
     """
     value = default if value is None else value
-    if value < least:
-        raise ValueError(f"{name}={value} must be at least {least}.")
+    check_int(name, value, least=least, most=MOST_RECURRENCES)
     return value
 
 

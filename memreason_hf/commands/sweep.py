@@ -7,10 +7,12 @@
 """
 
 import dataclasses
+import os
 import sys
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 
 from memreason_hf.analysis import accuracy_figure, margin_figure
@@ -129,40 +131,61 @@ def _sweep(model, chains, depth, figure_arguments, others, output, folder, compa
             "rows."
         )
 
-    read = {path: _read_sweep(path, inputs, chains) for path in others.compare or ()}
-    other_models = [dataclasses.replace(model, **_only(other)) for other in others.other_models or ()]
-    for other in other_models:
-        other.load_recurrent_config()
+    compared_with = _open_others(model, others, inputs, chains)
     sweep = sweep_depth(**inputs.arguments, max_recurrences=max_recurrences)
     results = depth_sweep_results(sweep, inputs.header, model.batch_size)
     sweeps = {model.short_name: results}
-    for other in other_models:
-        label = _label(other.model, sweeps)
-        sweeps[label] = _sweep_other(other, chains, max_recurrences)
+    for label, other in compared_with.items():
+        sweeps[label] = other if isinstance(other, dict) else _sweep_other(other, chains, max_recurrences)
     if not inputs.is_main_process:
         return 0
-    for path, other in read.items():
-        sweeps[_label(path, sweeps, other["model"]["name_or_path"])] = other
-    # Refused before anything is written.
-    comparison = None if compared is None else depth_comparison(sweeps)
     print(f"{inputs.title}\nafter 1 to {max_recurrences} recurrences; accuracies in percent\n")
     print(results_table(results) + "\n")
     print_time("sweep, all depths in one pass", sweep.seconds, int(sweep.counts.sum()))
     shared = {"halting": halting, **inputs.figure_arguments(inputs.title)}
+    if compared is not None:
+        _show_comparison(sweeps, compared)
     folder.write(
         results,
         {"depth_sweep": accuracy_figure(sweep, **shared), "depth_margins": margin_figure(sweep, **shared)},
     )
-    if comparison is not None:
-        print(f"\n{len(sweeps)} models over the same rows\n\n{comparison_table(comparison)}\n")
-        title = f"{len(sweeps)} models, {inputs.header.data['num_rows']} rows of the {chains.split} split"
-        compared.write(comparison, {"depth_comparison": comparison_figure(comparison, title=title)})
     return 0
 
 
-def _only(other):
-    """Fields of the model flags that belong to MODEL alone."""
-    return {"model": other, "revision": None, "tokenizer": None, "base": None}
+def _open_others(model, others, inputs, chains):
+    """By label, what is compared with MODEL: the flags of a model that is still to be swept, or results."""
+    found, taken = {}, {os.path.realpath(model.model)}
+    for flag in ("other_models", "compare"):
+        for name in getattr(others, flag) or ():
+            if os.path.realpath(name) in taken:
+                raise ValueError(f"{flag}: {name!r} is compared twice. Name every model once.")
+            taken.add(os.path.realpath(name))
+    for name in others.other_models or ():
+        # These flags belong to MODEL alone.
+        other = dataclasses.replace(model, model=name, revision=None, tokenizer=None, base=None)
+        other.load_recurrent_config()
+        found[_label([name], [model.short_name, *found])] = other
+    for path in others.compare or ():
+        results = _read_sweep(path, inputs, chains)
+        places = [results["model"]["name_or_path"], Path(path).parent, path]
+        found[_label(places, [model.short_name, *found])] = results
+    return found
+
+
+def _label(places, taken):
+    """The end of the first path or name that no other model has; otherwise the last one with a number."""
+    labels = [visible("/".join(Path(place).parts[-2:])) for place in places]
+    numbered = (f"{labels[-1]} ({number})" for number in count(2))
+    return next(label for label in chain(labels, numbered) if label not in taken)
+
+
+def _show_comparison(sweeps, folder):
+    comparison = depth_comparison(sweeps)
+    print(f"\n{len(sweeps)} models over the same rows\n\n{comparison_table(comparison)}\n")
+    data = comparison["data"]
+    title = f"{len(sweeps)} models on {data['num_rows']} rows of the {data['split']} split"
+    if folder.results_path is not None:
+        folder.write(comparison, {"depth_comparison": comparison_figure(comparison, title=title)})
 
 
 def _sweep_other(model, chains, max_recurrences):
@@ -188,16 +211,6 @@ def _read_sweep(path, inputs, chains):
             "rows, with the same --split, --kind, --hops and --max_rows_per_group."
         )
     return results
-
-
-def _label(path, taken, name=None):
-    """The end of the model's path, or of the file's where that is taken."""
-    names = ([] if name is None else [name, Path(path).parent]) + [path]
-    labels = [visible("/".join(Path(part).parts[-2:])) for part in names] + [visible(str(path))]
-    free = next((label for label in labels if label not in taken), None)
-    if free is None:
-        raise ValueError(f"{path!r} is compared twice. Name every model once.")
-    return free
 
 
 if __name__ == "__main__":

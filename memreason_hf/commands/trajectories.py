@@ -90,9 +90,7 @@ def _trajectories(model, rows, flags, folder):
     config = model.load_recurrent_config()
     last = check_depth("max_recurrences", flags.max_recurrences, config.max_recurrences, least=2)
     if flags.components > config.hidden_size:
-        raise ValueError(
-            f"components={flags.components} must be at most the model's hidden_size={config.hidden_size}."
-        )
+        raise ValueError(f"components={flags.components} must be at most hidden_size={config.hidden_size}.")
     tokenizer = model.load_tokenizer(config)
     groups = {group.name: group for group in rows.load(tokenizer, config)}
     network = model.load_model()

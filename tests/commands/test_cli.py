@@ -29,6 +29,9 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         "serve",
         "evaluate-steps",
         "attention",
+        "lens",
+        "trajectories",
+        "patch",
     ]
     assert list(cli.VERBS) == [*before, "testbed", "publish", "reproduce"]
 

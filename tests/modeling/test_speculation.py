@@ -431,10 +431,11 @@ def test_caches_that_cannot_hold_drafts_are_refused():
             generate(model, random_ids(rows, 4), past_key_values=cache, draft_recurrences=2)
 
 
-def test_a_resumed_forward_needs_its_past():
+def test_a_resumed_forward_needs_recurrences_to_run():
     model = lively_model()
     state = torch.zeros(1, 2, model.config.hidden_size).double()
-    for call in ({"use_cache": False}, {"use_cache": True, "num_recurrences": 2}):
+    criterion = {"halting_criterion": "kl", "max_recurrences": 5}
+    for call in ({"num_recurrences": 2}, {"use_cache": True, "num_recurrences": 2}, criterion):
         with pytest.raises(ValueError, match="above its 2 recurrences"):
             model(random_ids(1, 2), resume=(2, state), **call)
 

@@ -18,13 +18,16 @@ from memreason_hf.commands import (
     evaluate_steps,
     finetune,
     generate,
+    lens,
     lm_eval,
+    patch,
     perplexity,
     quickstart,
     reproduce,
     sweep,
     testbed,
     train,
+    trajectories,
     unroll,
 )
 
@@ -39,6 +42,12 @@ def commands(world: Path) -> dict:
         "evaluate": (evaluate, [str(world / "chain_model"), "--data", chains, "--hops", "2"]),
         "sweep": (sweep, [str(world / "chain_model"), "--data", chains, "--hops", "2", "--max_recurrences", "2"]),
         "perplexity": (perplexity, [text, "--data", str(world / "texts" / "a.txt"), "--max_recurrences", "2"]),
+        "lens": (lens, [text, "--text", "the cat", "--max_recurrences", "2"]),
+        "trajectories": (
+            trajectories,
+            [str(world / "chain_model"), "--data", chains, "--hops", "2", "--max_recurrences", "2", "--max_rows", "2"],
+        ),
+        "patch": (patch, [text, "--first", "the cat", "--second", "the dog", "--max_recurrences", "2"]),
         "lm-eval": (lm_eval, [text, "--tasks", "no_such_task", "--num_recurrences", "1"]),
         "evaluate-steps": (
             evaluate_steps,
@@ -99,7 +108,20 @@ ANY_NUMBER = (
 )
 # Fields that this package or the library lets have any text.
 FREE_TEXT = (
-    *("prompt", "output_dir", "run_name", "project", "out", "output_file", "html", "json", "text", "vocabulary"),
+    *(
+        "prompt",
+        "first",
+        "second",
+        "output_dir",
+        "run_name",
+        "project",
+        "out",
+        "output_file",
+        "html",
+        "json",
+        "text",
+        "vocabulary",
+    ),
     *("hub_model_id", "hub_token", "logging_dir"),
 )
 
@@ -251,6 +273,14 @@ def _together(world):
         ("evaluate", ["--tokenizer", str(world / "base")], ["tokenizer", "vocab"]),
         ("sweep", ["--max_recurrences", "1000000000"], ["max_recurrences"]),
         ("sweep", ["--data", str(world / "questions")], ["data", "questions"]),
+        ("sweep", ["--compare", str(world / "results" / "evaluation.json")], ["evaluation.json", "compare"]),
+        ("sweep", ["--other_models", "nowhere/at/all"], ["nowhere/at/all"]),
+        ("sweep", ["--other_models", str(world / "base")], ["model"]),
+        ("lens", ["--hops", "2"], ["hops"]),
+        ("lens", ["--data", str(world / "chains")], ["data", "text"]),
+        ("trajectories", ["--hops", "99"], ["hops"]),
+        ("trajectories", ["--components", "9999"], ["components"]),
+        ("patch", ["--second", "the"], ["first", "second"]),
         ("perplexity", ["--compare", str(world / "results" / "evaluation.json")], ["evaluation.json", "compare"]),
         ("perplexity", ["--compare", "nowhere.json"], ["nowhere.json"]),
         ("perplexity", ["--data", str(world / "texts")], ["texts"]),
