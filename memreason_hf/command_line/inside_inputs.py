@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from memreason_hf.analysis.inside.rows import InsideData, RowGroup
-from memreason_hf.checks import check_int
+from memreason_hf.checks import check_int, check_path
 from memreason_hf.command_line.chain_inputs import ChainArguments, load_rows
 from memreason_hf.data import encode_chains
 from memreason_hf.data.chains.config import format_hop_counts
@@ -17,6 +17,10 @@ from memreason_hf.evaluation.mode import MOST_RECURRENCES
 from memreason_hf.files import portable_path, read_text
 from memreason_hf.messages import first_few
 from modeling_recurrent import RecurrentDepthConfig
+
+
+# Enough for means within a few percent.
+MOST_ROWS = 64
 
 
 @dataclass
@@ -31,7 +35,10 @@ class InsideArguments:
         default="test", metadata={"help": "Rows of the split: test chains, train chains, atomic facts, or all."}
     )
     hops: str | None = field(default=None, metadata={"help": "Hop counts, as numbers and ranges: 2-8,16."})
-    max_rows: int = field(default=64, metadata={"help": "The most chains of a hop count, the first ones."})
+    max_rows: int | None = field(
+        default=None,
+        metadata={"help": f"The most chains of a hop count, the first ones. Default: {MOST_ROWS}."},
+    )
     index: int | None = field(
         default=None, metadata={"help": "Read one chain of the hop count alone: its index, from 0."}
     )
@@ -46,27 +53,46 @@ class InsideArguments:
         Raises:
             ValueError, FileNotFoundError: names the field and its value.
         """
-        given = [name for name in ("data", "text", "text_file") if getattr(self, name) is not None]
+        given = [f"{name}={value!r}" for name, value in self._sources().items() if value is not None]
         if len(given) != 1:
             what = "none is given" if not given else f"{' and '.join(given)} are given"
             raise ValueError(f"Pass chains by --data DIR, or a text by --text or --text_file; {what}.")
         for name in ("max_rows", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
         if self.data is None:
-            for name in ("hops", "index"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name}={getattr(self, name)!r} chooses chains, but {given[0]} is given.")
+            self.refuse_choice_of_chains(given[0])
             return
+        check_path("data", self.data)
         if self.index is not None and self.index < 0:
             raise ValueError(f"index={self.index} must be at least 0.")
         self._chains().check()
+
+    def refuse_choice_of_chains(self, given: str) -> None:
+        """Raises a ValueError if a flag chooses chains although a text is read: `given`, a flag and its value."""
+        for name, default in (
+            ("split", "test"),
+            ("kind", "test"),
+            ("hops", None),
+            ("index", None),
+            ("max_rows", None),
+        ):
+            if getattr(self, name) != default:
+                raise ValueError(f"{name}={getattr(self, name)!r} chooses chains, but {given} is read. Leave it out.")
+
+    def _sources(self):
+        return {name: getattr(self, name) for name in ("data", "text", "text_file")}
 
     def _chains(self):
         return ChainArguments(data=self.data, split=self.split, kind=self.kind, hops=self.hops)
 
     def load(
-        self, tokenizer: PreTrainedTokenizerBase, config: RecurrentDepthConfig, *, single: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: RecurrentDepthConfig,
+        *,
+        single: bool = False,
     ) -> list[RowGroup]:
         """
         The rows, by hop count; a text is one group of one row.
@@ -102,7 +128,7 @@ class InsideArguments:
         places = (encoded["hops"][:] == hops).nonzero()[0]
         if self.index is not None and self.index >= len(places):
             raise ValueError(f"index={self.index} is too large: there are {len(places)} chains of {hops} hops.")
-        places = places[: self.max_rows] if self.index is None else places[[self.index]]
+        places = places[: self.max_rows or MOST_ROWS] if self.index is None else places[[self.index]]
         chosen = encoded[places]
         ids, targets = (torch.tensor([row.tolist() for row in chosen[name]]) for name in ("input_ids", "label_ids"))
         _check_vocabulary(torch.cat((ids, targets[:, 1:]), 1), config)

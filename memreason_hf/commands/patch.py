@@ -83,7 +83,7 @@ class PatchFlags:
 def make_parser() -> CommandParser:
     sections = [
         model_section(batch_size=64),
-        Section("rows", InsideArguments, "chains", key="inputs", left_out=_UNUSED, defaults={"max_rows": 256}),
+        Section("rows", InsideArguments, "chains", key="inputs", left_out=_UNUSED),
         Section("patch", PatchFlags, "patches"),
         dataclasses.replace(OUTPUT, left_out=("trained_hops",)),
     ]
@@ -104,12 +104,14 @@ def _check(rows, flags):
         missing = "second" if flags.second is None else "first"
         raise ValueError(f"{missing} is not given: a patch needs two texts. Pass --first and --second.")
     if (flags.first is None) == (rows.data is None):
-        what = "neither is given" if rows.data is None else "both are given"
+        what = "neither is given"
+        if rows.data is not None:
+            what = f"data={rows.data!r} and first={flags.first!r} are given"
         raise ValueError(f"Pass chains by --data DIR --hops N, or two texts by --first and --second; {what}.")
-    if rows.data is not None:
+    if rows.data is None:
+        rows.refuse_choice_of_chains(f"first={flags.first!r}")
+    else:
         rows.check()
-    elif rows.hops is not None:
-        raise ValueError(f"hops={rows.hops!r} chooses chains, but first and second are given.")
     check_choice("part", flags.part, PARTS)
     check_depth("num_pairs", flags.num_pairs, 1)
 

@@ -163,7 +163,10 @@ def _open_others(model, others, inputs, chains):
     for name in others.other_models or ():
         # These flags belong to MODEL alone.
         other = dataclasses.replace(model, model=name, revision=None, tokenizer=None, base=None)
-        other.load_recurrent_config()
+        try:
+            other.load_recurrent_config()
+        except (ValueError, OSError) as error:
+            raise ValueError(f"other_models={name!r} cannot be read: {error}") from error
         found[_label([name], [model.short_name, *found])] = other
     for path in others.compare or ():
         results = _read_sweep(path, inputs, chains)

@@ -206,8 +206,10 @@ def test_schemas_describe_themselves(verb):
 
 BAD = [
     (["lens"], "Pass chains by --data DIR, or a text by --text or --text_file; none is given"),
-    (["lens", "--text", "a", "--data", "WORLD"], "data and text are given"),
+    (["lens", "--text", "a", "--data", "WORLD"], "text='a' are given"),
     (["lens", "--text", "a", "--hops", "2"], "hops='2' chooses chains"),
+    (["lens", "--text", "a", "--split", "train"], "split='train' chooses chains, but text='a' is read"),
+    (["patch", "--first", "<e_1>", "--second", "<e_2>", "--max_rows", "3"], "max_rows=3 chooses chains"),
     (["lens", "--text_file", "nowhere.txt"], "text_file='nowhere.txt': no such file"),
     (["lens", "--data", "nowhere"], "data='nowhere': no such folder"),
     (["lens", "--data", "WORLD"], "hops=None must be one hop count here"),
@@ -223,7 +225,10 @@ BAD = [
     (["trajectories", "--data", "WORLD", "--dtype", "bfloat16"], "Pass --dtype float32, or --spectral_rows 0"),
     (["patch"], "neither is given"),
     (["patch", "--first", "<e_1><r_0>"], "second is not given"),
-    (["patch", "--first", "<e_1><r_0>", "--second", "<e_2><r_0>", "--data", "WORLD"], "both are given"),
+    (
+        ["patch", "--first", "<e_1><r_0>", "--second", "<e_2><r_0>", "--data", "WORLD"],
+        "and first='<e_1><r_0>' are given",
+    ),
     (["patch", "--first", "<e_1><r_0>", "--second", "<e_2>"], "first has 2 tokens and second 1"),
     (["patch", "--first", "<e_1>", "--second", "<e_1>"], "same answer to both texts"),
     (["patch", "--data", "WORLD", "--hops", "2", "--part", "all"], "part='all'"),

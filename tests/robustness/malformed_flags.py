@@ -47,7 +47,7 @@ def commands(world: Path) -> dict:
             trajectories,
             [str(world / "chain_model"), "--data", chains, "--hops", "2", "--max_recurrences", "2", "--max_rows", "2"],
         ),
-        "patch": (patch, [text, "--first", "the cat", "--second", "the dog", "--max_recurrences", "2"]),
+        "patch": (patch, [text, "--first", "the cat sat", "--second", "the dog ran", "--max_recurrences", "3"]),
         "lm-eval": (lm_eval, [text, "--tasks", "no_such_task", "--num_recurrences", "1"]),
         "evaluate-steps": (
             evaluate_steps,
@@ -94,6 +94,7 @@ FROM_ZERO = (
     "head",
     "num_atomic_probes",
     "num_train_probes",
+    "spectral_rows",
 )
 ANY_NUMBER = (
     "seed",
