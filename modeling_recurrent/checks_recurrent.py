@@ -184,9 +184,11 @@ def check_resume(resume, depth, cache) -> None:
     """Raises a `ValueError` if a call cannot continue from the recurrence of `resume`."""
     if resume is None:
         return
-    if not isinstance(depth, int) or not isinstance(cache, RecurrentDepthCache) or resume[0] >= depth:
+    has_keys = cache is None or isinstance(cache, RecurrentDepthCache)
+    if not isinstance(depth, int) or not has_keys or resume[0] >= depth:
         raise ValueError(
-            f"resume needs a RecurrentDepthCache and an int num_recurrences above its {resume[0]} recurrences."
+            f"resume needs an int num_recurrences above its {resume[0]} recurrences, and either a RecurrentDepthCache "
+            "or use_cache=False with the whole text."
         )
 
 

@@ -195,8 +195,9 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
                 Maps `(…, hidden)` to logits, for criteria that read log-probabilities.
             resume (`tuple` of an `int` and a `torch.FloatTensor` of shape `(batch, sequence, hidden)`, *optional*):
                 The number of recurrences that these tokens have already taken and the state after them. The call
-                continues up to `num_recurrences`, an int. The keys and values of the tokens must still be in the
-                buffers of the cache after its last token, where `crop` leaves them.
+                continues up to `num_recurrences`, an int. With a cache, the keys and values of the tokens must still
+                be in its buffers after its last token, where `crop` leaves them. Without one, the call must hold the
+                whole text.
             kwargs: See `RecurrentDepthKwargs`. The rest goes to the attention function.
         """
         check_inputs(self.config, input_ids, inputs_embeds, attention_mask, position_ids, use_cache)

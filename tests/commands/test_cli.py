@@ -33,6 +33,9 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         "evaluate-steps",
         "score",
         "attention",
+        "lens",
+        "trajectories",
+        "patch",
     ]
     assert list(cli.VERBS) == [*before, "testbed", "publish", "reproduce"]
 

@@ -5,7 +5,18 @@ from contextlib import contextmanager
 
 import pytest
 
-from memreason_hf.commands import attention, calibrate, evaluate, generate, lm_eval, perplexity, sweep
+from memreason_hf.commands import (
+    attention,
+    calibrate,
+    evaluate,
+    generate,
+    lens,
+    lm_eval,
+    patch,
+    perplexity,
+    sweep,
+    trajectories,
+)
 from memreason_hf.locks import locked
 
 
@@ -16,6 +27,9 @@ COMMANDS = {
     "perplexity": (perplexity, ["--data", "nowhere", "--output_dir", "out"], "perplexity.json"),
     "lm-eval": (lm_eval, ["--tasks", "nothing", "--num_recurrences", "1", "--output_dir", "out"], "task_scores.json"),
     "attention": (attention, ["--text", "<memory> a", "--output_dir", "out"], "attention.json"),
+    "lens": (lens, ["--text", "a", "--output_dir", "out"], "lens.json"),
+    "trajectories": (trajectories, ["--text", "a", "--output_dir", "out"], "trajectories.json"),
+    "patch": (patch, ["--first", "a", "--second", "b", "--output_dir", "out"], "patch.json"),
     "generate": (generate, ["--prompt", "a", "--json", "out/texts.json"], "texts.json"),
 }
 

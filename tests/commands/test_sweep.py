@@ -1,7 +1,10 @@
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from memreason_hf.commands.evaluate import main as evaluate
 from memreason_hf.commands.sweep import main
@@ -117,3 +120,61 @@ def test_two_processes_share_the_rows(flags, tmp_path):
     for first, second in zip(one["groups"], two["groups"], strict=True):
         assert first["accuracy"] == second["accuracy"]
         assert first["margin"] == pytest.approx(second["margin"], rel=1e-4, abs=1e-5)
+
+
+@pytest.fixture
+def other_folder(model_folder, tmp_path):
+    """The same model with other weights in its head."""
+    folder = shutil.copytree(model_folder, tmp_path / "other")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.add_(torch.randn_like(model.get_output_embeddings().weight) * 0.2)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+COMPARED = sorted([*FILES, *(f"depth_comparison.{suffix}" for suffix in ("json", "pdf", "png"))])
+
+
+def test_models_side_by_side_have_the_numbers_of_their_own_sweeps(flags, other_folder, tmp_path, capsys):
+    most = ["--max_recurrences", "5"]
+    data = flags[1:]
+    assert main([other_folder, *data, *most, "--output_dir", str(tmp_path / "alone")]) == 0
+    out = tmp_path / "both"
+    assert main([*flags, *most, "--other_models", other_folder, "--output_dir", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == COMPARED
+    printed = capsys.readouterr().out
+    assert "2 models over the same rows" in printed and "last margin" in printed
+    compared = read_results(out / "depth_comparison.json")
+    first, second = compared["models"]
+    own, alone = (read_results(tmp_path / name / "depth_sweep.json") for name in ("both", "alone"))
+    for entry, expected in ((first, own), (second, alone)):
+        assert entry["overall"] == expected["overall"] and entry["groups"] == expected["groups"]
+    # A control: the models differ.
+    assert first["overall"]["margin"] != second["overall"]["margin"]
+    assert [model["label"].rpartition("/")[2] for model in compared["models"]] == ["model", "other"]
+
+    argv = [*flags, *most, "--compare", str(tmp_path / "alone" / "depth_sweep.json"), "--output_dir", str(out)]
+    assert main([*argv, "--overwrite"]) == 0
+    again = read_results(out / "depth_comparison.json")
+    assert again["models"][1]["overall"] == second["overall"] and again["models"][0]["overall"] == own["overall"]
+    assert main(argv[:-2]) == 0
+    assert capsys.readouterr().out.count("Nothing was written") == 1
+
+
+def test_models_that_cannot_be_compared_are_refused(flags, other_folder, tmp_path, capsys):
+    assert main([*flags, "--hops", "2", "--max_recurrences", "2", "--output_dir", str(tmp_path / "two")]) == 0
+    capsys.readouterr()
+    results = str(tmp_path / "two" / "depth_sweep.json")
+    for argv, message in (
+        (["--compare", results], "is over other rows: it differs in the groups 3, 4, 5"),
+        (["--compare", "nowhere.json"], "compare='nowhere.json': no such file"),
+        (["--other_models", str(tmp_path / "none")], "none"),
+        (["--other_models", other_folder, other_folder], "is compared twice"),
+        (["--other_models", flags[0]], "is compared twice"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*flags, *argv, "--output_dir", str(tmp_path / "out")])
+        captured = capsys.readouterr()
+        assert stop.value.code == 2 and message in captured.err and captured.out == ""
+    assert not (tmp_path / "out").exists()

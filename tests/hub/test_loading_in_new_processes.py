@@ -133,6 +133,7 @@ def test_without_the_package(hub, tmp_path):
     assert "meta" in results[6]["devices"]
 
 
+@pytest.mark.slow
 def test_with_the_package(hub, tmp_path):
     """No `trust_remote_code` is needed, and if it is given, the installed code runs all the same."""
     loads = put_all(hub, tmp_path)

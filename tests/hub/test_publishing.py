@@ -328,6 +328,7 @@ def test_a_space(this_process, tmp_path):
     assert this_process.repositories.get("user/page", "space").sdk == "gradio"
 
 
+@pytest.mark.slow
 def test_the_environment_of_a_process_decides_the_hub(hub, model_folder, tmp_path):
     """Nothing patched: HF_ENDPOINT and HF_TOKEN alone."""
     command = [sys.executable, "-m", "memreason_hf.cli", "publish", str(model_folder), NAME]

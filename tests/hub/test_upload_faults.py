@@ -270,6 +270,7 @@ def large_folder(tmp_path):
     return tmp_path / "large"
 
 
+@pytest.mark.slow
 def test_a_killed_publish_ends_in_the_same_repository(this_process, large_folder, tmp_path, monkeypatch):
     kill_and_compare(large_folder, tmp_path, monkeypatch, 2, 1, most_in_a_trial=2)
 

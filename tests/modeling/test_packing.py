@@ -142,6 +142,7 @@ def test_gradients_are_those_of_separate_rows():
         assert relative_error(together[name], parameter.grad) < 1e-10, name
 
 
+@pytest.mark.slow
 def test_a_compiled_forward_keeps_documents_apart():
     model = lively_model("llama", {"sliding_window": 3, "num_prelude_layers": 1}).float().train()
     documents = [random_ids(length) for length in (5, 4)]

@@ -123,6 +123,7 @@ def test_an_adapter_that_is_merged_leaves_the_updates(is_attached):
 
 @pytest.mark.parametrize("style", ["llama", "family:gemma3_text"])
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_fresh_model_compiles_whole_at_several_depths(style):
     model, ids = with_updates(style), random_ids(2, 7)
     twin = copy.deepcopy(model)

@@ -78,7 +78,7 @@ def test_counts_per_token_against_reference(style, extra, side):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("style", "extra"), GRID, ids=IDS)
 def test_batch_of_many_equals_batch_of_one(style, extra, attention, side):
     if attention == "flex_attention" and model_head_dim(style, extra) != 16:

@@ -79,6 +79,7 @@ def test_greedy_texts_are_those_of_plain_decoding(style, extra, poisoned_memory)
 
 
 @pytest.mark.parametrize(("style", "extra"), GRID, ids=IDS)
+@pytest.mark.slow
 def test_a_row_alone_and_in_a_batch(style, extra):
     model = lively_model(style, extra)
     ids, mask = prompts()
@@ -431,10 +432,11 @@ def test_caches_that_cannot_hold_drafts_are_refused():
             generate(model, random_ids(rows, 4), past_key_values=cache, draft_recurrences=2)
 
 
-def test_a_resumed_forward_needs_its_past():
+def test_a_resumed_forward_needs_recurrences_to_run():
     model = lively_model()
     state = torch.zeros(1, 2, model.config.hidden_size).double()
-    for call in ({"use_cache": False}, {"use_cache": True, "num_recurrences": 2}):
+    criterion = {"halting_criterion": "kl", "max_recurrences": 5}
+    for call in ({"num_recurrences": 2}, {"use_cache": True, "num_recurrences": 2}, criterion):
         with pytest.raises(ValueError, match="above its 2 recurrences"):
             model(random_ids(1, 2), resume=(2, state), **call)
 

@@ -37,6 +37,7 @@ def test_same_tokens_and_depths(style, extra, attention):
 
 
 @pytest.mark.parametrize(("style", "extra"), GRID)
+@pytest.mark.slow
 def test_prefill_and_decoding_compile_whole(style, extra):
     model = tiny_model(style, **extra)
     text = random_ids(2, 9)

@@ -128,6 +128,7 @@ def test_gradients_flow_through_a_dynamic_cache():
     assert torch.allclose(embeds.grad, twin.grad, atol=1e-9) and twin.grad[:, :5].abs().max() > 0
 
 
+@pytest.mark.slow
 def test_a_compiled_step_with_a_static_cache():
     model = tiny_model("llama", num_prelude_layers=1, num_coda_layers=1, input_injection="add")
     ids = random_ids(2, 8)

@@ -95,6 +95,7 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(results, name):
     alone, split, saved = (part[name] for part in results)
     depths = set()
@@ -113,6 +114,7 @@ def test_two_processes_give_the_results_of_one(results, name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_each_process_caches_its_own_heads(results, name):
     alone, split, _ = (part[name] for part in results)
     heads = alone["model"].config.num_key_value_heads
@@ -131,6 +133,7 @@ def test_each_process_caches_its_own_heads(results, name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_two_processes_learn_as_one(results, name):
     alone, split, _ = (part[name] for part in results)
     for rank in split:

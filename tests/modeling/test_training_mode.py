@@ -309,6 +309,7 @@ class TestSampling:
 
 
 @pytest.mark.parametrize("state_init", ["embedding", "normal"])
+@pytest.mark.slow
 def test_a_training_step_at_fixed_depth_compiles_whole(state_init):
     model = tiny_model("llama", input_injection="add", state_norm="rmsnorm", state_init=state_init).train()
     expected = gradients(model, state_seed=5)

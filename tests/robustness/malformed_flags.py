@@ -19,7 +19,9 @@ from memreason_hf.commands import (
     evaluate_steps,
     finetune,
     generate,
+    lens,
     lm_eval,
+    patch,
     perplexity,
     quickstart,
     reproduce,
@@ -27,6 +29,7 @@ from memreason_hf.commands import (
     sweep,
     testbed,
     train,
+    trajectories,
     unroll,
 )
 
@@ -44,6 +47,12 @@ def commands(world: Path) -> dict:
         "evaluate": (evaluate, [str(world / "chain_model"), "--data", chains, "--hops", "2"]),
         "sweep": (sweep, [str(world / "chain_model"), "--data", chains, "--hops", "2", "--max_recurrences", "2"]),
         "perplexity": (perplexity, [text, "--data", str(world / "texts" / "a.txt"), "--max_recurrences", "2"]),
+        "lens": (lens, [text, "--text", "the cat", "--max_recurrences", "2"]),
+        "trajectories": (
+            trajectories,
+            [str(world / "chain_model"), "--data", chains, "--hops", "2", "--max_recurrences", "2", "--max_rows", "2"],
+        ),
+        "patch": (patch, [text, "--first", "the cat sat", "--second", "the dog ran", "--max_recurrences", "3"]),
         "lm-eval": (lm_eval, [text, "--tasks", "no_such_task", "--num_recurrences", "1"]),
         "evaluate-steps": (
             evaluate_steps,
@@ -97,6 +106,7 @@ FROM_ZERO = (
     "llm_temperature",
     "num_prefix_tokens",
     "num_step_tokens",
+    "spectral_rows",
 )
 ANY_NUMBER = (
     "seed",
@@ -111,7 +121,20 @@ ANY_NUMBER = (
 )
 # Fields that this package or the library lets have any text.
 FREE_TEXT = (
-    *("prompt", "output_dir", "run_name", "project", "out", "output_file", "html", "json", "text", "vocabulary"),
+    *(
+        "prompt",
+        "first",
+        "second",
+        "output_dir",
+        "run_name",
+        "project",
+        "out",
+        "output_file",
+        "html",
+        "json",
+        "text",
+        "vocabulary",
+    ),
     *("hub_model_id", "hub_token", "logging_dir"),
 )
 
@@ -266,6 +289,14 @@ def _together(world):
         ("evaluate", ["--tokenizer", str(world / "base")], ["tokenizer", "vocab"]),
         ("sweep", ["--max_recurrences", "1000000000"], ["max_recurrences"]),
         ("sweep", ["--data", str(world / "questions")], ["data", "questions"]),
+        ("sweep", ["--compare", str(world / "results" / "evaluation.json")], ["evaluation.json", "compare"]),
+        ("sweep", ["--other_models", "nowhere/at/all"], ["nowhere/at/all"]),
+        ("sweep", ["--other_models", str(world / "base")], ["model"]),
+        ("lens", ["--hops", "2"], ["hops"]),
+        ("lens", ["--data", str(world / "chains")], ["data", "text"]),
+        ("trajectories", ["--hops", "99"], ["hops"]),
+        ("trajectories", ["--components", "9999"], ["components"]),
+        ("patch", ["--second", "the"], ["first", "second"]),
         ("perplexity", ["--compare", str(world / "results" / "evaluation.json")], ["evaluation.json", "compare"]),
         ("perplexity", ["--compare", "nowhere.json"], ["nowhere.json"]),
         ("perplexity", ["--data", str(world / "texts")], ["texts"]),

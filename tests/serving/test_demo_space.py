@@ -120,6 +120,7 @@ def test_a_library_that_is_missing_is_named(tmp_path):
         requirements({"uses": path})
 
 
+@pytest.mark.slow
 def test_the_model_answers_where_the_package_is_not_installed(staged, libraries, tmp_path):
     elsewhere = run_without_the_package("import memreason_hf", tmp_path, libraries)
     assert "No module named 'memreason_hf'" in elsewhere.stderr

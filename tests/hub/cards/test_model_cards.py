@@ -90,6 +90,7 @@ torch.save(model.eval()(torch.arange(14).view(2, 7)).logits, {out!r})
 """
 
 
+@pytest.mark.slow
 def test_they_load_it_in_a_process_without_the_package(folders, tmp_path):
     folder, out = folders("bare"), tmp_path / "logits.pt"
     with_package, lines = code_blocks(make_card(folder))

@@ -100,6 +100,7 @@ def test_memory_that_is_freed_by_a_cancellation_is_used_at_once():
     assert not batcher.has_work
 
 
+@pytest.mark.slow
 def test_two_hundred_requests_at_random_times(monkeypatch):
     """Requests come, run, are cancelled and go; those that stay have the texts of `generate`."""
     model = lively_model("llama", {"input_injection": "add", "num_prelude_layers": 1, "num_recurrent_layers": 1})

@@ -33,7 +33,7 @@ from memreason_hf.training.runs.fingerprint import (
 CLASSES = (RecurrentTrainingArguments, FinetuneArguments)
 FIELDS = [(cls, item.name) for cls in CLASSES for item in fields(cls)]
 # What the arguments classes of this package list themselves.
-OWN_UNCOUNTED = {"expected_world_size", "restart", "keep_model"}
+OWN_UNCOUNTED = {"expected_world_size", "restart", "extend", "keep_model"}
 UNCOUNTED = {*fingerprint.UNCOUNTED_ARGUMENTS, *OWN_UNCOUNTED, "hub_token"}
 
 
@@ -99,7 +99,7 @@ def test_the_counted_fields_of_today(arguments):
     }
     own = {
         RecurrentTrainingArguments: {"supervision", "group_column"},
-        FinetuneArguments: {"num_test", "max_new_tokens"},
+        FinetuneArguments: {"num_test", "max_new_tokens", "packing_length"},
     }
     for cls, args in arguments.items():
         assert set(counted_arguments(args)) == counted | own[cls]

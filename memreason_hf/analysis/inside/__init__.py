@@ -1,0 +1,1 @@
+"""Looking inside a loop: what is readable after each recurrence, how the state moves, and what an answer hangs on."""
