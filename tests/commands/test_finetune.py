@@ -249,7 +249,7 @@ def test_a_question_that_leaves_no_room_is_refused_before_training(recipe, tmp_p
         ({"adapter": {"lora_rank": 3}}, [], "unknown key 'lora_rank'"),
         ({"steps": {"prefix": 3}}, [], "unknown key 'prefix'"),
         ({}, ["--mode", "lora+token"], "lora+token"),
-        ({"steps": {"num_step_tokens": 0}}, [], "num_step_tokens=0"),
+        ({"steps": {"num_prefix_tokens": 0, "num_step_tokens": 0}}, [], "num_step_tokens=0"),
         ({"steps": {"marks": "stars"}}, [], "marks='stars'"),
         ({"adapter": {"lora_r": 0}}, [], "lora_r=0"),
         ({"data": {"path": "no/such/folder"}}, [], "no/such/folder"),
