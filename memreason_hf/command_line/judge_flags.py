@@ -9,16 +9,16 @@ from typing import Literal
 from memreason_hf.checks import check_int
 from memreason_hf.command_line.chat_flags import ChatFlags
 from memreason_hf.command_line.parser import Section
-from memreason_hf.evaluation.solutions.chat_judges import ChatJudge, check_prompt
-from memreason_hf.evaluation.solutions.judges import JUDGES, StepJudge
-from memreason_hf.evaluation.solutions.reply_files import ReplyFile
-from memreason_hf.experiments.testbed.agreement import (
+from memreason_hf.evaluation.known_truth.agreement import (
     NUM_CHANGES,
     describe_agreement,
     known_solutions,
     measure_judge,
     world_guide,
 )
+from memreason_hf.evaluation.solutions.chat_judges import ChatJudge, check_prompt
+from memreason_hf.evaluation.solutions.judges import JUDGES, StepJudge
+from memreason_hf.evaluation.solutions.reply_files import ReplyFile
 from memreason_hf.files import read_text
 from memreason_hf.locks import locked
 

@@ -29,13 +29,13 @@ from memreason_hf.data.questions.memory_reason import NAMES
 from memreason_hf.data.questions.own_data import load_questions, read_columns
 from memreason_hf.data.questions.prompt_arguments import PromptArguments
 from memreason_hf.data.questions.prompts import PromptFormat, read_prompt_format
+from memreason_hf.evaluation.known_truth.agreement import agreement_by_kind
 from memreason_hf.evaluation.solutions.answers import ANSWER_RULES
 from memreason_hf.evaluation.solutions.calculator import Calculator
 from memreason_hf.evaluation.solutions.generation import check_max_new_tokens, generate_solutions
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
 from memreason_hf.evaluation.solutions.judges import StepJudge
 from memreason_hf.evaluation.solutions.votes import vote_scores
-from memreason_hf.experiments.testbed.agreement import agreement_by_kind
 from memreason_hf.files import check_places, whole_file, write_json
 from memreason_hf.locks import locked
 from memreason_hf.messages import visible

@@ -27,10 +27,10 @@ from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.data.questions.answer_types import ANSWER_TYPES
 from memreason_hf.data.questions.memory_reason import NAMES
 from memreason_hf.data.questions.own_data import QuestionDataError, load_questions, read_columns
+from memreason_hf.evaluation.known_truth.agreement import agreement_by_kind
 from memreason_hf.evaluation.solutions.answers import ANSWER_RULES
 from memreason_hf.evaluation.solutions.generation_files import SUMMARY_SUFFIX
 from memreason_hf.evaluation.solutions.text_files import COLUMNS, TextFile, join_questions, read_texts
-from memreason_hf.experiments.testbed.agreement import agreement_by_kind
 from memreason_hf.file_sets import reserved, writing_together
 from memreason_hf.files import check_places, whole_file, write_json
 from memreason_hf.messages import visible
@@ -52,8 +52,8 @@ that it begins with. Where no text shows marks of steps that can be read, a warn
 the marks may be of another scheme, or the texts were decoded with a wrong tokenizer.
 
 The judge of the steps is a rule that compares with reference steps, or a language model (--judge llm), which does
-without. Next to its name stands how it agrees with the known truth of the test bed (memreason testbed): precision,
-recall and false alarms by kind of error.
+without. Next to its name stands how it agrees with the known truth of the test bed: precision, recall and
+false alarms by kind of error.
 """
 EPILOG = """\
 examples:

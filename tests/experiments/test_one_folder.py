@@ -7,10 +7,6 @@ from paths import ROOT
 
 
 PACKAGE = ROOT / "memreason_hf"
-# The agreement of a judge is measured with the known truth of the test bed, whose folder holds it.
-AGREEMENT = {
-    "testbed": {"command_line/judge_flags.py", "commands/score.py", "commands/evaluate_steps.py"},
-}
 EXPERIMENTS = [path.name for path in (PACKAGE / "experiments").iterdir() if (path / "__init__.py").is_file()]
 
 
@@ -23,5 +19,4 @@ def test_nothing_else_in_the_packages_mentions_an_experiment(name):
     others = [path for path in files if not any(path == known or known in path.parents for known in own)]
     assert len(others) > 50
     pattern = re.compile(rf"\b{name}\b")
-    found = {path for path in others if pattern.search(path.read_text(encoding="utf-8"))}
-    assert found == {PACKAGE / path for path in AGREEMENT.get(name, ())}
+    assert [str(path) for path in others if pattern.search(path.read_text(encoding="utf-8"))] == []

@@ -16,6 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memreason_hf.data.chains.encoding import encode_chains
 from memreason_hf.evaluation.chains.halting_statistics import halting_statistics
 from memreason_hf.evaluation.chains.predictions import predict_answers
+from memreason_hf.evaluation.known_truth.attribution import attribute_errors, recalled_facts
+from memreason_hf.evaluation.known_truth.variants import wrong_memory
+from memreason_hf.evaluation.known_truth.world import Facts, WrittenQuestion, read_step
 from memreason_hf.evaluation.mode import evaluation_mode
 from memreason_hf.evaluation.solutions.generation import (
     GeneratedSolution,
@@ -23,9 +26,6 @@ from memreason_hf.evaluation.solutions.generation import (
     generate_solutions,
     left_padded,
 )
-from memreason_hf.experiments.testbed.attribution import attribute_errors, recalled_facts
-from memreason_hf.experiments.testbed.variants import wrong_memory
-from memreason_hf.experiments.testbed.world import Facts, WrittenQuestion, read_step
 from memreason_hf.steps import KINDS
 from memreason_hf.steps.tokenization import decode_solution, encode_prompt, encode_solution, read_scheme
 

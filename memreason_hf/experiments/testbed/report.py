@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 
 from memreason_hf.data.chains.config import parse_hop_counts
+from memreason_hf.evaluation.known_truth.agreement import describe_agreement
 from memreason_hf.evaluation.solutions.attribution import NO_ANSWER, NO_DEPARTURE
-from memreason_hf.experiments.testbed.agreement import describe_agreement
 from memreason_hf.steps import KINDS
 from memreason_hf.tables import format_table
 

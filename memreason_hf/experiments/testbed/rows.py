@@ -23,7 +23,7 @@ from memreason_hf.data.chains.tokenizer import entity_token
 from memreason_hf.data.chains.world import build_world, world_facts
 from memreason_hf.data.labels import IGNORED_LABEL
 from memreason_hf.data.questions.options import options_column
-from memreason_hf.experiments.testbed.world import (
+from memreason_hf.evaluation.known_truth.world import (
     SCHEME,
     Facts,
     WrittenQuestion,

@@ -18,14 +18,14 @@ from memreason_hf.analysis.depth_figures import save_figure
 from memreason_hf.checks import check_finite_fields
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
+from memreason_hf.evaluation.known_truth.agreement import NUM_CHANGES, measure_judge, world_guide
+from memreason_hf.evaluation.known_truth.attribution import WorldJudge
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
 from memreason_hf.evaluation.solutions.chat_judges import ChatJudge
 from memreason_hf.evaluation.solutions.judges import ExactJudge
 from memreason_hf.evaluation.solutions.reply_files import ReplyFile
 from memreason_hf.experiments.children import check_end, run_children, start_child
 from memreason_hf.experiments.folders import check_removable, claim_folder
-from memreason_hf.experiments.testbed.agreement import NUM_CHANGES, measure_judge, world_guide
-from memreason_hf.experiments.testbed.attribution import WorldJudge
 from memreason_hf.experiments.testbed.figures import hops_figure
 from memreason_hf.experiments.testbed.models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
 from memreason_hf.experiments.testbed.process import (

@@ -9,6 +9,15 @@ import torch
 from memreason_hf.data.chains.collator import ChainCollator
 from memreason_hf.data.chains.multi_hop import MultiHopConfig, build_multi_hop
 from memreason_hf.data.chains.world import build_world, world_facts
+from memreason_hf.evaluation.known_truth.world import (
+    SCHEME,
+    Fact,
+    NamedFact,
+    WrittenQuestion,
+    build_written_tokenizer,
+    read_step,
+    step_text,
+)
 from memreason_hf.evaluation.solutions.generation import generate_solutions
 from memreason_hf.experiments.testbed import evaluation
 from memreason_hf.experiments.testbed.evaluation import (
@@ -18,15 +27,6 @@ from memreason_hf.experiments.testbed.evaluation import (
     token_recurrences,
 )
 from memreason_hf.experiments.testbed.rows import WrittenRows, written_questions
-from memreason_hf.experiments.testbed.world import (
-    SCHEME,
-    Fact,
-    NamedFact,
-    WrittenQuestion,
-    build_written_tokenizer,
-    read_step,
-    step_text,
-)
 from memreason_hf.steps import KINDS, Step, answer_step
 from memreason_hf.steps.tokenization import decode_solution, encode_prompt, encode_solution
 from modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM

@@ -11,9 +11,9 @@ from chat_servers import chat_server
 
 from memreason_hf.chat import EndpointChat
 from memreason_hf.evaluation import read_results
+from memreason_hf.evaluation.known_truth.agreement import NUM_CHANGES
 from memreason_hf.evaluation.solutions.chat_judges import ChatJudge
 from memreason_hf.experiments.testbed import run
-from memreason_hf.experiments.testbed.agreement import NUM_CHANGES
 from memreason_hf.experiments.testbed.models import MODELS
 from memreason_hf.experiments.testbed.report import report
 from memreason_hf.experiments.testbed.run import TestbedArguments, run_testbed

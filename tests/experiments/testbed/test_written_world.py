@@ -7,15 +7,8 @@ import pytest
 
 from memreason_hf.data.chains.multi_hop import MultiHopConfig, build_multi_hop
 from memreason_hf.data.chains.world import build_world, world_facts
-from memreason_hf.experiments.testbed.rows import (
-    WrittenRows,
-    WrittenWorld,
-    encode_written,
-    write_solutions,
-    written_questions,
-)
-from memreason_hf.experiments.testbed.variants import RIGHT, WRONG
-from memreason_hf.experiments.testbed.world import (
+from memreason_hf.evaluation.known_truth.variants import RIGHT, WRONG
+from memreason_hf.evaluation.known_truth.world import (
     SCHEME,
     Fact,
     NamedFact,
@@ -26,6 +19,13 @@ from memreason_hf.experiments.testbed.world import (
     read_step,
     step_text,
     write_solution,
+)
+from memreason_hf.experiments.testbed.rows import (
+    WrittenRows,
+    WrittenWorld,
+    encode_written,
+    write_solutions,
+    written_questions,
 )
 from memreason_hf.steps import Step, answer_step
 from memreason_hf.steps.tokenization import decode_solution, encode_prompt, encode_solution, read_scheme

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from memreason_hf.data.chains.tokenizer import entity_token
+from memreason_hf.evaluation.known_truth.world import Fact, Facts, NamedFact, WrittenQuestion, read_step
 from memreason_hf.evaluation.solutions.attribution import NO_ANSWER, NO_DEPARTURE, attribute
 from memreason_hf.evaluation.solutions.judges import AGREES, DEPARTS
-from memreason_hf.experiments.testbed.world import Fact, Facts, NamedFact, WrittenQuestion, read_step
 from memreason_hf.steps import KINDS, Step, answer_step
 
 

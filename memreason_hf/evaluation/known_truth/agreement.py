@@ -19,10 +19,10 @@ import numpy as np
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.tokenizer import entity_token, relation_token
 from memreason_hf.data.chains.world import Facts, build_world, world_facts
+from memreason_hf.evaluation.known_truth.variants import ANSWER_ERRORS, RIGHT, WRONG
+from memreason_hf.evaluation.known_truth.world import WrittenQuestion, draw_question, write_solution
 from memreason_hf.evaluation.solutions.attribution import NO_ANSWER, NOT_JUDGED, attribute_all
 from memreason_hf.evaluation.solutions.judges import SolutionToJudge, StepJudge
-from memreason_hf.experiments.testbed.variants import ANSWER_ERRORS, RIGHT, WRONG
-from memreason_hf.experiments.testbed.world import WrittenQuestion, draw_question, write_solution
 from memreason_hf.steps import Step
 
 
@@ -72,7 +72,7 @@ class JudgeRates:
         return sum(self.counts[name] for name in RIGHT)
 
     def to_dict(self) -> dict:
-        """Counts by change, the two rates, and the agreement by kind, as `testbed.json` holds them."""
+        """Counts by change, the two rates, and the agreement by kind, as JSON values."""
         wrong = {name: {"count": self.counts[name], "found": self.hits[name]} for name in WRONG}
         right = {name: {"count": self.counts[name], "false_alarms": self.alarms[name]} for name in RIGHT}
         return {
@@ -220,7 +220,7 @@ def describe_agreement(name: str, results: Mapping) -> str:
 
     Example:
 
-        >>> from memreason_hf.experiments.testbed.attribution import WorldJudge
+        >>> from memreason_hf.evaluation.known_truth.attribution import WorldJudge
         >>> facts, solutions = known_solutions(6)
         >>> print(describe_agreement("known truth", measure_judge(WorldJudge(facts), facts, solutions).to_dict()))
         judge known truth, against the known truth of the test bed (6 solutions, 14 changes each):

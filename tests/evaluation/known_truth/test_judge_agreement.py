@@ -10,10 +10,7 @@ import pytest
 from chat_servers import chat_server
 
 from memreason_hf.chat import EndpointChat
-from memreason_hf.evaluation.solutions.attribution import attribute
-from memreason_hf.evaluation.solutions.chat_judges import ChatJudge
-from memreason_hf.evaluation.solutions.judges import VERDICTS, ExactJudge, TokenOverlapJudge
-from memreason_hf.experiments.testbed.agreement import (
+from memreason_hf.evaluation.known_truth.agreement import (
     ERROR_KINDS,
     NUM_CHANGES,
     agreement_by_kind,
@@ -22,8 +19,11 @@ from memreason_hf.experiments.testbed.agreement import (
     measure_judge,
     world_guide,
 )
-from memreason_hf.experiments.testbed.attribution import WorldJudge
-from memreason_hf.experiments.testbed.variants import ANSWER_ERRORS, RIGHT, WRONG
+from memreason_hf.evaluation.known_truth.attribution import WorldJudge
+from memreason_hf.evaluation.known_truth.variants import ANSWER_ERRORS, RIGHT, WRONG
+from memreason_hf.evaluation.solutions.attribution import attribute
+from memreason_hf.evaluation.solutions.chat_judges import ChatJudge
+from memreason_hf.evaluation.solutions.judges import VERDICTS, ExactJudge, TokenOverlapJudge
 from memreason_hf.steps import Step
 
 

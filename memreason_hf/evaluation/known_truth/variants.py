@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from memreason_hf.data.chains.tokenizer import entity_token
+from memreason_hf.evaluation.known_truth.world import Fact, Facts, NamedFact, WrittenQuestion, read_step, step_text
 from memreason_hf.evaluation.solutions.attribution import NO_ANSWER
-from memreason_hf.experiments.testbed.world import Fact, Facts, NamedFact, WrittenQuestion, read_step, step_text
 from memreason_hf.steps import Step, answer_step
 
 

@@ -4,16 +4,16 @@ import pytest
 
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.world import build_world, world_facts
-from memreason_hf.evaluation.solutions.attribution import Attribution, attribute
-from memreason_hf.experiments.testbed.attribution import WorldJudge, attribute_errors, recalled_facts
-from memreason_hf.experiments.testbed.variants import WRONG
-from memreason_hf.experiments.testbed.world import (
+from memreason_hf.evaluation.known_truth.attribution import WorldJudge, attribute_errors, recalled_facts
+from memreason_hf.evaluation.known_truth.variants import WRONG
+from memreason_hf.evaluation.known_truth.world import (
     SCHEME,
     WrittenQuestion,
     draw_question,
     read_step,
     write_solution,
 )
+from memreason_hf.evaluation.solutions.attribution import Attribution, attribute
 from memreason_hf.metrics import metric_path
 from memreason_hf.steps import Step, answer_step
 
