@@ -25,7 +25,13 @@ from memreason_hf.checks import (
 )
 from memreason_hf.data.questions.answer_types import ANSWER_TYPES, FIXED_OPTIONS
 from memreason_hf.data.questions.options import options_by_label
-from memreason_hf.evaluation.solutions.answers import ANSWER_RULES, end_of_question, extract_answer
+from memreason_hf.evaluation.solutions.answers import (
+    ANSWER_RULES,
+    Verdict,
+    end_of_question,
+    extract_answer,
+    judge_answer,
+)
 from memreason_hf.evaluation.solutions.judges import StepJudge, find_judge
 from memreason_hf.steps import ANSWER_MARKER, NO_KIND, QUESTION_MARKER, Solution, Step, StepScheme, answer_step
 from memreason_hf.steps.marks import FAMILY_TOKEN
@@ -85,6 +91,29 @@ class SolutionInputs:
     def read_references(self) -> list[list[Step]]:
         """The steps of every reference, see `read_reference`."""
         return [read_reference(text, self.scheme, question) for text, question in zip(self.references, self.questions)]
+
+    def judge_answer_of(self, index: int, labels: Mapping[str, str]) -> Verdict:
+        """
+        What the answer rule says of the solution of one item.
+
+        Args:
+            index: of the item.
+            labels: the options of the item, as from `read_options`.
+
+        Raises:
+            ValueError: the reference gives no valid answer.
+        """
+        question, answer_type = self.questions[index], self.answer_types[index]
+        return judge_answer(
+            self.predictions[index],
+            reference_answer(self.references[index], labels, question, answer_type),
+            labels,
+            answer_type=answer_type,
+            accepted_answers=self.accepted_answers[index],
+            rule=self.answer_rule,
+            question=question,
+            match_option_text=self.match_option_text,
+        )
 
 
 class SolutionMetric(evaluate.Metric, ABC):

@@ -7,9 +7,8 @@ import numpy as np
 
 from memreason_hf.data.questions.answer_types import answer_type_of
 from memreason_hf.evaluation.solutions.answer_judges import ask_judge
-from memreason_hf.evaluation.solutions.answers import judge_answer
 from memreason_hf.evaluation.solutions.intervals import accuracy_interval
-from memreason_hf.metrics.step_inputs import SolutionMetric, read_options, reference_answer
+from memreason_hf.metrics.step_inputs import SolutionMetric, read_options
 
 
 _DESCRIPTION = """\
@@ -90,28 +89,17 @@ class AnswerAccuracy(SolutionMetric):
         options = read_options(inputs.options, inputs.references, inputs.answer_types)
         rows, verdicts = [], []
         for index, labels in enumerate(options):
-            question, answer_type = inputs.questions[index], inputs.answer_types[index]
             try:
-                right = reference_answer(inputs.references[index], labels, question, answer_type)
-                verdict = judge_answer(
-                    inputs.predictions[index],
-                    right,
-                    labels,
-                    answer_type=answer_type,
-                    accepted_answers=inputs.accepted_answers[index],
-                    rule=inputs.answer_rule,
-                    question=question,
-                    match_option_text=inputs.match_option_text,
-                )
+                verdict = inputs.judge_answer_of(index, labels)
             except ValueError as error:
                 raise ValueError(f"Item {index}: {error}") from None
             verdicts.append(verdict)
             rows.append(
                 {
-                    "question": question or "",
-                    "answer": right,
+                    "question": inputs.questions[index] or "",
+                    "answer": verdict.reference,
                     "accepted_answers": inputs.accepted_answers[index],
-                    "answer_type": answer_type or answer_type_of(labels),
+                    "answer_type": inputs.answer_types[index] or answer_type_of(labels),
                 }
             )
         if inputs.answer_judge is not None:

@@ -4,7 +4,6 @@ from collections import Counter
 
 import evaluate
 
-from memreason_hf.evaluation.solutions.answers import judge_answer
 from memreason_hf.evaluation.solutions.attribution import (
     MISSING,
     NO_ANSWER,
@@ -17,7 +16,7 @@ from memreason_hf.evaluation.solutions.attribution import (
     count_outcomes,
 )
 from memreason_hf.evaluation.solutions.judges import UNDECIDED, SolutionToJudge, find_judge
-from memreason_hf.metrics.step_inputs import SolutionMetric, mark_answer, read_options, reference_answer
+from memreason_hf.metrics.step_inputs import SolutionMetric, mark_answer, read_options
 
 
 _DESCRIPTION = """\
@@ -120,20 +119,10 @@ def _answers(inputs):
     """What the answer rule says of every solution; None where it cannot read the answer of the reference."""
     answers = []
     options = None if inputs.options is None else read_options(inputs.options, inputs.references)
-    rows = zip(inputs.predictions, inputs.references, inputs.questions, inputs.answer_types)
-    for index, (text, reference, question, answer_type) in enumerate(rows):
+    for index, (reference, answer_type) in enumerate(zip(inputs.references, inputs.answer_types)):
         try:
             labels = read_options(None, [reference], [answer_type])[0] if options is None else options[index]
-            verdict = judge_answer(
-                text,
-                reference_answer(reference, labels, question, answer_type),
-                labels,
-                answer_type=answer_type,
-                accepted_answers=inputs.accepted_answers[index],
-                rule=inputs.answer_rule,
-                question=question,
-                match_option_text=inputs.match_option_text,
-            )
+            verdict = inputs.judge_answer_of(index, labels)
             answers.append(MISSING if not verdict.is_valid else RIGHT if verdict.is_correct else WRONG)
         except ValueError:
             answers.append(None)
