@@ -37,9 +37,8 @@ def reserved(paths: Iterable[str | os.PathLike], *, overwrite: bool) -> Iterator
         # removed, because it may be the half of a set.
         unfinished = [path for path in paths if path.absolute() in unfinished]
         check_places([path for path in paths if path not in unfinished], overwrite=overwrite)
-        with locked(paths[0], files=unfinished):
-            for path in unfinished:
-                path.unlink(missing_ok=True)
+        for path in unfinished:
+            path.unlink(missing_ok=True)
         yield
 
 

@@ -23,7 +23,6 @@ from memreason_hf.halting.signals import ChainSignals, read_signals
 from memreason_hf.steps.tokenization import read_scheme
 
 
-TASKS = ("chains", "solutions", "text")
 # The share of the rows that choose the best depth. They are not calibrated on.
 _CHOOSING = 0.2
 

@@ -21,7 +21,7 @@ from memreason_hf.data.chains.tables import chain_table
 from memreason_hf.data.chains.tokenizer import END_OF_ANSWER, build_vocabulary, entity_token, relation_token
 from memreason_hf.data.composition.config import CompositionConfig
 from memreason_hf.data.composition.json_files import COMPOSITION, read_json_folder
-from memreason_hf.data.composition.world import PROBE_GROUPS, CompositionWorld, build_facts, compose
+from memreason_hf.data.composition.world import PROBE_GROUPS, build_facts, compose
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,15 @@ def build_compositions(config: CompositionConfig) -> CompositionData:
     groups = compose(config, world)
     vocabulary = build_vocabulary(config.num_entities, config.num_relations)
     words = pa.array(vocabulary)
-    offsets = vocabulary.index(entity_token(0)), vocabulary.index(relation_token(0))
+    entity_offset, relation_offset = vocabulary.index(entity_token(0)), vocabulary.index(relation_token(0))
+    heads = world.heads
 
-    def rows(facts, type_):
+    def rows(facts: np.ndarray, type_: str) -> pa.Table:
+        # Facts have one number, compositions two.
         facts = facts.reshape(len(facts), -1)
-        return _rows(world, facts, words, offsets, type_)
+        starts = heads[facts[:, :1]] + entity_offset
+        input_ids = np.concatenate([starts, world.relations[facts] + relation_offset], axis=1)
+        return chain_table(words, input_ids, world.tails[facts] + entity_offset, type_, END_OF_ANSWER)
 
     facts = np.arange(config.num_facts)
     train = [
@@ -164,13 +168,3 @@ def load_compositions(path: str | Path) -> DatasetDict:
         ValueError: the data set is damaged, or is not a composition data set.
     """
     return COMPOSITION.load(path, lambda folder: read_composition_json(folder).dataset)
-
-
-def _rows(
-    world: CompositionWorld, facts: np.ndarray, words: pa.Array, offsets: tuple[int, int], type_: str
-) -> pa.Table:
-    """The rows of facts or compositions, given as numbers of facts of shape (number of rows, hops)."""
-    entity_offset, relation_offset = offsets
-    heads = world.heads[facts[:, :1]] + entity_offset
-    input_ids = np.concatenate([heads, world.relations[facts] + relation_offset], axis=1)
-    return chain_table(words, input_ids, world.tails[facts] + entity_offset, type_, END_OF_ANSWER)
