@@ -137,7 +137,7 @@ def test_bfloat16_chooses_the_most_probable_tokens(style, monkeypatch):
     model = tiny_model(style, initializer_range=0.2, max_recurrences=9).to(torch.bfloat16)
     exact = tiny_model(style, initializer_range=0.2, max_recurrences=9)
     exact.load_state_dict({name: weight.float() for name, weight in model.state_dict().items()})
-    requests = random_requests(12, [{"depth_schedule": token_depths(7)}], most_tokens=12)
+    requests = random_requests(24, [{"depth_schedule": token_depths(7)}], most_tokens=12)
 
     def regret():
         """How far the chosen tokens are from the most probable ones of the float32 model, given text and depths."""
@@ -154,8 +154,8 @@ def test_bfloat16_chooses_the_most_probable_tokens(style, monkeypatch):
 
     right = regret()
     share_one_slot(monkeypatch)
-    # With random weights a shared slot costs little now and then, but more than rounding does.
-    assert right < 0.1 and regret() > 2 * right + 0.02
+    # Of 36 random models, rounding cost at most 0.0012, and a shared slot at least 0.13.
+    assert right < 0.02 and regret() > 4 * right + 0.02
 
 
 def test_counts_of_the_prompt_and_a_criterion_of_the_config():
