@@ -17,12 +17,12 @@ from memreason_hf.steps.attention import get_step_attention, restore_step_attent
 from memreason_hf.steps.tokenization import read_scheme
 
 
-def saved_adapter(folder, mode="lora+tokens", family="llama", prepare=None, **arguments):
+def saved_adapter(folder, mode="lora+tokens", family="llama", prepare=None, amount=0.3, **arguments):
     """An adapter as after a long training, beside its base. Returns its logits for some ids."""
     model, tokenizer = adapted(save_base(folder / "base", family), mode, lora_targets="all", **arguments)
     if prepare is not None:
         prepare(model, tokenizer)
-    as_if_trained(model)
+    as_if_trained(model, amount)
     save_adapter(model, tokenizer, folder / "adapter")
     ids = some_ids(tokenizer)
     with torch.no_grad():
@@ -65,8 +65,8 @@ def test_the_merged_model_is_the_model_with_its_adapter(mode, arguments, family,
 
 def test_in_another_dtype_and_from_another_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    # The base is named by a relative path.
-    ids, expected = saved_adapter(Path())
+    # The base is named by a relative path. Larger updates would magnify the rounding of bfloat16 to almost any size.
+    ids, expected = saved_adapter(Path(), amount=0.15)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["../adapter", "merged", "--dtype", "bfloat16"]) == 0
@@ -76,6 +76,12 @@ def test_in_another_dtype_and_from_another_folder(tmp_path, monkeypatch, capsys)
     with torch.no_grad():
         found = merged.float()(input_ids=ids).logits
     assert (found - expected).abs().max() < 0.1 * expected.abs().max()
+    with torch.no_grad():
+        # The control: the base alone is further away.
+        plain = AutoModelForCausalLM.from_pretrained("../base").eval()
+        rows = plain.config.vocab_size
+        difference = plain(input_ids=ids.clamp(max=rows - 1)).logits - expected[..., :rows]
+    assert difference.abs().max() > 0.1 * expected.abs().max()
     # The folder is not empty now.
     assert "Choose another folder or pass --overwrite" in refused(capsys, main, ["../adapter", "merged"])
     assert main(["../adapter", "merged", "--overwrite"]) == 0

@@ -34,12 +34,12 @@ def adapted(base, mode, scheme=SCHEME, **arguments):
     return add_adapter(model, tokenizer, AdapterArguments(mode, **arguments)), tokenizer
 
 
-def as_if_trained(model):
-    """Changes every trainable weight."""
+def as_if_trained(model, amount=0.3):
+    """Changes every trainable weight by random numbers of this standard deviation."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
+                parameter.add_(torch.randn_like(parameter) * amount)
     return model.eval()
 
 
