@@ -53,9 +53,11 @@ def varied_model(style, extra, rows):
     """A model that writes other texts if all recurrences share a slot, as in a cache that keeps the last one only."""
     # Tied embeddings repeat the last token, and closed gates the first recurrence.
     fields = {"tie_word_embeddings": False, "injection_gate_init": 0.8, **extra}
-    for _ in range(50):
+    for _ in range(100):
         model = lively_model(style, fields)
-        if greedy_texts(model, rows) != greedy_texts(model, rows, cache_recurrences="last"):
+        texts, others = greedy_texts(model, rows), greedy_texts(model, rows, cache_recurrences="last")
+        # One text alone can differ here and not in an engine, which shares a slot in another order.
+        if sum(text != other for text, other in zip(texts, others)) > len(rows) // 2:
             return model
     raise AssertionError(f"{style} {extra}: no model whose texts depend on its slots")
 
