@@ -5,7 +5,9 @@ Batching by depth against `generate`, in float32 at width 512 with at most 16 re
 
 - spread: 32 rows whose tokens take 1..7 recurrences (mean 4), against 32 rows at 16 in the model's own forward: the
   time of a token, and the time of whole texts with their prompts.
-- skewed: one row at 16 and the others at 1, against 32 rows at 16: the time of a recurrence of a row.
+- skewed: one row at 16 and the others at 1, against 32 rows at 16: the time of a recurrence of a row, and the time of
+  the same work. Work counts the multiply-adds of the looped layers, of the prelude and coda, and of the output layer,
+  which the shallow rows need for every recurrence.
 - throughput: 64 requests of differing lengths whose tokens take 1..16 recurrences (mean 4): new tokens a second
   against `generate` on one batch, and on two batches sorted by length.
 - single: one request, new tokens a second.
@@ -144,13 +146,24 @@ class Bench:
         depths = [{"num_recurrences": self.most}, *[{"num_recurrences": 1}] * (self.rows - 1)]
         steps = 2 * self.most
         full = self.all_at_most(self.context + steps // 2)
-        deep, mixed = [], []
+        core, once = self.multiply_adds()
+        deep, mixed, by_work = [], [], []
         for _ in range(runs + 1):
-            deep.append(timed(full, self.device)[0] / (self.rows * self.most))
-            seconds, recurrences, _ = self.steady(depths, steps)
+            seconds = timed(full, self.device)[0]
+            deep.append((seconds / (self.rows * self.most), seconds / (self.rows * (self.most * core + once))))
+            seconds, recurrences, tokens = self.steady(depths, steps)
             mixed.append(seconds / recurrences)
-        ratio = statistics.median(mixed[1:]) / statistics.median(deep[1:])
-        print(f"skewed: {ratio:.3f} times the share of the work", flush=True)
+            by_work.append(seconds / (recurrences * core + tokens * once))
+        of_recurrence, of_work = (statistics.median(column) for column in zip(*deep[1:]))
+        ratio, work = statistics.median(mixed[1:]) / of_recurrence, statistics.median(by_work[1:]) / of_work
+        print(f"skewed: a recurrence takes {ratio:.3f} times as long, the same work {work:.3f} times", flush=True)
+
+    def multiply_adds(self):
+        """The multiply-adds with weights of a recurrence of a token, and of what a token needs once."""
+        decoder, loop = self.model.model, self.model.model.stack_range("recurrent")
+        sizes = [sum(p.numel() for p in layer.parameters() if p.dim() == 2) for layer in decoder.layers]
+        core = sum(sizes[index] for index in loop)
+        return core, sum(sizes) - core + self.model.lm_head.weight.numel()
 
     def throughput(self, runs):
         count, schedule = 64, by_token(SKEWED)

@@ -68,7 +68,13 @@ def test_every_parameter_gets_a_gradient(model_class):
         },
     }[model_class]
     model(ids, **labels).loss.backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
+    # A softmax over positions does not change when every position moves by the same bias, so the gradient of this bias
+    # is zero but for rounding.
+    without = {"qa_outputs.bias"} if model_class is RecurrentDepthForQuestionAnswering else set()
+    parameters = [(name, p) for name, p in model.named_parameters() if name not in without]
+    assert [name for name, p in parameters if p.grad is None or p.grad.abs().max() == 0] == []
+    for name in without:
+        assert model.get_parameter(name).grad.abs().max() < 1e-6
 
 
 def test_the_decoder_of_a_language_model_goes_on_under_a_head(tmp_path, capture_warnings):
