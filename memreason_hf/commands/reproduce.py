@@ -3,6 +3,7 @@
 
     memreason reproduce retrofit
     memreason reproduce memory_reason
+    memreason reproduce depth_extrapolation
 """
 
 import dataclasses
@@ -11,7 +12,9 @@ from pathlib import Path
 
 from memreason_hf.command_line.errors import user_errors
 from memreason_hf.command_line.parser import CommandParser, Section
-from memreason_hf.commands import finetune
+from memreason_hf.commands import finetune, train
+from memreason_hf.experiments.depth_extrapolation import run as extrapolation
+from memreason_hf.experiments.depth_extrapolation.report import report as extrapolation_report
 from memreason_hf.experiments.retrofit.report import report
 from memreason_hf.experiments.retrofit.run import (
     ALL_RESULTS_FILE,
@@ -21,6 +24,7 @@ from memreason_hf.experiments.retrofit.run import (
 )
 from memreason_hf.experiments.scheme_comparison import run as comparison
 from memreason_hf.experiments.scheme_comparison.report import report as comparison_report
+from memreason_hf.locks import locked
 from memreason_hf.recipes import FINETUNE
 
 
@@ -74,19 +78,45 @@ solutions.jsonl with every text), comparison.json with all numbers, the table as
 token_counts.png.
 """
 DEFAULT_RECIPE = "memory_reason_tiny"
-# What the comparison decides itself, for every scheme.
+
+DEPTH_EXTRAPOLATION = """\
+Trains a model on short chains of facts and tests it on long ones, in the world of the depth study (arXiv 2604.07822):
+200 entities, 10 relations, 2,000 facts. Then measures, for every test hop count, each fixed depth and where chains
+halt by themselves: the deepest hop count that is reached at 60 and at 95 %, and what four times the best depth costs.
+Chains of 100 and 1,000 hops are made for the test. Prints the numbers beside those of the study.
+
+RECIPE is one of memreason train; its output_dir and data.path are not used. Without it, depth_extrapolation_small
+trains one looped layer on chains of at most 8 hops on a CPU. depth_extrapolation is the study's own recipe at full
+size: run it with max_steps of a piece that fits your time, and again with --extend.
+
+The same command again resumes a run that was stopped, and keeps what is measured.
+"""
+DEPTH_EXTRAPOLATION_EPILOG = """\
+examples:
+  memreason reproduce depth_extrapolation
+  memreason reproduce depth_extrapolation --seed 1 --output_dir runs/extrapolation_1
+  memreason reproduce depth_extrapolation --max_steps 50 --deep_hops "" --output_dir runs/glimpse    # a try
+  memreason reproduce depth_extrapolation depth_extrapolation --output_dir runs/study      # full size, on a GPU
+
+OUTPUT_DIR holds data/, model/, extrapolation.json with all numbers, and extrapolation.png.
+"""
+DEFAULT_EXTRAPOLATION = "depth_extrapolation_small"
+# What an experiment decides itself, by section.
 _DECIDED = {
     "steps": ("marks", "layout", "ordered", "random_marks"),
     "training": ("output_dir", "restart", "resume_from_checkpoint"),
 }
+_DECIDED_EXTRAPOLATION = {"training": ("output_dir",), "data": ("path", "kind")}
 
 
-class _ComparisonParser(CommandParser):
-    """Takes recipes of `memreason finetune`, except for the folder of their run."""
+class _RecipeParser(CommandParser):
+    """Takes recipes of another command, without where their runs are and where their data lie."""
 
     def _check_section(self, key, given, path):
         if key == "training":
             given = {name: value for name, value in given.items() if name != "output_dir"}
+        if key == "data" and "extrapolation" in self.sections:
+            given = {name: value for name, value in given.items() if name not in _DECIDED_EXTRAPOLATION["data"]}
         return super()._check_section(key, given, path)
 
 
@@ -97,14 +127,15 @@ def make_parser() -> CommandParser:
     return CommandParser(sections, prog=prog, recipe=None, description=RETROFIT, epilog=EPILOG)
 
 
-def reproduce_retrofit(argv: list[str]) -> None:
-    """Runs the experiment and prints its report."""
+def reproduce_retrofit(argv: list[str]) -> int:
+    """Runs the experiment and prints its report; returns the exit code."""
     (arguments,) = make_parser().parse_sections(argv)
     results = run_retrofit(arguments)
     folder = Path(arguments.output_dir)
     print(report(results))
     print(f"\nThe experiment took {results['seconds']:.0f} s. All numbers are in {folder / ALL_RESULTS_FILE};")
     print(f"the figure is {folder / FIGURE_FILE}.")
+    return 0
 
 
 def make_comparison_parser() -> CommandParser:
@@ -115,7 +146,7 @@ def make_comparison_parser() -> CommandParser:
         shown = None if section.shown is None else tuple(name for name in section.shown if name not in decided)
         flags = {**section.flags, "name": "name"} if section.name == "data" else section.flags
         sections.append(dataclasses.replace(section, left_out=(*section.left_out, *decided), shown=shown, flags=flags))
-    return _ComparisonParser(
+    return _RecipeParser(
         sections,
         prog=f"{PROG} memory_reason",
         recipe="optional",
@@ -125,8 +156,8 @@ def make_comparison_parser() -> CommandParser:
     )
 
 
-def reproduce_memory_reason(argv: list[str]) -> None:
-    """Runs the comparison and prints its table."""
+def reproduce_memory_reason(argv: list[str]) -> int:
+    """Runs the comparison and prints its table; returns the exit code."""
     parser = make_comparison_parser()
     recipe, values = parser.parse_recipe(argv)
     if recipe is None:
@@ -138,11 +169,51 @@ def reproduce_memory_reason(argv: list[str]) -> None:
     tables = " and ".join(comparison.TABLE_FILES)
     print(f"\nThe comparison took {results['seconds']:.0f} s. Every text is in {folder}/*/solutions.jsonl;")
     print(f"all numbers are in {folder / comparison.ALL_RESULTS_FILE}, and the table is also in {tables} beside it.")
+    return 0
+
+
+def make_extrapolation_parser() -> CommandParser:
+    """The flags of `memreason reproduce depth_extrapolation`: its own, and those of `memreason train`."""
+    sections = [Section("extrapolation", extrapolation.ExtrapolationArguments, "experiment")]
+    for section in train.SECTIONS:
+        decided = _DECIDED_EXTRAPOLATION.get(section.name, ())
+        shown = None if section.shown is None else tuple(name for name in section.shown if name not in decided)
+        sections.append(dataclasses.replace(section, left_out=(*section.left_out, *decided), shown=shown))
+    return _RecipeParser(
+        sections,
+        prog=f"{PROG} depth_extrapolation",
+        recipe="optional",
+        description=DEPTH_EXTRAPOLATION,
+        epilog=DEPTH_EXTRAPOLATION_EPILOG,
+    )
+
+
+def reproduce_depth_extrapolation(argv: list[str]) -> int:
+    """Trains, measures and prints the tables; returns the exit code, 130 after Ctrl-C in training."""
+    parser = make_extrapolation_parser()
+    recipe, values = parser.parse_recipe(argv)
+    if recipe is None:
+        _, values = parser.parse_recipe([DEFAULT_EXTRAPOLATION, *argv])
+    arguments = extrapolation.ExtrapolationArguments(**values.pop("extrapolation"))
+    arguments.check(values)
+    folder = Path(arguments.output_dir)
+    values["training"]["output_dir"] = str(folder / extrapolation.MODEL_FOLDER)
+    values["data"]["path"] = str(folder / extrapolation.DATA_FOLDER)
+    code = train.train(values, f"{PROG} depth_extrapolation")
+    if code:
+        return code
+    with locked(folder, inside=True):
+        results = extrapolation.run_evaluation(arguments, values)
+    print(f"\n{extrapolation_report(results)}")
+    print(f"\nAll numbers are in {folder / extrapolation.ALL_RESULTS_FILE};")
+    print(f"the figure is {folder / extrapolation.FIGURE_FILE}.")
+    return 0
 
 
 # By name: what runs the experiment with the rest of the command line, and a line of help.
 EXPERIMENTS = {
     "retrofit": (reproduce_retrofit, "A decoder trained at fixed depth gets a loop, and is trained on."),
+    "depth_extrapolation": (reproduce_depth_extrapolation, "Trained on short chains of facts, tested on long ones."),
     "memory_reason": (reproduce_memory_reason, "Schemes of memory and reason steps, and their baselines."),
 }
 
@@ -171,8 +242,7 @@ def main(argv: list[str] | None = None) -> int:
     with user_errors(PROG):
         if name not in EXPERIMENTS:
             raise ValueError(f"unknown experiment {name!r}. Choose one of {', '.join(EXPERIMENTS)}.")
-        EXPERIMENTS[name][0](rest)
-    return 0
+        return EXPERIMENTS[name][0](rest)
 
 
 if __name__ == "__main__":

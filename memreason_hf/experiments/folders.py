@@ -14,7 +14,7 @@ from modeling_recurrent.card_recurrent import is_generated, read_card
 SETTINGS_FILE = "settings.json"
 # What experiments write into the folder of a part: their own files, and those of trained models.
 _WRITTEN = (
-    *(SETTINGS_FILE, "task.json", "log.txt", "training.json", "conversion.json", "results.json"),
+    *(SETTINGS_FILE, "task.json", "log.txt", "training.json", "conversion.json", "results.json", "results_*.json"),
     *("solutions.jsonl", "solutions.jsonl.settings.json", "run.json", "trainer_state.json", "training_args.bin"),
     # Of fine-tuning: its checkpoints, and adapters.
     *("training_data.json", "manifest.json", "callbacks.json", "adapter_*", "memreason_adapter.json"),
