@@ -27,6 +27,9 @@ class TextStream:
         self.tokenizer, self.stop_strings = tokenizer, tuple(stop_strings)
         self.longest = max(map(len, self.stop_strings), default=0)
         self.tokens: list[int] = []
+        # What decoding leaves out: also special tokens without a role of their own, such as marks of steps.
+        added = tokenizer.added_tokens_decoder.items()
+        self._special = {*tokenizer.all_special_ids, *(index for index, token in added if token.special)}
         self._start = 0  # the first token that is decoded again
         self._read = 0  # the first token that is not part of the text yet
         self._before = ""  # the text of the tokens between the two
@@ -59,8 +62,7 @@ class TextStream:
         text = whole = self._decode(self.tokens[self._start :])
         end = len(self.tokens)
         if whole.endswith(REPLACEMENT_CHARACTER) and not last:
-            # The bytes of a character that is not complete yet are in the last three tokens.
-            end -= INCOMPLETE_TOKENS - 1
+            end = self._complete()
             text = self._decode(self.tokens[self._start : end]) if end > self._read else ""
             if not text or not whole.startswith(text):
                 return ""
@@ -72,6 +74,17 @@ class TextStream:
         self._read = end
         self._before = self._decode(self.tokens[self._start : end])
         return new
+
+    def _complete(self):
+        """
+        The number of tokens before those that may hold the bytes of a character that is not complete yet: the last
+        three, special tokens not counted, because they are left out between two bytes.
+        """
+        end, left = len(self.tokens), INCOMPLETE_TOKENS - 1
+        while left and end > self._read:
+            end -= 1
+            left -= self.tokens[end] not in self._special
+        return end
 
     def _decode(self, tokens):
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

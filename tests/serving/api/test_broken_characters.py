@@ -34,3 +34,15 @@ def test_pieces_are_the_text_of_all_tokens(make):
         assert "".join(pieces) == text
         broken += "\ufffd" in text
     assert make is sentence_piece or broken > 100
+
+
+def test_a_special_token_between_the_bytes_of_a_character():
+    tokenizer = text_tokenizer()
+    special = tokenizer.convert_tokens_to_ids("<reason>")
+    for character in "é日😀":
+        ids = tokenizer(character, add_special_tokens=False)["input_ids"]
+        for place in range(1, len(ids)):
+            mixed = [*ids[:place], special, *ids[place:], *ids]
+            stream = TextStream(tokenizer)
+            pieces = [stream.add(one, last=index == len(mixed) - 1)[0] for index, one in enumerate(mixed)]
+            assert "".join(pieces) == tokenizer.decode(mixed, skip_special_tokens=True) == 2 * character
