@@ -18,5 +18,6 @@ def test_nothing_else_in_the_packages_mentions_an_experiment(name):
     files = [path for package in ("memreason_hf", "modeling_recurrent") for path in (ROOT / package).rglob("*.py")]
     others = [path for path in files if not any(path == known or known in path.parents for known in own)]
     assert len(others) > 50
-    pattern = re.compile(rf"\b{name}\b")
+    # A recipe of `memreason train` may have the name of an experiment.
+    pattern = re.compile(rf"(?<!memreason train )\b{name}\b")
     assert [str(path) for path in others if pattern.search(path.read_text(encoding="utf-8"))] == []

@@ -8,7 +8,7 @@ from memreason_hf.data.labels import IGNORED_LABEL
 from memreason_hf.data.padding import pad_rows
 
 
-SUPERVISIONS = ("answer", "prefix")
+SUPERVISIONS = ("answer", "prefix", "path")
 
 
 class ChainCollator:
@@ -24,7 +24,9 @@ class ChainCollator:
         pad_token_id (`int`): The token that shorter rows are padded with, on the left, so that the answer is at
             position -1.
         supervision (`str`, defaults to `"answer"`):
-            `"answer"` labels only the last position, `"prefix"` every relation.
+            `"answer"` labels only the last position, `"prefix"` every relation, and `"path"` the entity at the start
+            as well, with itself: the state of a start is then read like that of an entity that was reached, so that
+            a fact learned after the one is known after the other.
 
     Raises:
         ValueError: there are no rows, a row has no tokens, or a row has more or fewer labels than tokens.
@@ -51,4 +53,8 @@ class ChainCollator:
         batch = pad_rows(rows, self.pad_token_id, side="left")
         if self.supervision == "answer":
             batch["shift_labels"][:, :-1] = IGNORED_LABEL
+        if self.supervision == "path":
+            labels, input_ids = batch["shift_labels"], batch["input_ids"]
+            is_start = labels.eq(IGNORED_LABEL) & batch.get("attention_mask", torch.ones_like(labels)).eq(1)
+            batch["shift_labels"] = torch.where(is_start, input_ids, labels)
         return batch

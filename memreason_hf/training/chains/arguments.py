@@ -16,7 +16,7 @@ class RecurrentTrainingArguments(ScheduledTrainingArguments):
     Args:
         supervision (`str`, *optional*, defaults to `"answer"`):
             `"answer"`: a label at the last position only. `"prefix"`: a label after every relation, the entity
-            reached so far.
+            reached so far. `"path"`: also at the start, the entity itself.
         group_column (`str`, *optional*, defaults to `"hops"`): The column with the group of a row.
 
     These defaults differ from the parent's: `learning_rate` 1e-4, `weight_decay` 0.01, `lr_scheduler_type`
@@ -36,7 +36,10 @@ class RecurrentTrainingArguments(ScheduledTrainingArguments):
 
     supervision: str = field(
         default="answer",
-        metadata={"help": "Labels: only the 'answer', or ('prefix') the entity reached after every relation."},
+        metadata={
+            "help": "Labels: only the 'answer', or ('prefix') the entity reached after every relation, or ('path') "
+            "these and the start."
+        },
     )
     group_column: str = field(default="hops", metadata={"help": "The column with the group of a row."})
 

@@ -23,6 +23,12 @@ def test_prefix_labels_every_relation():
     assert batch["shift_labels"].tolist() == [[-100, -100, -100, 4], [-100, 1, 2, 6]]
 
 
+def test_path_labels_the_start_as_well_and_no_padding():
+    batch = ChainCollator(0, "path")(ROWS)
+    assert batch["shift_labels"].tolist() == [[-100, -100, 3, 4], [5, 1, 2, 6]]
+    assert ChainCollator(0, "path")(ROWS[1:])["shift_labels"].tolist() == [[5, 1, 2, 6]]
+
+
 def test_no_mask_where_nothing_is_padded():
     assert set(ChainCollator(7)(ROWS[1:] * 3)) == {"input_ids", "shift_labels"}
 

@@ -17,7 +17,7 @@ def losses(trainer):
 
 
 @pytest.mark.parametrize("recurrence_loss", ["last", "uniform", "geometric"])
-@pytest.mark.parametrize("supervision", ["answer", "prefix"])
+@pytest.mark.parametrize("supervision", ["answer", "prefix", "path"])
 def test_every_parameter_moves_and_the_loss_falls(tmp_path, recurrence_loss, supervision):
     trainer = small_trainer(
         tmp_path,
@@ -75,7 +75,7 @@ def test_the_loss_is_the_weighted_sum_over_recurrences(tmp_path):
     assert torch.allclose(loss, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("supervision", ["answer", "prefix"])
+@pytest.mark.parametrize("supervision", ["answer", "prefix", "path"])
 def test_accumulation_is_exact(tmp_path, supervision):
     runs = []
     for name, per_device, accumulation in (("whole", 16, 1), ("parts", 4, 4)):
