@@ -125,4 +125,4 @@ def test_bad_input_is_refused():
         model.lm_head.weight[3] = float("nan")
     with pytest.raises(ValueError, match="are not finite within 3 recurrences"):
         read_gate_rows(model, data, num_recurrences=3)
-    assert VOCAB == model.config.vocab_size
+    assert model.config.vocab_size == VOCAB

@@ -40,9 +40,9 @@ class ScheduledTrainingArguments(ResumableArguments):
     Args:
         recurrence_loss (`str`, *optional*):
             Which recurrences have a loss: `"last"`, or all of them with `"uniform"` or `"geometric"` weights, which
-            sum to 1, or `"exit_gate"`: the expected loss where the model's exit gate leaves, which learns together with
-            the model; see `memreason_hf.training.scheduled.exit_losses`. `None`: what the model's config says, by
-            default `"last"`.
+            sum to 1, or `"exit_gate"`: the expected loss where the model's exit gate leaves, which learns together
+            with the model; see `memreason_hf.training.scheduled.exit_losses`. `None`: what the model's config says,
+            by default `"last"`.
         recurrence_loss_decay (`float`, *optional*):
             For `"geometric"`: the weight of recurrence t of R is proportional to `recurrence_loss_decay ** (R - t)`.
             Below 1 the last recurrence has the largest weight, above 1 the first. `None`: what the model's config
