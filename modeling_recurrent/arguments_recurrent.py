@@ -116,6 +116,7 @@ _ENGINE_ARGUMENTS = (
     "logits_processor_args",
     "max_seqlen_k",
     "max_seqlen_q",
+    "on_gate",
     "read_index",
     "resume",
     "separation",

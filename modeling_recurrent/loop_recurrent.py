@@ -26,6 +26,8 @@ class LoopTrace:
             were not requested.
         on_recurrence (`Callable`, *optional*), recurrences_to_show, backprop_from (`Collection[int]`, *optional*):
             See `RecurrentDepthKwargs`.
+        on_gate (`Callable`, *optional*): Called before `on_recurrence`, after every recurrence, with its index and
+            what the exit gate gives for the state, before the sigmoid, of shape `(batch, sequence)`.
         separation (`SeparateGradients`, *optional*): Keeps the gradients of later recurrences from shared weights.
     """
 
@@ -35,6 +37,7 @@ class LoopTrace:
     recurrences_to_show: Collection[int] | None = None
     backprop_from: Collection[int] | None = None
     separation: SeparateGradients | None = None
+    on_gate: Callable | None = None
 
 
 class RecurrentLoop:
@@ -170,6 +173,8 @@ class RecurrentLoop:
         """Passes the state after a recurrence to the lists and the callback of `trace`."""
         if trace.states is not None:
             trace.states.append(rows.spread(state, trace.states[-1]))
+        if trace.on_gate is not None:
+            trace.on_gate(recurrence, self.exit_gate(self.norm(state))[..., 0])
         shown = trace.recurrences_to_show
         if trace.on_recurrence is not None and (shown is None or recurrence in shown):
             trace.on_recurrence(recurrence, rows.indices, self.finish(state, rows, **kwargs))

@@ -19,7 +19,12 @@ class RecurrenceLoss(Protocol):
 
     The head and the coda run only after these recurrences. The terms become part of the model's `loss`, so that a
     wrapper such as DDP sees all of their graph.
+
+    An object whose attribute `reads_gate` is true is called with a further argument `gate`: what the exit gate gives
+    for the state after that recurrence, before the sigmoid, where the logits are. It needs a model with a gate.
     """
+
+    reads_gate: bool = False
 
     def recurrences(self, num_recurrences: int) -> Collection[int]:
         """The recurrences that are read, counted from 1, in a call of that depth. The last one is always read."""
@@ -98,6 +103,7 @@ class RecurrenceLosses:
         self.terms = []
         # An object reads the final logits as those of the last recurrence, so that they are computed once.
         self.last = None
+        self.gate = None
         if isinstance(chosen, str | torch.Tensor):
             return
         self.last = num_recurrences
@@ -110,7 +116,12 @@ class RecurrenceLosses:
             return {"on_recurrence": self.add}
         shown = {recurrence for recurrence in self.chosen.recurrences(self.last) if recurrence < self.last}
         starts = self.chosen.backprop_from(self.last)
-        return {"on_recurrence": self.add, "recurrences_to_show": shown, "backprop_from": starts}
+        arguments = {"on_recurrence": self.add, "recurrences_to_show": shown, "backprop_from": starts}
+        return arguments | ({"on_gate": self.read_gate} if _reads_gate(self.chosen) else {})
+
+    def read_gate(self, recurrence, gate):
+        """Keeps what the gate gives until the logits of the recurrence are there; called by the decoder."""
+        self.gate = gate
 
     def add(self, recurrence, rows, logits):
         """Adds the terms at a recurrence; called by the decoder."""
@@ -125,7 +136,8 @@ class RecurrenceLosses:
         if given is not None:
             term = self.chosen[recurrence - 1] * self.loss_of(logits)
         else:
-            term = self.loss_of(logits) if self.last is None else self.chosen(recurrence, logits, self.loss_of)
+            gate = {"gate": self.gate} if _reads_gate(self.chosen) else {}
+            term = self.loss_of(logits) if self.last is None else self.chosen(recurrence, logits, self.loss_of, **gate)
         if term is not None:
             self.terms.append(term)
 
@@ -141,6 +153,10 @@ class RecurrenceLosses:
         if isinstance(self.chosen, str):
             terms = terms * recurrence_loss_weights(self.chosen, len(terms), self.decay).to(terms.device)
         return terms.sum()
+
+
+def _reads_gate(chosen):
+    return getattr(chosen, "reads_gate", False) is True
 
 
 _WRONG_WEIGHTS = (
@@ -191,6 +207,11 @@ def open_losses(config, chosen, loss_of, kwargs, *, has_labels, trains):
     if not has_labels or kwargs.get("on_recurrence") is not None:
         name = "recurrence_loss_weights" if weighted else f"recurrence_loss={losses!r}"
         raise ValueError(f"{name} needs labels and cannot be combined with on_recurrence.")
+    if _reads_gate(losses) and not config.exit_gate:
+        raise ValueError(
+            f"recurrence_loss={type(losses).__name__} reads a learned gate, which this model does not have "
+            "(exit_gate=False in its config). Add one first."
+        )
     collected = RecurrenceLosses(losses, config.recurrence_loss_decay, kwargs.get("num_recurrences"), loss_of)
     kwargs.update(collected.arguments())
     return collected

@@ -296,6 +296,7 @@ class RecurrentDepthModel(RecurrentLoop, RecurrentDepthPreTrainedModel):
             recurrences_to_show=kwargs.pop("recurrences_to_show", None),
             backprop_from=kwargs.pop("backprop_from", None),
             separation=kwargs.pop("separation", None),
+            on_gate=kwargs.pop("on_gate", None),
         )
 
     def _open_slots(self, cache, use_cache, cache_recurrences, depth, shape, trace):
@@ -476,10 +477,13 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             labelled, shift_labels = choose_labelled(shift_labels, logits_to_keep)
         num_items = kwargs.pop("num_items_in_batch", None)
 
-        def read(hidden_states):
+        def choose(values):
             # transformers 5.17 has no `slice_logits_to_keep` yet.
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            return self.compute_logits(hidden_states[:, kept] if labelled is None else hidden_states[labelled])
+            return values[:, kept] if labelled is None else values[labelled]
+
+        def read(hidden_states):
+            return self.compute_logits(choose(hidden_states))
 
         def loss_of(logits):
             return self.loss_function(
@@ -495,6 +499,8 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             self.config, chosen, loss_of, kwargs, has_labels=shift_labels is not None, trains=self.model._trains
         )
         check_hooks(kwargs)
+        if (on_gate := kwargs.pop("on_gate", None)) is not None:
+            kwargs["on_gate"] = lambda recurrence, gate: on_gate(recurrence, choose(gate))
         on_recurrence = kwargs.pop("on_recurrence", None)
         if on_recurrence is not None:
             kwargs["on_recurrence"] = lambda recurrence, rows, state: on_recurrence(

@@ -90,7 +90,8 @@ def repeat_calibration(
             outcome = outcomes[criterion, threshold]
             return Outcome(outcome.losses[drawn], outcome.recurrences[drawn])
 
-        calibration = calibrate(measure, thresholds, promise, num_rows=num_rows)
+        # The naive choice is among all candidates, also those behind the first that fails.
+        calibration = calibrate(measure, thresholds, promise, num_rows=num_rows, tries_all=True)
         found.append([_truth(one, outcomes, deepest) for one in (calibration.chosen, calibration.naive)])
     (losses, naive_losses), (counts, naive_counts), (missing, _) = np.array(found).transpose(2, 1, 0)
     return RepetitionReport(

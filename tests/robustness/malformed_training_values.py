@@ -33,6 +33,9 @@ OWN = {
     "recurrence_growth_ratio": wrong_floats(0, 1),
     "recurrence_growth_start": wrong_floats(0, open_low=True),
     "recurrence_loss": wrong_choices(["uniform"], optional=True),
+    "exit_prior": wrong_choices(["uniform"], optional=True),
+    "exit_prior_stop": wrong_floats(0, 1, open_low=True, optional=True),
+    "exit_prior_weight": wrong_floats(0, optional=True),
     "recurrence_loss_decay": wrong_floats(0, open_low=True, optional=True),
     "first_weight": wrong_floats(0),
     "keep_weight": wrong_floats(0),
@@ -113,6 +116,8 @@ def _pairs():
     for kind in MORE:
         for values in (
             {"recurrence_loss": "last", "recurrence_loss_decay": 0.5},
+            {"recurrence_loss": "uniform", "exit_prior": "geometric"},
+            {"recurrence_loss": "exit_gate", "exit_prior_stop": 0.5},
             {"keep_weight": 1.0, "keep_model": "nowhere"},
             {"lr_scheduler_type": "cosine_with_min_lr"},
             {"learning_rte": 1e-3},

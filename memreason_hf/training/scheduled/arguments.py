@@ -6,10 +6,12 @@ from typing import ClassVar
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from memreason_hf.checks import check_int, check_number
+from memreason_hf.models.exit_gates import EXIT_PRIORS
 from memreason_hf.training.runs.arguments import ResumableArguments
 from memreason_hf.training.runs.ranges import MOST_RECURRENCES
 from memreason_hf.training.scheduled.batches import MOST_POOLED_ROWS
 from memreason_hf.training.scheduled.depth import RECURRENCE_GROWTHS
+from memreason_hf.training.scheduled.exit_losses import EXIT_LOSS
 from memreason_hf.training.scheduled.losses import RECURRENCE_LOSSES
 
 
@@ -38,11 +40,22 @@ class ScheduledTrainingArguments(ResumableArguments):
     Args:
         recurrence_loss (`str`, *optional*):
             Which recurrences have a loss: `"last"`, or all of them with `"uniform"` or `"geometric"` weights, which
-            sum to 1. `None`: what the model's config says, by default `"last"`.
+            sum to 1, or `"exit_gate"`: the expected loss where the model's exit gate leaves, which learns together
+            with the model; see `memreason_hf.training.scheduled.exit_losses`. `None`: what the model's config says,
+            by default `"last"`.
         recurrence_loss_decay (`float`, *optional*):
             For `"geometric"`: the weight of recurrence t of R is proportional to `recurrence_loss_decay ** (R - t)`.
             Below 1 the last recurrence has the largest weight, above 1 the first. `None`: what the model's config
             says, by default 0.5.
+        exit_prior (`str`, *optional*):
+            For `"exit_gate"`: what the distribution over recurrences is held close to, `"uniform"` (the default),
+            which favours distributions of high entropy (Ouro, arXiv 2510.25741), or `"geometric"` (PonderNet, arXiv
+            2107.05407).
+        exit_prior_stop (`float`, *optional*):
+            For the geometric prior: the probability of leaving after each recurrence, by default 0.2. Its inverse is
+            about the mean number of recurrences.
+        exit_prior_weight (`float`, *optional*):
+            For `"exit_gate"`: the weight of KL(distribution of the gate || prior), by default 0.05.
         first_weight (`float`, *optional*, defaults to 0.0):
             Weight of the ordinary loss after one recurrence, in addition, so that one recurrence goes on learning. In
             a step of depth 1 the ordinary loss then counts twice, unless `recurrence_min` of the config is above 1.
@@ -97,6 +110,9 @@ class ScheduledTrainingArguments(ResumableArguments):
     recurrent_only: ClassVar[tuple[str, ...]] = (
         "recurrence_growth",
         "recurrence_loss",
+        "exit_prior",
+        "exit_prior_stop",
+        "exit_prior_weight",
         "first_weight",
         "keep_weight",
         "consistency_weight",
@@ -118,8 +134,8 @@ class ScheduledTrainingArguments(ResumableArguments):
     recurrence_loss: str | None = field(
         default=None,
         metadata={
-            "help": "Recurrences with a loss: 'last', or all with 'uniform' or 'geometric' weights. Default: what the "
-            "model's config says."
+            "help": "Recurrences with a loss: 'last', or all with 'uniform' or 'geometric' weights, or those of a "
+            "learned 'exit_gate'. Default: what the model's config says."
         },
     )
     recurrence_loss_decay: float | None = field(
@@ -127,6 +143,21 @@ class ScheduledTrainingArguments(ResumableArguments):
         metadata={
             "help": "Geometric weights: decay ** (recurrences after this one). Default: what the model's config says."
         },
+    )
+    exit_prior: str | None = field(
+        default=None,
+        metadata={
+            "help": "exit_gate: prior of the recurrence where the gate leaves, 'uniform' or 'geometric'. Default: "
+            "uniform."
+        },
+    )
+    exit_prior_stop: float | None = field(
+        default=None,
+        metadata={"help": "Geometric prior: the probability of leaving after each recurrence. Default: 0.2."},
+    )
+    exit_prior_weight: float | None = field(
+        default=None,
+        metadata={"help": "exit_gate: weight of KL(distribution of the gate || prior). Default: 0.05."},
     )
     first_weight: float = field(
         default=0.0, metadata={"help": "Weight of the loss after one recurrence, in addition to the others."}
@@ -173,7 +204,8 @@ class ScheduledTrainingArguments(ResumableArguments):
 
     def _check_ranges(self):
         if self.recurrence_loss is not None:
-            one_of("recurrence_loss", self.recurrence_loss, RECURRENCE_LOSSES)
+            one_of("recurrence_loss", self.recurrence_loss, (*RECURRENCE_LOSSES, EXIT_LOSS))
+        self._check_exit_gate()
         one_of("recurrence_growth", self.recurrence_growth, RECURRENCE_GROWTHS)
         check_int("length_pool", self.length_pool, 1, MOST_POOLED_ROWS, "a pool is sorted in memory")
         for name in ("consistency_recurrences", "eval_num_recurrences"):
@@ -189,6 +221,33 @@ class ScheduledTrainingArguments(ResumableArguments):
                 check_number(name, getattr(self, name), above=0)
         if self.keep_model is not None and not self.keep_weight:
             raise ValueError(f"keep_model={self.keep_model!r} has no effect with keep_weight=0. Set keep_weight.")
+
+    def _check_exit_gate(self):
+        given = [n for n in ("exit_prior", "exit_prior_stop", "exit_prior_weight") if getattr(self, n) is not None]
+        if self.exit_prior is not None:
+            one_of("exit_prior", self.exit_prior, EXIT_PRIORS)
+        if self.exit_prior_stop is not None:
+            check_number("exit_prior_stop", self.exit_prior_stop, above=0, below=1)
+        if self.exit_prior_weight is not None:
+            check_number("exit_prior_weight", self.exit_prior_weight, least=0)
+        if self.recurrence_loss != EXIT_LOSS:
+            if given:
+                raise ValueError(
+                    f"{given[0]}={getattr(self, given[0])!r} has no effect without recurrence_loss={EXIT_LOSS!r}. "
+                    "Leave it out."
+                )
+            return
+        if self.exit_prior_stop is not None and self.exit_prior != "geometric":
+            raise ValueError(
+                f"exit_prior_stop={self.exit_prior_stop} is of the geometric prior. Set exit_prior='geometric', or "
+                "leave it out."
+            )
+        for name in ("first_weight", "keep_weight", "consistency_weight"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} cannot be combined with recurrence_loss={EXIT_LOSS!r}. Leave one "
+                    "of them out."
+                )
 
     def _check_unsupported(self):
         """Refuses settings that would be ignored, or with which a batch would not follow from the training step."""

@@ -16,6 +16,7 @@ from memreason_hf.training.runs.trainer import ResumableTrainer
 from memreason_hf.training.scheduled.arguments import ScheduledTrainingArguments
 from memreason_hf.training.scheduled.batches import ROW_INFO, BatchSchedule, Position, RowInfo, TokenRows, TrainBatches
 from memreason_hf.training.scheduled.depth import DepthSchedule
+from memreason_hf.training.scheduled.exit_losses import EXIT_LOSS, ExitLoss
 from memreason_hf.training.scheduled.losses import LossWeights, StepLoss, recurrence_loss_weights
 from memreason_hf.training.scheduled.meter import TrainingMeter
 from memreason_hf.training.scheduled.optimization import (
@@ -76,6 +77,8 @@ class ScheduledTrainer(ResumableTrainer):
         self.is_recurrent = isinstance(config, RecurrentDepthConfig)
         if not self.is_recurrent:
             _refuse_recurrent_only(args, model)
+        elif args.recurrence_loss == EXIT_LOSS:
+            _check_exit_gate(config)
         if args.ddp_find_unused_parameters is None and self.is_recurrent:
             args.ddp_find_unused_parameters = may_leave_out_parameters(config, args)
         config_use_cache = getattr(config, "use_cache", None)
@@ -328,7 +331,7 @@ class ScheduledTrainer(ResumableTrainer):
         """The arguments of a recurrent-depth model in the next training step, in addition to the batch."""
         drawn, weights = self.step_recurrences(), self.loss_weights
         arguments = {"num_recurrences": weights.depth(drawn), "recurrence_loss": "last"}
-        if not weights.has_extra_terms and weights.main != "last":
+        if not weights.has_extra_terms and weights.main not in ("last", EXIT_LOSS):
             shares = recurrence_loss_weights(weights.main, drawn, weights.decay)
             arguments["recurrence_loss_weights"] = shares.to(self.args.device)
         if self.model.config.state_init == "normal":
@@ -378,7 +381,7 @@ class ScheduledTrainer(ResumableTrainer):
         self._num_items = num_items_in_batch
         arguments = self.model_inputs(inputs)
         loss, outputs = super().compute_loss(model, arguments, True, num_items_in_batch)
-        if isinstance(arguments.get("recurrence_loss"), StepLoss):
+        if isinstance(arguments.get("recurrence_loss"), StepLoss | ExitLoss):
             self._note_terms(arguments["recurrence_loss"].terms)
         if info is not None:
             self.tokens_of_step = info.tokens_of_step
@@ -388,9 +391,21 @@ class ScheduledTrainer(ResumableTrainer):
     def model_inputs(self, batch: dict) -> dict:
         """The model's arguments for a micro-batch of the next training step."""
         arguments = batch | self.depth_arguments() | {"labelled_logits_only": True, "use_cache": False}
-        if self.loss_weights.has_extra_terms:
+        if self.loss_weights.main == EXIT_LOSS:
+            arguments["recurrence_loss"] = self._exit_loss(arguments["shift_labels"])
+        elif self.loss_weights.has_extra_terms:
             arguments["recurrence_loss"] = self._step_loss(arguments)
         return arguments
+
+    def _exit_loss(self, labels: torch.Tensor) -> ExitLoss:
+        args, labels = self.args, labels[labels != IGNORED_LABEL]
+        given = {"prior": args.exit_prior, "stop": args.exit_prior_stop, "weight": args.exit_prior_weight}
+        return ExitLoss(
+            labels,
+            self.step_recurrences(),
+            len(labels) if self._num_items is None else self._num_items,
+            **{name: value for name, value in given.items() if value is not None},
+        )
 
     def _step_loss(self, arguments: dict) -> StepLoss:
         source_logits = None
@@ -437,6 +452,19 @@ def _refuse_recurrent_only(args: ScheduledTrainingArguments, model) -> None:
             )
 
 
+def _check_exit_gate(config: RecurrentDepthConfig) -> None:
+    if not config.exit_gate:
+        raise ValueError(
+            f"recurrence_loss={EXIT_LOSS!r} trains a gate, which the model does not have (exit_gate=False in its "
+            "config). Set exit_gate=True for a new model, or call memreason_hf.models.exit_gates.add_exit_gate."
+        )
+    if config.recurrence_gradients == "separate":
+        raise ValueError(
+            f"recurrence_loss={EXIT_LOSS!r} and recurrence_gradients='separate': a gate learns from all recurrences. "
+            "Set recurrence_gradients='shared'."
+        )
+
+
 def may_leave_out_parameters(config: RecurrentDepthConfig, args: ScheduledTrainingArguments | None = None) -> bool:
     """
     Whether a training step may use only some of the parameters. DDP must search for the others then, which costs time.
@@ -451,7 +479,9 @@ def may_leave_out_parameters(config: RecurrentDepthConfig, args: ScheduledTraini
     # updates of its own.
     between = config.state_norm != "none" or config.input_injection in ("concat", "gate")
     needed = 1 + config.recurrence_lora_count if config.recurrence_lora_rank else 1 + between
-    return config.backprop_recurrences is not None or least < needed
+    # A gate is used by its own loss alone.
+    idle_gate = config.exit_gate and args is not None and args.recurrence_loss != EXIT_LOSS
+    return config.backprop_recurrences is not None or least < needed or idle_gate
 
 
 class _MeterCallback(TrainerCallback):
