@@ -139,8 +139,7 @@ class ComparisonRow:
 
         Args:
             name (`str`): What the row is called.
-            results (`Mapping`): With `accuracy`, `accuracy_interval`, `num_items` and `steps_by_kind`; with
-                `num_voted_items` where `num_items` counts several solutions of an item.
+            results (`Mapping`): With `accuracy`, `accuracy_interval`, `num_items` and `steps_by_kind`.
             num_tokens (`int`, *optional*):
                 The tokens of all solutions together. Default: `results["num_tokens"]`, if it is there.
             model, data, scores: As for the class.
@@ -158,7 +157,7 @@ class ComparisonRow:
         return cls(
             name=name,
             accuracy=results["accuracy"],
-            num_items=results.get("num_voted_items", count),
+            num_items=count,
             accuracy_interval=results.get("accuracy_interval"),
             num_tokens=None if total is None else total / count,
             steps_by_kind={kind: number / count for kind, number in results["steps_by_kind"].items()},

@@ -120,7 +120,7 @@ def solution_report(
     kinds = list(results["steps_by_kind"])
     widths = {kind: max(9, len(kind) + 2) for kind in kinds}
     lines = [
-        f"{title}: {_counts(results)}, {results['num_questions']:,} questions",
+        f"{title}: {results['num_items']:,} items, {results['num_questions']:,} questions",
         f"accuracy {results['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})",
         *_vote_lines(results),
         f"no valid answer {results['num_invalid_answers']:,}; several options {results['num_several_answers']:,}",
@@ -144,12 +144,6 @@ def solution_report(
     if "departures_by_kind" in results:
         lines.append("; ".join(f"{name} {results[key]:,}" for name, key in _OTHER_OUTCOMES))
     return "\n".join(lines)
-
-
-def _counts(results):
-    if "num_voted_items" not in results:
-        return f"{results['num_items']:,} items"
-    return f"{results['num_voted_items']:,} items, {results['num_items']:,} solutions"
 
 
 def _vote_lines(results):

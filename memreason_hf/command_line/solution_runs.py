@@ -66,13 +66,6 @@ class StyleArguments:
             "Default: memory,reason."
         },
     )
-    kind_words: str | None = field(
-        default=None,
-        metadata={
-            "help": "The words that --kinds are marked with and whose embeddings their tokens start from, where they "
-            "are not the kinds themselves: search=look up,compute=calculate."
-        },
-    )
     compare: list[str] | None = field(
         default=None,
         metadata={"help": "More models to evaluate on the same questions, each a folder or name, or TITLE=MODEL."},
@@ -92,10 +85,6 @@ class StyleArguments:
             raise ValueError(
                 f"kinds={self.kinds!r} are those of --marks words or tokens, which are not given. A model that was "
                 "trained on steps has the kinds of its own scheme."
-            )
-        if self.kind_words is not None and self.marks not in ("words", "tokens"):
-            raise ValueError(
-                f"kind_words={self.kind_words!r} are of the kinds of --marks words or tokens, which are not given."
             )
 
     def models(self, first: ModelFlags) -> list[tuple[str, ModelFlags]]:
@@ -315,7 +304,7 @@ def _new_scheme(tokenizer: PreTrainedTokenizerBase, flags, style, styles) -> Ste
             f"model={flags.model!r}: its tokenizer has no scheme of steps. For a model that was not trained on steps, "
             "pass --style direct or --style chain_of_thought, or --marks words."
         )
-    kinds = {name: getattr(styles, name) for name in ("kinds", "kind_words") if getattr(styles, name) is not None}
+    kinds = {} if styles.kinds is None else {"kinds": styles.kinds}
     counts = {"num_prefix_tokens": 1, "num_step_tokens": 1} if marks == "tokens" else {}
     scheme = StepScheme(marks=marks, **counts, **kinds)
     extend_tokenizer(tokenizer, scheme)
@@ -361,7 +350,8 @@ def _settings(flags, prompter, demonstrations, depth, by_kind):
     values["num_demonstrations"] = format.pop("num_demonstrations", 0)
     if values["num_demonstrations"]:
         values["seed"] = format.pop("demonstrations_seed", 0)
-        values["demonstrations_digest"] = _digest(demonstrations)
+        if prompter.format.demonstrations != "random":
+            values["demonstrations_digest"] = _digest(demonstrations)
     # A file of the prompt of the study has no entry.
     if format:
         values["prompt"] = format

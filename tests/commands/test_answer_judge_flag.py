@@ -148,7 +148,7 @@ def test_attribution_counts_judged_answers_as_right():
         (["--judge_tries", "2"], "judge_tries=2 is for a language model as judge. Add --judge llm"),
         (
             ["--answer_judge", "llm", "--llm", "x", "--endpoint", "http://h/v1?key=hush"],
-            "endpoint holds a query ('?')",
+            "base_url holds a query ('?')",
         ),
         (
             ["--answer_judge", "llm", "--llm", "x", "--endpoint", "http://hush@h/v1"],

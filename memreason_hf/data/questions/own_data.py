@@ -21,7 +21,6 @@ from memreason_hf.checks import check_choice, check_path, check_sequence, check_
 from memreason_hf.data.questions.answer_types import ANSWER_TYPES, FIXED_OPTIONS, read_letter
 from memreason_hf.data.questions.json_files import FILE_NAMES
 from memreason_hf.data.questions.memory_reason import NAMES, REPORT_FILE, build_memory_reason, load_memory_reason
-from memreason_hf.data.questions.numbers import read_number
 from memreason_hf.data.questions.own_files import (
     RawSplit,
     holds_study_files,
@@ -302,26 +301,6 @@ def _common_type(rows):
     return guesses.pop() if len(guesses) == 1 else "text"
 
 
-def _warn_of_units(source, drafts):
-    """Says that answers such as "12 apples" make the answers of all rows free texts, if most are numbers otherwise."""
-    free = [
-        (f"{part.raw.unit} {place}", row)
-        for part in drafts
-        for place, row in part.rows.items()
-        if row.answer_type is None
-    ]
-    if not free or _common_type([row for _, row in free]) != "text":
-        return
-    num_numbers = sum(read_number(row.answer) is not None for _, row in free)
-    if 2 * num_numbers > len(free):
-        others = [f"{place} ({shortened(row.answer)})" for place, row in free if row.guess() != "number"]
-        logger.warning(
-            f"{source}: {num_numbers:,} of {len(free):,} answers begin with a number, but not all of them are numbers "
-            f"and nothing else: {first_few(others, 3)}. So all are free texts, which are compared word by word. "
-            "answer_type='number' compares the values, whatever unit follows."
-        )
-
-
 def _check(source, drafts):
     problems = [
         (part.raw.where, f"{part.raw.unit} {place}", reason)
@@ -366,7 +345,6 @@ def _warn(source, drafts, columns):
             f"{source}: the columns {first_few(list(unused), 10)} are not used. If one of them belongs to the schema, "
             "name it: columns question=NAME,answer=NAME,options=NAME,steps=NAME."
         )
-    _warn_of_units(source, drafts)
     num_system = sum(row.system is not None for part in drafts for row in part.rows.values())
     if num_system:
         logger.warning(f"{source}: the system texts of {num_system:,} conversations are not kept.")

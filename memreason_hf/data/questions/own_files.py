@@ -94,9 +94,7 @@ def read_raw(
 
 def question_files(folder: Path) -> list[Path]:
     """The files of a folder that can hold question data, also those in its folder `data`."""
-    paths = [*folder.iterdir(), *folder.glob("data/*")]
-    # A command that was killed leaves a hidden file.
-    return sorted(path for path in paths if path.suffix in SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in [*folder.iterdir(), *folder.glob("data/*")] if path.suffix in SUFFIXES)
 
 
 def holds_study_files(folder: Path) -> bool:

@@ -61,14 +61,13 @@ def measure_votes(generations: Sequence[GeneratedSolution]) -> dict:
     What several solutions of each question show together.
 
     Returns:
-        `num_voted_items`; `num_samples`, the fewest of an item; `pass_at`, by k as a text, for powers of two up to
-        `num_samples` and itself, and `majority_accuracy`, shares of the items.
+        `num_samples` (the fewest of an item); `pass_at`, by k as a text, for powers of two up to `num_samples` and
+        itself, and `majority_accuracy`, shares of the items.
     """
     items = by_item(generations)
     count = min(map(len, items.values()))
     ks = sorted({2**power for power in range(count.bit_length())} | {count})
     return {
-        "num_voted_items": len(items),
         "num_samples": count,
         "pass_at": {
             str(k): fmean(pass_at(len(s), sum(one.is_correct for one in s), k) for s in items.values()) for k in ks

@@ -252,25 +252,3 @@ def test_columns_that_are_not_used_are_named(caplog):
     assert not caplog.text
     with pytest.raises(QuestionDataError, match="lacks query, which columns names for question; it has question"):
         read_questions([{"question": "a?", "answer": "yes"}], columns={"question": "query"})
-
-
-def test_units_that_make_numbers_free_texts_are_told(caplog):
-    rows = [{"question": f"How many {i}?", "answer": answer} for i, answer in enumerate(["12", "3/4", "5 apples"])]
-    assert {row["answer_type"] for row in read_questions(rows)} == {"text"}
-    assert "3 of 3 answers begin with a number" in caplog.text and "2 ('5 apples')" in caplog.text
-    caplog.clear()
-    assert {row["answer_type"] for row in read_questions(rows, answer_type="number")} == {"number"}
-    # Dates among texts are not numbers with units.
-    read_questions([*rows[2:], {"question": "Who?", "answer": "Ada"}, {"question": "Who else?", "answer": "Alan"}])
-    assert not caplog.text
-
-
-def test_hidden_files_of_a_folder_are_no_data(tmp_path):
-    row = {"question": "Is it so?", "answer": "yes"}
-    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
-    (tmp_path / ".train.17-0123456789ab.jsonl").write_text(json.dumps(row)[:20])
-    assert len(load_questions(str(tmp_path))["train"]) == 1
-    # A control: the same file without the dot is read, and is cut off.
-    (tmp_path / "train-2.jsonl").write_text(json.dumps(row)[:20])
-    with pytest.raises(QuestionDataError, match="is not JSON"):
-        load_questions(str(tmp_path))
