@@ -1,15 +1,12 @@
 """What a set of generated solutions shows: accuracy, steps by kind, and where solutions depart from the references."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import evaluate
 
 from memreason_hf.data.questions.memory_reason import reference_solution
 from memreason_hf.data.questions.schema import type_of_row
-from memreason_hf.evaluation.solutions.answer_judges import ask_judge
-from memreason_hf.evaluation.solutions.answers import Verdict
-from memreason_hf.evaluation.solutions.generation import CORRECT, WRONG, GeneratedSolution
+from memreason_hf.evaluation.solutions.generation import GeneratedSolution
 from memreason_hf.evaluation.solutions.judges import StepJudge
 from memreason_hf.evaluation.solutions.votes import by_item, majority, measure_votes
 from memreason_hf.metrics import metric_path
@@ -37,7 +34,6 @@ def measure_solutions(
     judge: str | StepJudge | None,
     seed: int,
     answer_rule: str = "published",
-    answer_judge: Callable | None = None,
 ) -> dict:
     """
     The results of the three metrics of solutions together, the tokens of all solutions, and the mean recurrences by
@@ -47,17 +43,16 @@ def measure_solutions(
     there are the results of `measure_votes` and `majority_interval`, like `accuracy_interval`.
 
     Args:
-        generations: from `generate_solutions`; with an `answer_judge`, from `with_judged_answers`.
+        generations: from `generate_solutions`.
         rows: the questions, as `load_memory_reason` gives them; each index of a solution is that of its row.
         scheme: of the steps.
-        match_option_text, judge, seed, answer_rule, answer_judge: as for the metrics. Without a judge,
-            `step_attribution` is left out.
+        match_option_text, judge, seed, answer_rule: as for the metrics. Without a judge, `step_attribution` is left
+            out.
     """
     names = METRICS if judge is not None else METRICS[:-1]
     metrics = evaluate.combine([evaluate.load(metric_path(name), keep_in_memory=True) for name in names])
     keywords = {"match_option_text": match_option_text, "scheme": scheme, "answer_rule": answer_rule, "seed": seed}
     keywords |= {} if judge is None else {"judge": judge}
-    keywords["answer_judge"] = answer_judge
     results = metrics.compute(**_texts(generations, rows, scheme), **keywords)
     results["num_tokens"] = sum(generation.num_tokens for generation in generations)
     recorded = [generation.recurrences for generation in generations if generation.recurrences is not None]
@@ -71,24 +66,6 @@ def measure_solutions(
         votes = metric.compute(**_texts(chosen, rows, scheme), **keywords)
         results["majority_interval"] = votes["accuracy_interval"]
     return results
-
-
-def with_judged_answers(
-    generations: Sequence[GeneratedSolution], rows: Sequence[Mapping], answer_judge: Callable
-) -> list[GeneratedSolution]:
-    """
-    The same solutions with the verdicts of a judge on free-text answers in other words than the right ones.
-
-    Args:
-        generations: from `generate_solutions`, with the verdicts of the answer rule.
-        rows: the questions; each index of a solution is that of its row.
-        answer_judge: for example an `AnswerJudge`.
-    """
-    verdicts = [Verdict(one.answer, one.reference, one.is_correct) for one in generations]
-    judged = ask_judge(verdicts, [rows[one.index] for one in generations], answer_judge)
-    return [
-        replace(one, verdict=CORRECT if verdict.is_correct else WRONG) for one, verdict in zip(generations, judged)
-    ]
 
 
 def _texts(generations, rows, scheme):

@@ -10,14 +10,12 @@ or the texts were decoded with the wrong tokenizer.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import evaluate
 import numpy as np
 
-from memreason_hf.data.questions.answer_types import answer_type_of
-from memreason_hf.evaluation.solutions.answer_judges import AnswerCase, ask_judge, needs_judge
 from memreason_hf.evaluation.solutions.answers import Verdict, end_of_question, extract_answer, judge_answer
 from memreason_hf.evaluation.solutions.attribution import (
     MISSING,
@@ -89,7 +87,6 @@ class ScoredText:
             "answer": verdict.answer,
             "reference": verdict.reference,
             "several": verdict.several,
-            "by_judge": verdict.by_judge,
             "verdict_in_file": _VERDICTS[row.verdict],
             "has_marks": self.has_marks,
             "is_truncated": self.is_truncated,
@@ -108,20 +105,17 @@ def score_texts(
     *,
     answer_rule: str = "published",
     match_option_text: bool = False,
-    answer_judge: Callable[[Sequence[AnswerCase]], list[bool | None]] | None = None,
 ) -> list[ScoredText]:
     """
-    Judges the answer of every text, and reads its steps.
+    Judges the answer of every text by the answer rule, and reads its steps.
 
     Args:
         rows: from `read_texts` or `join_questions`.
         scheme: how the texts mark their steps. A scheme with tokens reads any number of them.
         answer_rule, match_option_text: `rule` and `match_option_text` of `extract_answer`.
-        answer_judge: decides about free-text answers in other words than the right ones, for example an `AnswerJudge`.
 
     Raises:
-        ValueError: the right answer of a text is not known, or cannot be read, or a judge needs a question that is not
-            known; names the text.
+        ValueError: the right answer of a text is not known, or cannot be read; names the text.
 
     Example:
 
@@ -132,34 +126,7 @@ def score_texts(
     """
     settings = {"rule": answer_rule, "match_option_text": match_option_text}
     rows = complete_rows([_read_reference(row, scheme) for row in rows])
-    scored = [_score(row, scheme, settings) for row in rows]
-    return scored if answer_judge is None else _ask_about_answers(scored, answer_judge)
-
-
-def _ask_about_answers(scored, answer_judge):
-    rows = []
-    for entry in scored:
-        row, answer_type = entry.row, _type_of(entry)
-        if row.question is None and needs_judge(entry.verdict, answer_type):
-            raise ValueError(
-                f"text {row.index}: its question is not known, and answer_judge must see it. Name the column of the "
-                "questions, or pass their data set."
-            )
-        rows.append(
-            {
-                "question": row.question,
-                "answer": entry.verdict.reference,
-                "accepted_answers": row.accepted_answers,
-                "options": [],
-                "answer_type": answer_type,
-            }
-        )
-    verdicts = ask_judge([entry.verdict for entry in scored], rows, answer_judge)
-    return [dataclasses.replace(entry, verdict=verdict) for entry, verdict in zip(scored, verdicts)]
-
-
-def _type_of(entry):
-    return entry.row.answer_type or answer_type_of(entry.row.options)
+    return [_score(row, scheme, settings) for row in rows]
 
 
 def judge_scored(scored: Sequence[ScoredText], scheme: StepScheme, judge: StepJudge) -> list[ScoredText]:
@@ -191,9 +158,7 @@ def shows_steps(entry: ScoredText, scheme: StepScheme) -> bool:
     return entry.has_marks or scheme.marks == "none"
 
 
-def measure_scores(
-    scored: Sequence[ScoredText], scheme: StepScheme, *, seed: int = 0, has_answer_judge: bool = False
-) -> dict:
+def measure_scores(scored: Sequence[ScoredText], scheme: StepScheme, *, seed: int = 0) -> dict:
     """
     The numbers of one file.
 
@@ -201,7 +166,6 @@ def measure_scores(
         scored: its texts; not empty.
         scheme: how they mark their steps.
         seed: of the interval.
-        has_answer_judge: whether a judge was asked about free-text answers in other words.
 
     Returns:
         What `.summary.json` holds for a file. `steps` is None if no text shows its steps, and `outcomes` is None if no
@@ -224,8 +188,6 @@ def measure_scores(
         "num_correct": int(correct.sum()),
         "num_invalid_answers": sum(not verdict.is_valid for verdict in verdicts),
         "num_several_answers": sum(verdict.several for verdict in verdicts),
-        "num_judged_answers": sum(verdict.by_judge for verdict in verdicts),
-        "num_unjudged_answers": _num_unjudged(scored) if has_answer_judge else 0,
         "verdicts_in_file": {"count": len(known), "same": len(known) - len(different), "different": different},
         "num_with_marks": sum(entry.has_marks for entry in scored),
         "num_showing_steps": len(shown),
@@ -234,11 +196,6 @@ def measure_scores(
         "outcomes": _outcomes(judged, list(distribution["steps_by_kind"])) if judged else None,
         "faults": list(dict.fromkeys(entry.judged.fault for entry in judged if entry.judged.fault is not None)),
     }
-
-
-def _num_unjudged(scored):
-    """The answers that a judge was asked about, and gave no verdict on."""
-    return sum(not entry.verdict.by_judge and needs_judge(entry.verdict, _type_of(entry)) for entry in scored)
 
 
 def score_report(name: str, scores: Mapping, *, judge: str | None) -> str:

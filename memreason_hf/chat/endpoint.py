@@ -91,11 +91,6 @@ class EndpointChat:
         # Requests without an answer since the last answer, and whether there was any.
         self._num_lost, self._has_answered = 0, False
 
-    @property
-    def place(self) -> str:
-        """Where the model is asked: an address, or a provider of the Hub. It holds no key."""
-        return _place(self.base_url, self.provider)
-
     async def ask(
         self, messages: Messages, *, max_tokens: int, temperature: float = 0.0, seed: int | None = None
     ) -> ChatReply:
@@ -165,7 +160,7 @@ class EndpointChat:
         if blames != "request" or not self._has_answered:
             self._num_lost += 1
         is_fatal = blames == "endpoint" or self._num_lost >= _MOST_LOST
-        where = f"llm={self.model!r} at {self.place}"
+        where = f"llm={self.model!r} at {_place(self.base_url, self.provider)}"
         raise ChatError(f"{where}: {reason}." if is_fatal else f"{reason}.", not failure.passes, is_fatal)
 
     def _redacted(self, reason):
@@ -257,10 +252,6 @@ class _Lent:
 
 def _check_address(base_url):
     check_type("base_url", base_url, str, "an address")
-    # Not shown: what stands there may be a key, and the client appends the path of its requests.
-    for mark, what in (("@", "a name or a password"), ("?", "a query"), ("#", "a fragment")):
-        if mark in base_url:
-            raise ValueError(f"base_url holds {what} ({mark!r}). Put the key into {KEY_VARIABLE}, and leave it out.")
     try:
         parts = urlsplit(base_url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
@@ -268,6 +259,8 @@ def _check_address(base_url):
         is_address = False
     if not is_address:
         raise ValueError(f"base_url={base_url!r} must be an address, for example http://127.0.0.1:8000/v1.")
+    if parts.username or parts.password:
+        raise ValueError(f"base_url holds a name or a password. Put the key into {KEY_VARIABLE}, and leave it out.")
 
 
 def _read_key(variable):

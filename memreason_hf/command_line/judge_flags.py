@@ -1,4 +1,4 @@
-"""The judges of steps and of answers that a command uses: rules, or a language model."""
+"""The judge of steps that a command uses: a rule, or a language model."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +16,6 @@ from memreason_hf.evaluation.known_truth.agreement import (
     measure_judge,
     world_guide,
 )
-from memreason_hf.evaluation.solutions.answer_judges import PROMPT, AnswerJudge, check_answer_prompt
-from memreason_hf.evaluation.solutions.answer_judges import PROMPT_FIELDS as ANSWER_FIELDS
-from memreason_hf.evaluation.solutions.chat_answers import ChatAnswers
 from memreason_hf.evaluation.solutions.chat_judges import ChatJudge, check_prompt
 from memreason_hf.evaluation.solutions.judges import JUDGES, StepJudge
 from memreason_hf.evaluation.solutions.reply_files import ReplyFile
@@ -26,7 +23,7 @@ from memreason_hf.files import read_text
 from memreason_hf.locks import locked
 
 
-NO_JUDGE, LANGUAGE_MODEL, RULE = "none", "llm", "rule"
+NO_JUDGE, LANGUAGE_MODEL = "none", "llm"
 # Added to the name of an output file for the file of a language model's replies.
 REPLIES_SUFFIX = ".replies.jsonl"
 # Flags of the language model that `--help` lists.
@@ -34,49 +31,13 @@ SHOWN_FLAGS = ("llm", "endpoint", "provider", "concurrency")
 # Rules cost nothing, and a request for each change does.
 _NUM_CHECKED, _NUM_CHECKED_BY_RULE = 5, 60
 _MOST_CHECKED = 10_000
-_OF_STEPS = ("judge_prompt", "judge_background", "judge_tries")
-
-
-@dataclass(frozen=True)
-class Judges:
-    """
-    The judges of a command, while `JudgeFlags.open` runs.
-
-    Attributes:
-        steps: judges steps; None if nobody does.
-        answers: judges free-text answers in other words; None where the rule alone does.
-        name: what tables call the judge of steps.
-        llm: the name of the language model, if one is asked.
-    """
-
-    steps: StepJudge | None = None
-    answers: AnswerJudge | None = None
-    name: str = NO_JUDGE
-    llm: str | None = None
-
-    def describe_answers(self, num_judged: int, num_unjudged: int) -> str | None:
-        """What the judge of answers said, as a line; None where there is none."""
-        if self.answers is None:
-            return None
-        line = f"free-text answers in other words, judged by {self.llm}: {num_judged + num_unjudged:,}"
-        if num_unjudged:
-            line += f", of which {num_unjudged:,} got no verdict and count as wrong ({self.answers.ask.fault})"
-        return line
-
-    def describe_usage(self) -> str | None:
-        """What the language model has cost, as a line; None if none is asked."""
-        usages = [self.steps.usage] if isinstance(self.steps, ChatJudge) else []
-        usages += [] if self.answers is None else [self.answers.ask.usage]
-        if not usages:
-            return None
-        requests, tokens = (sum(usage[name] for usage in usages) for name in ("requests", "tokens"))
-        return f"{self.llm} was asked {requests:,} times, {tokens:,} tokens in all"
+_OF_LANGUAGE_MODELS = ("judge_prompt", "judge_background", "judge_tries")
 
 
 @dataclass
 class JudgeFlags:
     """
-    Who judges the steps, and free-text answers.
+    Who judges the steps.
 
     Example:
         >>> flags = JudgeFlags()
@@ -106,21 +67,6 @@ class JudgeFlags:
     judge_tries: int = field(
         default=3, metadata={"help": "How often the language model is asked if its reply cannot be read."}
     )
-    answer_judge: Literal["rule", "llm"] = field(
-        default="rule",
-        metadata={
-            "help": "Who decides whether a free-text answer in other words is right. rule: it is wrong; llm asks the "
-            "language model --llm."
-        },
-    )
-    answer_prompt: str | None = field(
-        default=None,
-        metadata={
-            "help": "File with the request about an answer, which must be replied to with yes or no. Its fields are "
-            f"{', '.join(f'{{{name}}}' for name in ANSWER_FIELDS)}. Default: PROMPT of "
-            "memreason_hf/evaluation/solutions/answer_judges.py."
-        },
-    )
     agreement: int | None = field(
         default=None,
         metadata={
@@ -141,33 +87,25 @@ class JudgeFlags:
         check_int("judge_tries", self.judge_tries, least=1)
         if self.agreement is not None:
             check_int("agreement", self.agreement, 0, _MOST_CHECKED, "more do not change the rates")
-        if self._asks:
+        if self.judge == LANGUAGE_MODEL:
             chat.check()
+            self._texts()
+            return
         usual = JudgeFlags()
-        given = {name: getattr(self, name) for name in (*_OF_STEPS, "answer_prompt")}
+        given = {name: getattr(self, name) for name in _OF_LANGUAGE_MODELS}
         given = {name: value for name, value in given.items() if value != getattr(usual, name)}
-        if self.judge != LANGUAGE_MODEL:
-            refuse_unused({name: value for name, value in given.items() if name in _OF_STEPS}, "Add --judge llm")
-        if self.answer_judge != LANGUAGE_MODEL:
-            given = {name: value for name, value in given.items() if name not in _OF_STEPS}
-            refuse_unused(given, "Add --answer_judge llm")
-        if not self._asks:
-            refuse_unused(given_chat_flags(chat), "Add --judge llm or --answer_judge llm")
-        self._step_texts()
-        self._answer_prompt()
-
-    @property
-    def _asks(self):
-        return LANGUAGE_MODEL in (self.judge, self.answer_judge)
+        refuse_unused({**given, **given_chat_flags(chat)}, "Add --judge llm")
 
     def name(self, chat: ChatFlags) -> str:
-        """What tables call the judge of steps."""
+        """What tables call the judge."""
         return chat.name if self.judge == LANGUAGE_MODEL else self.judge
 
     @contextmanager
-    def open(self, chat: ChatFlags, replies: Path | None = None, *, progress: bool = False) -> Iterator[Judges]:
+    def open(
+        self, chat: ChatFlags, replies: Path | None = None, *, progress: bool = False
+    ) -> Iterator[StepJudge | None]:
         """
-        The judges while the block runs.
+        The judge while the block runs; None if nobody judges.
 
         Args:
             chat: the flags of the language model.
@@ -178,13 +116,13 @@ class JudgeFlags:
             InUseError: another process is adding to the file of replies.
             ValueError, OSError: the file of replies is another one, or the language model cannot be loaded.
         """
-        if not self._asks:
-            yield Judges(self._rule(), name=self.judge)
+        if self.judge != LANGUAGE_MODEL:
+            yield None if self.judge == NO_JUDGE else JUDGES[self.judge]()
         elif replies is None:
-            yield self._judges(chat, progress=progress)
+            yield self._chat_judge(chat, progress=progress)
         else:
             with locked(replies):
-                yield self._judges(chat, replies=ReplyFile(replies), progress=progress)
+                yield self._chat_judge(chat, replies=ReplyFile(replies), progress=progress)
 
     def measure(self, judge: StepJudge, name: str) -> tuple[dict, str] | None:
         """
@@ -207,57 +145,30 @@ class JudgeFlags:
         rates = measure_judge(judge, facts, solutions).to_dict()
         return rates, describe_agreement(name, rates)
 
-    def _rule(self):
-        return None if self.judge == NO_JUDGE else JUDGES[self.judge]()
+    def _chat_judge(self, chat, **settings):
+        prompt, background = self._texts()
+        return chat_judge(chat, prompt=prompt, background=background or "", max_tries=self.judge_tries, **settings)
 
-    def _judges(self, chat, **settings):
-        """The judges, of which at least one is the language model: it is loaded once."""
-        model = chat.open()
-        settings |= reply_settings(chat)
-        steps = answers = None
-        if self.judge != LANGUAGE_MODEL:
-            steps = self._rule()
-        else:
-            prompt, background = self._step_texts()
-            own = {"prompt": prompt, "background": background or "", "max_tries": self.judge_tries}
-            steps = ChatJudge(model, **own, **settings)
-        if self.answer_judge == LANGUAGE_MODEL:
-            answers = AnswerJudge(ChatAnswers(model, **settings), prompt=self._answer_prompt() or PROMPT)
-        return Judges(steps, answers, self.name(chat), chat.name)
-
-    def _step_texts(self):
-        prompt = _read_prompt("judge_prompt", self.judge_prompt, check_prompt)
-        return prompt, _read_prompt("judge_background", self.judge_background)
-
-    def _answer_prompt(self):
-        return _read_prompt("answer_prompt", self.answer_prompt, check_answer_prompt)
-
-
-def _read_prompt(name, path, check=None):
-    """The text of a file that a flag names; None without one."""
-    if path is None:
-        return None
-    try:
-        text = read_text(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}={path!r} must be a text in UTF-8 ({error}).") from None
-    if check is not None:
-        try:
-            check(text)
-        except ValueError as error:
-            raise ValueError(f"{name}={path!r}: {error}") from None
-    return text
+    def _texts(self):
+        texts = []
+        for name in ("judge_prompt", "judge_background"):
+            path = getattr(self, name)
+            try:
+                texts.append(None if path is None else read_text(path))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{name}={path!r} must be a text in UTF-8 ({error}).") from None
+        if texts[0] is not None:
+            try:
+                check_prompt(texts[0])
+            except ValueError as error:
+                raise ValueError(f"judge_prompt={self.judge_prompt!r}: {error}") from None
+        return texts
 
 
 def given_chat_flags(chat: ChatFlags) -> dict[str, object]:
     """The flags of the language model that differ from their defaults, with their values."""
     usual = {field.name: field.default for field in fields(chat)}
     return {name: getattr(chat, name) for name, value in usual.items() if getattr(chat, name) != value}
-
-
-def reply_settings(chat: ChatFlags) -> dict[str, object]:
-    """The arguments of a judge that follow from the flags of the language model."""
-    return {"name": chat.name, "max_tokens": chat.llm_max_tokens, "temperature": chat.llm_temperature}
 
 
 def refuse_unused(given: Mapping[str, object], remedy: str) -> None:
@@ -271,4 +182,30 @@ def refuse_unused(given: Mapping[str, object], remedy: str) -> None:
         raise ValueError(f"{name}={value!r} is for a language model as judge. {remedy}, or leave it out.")
 
 
-JUDGE = Section("judge", JudgeFlags, "judges of steps and of answers")
+def chat_judge(chat: ChatFlags, **settings) -> ChatJudge:
+    """
+    The language model of the flags as a judge.
+
+    Args:
+        settings: for `ChatJudge`.
+
+    Raises:
+        ValueError, OSError: see `ChatFlags.open`.
+    """
+    return ChatJudge(
+        chat.open(),
+        name=chat.name,
+        max_tokens=chat.llm_max_tokens,
+        temperature=chat.llm_temperature,
+        **settings,
+    )
+
+
+def describe_usage(judge: StepJudge | None) -> str | None:
+    """What a language model as judge has cost, as a line; None for another judge."""
+    if not isinstance(judge, ChatJudge):
+        return None
+    return f"{judge.name} was asked {judge.usage['requests']:,} times, {judge.usage['tokens']:,} tokens in all"
+
+
+JUDGE = Section("judge", JudgeFlags, "judge of the steps")

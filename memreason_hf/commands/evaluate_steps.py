@@ -16,11 +16,11 @@ from transformers import LogitsProcessorList
 
 from memreason_hf.adapters.model import rows_in_place
 from memreason_hf.analysis.comparison_tables import ComparisonRow, comparison_table, table_format
-from memreason_hf.analysis.solution_report import measure_solutions, solution_report, with_judged_answers
+from memreason_hf.analysis.solution_report import measure_solutions, solution_report
 from memreason_hf.command_line.chat_flags import chat_section
 from memreason_hf.command_line.depth_arguments import DEPTH, DepthByKindArguments
 from memreason_hf.command_line.errors import USER_ERRORS, user_errors
-from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_FLAGS, Judges
+from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_FLAGS, describe_usage
 from memreason_hf.command_line.model_flags import model_section
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.solution_runs import DrawingArguments, StyleArguments, place_name, prepare_runs
@@ -34,6 +34,7 @@ from memreason_hf.evaluation.solutions.answers import ANSWER_RULES
 from memreason_hf.evaluation.solutions.calculator import Calculator
 from memreason_hf.evaluation.solutions.generation import check_max_new_tokens, generate_solutions
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
+from memreason_hf.evaluation.solutions.judges import StepJudge
 from memreason_hf.evaluation.solutions.votes import vote_scores
 from memreason_hf.files import check_places, whole_file, write_json
 from memreason_hf.locks import locked
@@ -46,8 +47,7 @@ Lets a model solve the questions of a data set step by step, and judges the answ
 bootstrap interval over questions, the numbers of invalid answers and of texts that were cut off, the steps by kind in
 the solutions and in the references, and the kind of the step at which solutions first depart from the reference, for
 right and for wrong answers apart. The judge of the steps is a rule, or a language model (--judge llm), which does
-without references; next to its name stands how it agrees with the known truth of the test bed. A language model can
-also decide about free-text answers in other words (--answer_judge llm), which the rule counts as wrong.
+without references; next to its name stands how it agrees with the known truth of the test bed.
 
 A model that was fine-tuned gets the prompt that it was trained with, which was saved with its tokenizer: the question
 and the prefix tokens of its scheme, or a chat template, an instruction, demonstrations. Any other model is asked by
@@ -65,7 +65,6 @@ examples:
   memreason evaluate-steps MODEL --data OWNER/NAME --answer_rule lenient
   memreason evaluate-steps MODEL --data data/gsm8k --num_demonstrations 4 --max_new_tokens 300
   memreason evaluate-steps MODEL --data data/gsm8k --judge llm --llm JUDGE --endpoint http://127.0.0.1:8000/v1
-  memreason evaluate-steps MODEL --data free_text.jsonl --answer_judge llm --llm JUDGE --endpoint http://127.0.0.1:8000/v1
   memreason evaluate-steps RECURRENT_MODEL --data data/strategy_qa --depth_by_kind memory=2,reason=16
   memreason evaluate-steps Qwen/Qwen2.5-7B-Instruct --data data/strategy_qa --style direct chain_of_thought \\
       --chat_template --output_dir runs/untrained
@@ -279,16 +278,16 @@ def _evaluate(model, data, solving, judging, chat, styles, prompts, drawing, dep
                 print(f"{run.title}, the prompt of the first question:\n{run.shown_prompt(rows[0]['question'])}\n")
             files = output.files(run.file_name)
             replies = Path(f"{files[0]}{REPLIES_SUFFIX}") if files else None
-            with judging.open(chat, replies, progress=not model.no_progress) as judges:
-                if judges.steps is not None and agreement is None:
+            with judging.open(chat, replies, progress=not model.no_progress) as judge:
+                if judge is not None and agreement is None:
                     # A judge that cannot be used is found before anything is generated.
-                    agreement = judging.measure(judges.steps, judges.name)
+                    agreement = judging.measure(judge, judging.name(chat))
                 if network is None or loaded != run.flags or run.new_scheme is not None:
                     # The memory of the last model is free before the next one is read.
                     network = None
                     network = run.load()
                     loaded = None if run.new_scheme is not None else run.flags
-                judged = _Judged(judges, agreement)
+                judged = _Judged(judge, judging.name(chat), agreement)
                 table.append(_evaluate_run(run, network, rows, data, solving, sampling, output, judged))
     _write_table(table, output, num_runs)
     return 0
@@ -296,9 +295,10 @@ def _evaluate(model, data, solving, judging, chat, styles, prompts, drawing, dep
 
 @dataclass(frozen=True)
 class _Judged:
-    """The judges of a run, and how the one of steps agrees with the known truth of the test bed."""
+    """The judge of a run, what tables call it, and how it agrees with the known truth of the test bed."""
 
-    by: Judges
+    judge: StepJudge | None
+    name: str
     agreement: tuple[dict, str] | None
 
 
@@ -327,28 +327,23 @@ def _evaluate_run(run, network, rows, data, solving, sampling, output, judged) -
             **_calculator(solving, prompter.tokenizer),
         )
     seconds = time.perf_counter() - started
-    judges = judged.by
-    if judges.answers is not None:
-        generations = with_judged_answers(generations, rows, judges.answers)
+    scheme = prompter.scheme
     results = measure_solutions(
         generations,
         rows,
-        prompter.scheme,
+        scheme,
         match_option_text=solving.match_option_text,
         answer_rule=solving.answer_rule,
-        judge=judges.steps,
+        judge=judged.judge,
         seed=solving.seed,
-        answer_judge=judges.answers,
     )
     style = "" if prompter.format.style == "steps" else f", {prompter.format.style}"
     title = f"{run.flags.model} on {data.data}, {data.split}{style}"
-    options = {"max_new_tokens": solving.max_new_tokens, "judge": judges.name}
+    options = {"max_new_tokens": solving.max_new_tokens, "judge": judged.name}
     print(solution_report(results, generations, title=title, **options))
-    if said := judges.describe_answers(results["num_judged_answers"], results["num_unjudged_answers"]):
-        print(visible(said))
     if judged.agreement is not None:
         print(f"\n{visible(judged.agreement[1])}")
-    if usage := judges.describe_usage():
+    if usage := describe_usage(judged.judge):
         print(visible(usage))
     if prompter.format != PromptFormat():
         print(f"prompt: {prompter.format.describe()}{_origin(prompter)}")
@@ -356,17 +351,10 @@ def _evaluate_run(run, network, rows, data, solving, sampling, output, judged) -
     if files:
         summary = {key: value for key, value in results.items() if key != "attributions"}
         if judged.agreement is not None:
-            summary["judge"] = {"name": judges.name, "agreement": agreement_by_kind(judged.agreement[0])}
-        if judges.answers is not None:
-            summary["answer_judge"] = {"name": judges.llm, "verdicts": _verdicts(generations)}
+            summary["judge"] = {"name": judged.name, "agreement": agreement_by_kind(judged.agreement[0])}
         write_json(files[2], summary, ensure_ascii=False)
         print(f"texts: {files[0]}")
     return ComparisonRow.from_results(run.title, results, scores=vote_scores(results))
-
-
-def _verdicts(generations):
-    """Every verdict with that of the judge of answers, which the file of texts does not hold."""
-    return [{"index": one.index, "sample": one.sample, "verdict": one.verdict} for one in generations]
 
 
 def _calculator(solving, tokenizer):

@@ -22,7 +22,7 @@ from memreason_hf.analysis.solution_scores import (
 )
 from memreason_hf.command_line.chat_flags import chat_section
 from memreason_hf.command_line.errors import user_errors
-from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_FLAGS, Judges
+from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_FLAGS, describe_usage
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.data.questions.answer_types import ANSWER_TYPES
 from memreason_hf.data.questions.memory_reason import NAMES
@@ -53,8 +53,7 @@ the marks may be of another scheme, or the texts were decoded with a wrong token
 
 The judge of the steps is a rule that compares with reference steps, or a language model (--judge llm), which does
 without. Next to its name stands how it agrees with the known truth of the test bed: precision, recall and
-false alarms by kind of error. A language model can also decide about free-text answers in other words
-(--answer_judge llm), which the rule counts as wrong.
+false alarms by kind of error.
 """
 EPILOG = """\
 examples:
@@ -65,7 +64,6 @@ examples:
   memreason score a.jsonl b.jsonl c.jsonl --judge none                      # a table of three files
   memreason score test.jsonl --judge llm --llm MODEL --endpoint http://127.0.0.1:8000/v1 --output_file scores.jsonl
   memreason score test.jsonl --judge llm --llm FOLDER_OF_AN_INSTRUCT_MODEL --agreement 0
-  memreason score texts.jsonl --data questions.jsonl --answer_judge llm --llm MODEL --endpoint http://127.0.0.1:8000/v1
 
 --output_file X writes X (a line for each text: its verdict, answer, steps, and what the judge said of each step) and
 X.summary.json (the numbers that are printed). X.replies.jsonl keeps the replies of a language model as they arrive:
@@ -270,42 +268,35 @@ def _typed(file, answer_type):
 
 def _score(files, schemes, scoring, judging, chat, output):
     names = _short_names([file.path for file in files])
-    rules = {"answer_rule": scoring.answer_rule, "match_option_text": scoring.match_option_text}
-    scored = _score_files(files, schemes, rules)
-    for name, scheme, entries in zip(names, schemes, scored):
-        _warn_of_marks(name, scheme, entries)
-    with judging.open(chat, output.replies(), progress=not scoring.no_progress) as judges:
-        agreement = None
-        if judges.steps is not None and not _can_judge(judges.steps, scored, schemes):
-            print("steps are not judged: no text has both readable marks and reference steps to compare with\n")
-            judges = dataclasses.replace(judges, steps=None)
-        if judges.steps is not None:
-            # First: a judge that cannot be used is found before it is asked about every text.
-            agreement = judging.measure(judges.steps, judges.name)
-        if judges.answers is not None:
-            scored = _score_files(files, schemes, {**rules, "answer_judge": judges.answers})
-        if judges.steps is not None:
-            scored = [judge_scored(entries, scheme, judges.steps) for entries, scheme in zip(scored, schemes)]
-    measured = {"seed": scoring.seed, "has_answer_judge": judges.answers is not None}
-    scores = {
-        name: measure_scores(entries, scheme, **measured) for name, entries, scheme in zip(names, scored, schemes)
-    }
-    _print(scores, agreement, judges)
-    if output.paths():
-        _write(output, names, scored, _summary(scores, agreement, judges))
-    else:
-        print("\nNothing was written. --output_file FILE keeps every verdict.")
-    return 0
-
-
-def _score_files(files, schemes, settings):
     scored = []
     for file, scheme in zip(files, schemes):
         try:
-            scored.append(score_texts(file.rows, scheme, **settings))
+            rules = {"answer_rule": scoring.answer_rule, "match_option_text": scoring.match_option_text}
+            scored.append(score_texts(file.rows, scheme, **rules))
         except ValueError as error:
             raise ValueError(f"{file.path}, {error}") from None
-    return scored
+    for name, scheme, entries in zip(names, schemes, scored):
+        _warn_of_marks(name, scheme, entries)
+    judge_name = judging.name(chat)
+    with judging.open(chat, output.replies(), progress=not scoring.no_progress) as judge:
+        agreement = None
+        if judge is not None and not _can_judge(judge, scored, schemes):
+            print("steps are not judged: no text has both readable marks and reference steps to compare with\n")
+            judge = None
+        if judge is not None:
+            # First: a judge that cannot be used is found before it is asked about every text.
+            agreement = judging.measure(judge, judge_name)
+            scored = [judge_scored(entries, scheme, judge) for entries, scheme in zip(scored, schemes)]
+    scores = {
+        name: measure_scores(entries, scheme, seed=scoring.seed)
+        for name, entries, scheme in zip(names, scored, schemes)
+    }
+    _print(scores, agreement, judge, judge_name)
+    if output.paths():
+        _write(output, names, scored, _summary(scores, agreement, judge, judge_name))
+    else:
+        print("\nNothing was written. --output_file FILE keeps every verdict.")
+    return 0
 
 
 def _can_judge(judge, scored, schemes):
@@ -343,25 +334,19 @@ def _warn_of_marks(name, scheme, entries):
         )
 
 
-def _print(scores: dict, agreement, judges: Judges):
-    shown = judges.name if judges.steps is not None else None
-    parts = []
-    for name, part in scores.items():
-        said = judges.describe_answers(part["num_judged_answers"], part["num_unjudged_answers"])
-        parts.append("\n".join([score_report(name, part, judge=shown), *([said] if said else [])]))
-    print("\n\n".join(map(visible, parts)))
+def _print(scores, agreement, judge, judge_name):
+    shown = judge_name if judge is not None else None
+    print("\n\n".join(visible(score_report(name, part, judge=shown)) for name, part in scores.items()))
     if len(scores) > 1:
         print(f"\n{visible(comparison_of_files(scores))}")
     if agreement is not None:
         print(f"\n{visible(agreement[1])}")
-    if usage := judges.describe_usage():
+    if usage := describe_usage(judge):
         print(visible(usage))
 
 
-def _summary(scores, agreement, judges):
-    summary = {"files": scores, "judge": None if judges.steps is None else judges.name}
-    if judges.answers is not None:
-        summary["answer_judge"] = judges.llm
+def _summary(scores, agreement, judge, judge_name):
+    summary = {"files": scores, "judge": None if judge is None else judge_name}
     if agreement is not None:
         summary["agreement"] = {"counts": agreement[0], "by_kind": agreement_by_kind(agreement[0])}
     return summary

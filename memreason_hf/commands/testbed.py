@@ -9,9 +9,8 @@ from pathlib import Path
 
 from memreason_hf.command_line.chat_flags import chat_section
 from memreason_hf.command_line.errors import user_errors
-from memreason_hf.command_line.judge_flags import SHOWN_FLAGS, given_chat_flags, refuse_unused, reply_settings
+from memreason_hf.command_line.judge_flags import SHOWN_FLAGS, chat_judge, given_chat_flags, refuse_unused
 from memreason_hf.command_line.parser import CommandParser, Section
-from memreason_hf.evaluation.solutions.chat_judges import ChatJudge
 from memreason_hf.experiments.testbed.report import report
 from memreason_hf.experiments.testbed.run import FIGURE_FILE, TestbedArguments, run_testbed
 
@@ -62,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments, chat = make_parser().parse_sections(argv)
         if chat.llm is None:
             refuse_unused(given_chat_flags(chat), "Name it with --llm")
-        judge = None if chat.llm is None else ChatJudge(chat.open(), **reply_settings(chat), progress=True)
-        results = run_testbed(arguments, judge)
+        results = run_testbed(arguments, None if chat.llm is None else chat_judge(chat, progress=True))
         folder = Path(arguments.output_dir)
         print(report(results))
         print(f"\nThe test bed took {results['seconds']:.0f} s. Every text is in {folder}/*/solutions.jsonl;")

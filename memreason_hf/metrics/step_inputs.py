@@ -23,9 +23,8 @@ from memreason_hf.checks import (
     check_type,
     shortened,
 )
-from memreason_hf.data.questions.answer_types import ANSWER_TYPES, FIXED_OPTIONS, answer_type_of
+from memreason_hf.data.questions.answer_types import ANSWER_TYPES, FIXED_OPTIONS
 from memreason_hf.data.questions.options import options_by_label
-from memreason_hf.evaluation.solutions.answer_judges import ask_judge
 from memreason_hf.evaluation.solutions.answers import (
     ANSWER_RULES,
     Verdict,
@@ -65,9 +64,8 @@ class SolutionInputs:
         scheme: how the texts mark their steps.
         answer_types: the type of each answer; None where it follows from the options.
         accepted_answers: the further right answers of each item.
-        options, match_option_text, answer_rule, answer_judge: arguments of `answer_accuracy` and of
-            `step_attribution`.
-        bootstrap_samples, confidence, seed: arguments of `answer_accuracy`.
+        options, match_option_text, answer_rule, answer_judge, bootstrap_samples, confidence, seed: arguments of
+            `answer_accuracy`.
         judge: argument of `step_attribution`.
     """
 
@@ -116,33 +114,6 @@ class SolutionInputs:
             question=question,
             match_option_text=self.match_option_text,
         )
-
-    def ask_about(self, verdicts: Sequence[Verdict | None], options: Sequence[Mapping[str, str]]) -> list:
-        """
-        Verdicts of the answer rule with those of the judge of answers, if there is one.
-
-        Args:
-            verdicts: from `judge_answer_of`, for each item; None stays None.
-            options: of each item.
-        """
-        if self.answer_judge is None:
-            return list(verdicts)
-        known = [index for index, verdict in enumerate(verdicts) if verdict is not None]
-        rows = [
-            {
-                "question": self.questions[index] or "",
-                "answer": verdicts[index].reference,
-                "accepted_answers": self.accepted_answers[index],
-                "answer_type": self.type_of_answer(index, options[index]),
-            }
-            for index in known
-        ]
-        judged = dict(zip(known, ask_judge([verdicts[index] for index in known], rows, self.answer_judge)))
-        return [judged.get(index) for index in range(len(verdicts))]
-
-    def type_of_answer(self, index: int, labels: Mapping[str, str]) -> str:
-        """The type of the answer of one item with these options."""
-        return self.answer_types[index] or answer_type_of(labels)
 
 
 class SolutionMetric(evaluate.Metric, ABC):

@@ -292,10 +292,7 @@ def test_a_model_on_this_machine_as_judge(tmp_path, capsys):
         (["--name", "strategy_qa"], "name='strategy_qa' is of a data set of --data, which is not given"),
         (["--data", "nowhere"], "data='nowhere': nowhere is no file or folder here"),
         (["nowhere.jsonl"], "files='nowhere.jsonl': no such file"),
-        (
-            ["--concurrency", "0"],
-            "concurrency=0 is for a language model as judge. Add --judge llm or --answer_judge llm",
-        ),
+        (["--concurrency", "0"], "concurrency=0 is for a language model as judge. Add --judge llm, or leave it out"),
         (["--agreement", "99999"], "agreement=99999 must be at most 10,000"),
         (["--marks", "dots"], "marks='dots' must be one of tokens"),
         (["--output_file", "."], "is a folder"),

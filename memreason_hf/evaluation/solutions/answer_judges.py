@@ -53,7 +53,8 @@ class AnswerJudge:
 
     Args:
         ask: sends requests to the model, see `Ask`. A request is a list of messages with `role` and `content`.
-        prompt: the text of a request, see `check_answer_prompt`. Default: `PROMPT`.
+        prompt: the text of a request, with the fields `{question}`, `{right_answers}` and `{answer}`. Default:
+            `PROMPT`.
 
     Attributes:
         num_asked: number of distinct answers that were asked about.
@@ -71,7 +72,11 @@ class AnswerJudge:
 
     def __init__(self, ask: Ask, *, prompt: str = PROMPT):
         check_callable("ask", ask, "a function from requests to replies")
-        check_answer_prompt(prompt)
+        check_type("prompt", prompt, str, "a text")
+        missing = [name for name in PROMPT_FIELDS if f"{{{name}}}" not in prompt]
+        if missing:
+            fields = ", ".join(f"{{{name}}}" for name in missing)
+            raise ValueError(f"prompt={prompt[:60]!r} lacks {fields}, which the judge must see. Add what is missing.")
         self.ask, self.prompt = ask, prompt
         self.num_asked = self.num_unreadable = 0
         self._known: dict[AnswerCase, bool | None] = {}
@@ -89,7 +94,8 @@ class AnswerJudge:
             for key, reply in self.ask({key: self._request(case) for key, case in left.items()}) if left else ():
                 if key not in left:
                     raise ValueError(f"ask gave a reply for {key!r}, which was not among the requests.")
-                self._known[left[key]] = read_yes_no(reply) if isinstance(reply, str) else None
+                match = _REPLY.fullmatch(reply) if isinstance(reply, str) else None
+                self._known[left[key]] = match[1].lower() == "yes" if match else None
             left = {key: case for key, case in left.items() if self._known.get(case) is None}
         self._known.update(dict.fromkeys(left.values()))
         self.num_asked += len(new)
@@ -104,33 +110,6 @@ class AnswerJudge:
         }
         # In one pass, because an answer may hold the name of a field.
         return [{"role": "user", "content": _FIELD.sub(lambda match: values[match[1]], self.prompt)}]
-
-
-def check_answer_prompt(prompt: str) -> None:
-    """
-    Checks that a request shows `{question}`, `{right_answers}` and `{answer}`.
-
-    Raises:
-        TypeError, ValueError: it is not a text, or lacks a field.
-    """
-    check_type("prompt", prompt, str, "a text")
-    missing = [name for name in PROMPT_FIELDS if f"{{{name}}}" not in prompt]
-    if missing:
-        fields = ", ".join(f"{{{name}}}" for name in missing)
-        raise ValueError(f"prompt={prompt[:60]!r} lacks {fields}, which the judge must see. Add what is missing.")
-
-
-def read_yes_no(reply: str) -> bool | None:
-    """
-    The verdict of a reply: yes or no, apart from punctuation and markup; None for any other text.
-
-    Example:
-
-        >>> read_yes_no(" **Yes.**"), read_yes_no("no"), read_yes_no("It depends.")
-        (True, False, None)
-    """
-    match = _REPLY.fullmatch(reply)
-    return None if match is None else match[1].lower() == "yes"
 
 
 def judge_texts(
@@ -175,7 +154,7 @@ def ask_judge(
         for index, (verdict, row) in enumerate(zip(verdicts, rows))
         if needs_judge(verdict, type_of_row(row))
     }
-    said = dict(zip(cases, answer_judge(list(cases.values())), strict=True)) if cases else {}
+    said = dict(zip(cases, answer_judge(list(cases.values())))) if cases else {}
     return [
         verdict if said.get(index) is None else replace(verdict, is_correct=said[index], by_judge=True)
         for index, verdict in enumerate(verdicts)

@@ -6,29 +6,11 @@ Replies of a language model that are kept, so that a command that was stopped do
         replies.add(key, text)
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from memreason_hf.files import parse_json, read_bytes
-
-
-def reply_key(
-    chat: object, name: str, messages: Sequence[Mapping[str, str]], settings: Mapping[str, object], seed: int
-) -> str:
-    """
-    What a reply depends on, as a hash.
-
-    Args:
-        chat: the model that is asked. Its `place`, if it has one, tells endpoints apart that serve models of one name.
-        name: of the model.
-        messages: the request.
-        settings, seed: of the reply.
-    """
-    values = [getattr(chat, "place", None), name, [dict(message) for message in messages], dict(settings), seed]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class ReplyFile:

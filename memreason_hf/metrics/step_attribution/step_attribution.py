@@ -37,9 +37,9 @@ Args:
     questions (`list` of `str`, *optional*): the question of each item, to which judges may refer.
     scheme (`StepScheme` or `dict`, *optional*): how the texts mark their steps. Needed if they do not use tokens, or
         have kinds other than memory and reason.
-    options, answer_types, accepted_answers, answer_rule, match_option_text, answer_judge (*optional*): as for
-        `answer_accuracy`, whose rule and judge decide whether an answer is right. Where a reference gives no answer
-        that the rule can read, the words of the answers are compared.
+    options, answer_types, accepted_answers, answer_rule, match_option_text (*optional*): as for `answer_accuracy`,
+        whose rule decides whether an answer is right. Where a reference gives no answer that the rule can read, the
+        words of the answers are compared.
     bootstrap_samples, confidence, seed: ignored; arguments of other modules in an `evaluate.combine`.
 
 Returns:
@@ -117,25 +117,16 @@ class StepAttribution(SolutionMetric):
 
 def _answers(inputs):
     """What the answer rule says of every solution; None where it cannot read the answer of the reference."""
-    verdicts, labels_of_items = [], []
+    answers = []
     options = None if inputs.options is None else read_options(inputs.options, inputs.references)
     for index, (reference, answer_type) in enumerate(zip(inputs.references, inputs.answer_types)):
         try:
             labels = read_options(None, [reference], [answer_type])[0] if options is None else options[index]
             verdict = inputs.judge_answer_of(index, labels)
+            answers.append(MISSING if not verdict.is_valid else RIGHT if verdict.is_correct else WRONG)
         except ValueError:
-            labels, verdict = {}, None
-        verdicts.append(verdict)
-        labels_of_items.append(labels)
-    return [_answer(verdict) for verdict in inputs.ask_about(verdicts, labels_of_items)]
-
-
-def _answer(verdict):
-    if verdict is None:
-        return None
-    if not verdict.is_valid:
-        return MISSING
-    return RIGHT if verdict.is_correct else WRONG
+            answers.append(None)
+    return answers
 
 
 def _right_answer(reference):
