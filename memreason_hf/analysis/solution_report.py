@@ -39,8 +39,9 @@ def measure_solutions(
     The results of the three metrics of solutions together, the tokens of all solutions, and the mean recurrences by
     kind where they were recorded.
 
-    Where questions have several solutions, each of them counts, so `accuracy` is that of a single one. In addition
-    there are the results of `measure_votes` and `majority_interval`, like `accuracy_interval`.
+    Where items have several solutions, each of them counts, so `accuracy` is that of a single one. `num_items` counts
+    the items, and `num_texts` their solutions. In addition there are the results of `measure_votes` and
+    `majority_interval`, like `accuracy_interval`.
 
     Args:
         generations: from `generate_solutions`.
@@ -59,6 +60,8 @@ def measure_solutions(
     if recorded:
         results["mean_recurrences_by_kind"] = mean_recurrences_by_kind(recorded)
     items = by_item(generations)
+    # The metrics count texts.
+    results["num_texts"], results["num_items"] = results["num_items"], len(items)
     if len(items) < len(generations):
         results |= measure_votes(generations)
         chosen = [majority(solutions) for solutions in items.values()]
@@ -96,8 +99,9 @@ def solution_report(
     num_cut = sum(generation.is_cut for generation in generations)
     kinds = list(results["steps_by_kind"])
     widths = {kind: max(9, len(kind) + 2) for kind in kinds}
+    texts = f", {results['num_texts']:,} texts" if results["num_texts"] > results["num_items"] else ""
     lines = [
-        f"{title}: {results['num_items']:,} items, {results['num_questions']:,} questions",
+        f"{title}: {results['num_items']:,} items, {results['num_questions']:,} questions{texts}",
         f"accuracy {results['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})",
         *_vote_lines(results),
         f"no valid answer {results['num_invalid_answers']:,}; several options {results['num_several_answers']:,}",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from memreason_hf.chat.endpoint import shown_address
 from memreason_hf.checks import check_int
 from memreason_hf.command_line.chat_flags import ChatFlags
 from memreason_hf.command_line.parser import Section
@@ -179,6 +180,7 @@ def refuse_unused(given: Mapping[str, object], remedy: str) -> None:
         ValueError: there is one; the message names it.
     """
     for name, value in given.items():
+        value = shown_address(value) if name == "endpoint" else value
         raise ValueError(f"{name}={value!r} is for a language model as judge. {remedy}, or leave it out.")
 
 

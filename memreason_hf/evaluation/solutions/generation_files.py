@@ -133,6 +133,11 @@ class GenerationFile:
             )
 
 
+def items_of(results: Mapping) -> int:
+    """The number of items behind some results. Summaries of earlier releases count the texts as `num_items`."""
+    return results["num_items"] if "num_texts" in results else results["num_items"] // results.get("num_samples", 1)
+
+
 def read_generations(path: str | os.PathLike, sample: int = 0) -> dict[int, dict]:
     """
     The last line of every item that a file holds, by the index of the item. The file is not changed; an unfinished

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet
+from transformers.utils import logging
 
 from memreason_hf.checks import shortened
 from memreason_hf.data.questions.answer_types import (
@@ -23,6 +24,7 @@ from memreason_hf.data.questions.answer_types import (
     answer_type_of,
     canonical_answer,
     guess_type,
+    not_a_number,
     read_letter,
 )
 from memreason_hf.data.questions.options import find_options, options_by_label
@@ -31,6 +33,8 @@ from memreason_hf.files import parse_json, read_bytes, read_json
 from memreason_hf.steps import QUESTION_MARKER, Step, StepScheme
 from memreason_hf.steps.scheme import as_step
 
+
+logger = logging.get_logger(__name__)
 
 # What a row can have, and the columns that it is read from where the user does not name one.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -234,6 +238,8 @@ def complete_rows(rows: Sequence[TextRow]) -> list[TextRow]:
         typed.append(_with_listed_options(row))
     guesses = {_guess(row.reference) for row in typed if row.answer_type is None}
     guess = next(iter(guesses)) if len(guesses) == 1 else "text"
+    if guess == "text":
+        _warn_of_units([row for row in typed if row.answer_type is None])
     completed = []
     for row in typed:
         chosen = guess if row.answer_type is None else row.answer_type
@@ -246,6 +252,17 @@ def complete_rows(rows: Sequence[TextRow]) -> list[TextRow]:
         changes = {"reference": right, "options": dict(options), "answer_type": chosen, "accepted_answers": accepted}
         completed.append(dataclasses.replace(row, **changes))
     return completed
+
+
+def _warn_of_units(rows):
+    """Says which right answer makes numbers texts, for example by its unit."""
+    index = not_a_number([row.reference for row in rows])
+    if index is not None:
+        logger.warning(
+            f"Most right answers begin with a number, but {shortened(rows[index].reference)} of text "
+            f"{rows[index].index} is no number alone, so all are compared as texts, with their units. If they are "
+            "numbers, pass --answer_type number, which leaves units off, or give the column answer_type."
+        )
 
 
 def _with_listed_options(row):
