@@ -77,9 +77,13 @@ class JudgeFlags:
         },
     )
 
-    def check(self, chat: ChatFlags) -> None:
+    def check(self, chat: ChatFlags, *, is_asked: bool = False) -> None:
         """
         Refuses impossible values before anything is loaded.
+
+        Args:
+            chat: the flags of the language model.
+            is_asked: whether the language model is asked about something else.
 
         Raises:
             ValueError, TypeError, OSError: a value is wrong, a file cannot be read, or a language model is named that
@@ -95,7 +99,7 @@ class JudgeFlags:
         usual = JudgeFlags()
         given = {name: getattr(self, name) for name in _OF_LANGUAGE_MODELS}
         given = {name: value for name, value in given.items() if value != getattr(usual, name)}
-        refuse_unused({**given, **given_chat_flags(chat)}, "Add --judge llm")
+        refuse_unused({**given, **({} if is_asked else given_chat_flags(chat))}, "Add --judge llm")
 
     def name(self, chat: ChatFlags) -> str:
         """What tables call the judge."""

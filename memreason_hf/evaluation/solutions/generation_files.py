@@ -21,8 +21,9 @@ FIELDS = (
     "is_cut",
     "num_tokens",
 )
-# Not every run has these: the recurrences of a recurrent model, and the number of a text of which there are several.
-OPTIONAL_FIELDS = ("recurrences", "sample")
+# Not every run has these: the recurrences of a recurrent model, the number of a text of which there are several, and
+# what a judge of answers said.
+OPTIONAL_FIELDS = ("recurrences", "sample", "answer_judge")
 # Files next to it: what its texts depend on, and a command's summary of them.
 SETTINGS_SUFFIX = ".settings.json"
 SUMMARY_SUFFIX = ".summary.json"
