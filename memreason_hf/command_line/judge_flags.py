@@ -1,6 +1,6 @@
 """The judge of steps that a command uses: a rule, or a language model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -129,13 +129,14 @@ class JudgeFlags:
             with locked(replies):
                 yield self._chat_judge(chat, replies=ReplyFile(replies), progress=progress)
 
-    def measure(self, judge: StepJudge, name: str) -> tuple[dict, str] | None:
+    def measure(self, judge: StepJudge, name: str, kinds: Iterable[str] = ()) -> tuple[dict, str] | None:
         """
         How a judge agrees with the known truth of the test bed.
 
         Args:
             judge: from `open`.
             name: of the judge.
+            kinds: of the steps that it is asked about.
 
         Returns:
             The counts, and a paragraph on them; None if `agreement` is 0.
@@ -148,7 +149,7 @@ class JudgeFlags:
         if isinstance(judge, ChatJudge):
             judge = judge.told(world_guide(facts))
         rates = measure_judge(judge, facts, solutions).to_dict()
-        return rates, describe_agreement(name, rates)
+        return rates, describe_agreement(name, rates, kinds)
 
     def _chat_judge(self, chat, **settings):
         prompt, background = self._texts()

@@ -299,7 +299,8 @@ def _evaluate(model, data, solving, judging, answering, chat, styles, prompts, d
             ):
                 # Judges that cannot be used are found before anything is generated.
                 if judge is not None and agreement is None:
-                    agreement = judging.measure(judge, judging.name(chat))
+                    kinds = [kind for each in runs for kind in each.prompter.scheme.kinds]
+                    agreement = judging.measure(judge, judging.name(chat), kinds)
                 if answer_judge is not None and known is None and judging.agreement != 0:
                     known = measure_answer_judge(answer_judge)
                 if network is None or loaded != run.flags or run.new_scheme is not None:

@@ -7,6 +7,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -34,6 +35,7 @@ from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.data.questions.answer_types import ANSWER_TYPES
 from memreason_hf.data.questions.memory_reason import NAMES
 from memreason_hf.data.questions.own_data import QuestionDataError, load_questions, read_columns
+from memreason_hf.data.questions.own_files import holds_study_files
 from memreason_hf.evaluation.known_truth.agreement import agreement_by_kind
 from memreason_hf.evaluation.solutions.answers import ANSWER_RULES
 from memreason_hf.evaluation.solutions.chat_answer_judges import ChatAnswerJudge
@@ -72,6 +74,7 @@ EPILOG = """\
 examples:
   memreason score runs/strategy_qa/test.jsonl --data data/strategy_qa --output_file scores.jsonl
   memreason score published.json --data FOLDER_WITH_JSON --name strategy_qa
+  memreason score a.json b.json --data FOLDER_WITH_JSON --name strategy_qa,truthful_qa --judge none
   memreason score mine.jsonl --data questions.jsonl --split train --answer_rule lenient
   memreason score mine.jsonl --columns text=output,reference=gold,options=choices
   memreason score a.jsonl b.jsonl c.jsonl --judge none                      # a table of three files
@@ -112,10 +115,12 @@ class QuestionsArguments:
             "Default: the files of texts hold the right answers."
         },
     )
-    name: str | None = field(
+    name: list[str] | str | None = field(
         default=None,
         metadata={
-            "help": f"The study's data set ({', '.join(NAMES)}), or the configuration of a data set on the Hub."
+            "help": f"The study's data set ({', '.join(NAMES)}), or the configuration of a data set on the Hub; "
+            "separated by commas, one for each of FILES. Default: for the study's data, the one that a file of "
+            "memreason evaluate-steps was made with."
         },
     )
     data_revision: str | None = field(
@@ -131,22 +136,43 @@ class QuestionsArguments:
     )
     split: str = field(default="test", metadata={"help": "Split of the data set."})
 
-    def rows(self) -> list[dict] | None:
+    def rows(self, files: Sequence[TextFile]) -> list[list[dict]] | None:
         """
-        The questions; None without `data`.
+        The questions of each file; None without `data`.
 
         Raises:
-            ValueError, OSError: the data cannot be read, or have no such split.
+            ValueError, OSError: the data cannot be read, or have no such split; or the names are not as many as the
+                files.
         """
         if self.data is None:
             for name in ("name", "data_revision", "data_columns"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}={getattr(self, name)!r} is of a data set of --data, which is not given.")
             return None
+        names = self._names(files)
+        read = {name: self._read(name) for name in dict.fromkeys(names)}
+        return [read[name] for name in names]
+
+    def _names(self, files):
+        """The name of the data set of each file."""
+        if self.name is None:
+            is_study = Path(self.data).is_dir() and holds_study_files(Path(self.data))
+            return [file.data_name if is_study and file.data_name in NAMES else None for file in files]
+        names = self.name if isinstance(self.name, list) else [name.strip() for name in self.name.split(",")]
+        if len(names) == 1:
+            return names * len(files)
+        if len(names) != len(files):
+            raise ValueError(
+                f"name={','.join(names)!r} names {len(names)} data sets for {len(files)} files. Give one name for "
+                "all, or one for each."
+            )
+        return names
+
+    def _read(self, name):
         columns = read_columns(self.data_columns)
         settings = {"columns": columns, "answer_type": self.answer_type, "revision": self.data_revision}
         try:
-            dataset = load_questions(self.data, self.name, **settings)
+            dataset = load_questions(self.data, name, **settings)
         except QuestionDataError:
             # It lists the rows.
             raise
@@ -268,10 +294,10 @@ def _read(paths, columns, questions) -> list[TextFile]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"files: {Path(twice).name} is given twice. Name each file once.")
-    rows = questions.rows()
+    rows = questions.rows(files)
     if rows is None:
         return [_typed(file, questions.answer_type) for file in files]
-    return [dataclasses.replace(file, rows=join_questions(file, rows)) for file in files]
+    return [dataclasses.replace(file, rows=join_questions(file, part)) for file, part in zip(files, rows)]
 
 
 def _typed(file, answer_type):
@@ -310,7 +336,8 @@ def _score(files, schemes, scoring, judging, answering, chat, output):
             print("steps are not judged: no text has both readable marks and reference steps to compare with\n")
             judge = None
         if judge is not None:
-            agreement = judging.measure(judge, judging.name(chat))
+            kinds = [kind for scheme in schemes for kind in scheme.kinds]
+            agreement = judging.measure(judge, judging.name(chat), kinds)
             scored = [judge_scored(entries, scheme, judge) for entries, scheme in zip(scored, schemes)]
     scores = {
         name: measure_scores(entries, scheme, seed=scoring.seed)

@@ -122,7 +122,8 @@ def test_kinds_of_steps_that_the_data_name(run, tmp_path, capsys):
         capsys, run, "plain", "--kinds", "search", "--style", "direct"
     )
     assert run("plain", "--marks", "words", "--kinds", "search,compute", *own) == 0
-    assert "search  compute" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "search  compute" in text and "  search     not measured: the test bed has no steps of this kind" in text
     settings = json.loads((tmp_path / "texts.jsonl.settings.json").read_text())
     assert "'Search:' for a step of the kind search" in settings["prompt"]["instruction"]
     assert "kind_words='search=x' are those of --marks" in refused(capsys, run, "steps", "--kind_words", "search=x")

@@ -89,12 +89,14 @@ class TextFile:
         rows: its texts.
         scheme: the scheme in the settings next to a file of `memreason evaluate-steps`; None without one.
         is_indexed: whether `index` of a row is the index of its item in the data set.
+        data_name: the name of the data set in those settings.
     """
 
     path: Path
     rows: list[TextRow]
     scheme: StepScheme | None = None
     is_indexed: bool = False
+    data_name: str | None = None
 
 
 def read_texts(path: str | os.PathLike, columns: Mapping[str, str] | None = None) -> TextFile:
@@ -132,7 +134,9 @@ def read_texts(path: str | os.PathLike, columns: Mapping[str, str] | None = None
         # As in a resumed run, the last line of an item, or of a sample of it, counts.
         keys = [(item["index"], item.get("sample")) for item in items]
         rows = sorted(dict(zip(keys, rows)).values(), key=lambda row: row.index)
-    return TextFile(path, rows, _saved_scheme(path) if is_ours else None, is_ours)
+    settings = _saved_settings(path) if is_ours else {}
+    name = settings.get("name")
+    return TextFile(path, rows, _saved_scheme(settings), is_ours, name if isinstance(name, str) else None)
 
 
 def join_questions(texts: TextFile, items: Sequence[Mapping]) -> list[TextRow]:
@@ -382,11 +386,20 @@ def _verdict(value):
     return _VERDICTS[word]
 
 
-def _saved_scheme(path):
-    """The scheme in the settings next to a file of generated solutions; None without readable settings."""
+def _saved_settings(path):
+    """The settings next to a file of generated solutions; empty without readable ones."""
     try:
-        return StepScheme.from_dict(read_json(path.with_name(path.name + SETTINGS_SUFFIX))["scheme"])
-    except (OSError, ValueError, KeyError, TypeError):
+        settings = read_json(path.with_name(path.name + SETTINGS_SUFFIX))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _saved_scheme(settings):
+    """The scheme in some settings; None without a readable one."""
+    try:
+        return StepScheme.from_dict(settings["scheme"])
+    except (ValueError, KeyError, TypeError):
         return None
 
 
