@@ -311,6 +311,12 @@ def _solutions(document):
         f"right (95 % interval {percent(low)} to {percent(high)}); "
         f"{number(document['num_invalid_answers'])} texts have no valid answer."
     ]
+    if judge := settings.get("answer_judge"):
+        lines[0] += (
+            f" {plain(judge['name'])} judged {number(document['num_judged_answers'])} free-text answers in other "
+            f"words, of which {number(document['num_right_by_judge'])} count as right; "
+            f"{number(document['num_undecided_answers'])} without a readable reply count as wrong."
+        )
     counts = {
         name: document[key]
         for name, key in (
