@@ -14,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 
 from memreason_hf.checks import check_choice, check_int, check_number, check_sequence, check_type
+from memreason_hf.evaluation.solutions.generation_files import items_of
 from memreason_hf.tables import format_table
 
 
@@ -45,7 +46,7 @@ class ComparisonRow:
     Args:
         name (`str`): What is compared: a scheme, a way to prompt, or a model.
         accuracy (`float`): The share of right answers, 0 to 1.
-        num_items (`int`): The number of questions that `accuracy` is the mean over.
+        num_items (`int`): The number of items that `accuracy` is the mean over.
         accuracy_interval (`tuple[float, float]`, *optional*): An interval of `accuracy`, both ends 0 to 1.
         confidence (`float`, *optional*, defaults to 0.95): The confidence of the interval.
         num_tokens (`float`, *optional*): The mean number of generated tokens of a question.
@@ -54,6 +55,8 @@ class ComparisonRow:
         data (`str`, *optional*): The data set, where rows of several data sets are compared.
         scores (`Mapping[str, float]`, *optional*):
             Further shares of 0 to 1, by the title of their column, for example `{"pass@8": 0.9}`.
+        num_samples (`int`, *optional*, defaults to 1):
+            The number of solutions of each item. `accuracy`, `num_tokens` and `steps_by_kind` are means over all.
 
     Raises:
         ValueError, TypeError: a value is out of its range or of another type.
@@ -88,6 +91,7 @@ class ComparisonRow:
     model: str | None = None
     data: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    num_samples: int = 1
 
     def __post_init__(self):
         check_type("name", self.name, str, "a text")
@@ -97,6 +101,7 @@ class ComparisonRow:
             check_type(name, getattr(self, name), str | None, "a text or None")
         check_number("accuracy", self.accuracy, 0, 1)
         check_int("num_items", self.num_items, least=1)
+        check_int("num_samples", self.num_samples, least=1)
         check_number("confidence", self.confidence, above=0, below=1)
         if self.num_tokens is not None:
             check_number("num_tokens", self.num_tokens, least=0)
@@ -139,7 +144,9 @@ class ComparisonRow:
 
         Args:
             name (`str`): What the row is called.
-            results (`Mapping`): With `accuracy`, `accuracy_interval`, `num_items` and `steps_by_kind`.
+            results (`Mapping`):
+                With `accuracy`, `accuracy_interval`, `num_items` and `steps_by_kind`, and where items have several
+                solutions `num_texts` and `num_samples`.
             num_tokens (`int`, *optional*):
                 The tokens of all solutions together. Default: `results["num_tokens"]`, if it is there.
             model, data, scores: As for the class.
@@ -151,13 +158,15 @@ class ComparisonRow:
         missing = [key for key in ("accuracy", "num_items", "steps_by_kind") if key not in results]
         if missing:
             raise ValueError(f"The results of {name!r} lack {' and '.join(missing)}. Measure the solutions again.")
-        count = results["num_items"]
-        check_int("num_items", count, least=1)
+        check_int("num_items", results["num_items"], least=1)
+        count = results.get("num_texts", results["num_items"])
+        check_int("num_texts", count, least=1)
         total = results.get("num_tokens") if num_tokens is None else num_tokens
         return cls(
             name=name,
             accuracy=results["accuracy"],
-            num_items=count,
+            num_items=items_of(results),
+            num_samples=results.get("num_samples", 1),
             accuracy_interval=results.get("accuracy_interval"),
             num_tokens=None if total is None else total / count,
             steps_by_kind={kind: number / count for kind, number in results["steps_by_kind"].items()},
@@ -283,9 +292,11 @@ def _cells(rows, format, best):
     confidences = sorted({row.confidence for row in rows if row.accuracy_interval is not None})
     has_tokens = any(row.num_tokens is not None for row in rows)
     interval_title = f"{' or '.join(f'{confidence:.0%}'.replace('%', ' %') for confidence in confidences)} interval"
+    has_samples = any(row.num_samples > 1 for row in rows)
     header = [
         *names,
         "items",
+        *(["samples"] if has_samples else []),
         "accuracy, %",
         *([interval_title] if confidences else []),
         *(f"{title}, %" for title in scores),
@@ -295,7 +306,8 @@ def _cells(rows, format, best):
     lines = []
     for index, row in enumerate(rows):
         line = [_escape(getattr(row, name) or "", format) or _EMPTY[format] for name in names]
-        line += [f"{row.num_items:,}", _bold(_percent(row.accuracy), format, index in best)]
+        line += [f"{row.num_items:,}", *([f"{row.num_samples:,}"] if has_samples else [])]
+        line += [_bold(_percent(row.accuracy), format, index in best)]
         if confidences:
             ends = row.accuracy_interval
             line.append(_EMPTY[format] if ends is None else f"{_percent(ends[0])} to {_percent(ends[1])}")

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import evaluate
 import numpy as np
 
+from memreason_hf.analysis.solution_report import answer_judge_lines
+from memreason_hf.evaluation.solutions.answer_judges import AnswerJudge, ask_judge
 from memreason_hf.evaluation.solutions.answers import Verdict, end_of_question, extract_answer, judge_answer
 from memreason_hf.evaluation.solutions.attribution import (
     MISSING,
@@ -43,6 +45,8 @@ from memreason_hf.tables import format_table
 
 # As for the metrics.
 _NUM_SAMPLES, _CONFIDENCE = 1000, 0.95
+# What a judge of answers is told where a file has no questions.
+_NO_QUESTION = "(not known)"
 _VERDICTS = {True: "correct", False: "wrong", None: None}
 
 
@@ -55,10 +59,11 @@ class ScoredText:
         row: the text as the file has it, with its options, its right answer and its reference steps.
         solution: the text without the question before it.
         steps: the steps of the solution.
-        verdict: of the answer rule.
+        verdict: of the answer rule, or of a judge of answers (`judge_answers`).
         has_marks: whether the text has at least one mark of a step that can be read.
         is_truncated: whether it ends inside the tokens of a step.
         judged: what a judge said about the steps; None if it was not asked.
+        answer_judge: the name of the judge that was asked about the answer.
     """
 
     row: TextRow
@@ -68,6 +73,7 @@ class ScoredText:
     has_marks: bool
     is_truncated: bool
     judged: JudgedSolution | None = None
+    answer_judge: str | None = None
 
     @property
     def answer(self) -> str:
@@ -92,6 +98,8 @@ class ScoredText:
             "is_truncated": self.is_truncated,
             "steps": [{"kind": step.kind, "text": step.text} for step in self.steps],
         }
+        if verdict.said_by_judge is not None:
+            line["answer_judge"] = {"name": self.answer_judge, "verdict": verdict.said_by_judge}
         if self.judged is not None:
             attribution = self.judged.attribution
             line |= {"outcome": attribution.outcome, "step": attribution.step, "judged": list(self.judged.verdicts)}
@@ -127,6 +135,31 @@ def score_texts(
     settings = {"rule": answer_rule, "match_option_text": match_option_text}
     rows = complete_rows([_read_reference(row, scheme) for row in rows])
     return [_score(row, scheme, settings) for row in rows]
+
+
+def judge_answers(scored: Sequence[ScoredText], answer_judge: AnswerJudge) -> list[ScoredText]:
+    """
+    The same texts, with the verdicts of a judge on free-text answers that differ from all right ones.
+
+    Raises:
+        ValueError, OSError: the judge cannot be used, see `ChatAnswerJudge`.
+    """
+    rows = [
+        {
+            "question": entry.row.question or _NO_QUESTION,
+            "answer": entry.row.reference,
+            "accepted_answers": entry.row.accepted_answers,
+            "answer_type": entry.row.answer_type,
+        }
+        for entry in scored
+    ]
+    verdicts = ask_judge([entry.verdict for entry in scored], rows, answer_judge)
+    return [
+        entry
+        if verdict.said_by_judge is None
+        else dataclasses.replace(entry, verdict=verdict, answer_judge=answer_judge.name)
+        for entry, verdict in zip(scored, verdicts)
+    ]
 
 
 def judge_scored(scored: Sequence[ScoredText], scheme: StepScheme, judge: StepJudge) -> list[ScoredText]:
@@ -188,6 +221,9 @@ def measure_scores(scored: Sequence[ScoredText], scheme: StepScheme, *, seed: in
         "num_correct": int(correct.sum()),
         "num_invalid_answers": sum(not verdict.is_valid for verdict in verdicts),
         "num_several_answers": sum(verdict.several for verdict in verdicts),
+        "num_judged_answers": sum(verdict.by_judge for verdict in verdicts),
+        "num_right_by_judge": sum(verdict.by_judge and verdict.is_correct for verdict in verdicts),
+        "num_undecided_answers": sum(verdict.is_undecided for verdict in verdicts),
         "verdicts_in_file": {"count": len(known), "same": len(known) - len(different), "different": different},
         "num_with_marks": sum(entry.has_marks for entry in scored),
         "num_showing_steps": len(shown),
@@ -198,7 +234,7 @@ def measure_scores(scored: Sequence[ScoredText], scheme: StepScheme, *, seed: in
     }
 
 
-def score_report(name: str, scores: Mapping, *, judge: str | None) -> str:
+def score_report(name: str, scores: Mapping, *, judge: str | None, answer_judge: str | None = None) -> str:
     """
     The numbers of one file as text.
 
@@ -206,6 +242,7 @@ def score_report(name: str, scores: Mapping, *, judge: str | None) -> str:
         name: of the file.
         scores: from `measure_scores`.
         judge: the name of the judge; None if none was asked.
+        answer_judge: the same of the judge of free-text answers.
     """
     low, high = scores["accuracy_interval"]
     lines = [
@@ -213,6 +250,7 @@ def score_report(name: str, scores: Mapping, *, judge: str | None) -> str:
         f"accuracy {scores['accuracy']:.1%} ({scores['num_correct']:,} right; 95 % interval {low:.1%} to {high:.1%})",
         f"no valid answer {scores['num_invalid_answers']:,}; several options {scores['num_several_answers']:,}; "
         f"cut off inside a step's tokens {scores['num_truncated']:,}",
+        *answer_judge_lines(scores, answer_judge),
     ]
     in_file = scores["verdicts_in_file"]
     if in_file["count"]:

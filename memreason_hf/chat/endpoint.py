@@ -91,6 +91,11 @@ class EndpointChat:
         # Requests without an answer since the last answer, and whether there was any.
         self._num_lost, self._has_answered = 0, False
 
+    @property
+    def place(self) -> str:
+        """Where the model is: an address without a key, or a provider."""
+        return _place(self.base_url, self.provider)
+
     async def ask(
         self, messages: Messages, *, max_tokens: int, temperature: float = 0.0, seed: int | None = None
     ) -> ChatReply:
@@ -160,7 +165,7 @@ class EndpointChat:
         if blames != "request" or not self._has_answered:
             self._num_lost += 1
         is_fatal = blames == "endpoint" or self._num_lost >= _MOST_LOST
-        where = f"llm={self.model!r} at {_place(self.base_url, self.provider)}"
+        where = f"llm={self.model!r} at {self.place}"
         raise ChatError(f"{where}: {reason}." if is_fatal else f"{reason}.", not failure.passes, is_fatal)
 
     def _redacted(self, reason):
@@ -250,6 +255,19 @@ class _Lent:
         self._connections.give_back(self._client)
 
 
+def shown_address(base_url: str) -> str:
+    """
+    An address without what may be a key: a name and a password, a query, and what follows.
+
+    Example:
+
+        >>> shown_address("https://me:secret@host/v1?key=secret")
+        'https://[...]@host/v1?[...]'
+    """
+    base_url = re.sub(r"^([a-zA-Z][\w+.-]*:/*)?.*@", r"\1[...]@", base_url, flags=re.DOTALL)
+    return re.sub(r"([?#]).*", r"\1[...]", base_url, count=1, flags=re.DOTALL)
+
+
 def _check_address(base_url):
     check_type("base_url", base_url, str, "an address")
     try:
@@ -258,9 +276,17 @@ def _check_address(base_url):
     except ValueError:
         is_address = False
     if not is_address:
-        raise ValueError(f"base_url={base_url!r} must be an address, for example http://127.0.0.1:8000/v1.")
-    if parts.username or parts.password:
+        raise ValueError(
+            f"base_url={shown_address(base_url)!r} must be an address, for example http://127.0.0.1:8000/v1."
+        )
+    # Not `parts.username`: an empty name before the @ is none.
+    if "@" in parts.netloc:
         raise ValueError(f"base_url holds a name or a password. Put the key into {KEY_VARIABLE}, and leave it out.")
+    if "?" in base_url or "#" in base_url:
+        raise ValueError(
+            f"base_url={shown_address(base_url)!r} must end before the question mark: requests go to a path below it. "
+            f"Put a key into {KEY_VARIABLE}, and leave the rest out."
+        )
 
 
 def _read_key(variable):

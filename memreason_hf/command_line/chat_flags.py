@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from memreason_hf.chat import EndpointChat, LocalChat
-from memreason_hf.chat.endpoint import KEY_VARIABLE
+from memreason_hf.chat.endpoint import KEY_VARIABLE, shown_address
 from memreason_hf.checks import check_int, check_number
 from memreason_hf.command_line.parser import Section
 from memreason_hf.files import portable_path
@@ -98,7 +98,8 @@ class ChatFlags:
         check_int("llm_batch_size", self.llm_batch_size, least=1)
         if self.endpoint is not None and self.provider is not None:
             raise ValueError(
-                f"provider={self.provider!r}: the endpoint {self.endpoint!r} is asked itself. Leave one of them out."
+                f"provider={self.provider!r}: the endpoint {shown_address(self.endpoint)!r} is asked itself. Leave "
+                "one of them out."
             )
         check_int("concurrency", self.concurrency, least=1, most=10_000)
         check_int("request_tries", self.request_tries, least=1, most=1000)

@@ -1,11 +1,12 @@
 """The judge of steps that a command uses: a rule, or a language model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from memreason_hf.chat.endpoint import shown_address
 from memreason_hf.checks import check_int
 from memreason_hf.command_line.chat_flags import ChatFlags
 from memreason_hf.command_line.parser import Section
@@ -76,9 +77,13 @@ class JudgeFlags:
         },
     )
 
-    def check(self, chat: ChatFlags) -> None:
+    def check(self, chat: ChatFlags, *, is_asked: bool = False) -> None:
         """
         Refuses impossible values before anything is loaded.
+
+        Args:
+            chat: the flags of the language model.
+            is_asked: whether the language model is asked about something else.
 
         Raises:
             ValueError, TypeError, OSError: a value is wrong, a file cannot be read, or a language model is named that
@@ -94,7 +99,7 @@ class JudgeFlags:
         usual = JudgeFlags()
         given = {name: getattr(self, name) for name in _OF_LANGUAGE_MODELS}
         given = {name: value for name, value in given.items() if value != getattr(usual, name)}
-        refuse_unused({**given, **given_chat_flags(chat)}, "Add --judge llm")
+        refuse_unused({**given, **({} if is_asked else given_chat_flags(chat))}, "Add --judge llm")
 
     def name(self, chat: ChatFlags) -> str:
         """What tables call the judge."""
@@ -124,13 +129,14 @@ class JudgeFlags:
             with locked(replies):
                 yield self._chat_judge(chat, replies=ReplyFile(replies), progress=progress)
 
-    def measure(self, judge: StepJudge, name: str) -> tuple[dict, str] | None:
+    def measure(self, judge: StepJudge, name: str, kinds: Iterable[str] = ()) -> tuple[dict, str] | None:
         """
         How a judge agrees with the known truth of the test bed.
 
         Args:
             judge: from `open`.
             name: of the judge.
+            kinds: of the steps that it is asked about.
 
         Returns:
             The counts, and a paragraph on them; None if `agreement` is 0.
@@ -143,7 +149,7 @@ class JudgeFlags:
         if isinstance(judge, ChatJudge):
             judge = judge.told(world_guide(facts))
         rates = measure_judge(judge, facts, solutions).to_dict()
-        return rates, describe_agreement(name, rates)
+        return rates, describe_agreement(name, rates, kinds)
 
     def _chat_judge(self, chat, **settings):
         prompt, background = self._texts()
@@ -179,6 +185,7 @@ def refuse_unused(given: Mapping[str, object], remedy: str) -> None:
         ValueError: there is one; the message names it.
     """
     for name, value in given.items():
+        value = shown_address(value) if name == "endpoint" else value
         raise ValueError(f"{name}={value!r} is for a language model as judge. {remedy}, or leave it out.")
 
 

@@ -66,6 +66,13 @@ class StyleArguments:
             "Default: memory,reason."
         },
     )
+    kind_words: str | None = field(
+        default=None,
+        metadata={
+            "help": "The words by which --marks words or tokens shows these kinds: search=look up,compute=calculate. "
+            "Default: the names of the kinds."
+        },
+    )
     compare: list[str] | None = field(
         default=None,
         metadata={"help": "More models to evaluate on the same questions, each a folder or name, or TITLE=MODEL."},
@@ -81,11 +88,12 @@ class StyleArguments:
             raise ValueError(f"style={' '.join(self.style)!r} must name each style once.")
         if self.marks is not None and "steps" not in self.style:
             raise ValueError(f"marks={self.marks!r} marks the steps of --style steps, which is not given.")
-        if self.kinds is not None and self.marks not in ("words", "tokens"):
-            raise ValueError(
-                f"kinds={self.kinds!r} are those of --marks words or tokens, which are not given. A model that was "
-                "trained on steps has the kinds of its own scheme."
-            )
+        for name in ("kinds", "kind_words"):
+            if getattr(self, name) is not None and self.marks not in ("words", "tokens"):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} are those of --marks words or tokens, which are not given. A "
+                    f"model that was trained on steps has the {name} of its own scheme."
+                )
 
     def models(self, first: ModelFlags) -> list[tuple[str, ModelFlags]]:
         """
@@ -304,7 +312,8 @@ def _new_scheme(tokenizer: PreTrainedTokenizerBase, flags, style, styles) -> Ste
             f"model={flags.model!r}: its tokenizer has no scheme of steps. For a model that was not trained on steps, "
             "pass --style direct or --style chain_of_thought, or --marks words."
         )
-    kinds = {} if styles.kinds is None else {"kinds": styles.kinds}
+    given = {"kinds": styles.kinds, "kind_words": styles.kind_words}
+    kinds = {name: value for name, value in given.items() if value is not None}
     counts = {"num_prefix_tokens": 1, "num_step_tokens": 1} if marks == "tokens" else {}
     scheme = StepScheme(marks=marks, **counts, **kinds)
     extend_tokenizer(tokenizer, scheme)
@@ -350,8 +359,7 @@ def _settings(flags, prompter, demonstrations, depth, by_kind):
     values["num_demonstrations"] = format.pop("num_demonstrations", 0)
     if values["num_demonstrations"]:
         values["seed"] = format.pop("demonstrations_seed", 0)
-        if prompter.format.demonstrations != "random":
-            values["demonstrations_digest"] = _digest(demonstrations)
+        values["demonstrations_digest"] = _digest(demonstrations)
     # A file of the prompt of the study has no entry.
     if format:
         values["prompt"] = format

@@ -17,6 +17,12 @@ from transformers import LogitsProcessorList
 from memreason_hf.adapters.model import rows_in_place
 from memreason_hf.analysis.comparison_tables import ComparisonRow, comparison_table, table_format
 from memreason_hf.analysis.solution_report import measure_solutions, solution_report
+from memreason_hf.command_line.answer_judge_flags import (
+    ANSWER_JUDGE,
+    ANSWER_REPLIES_SUFFIX,
+    describe_answer_judge,
+    measure_answer_judge,
+)
 from memreason_hf.command_line.chat_flags import chat_section
 from memreason_hf.command_line.depth_arguments import DEPTH, DepthByKindArguments
 from memreason_hf.command_line.errors import USER_ERRORS, user_errors
@@ -32,6 +38,7 @@ from memreason_hf.data.questions.prompts import PromptFormat, read_prompt_format
 from memreason_hf.evaluation.known_truth.agreement import agreement_by_kind
 from memreason_hf.evaluation.solutions.answers import ANSWER_RULES
 from memreason_hf.evaluation.solutions.calculator import Calculator
+from memreason_hf.evaluation.solutions.chat_answer_judges import ChatAnswerJudge
 from memreason_hf.evaluation.solutions.generation import check_max_new_tokens, generate_solutions
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
 from memreason_hf.evaluation.solutions.judges import StepJudge
@@ -47,7 +54,8 @@ Lets a model solve the questions of a data set step by step, and judges the answ
 bootstrap interval over questions, the numbers of invalid answers and of texts that were cut off, the steps by kind in
 the solutions and in the references, and the kind of the step at which solutions first depart from the reference, for
 right and for wrong answers apart. The judge of the steps is a rule, or a language model (--judge llm), which does
-without references; next to its name stands how it agrees with the known truth of the test bed.
+without references; next to its name stands how it agrees with the known truth of the test bed. Free-text answers in
+other words than those of the right answers are wrong, or judged by a language model (--answer_judge llm).
 
 A model that was fine-tuned gets the prompt that it was trained with, which was saved with its tokenizer: the question
 and the prefix tokens of its scheme, or a chat template, an instruction, demonstrations. Any other model is asked by
@@ -65,6 +73,8 @@ examples:
   memreason evaluate-steps MODEL --data OWNER/NAME --answer_rule lenient
   memreason evaluate-steps MODEL --data data/gsm8k --num_demonstrations 4 --max_new_tokens 300
   memreason evaluate-steps MODEL --data data/gsm8k --judge llm --llm JUDGE --endpoint http://127.0.0.1:8000/v1
+  memreason evaluate-steps MODEL --data free_text.jsonl --split train --answer_judge llm --llm JUDGE \\
+      --endpoint http://127.0.0.1:8000/v1 --output_file runs/free_text.jsonl
   memreason evaluate-steps RECURRENT_MODEL --data data/strategy_qa --depth_by_kind memory=2,reason=16
   memreason evaluate-steps Qwen/Qwen2.5-7B-Instruct --data data/strategy_qa --style direct chain_of_thought \\
       --chat_template --output_dir runs/untrained
@@ -76,8 +86,8 @@ examples:
 
 --output_file X writes X (the schema: memreason_hf/evaluation/solutions/generation.py), X.settings.json (the settings
 that the texts depend on) and X.summary.json (the numbers that are printed). X.replies.jsonl keeps the replies of a
-language model as judge. --output_dir D writes D/TITLE.jsonl and these for every model and style, and comparison.md,
-.tex and .json.
+language model as judge of steps, and X.answer_replies.jsonl those about answers. --output_dir D writes D/TITLE.jsonl
+and these for every model and style, and comparison.md, .tex and .json.
 """
 
 
@@ -234,7 +244,8 @@ SECTIONS = [
     Section("data", QuestionArguments, "questions", key="inputs"),
     Section("solutions", SolutionArguments, "solutions and judging"),
     replace(JUDGE, key="solutions"),
-    chat_section(title="language model as judge", shown=SHOWN_FLAGS),
+    replace(ANSWER_JUDGE, key="solutions"),
+    chat_section(title="language model as judge of steps or answers", shown=SHOWN_FLAGS),
     Section("style", StyleArguments, "ways to ask, and models to compare", key="prompt"),
     Section("prompt", PromptArguments, "prompts; by default, those that the model was trained with"),
     Section("samples", DrawingArguments, "several solutions of a question", key="solutions"),
@@ -254,10 +265,11 @@ def main(argv: list[str] | None = None) -> int:
         return _evaluate(*make_parser().parse_sections(argv))
 
 
-def _evaluate(model, data, solving, judging, chat, styles, prompts, drawing, depth, by_kind, output):
+def _evaluate(model, data, solving, judging, answering, chat, styles, prompts, drawing, depth, by_kind, output):
     model.check()
     check_max_new_tokens(solving.max_new_tokens)
-    judging.check(chat)
+    judging.check(chat, is_asked=answering.is_llm)
+    answering.check(chat)
     sampling = drawing.sampling(solving.seed)
     num_runs = len(styles.models(model)) * len(styles.style)
     output.check(num_runs)
@@ -272,22 +284,31 @@ def _evaluate(model, data, solving, judging, chat, styles, prompts, drawing, dep
         if output.output_dir is not None:
             for run in runs:
                 stack.enter_context(locked(output.files(run.file_name)[0]))
-        table, network, loaded, agreement = [], None, None, None
+        table, network, loaded, agreement, known = [], None, None, None, None
         for run in runs:
             if styles.show_prompt:
                 print(f"{run.title}, the prompt of the first question:\n{run.shown_prompt(rows[0]['question'])}\n")
             files = output.files(run.file_name)
-            replies = Path(f"{files[0]}{REPLIES_SUFFIX}") if files else None
-            with judging.open(chat, replies, progress=not model.no_progress) as judge:
+            of_steps, of_answers = (
+                Path(f"{files[0]}{suffix}") if files else None for suffix in (REPLIES_SUFFIX, ANSWER_REPLIES_SUFFIX)
+            )
+            progress = not model.no_progress
+            with (
+                judging.open(chat, of_steps, progress=progress) as judge,
+                answering.open(chat, of_answers, step_judge=judge, progress=progress) as answer_judge,
+            ):
+                # Judges that cannot be used are found before anything is generated.
                 if judge is not None and agreement is None:
-                    # A judge that cannot be used is found before anything is generated.
-                    agreement = judging.measure(judge, judging.name(chat))
+                    kinds = [kind for each in runs for kind in each.prompter.scheme.kinds]
+                    agreement = judging.measure(judge, judging.name(chat), kinds)
+                if answer_judge is not None and known is None and judging.agreement != 0:
+                    known = measure_answer_judge(answer_judge)
                 if network is None or loaded != run.flags or run.new_scheme is not None:
                     # The memory of the last model is free before the next one is read.
                     network = None
                     network = run.load()
                     loaded = None if run.new_scheme is not None else run.flags
-                judged = _Judged(judge, judging.name(chat), agreement)
+                judged = _Judged(judge, judging.name(chat), agreement, answer_judge, known, answering.settings(chat))
                 table.append(_evaluate_run(run, network, rows, data, solving, sampling, output, judged))
     _write_table(table, output, num_runs)
     return 0
@@ -295,11 +316,32 @@ def _evaluate(model, data, solving, judging, chat, styles, prompts, drawing, dep
 
 @dataclass(frozen=True)
 class _Judged:
-    """The judge of a run, what tables call it, and how it agrees with the known truth of the test bed."""
+    """The judges of a run, what tables call that of the steps, and how they agree with what is known."""
 
     judge: StepJudge | None
     name: str
     agreement: tuple[dict, str] | None
+    answer_judge: ChatAnswerJudge | None
+    known_answers: dict | None
+    settings: dict
+
+    def lines(self) -> list[str]:
+        """How the judges agree with what is known, and what they have cost."""
+        lines = [] if self.agreement is None else [f"\n{visible(self.agreement[1])}"]
+        if usage := describe_usage(self.judge):
+            lines.append(visible(usage))
+        if self.answer_judge is not None:
+            lines.append(describe_answer_judge(self.answer_judge, self.known_answers))
+        return lines
+
+    def summary(self) -> dict:
+        """What the summary of a run says of its judges."""
+        summary = {}
+        if self.agreement is not None:
+            summary["judge"] = {"name": self.name, "agreement": agreement_by_kind(self.agreement[0])}
+        if self.answer_judge is not None:
+            summary["answer_judge"] = self.known_answers or {"name": self.answer_judge.name}
+        return summary
 
 
 def _evaluate_run(run, network, rows, data, solving, sampling, output, judged) -> ComparisonRow:
@@ -319,8 +361,9 @@ def _evaluate_run(run, network, rows, data, solving, sampling, output, judged) -
             stop_at_answer=run.is_untrained,
             match_option_text=solving.match_option_text,
             answer_rule=solving.answer_rule,
+            answer_judge=judged.answer_judge,
             path=files[0] if files else None,
-            settings=_settings(run, data, solving, sampling) if files else None,
+            settings={**_settings(run, data, solving, sampling), **judged.settings} if files else None,
             overwrite=output.overwrite,
             progress=not run.flags.no_progress,
             **run.generate_arguments,
@@ -335,24 +378,21 @@ def _evaluate_run(run, network, rows, data, solving, sampling, output, judged) -
         match_option_text=solving.match_option_text,
         answer_rule=solving.answer_rule,
         judge=judged.judge,
+        answer_judge=judged.answer_judge,
         seed=solving.seed,
     )
     style = "" if prompter.format.style == "steps" else f", {prompter.format.style}"
     title = f"{run.flags.model} on {data.data}, {data.split}{style}"
     options = {"max_new_tokens": solving.max_new_tokens, "judge": judged.name}
-    print(solution_report(results, generations, title=title, **options))
-    if judged.agreement is not None:
-        print(f"\n{visible(judged.agreement[1])}")
-    if usage := describe_usage(judged.judge):
-        print(visible(usage))
+    if judged.answer_judge is not None:
+        options["answer_judge"] = visible(judged.answer_judge.name)
+    print("\n".join([solution_report(results, generations, title=title, **options), *judged.lines()]))
     if prompter.format != PromptFormat():
         print(f"prompt: {prompter.format.describe()}{_origin(prompter)}")
     print(f"\n{seconds:.1f} s; {results['num_tokens']:,} tokens in all, those of an earlier run included")
     if files:
         summary = {key: value for key, value in results.items() if key != "attributions"}
-        if judged.agreement is not None:
-            summary["judge"] = {"name": judged.name, "agreement": agreement_by_kind(judged.agreement[0])}
-        write_json(files[2], summary, ensure_ascii=False)
+        write_json(files[2], {**summary, **judged.summary()}, ensure_ascii=False)
         print(f"texts: {files[0]}")
     return ComparisonRow.from_results(run.title, results, scores=vote_scores(results))
 

@@ -7,18 +7,26 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from memreason_hf.analysis.solution_scores import (
     comparison_of_files,
+    judge_answers,
     judge_scored,
     measure_scores,
     score_lines,
     score_report,
     score_texts,
     shows_steps,
+)
+from memreason_hf.command_line.answer_judge_flags import (
+    ANSWER_JUDGE,
+    ANSWER_REPLIES_SUFFIX,
+    describe_answer_judge,
+    measure_answer_judge,
 )
 from memreason_hf.command_line.chat_flags import chat_section
 from memreason_hf.command_line.errors import user_errors
@@ -27,9 +35,12 @@ from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.data.questions.answer_types import ANSWER_TYPES
 from memreason_hf.data.questions.memory_reason import NAMES
 from memreason_hf.data.questions.own_data import QuestionDataError, load_questions, read_columns
+from memreason_hf.data.questions.own_files import holds_study_files
 from memreason_hf.evaluation.known_truth.agreement import agreement_by_kind
 from memreason_hf.evaluation.solutions.answers import ANSWER_RULES
+from memreason_hf.evaluation.solutions.chat_answer_judges import ChatAnswerJudge
 from memreason_hf.evaluation.solutions.generation_files import SUMMARY_SUFFIX
+from memreason_hf.evaluation.solutions.judges import StepJudge
 from memreason_hf.evaluation.solutions.text_files import COLUMNS, TextFile, join_questions, read_texts
 from memreason_hf.file_sets import reserved, writing_together
 from memreason_hf.files import check_places, whole_file, write_json
@@ -54,20 +65,27 @@ the marks may be of another scheme, or the texts were decoded with a wrong token
 The judge of the steps is a rule that compares with reference steps, or a language model (--judge llm), which does
 without. Next to its name stands how it agrees with the known truth of the test bed: precision, recall and
 false alarms by kind of error.
+
+A free-text answer in other words than those of the right answers is wrong, or a language model judges it
+(--answer_judge llm). Its name and verdict stand in the line of the text. A reply that is neither yes nor no is asked
+for once more; after that the answer counts as wrong and as undecided.
 """
 EPILOG = """\
 examples:
   memreason score runs/strategy_qa/test.jsonl --data data/strategy_qa --output_file scores.jsonl
   memreason score published.json --data FOLDER_WITH_JSON --name strategy_qa
+  memreason score a.json b.json --data FOLDER_WITH_JSON --name strategy_qa,truthful_qa --judge none
   memreason score mine.jsonl --data questions.jsonl --split train --answer_rule lenient
   memreason score mine.jsonl --columns text=output,reference=gold,options=choices
   memreason score a.jsonl b.jsonl c.jsonl --judge none                      # a table of three files
   memreason score test.jsonl --judge llm --llm MODEL --endpoint http://127.0.0.1:8000/v1 --output_file scores.jsonl
   memreason score test.jsonl --judge llm --llm FOLDER_OF_AN_INSTRUCT_MODEL --agreement 0
+  memreason score free_text.jsonl --answer_judge llm --llm MODEL --endpoint http://127.0.0.1:8000/v1 --judge none
 
 --output_file X writes X (a line for each text: its verdict, answer, steps, and what the judge said of each step) and
 X.summary.json (the numbers that are printed). X.replies.jsonl keeps the replies of a language model as they arrive:
-the same command again, after it was stopped, does not ask for them again.
+the same command again, after it was stopped, does not ask for them again. X.answer_replies.jsonl keeps those about
+answers.
 """
 
 
@@ -97,10 +115,12 @@ class QuestionsArguments:
             "Default: the files of texts hold the right answers."
         },
     )
-    name: str | None = field(
+    name: list[str] | str | None = field(
         default=None,
         metadata={
-            "help": f"The study's data set ({', '.join(NAMES)}), or the configuration of a data set on the Hub."
+            "help": f"The study's data set ({', '.join(NAMES)}), or the configuration of a data set on the Hub; "
+            "separated by commas, one for each of FILES. Default: for the study's data, the one that a file of "
+            "memreason evaluate-steps was made with."
         },
     )
     data_revision: str | None = field(
@@ -116,22 +136,43 @@ class QuestionsArguments:
     )
     split: str = field(default="test", metadata={"help": "Split of the data set."})
 
-    def rows(self) -> list[dict] | None:
+    def rows(self, files: Sequence[TextFile]) -> list[list[dict]] | None:
         """
-        The questions; None without `data`.
+        The questions of each file; None without `data`.
 
         Raises:
-            ValueError, OSError: the data cannot be read, or have no such split.
+            ValueError, OSError: the data cannot be read, or have no such split; or the names are not as many as the
+                files.
         """
         if self.data is None:
             for name in ("name", "data_revision", "data_columns"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}={getattr(self, name)!r} is of a data set of --data, which is not given.")
             return None
+        names = self._names(files)
+        read = {name: self._read(name) for name in dict.fromkeys(names)}
+        return [read[name] for name in names]
+
+    def _names(self, files):
+        """The name of the data set of each file."""
+        if self.name is None:
+            is_study = Path(self.data).is_dir() and holds_study_files(Path(self.data))
+            return [file.data_name if is_study and file.data_name in NAMES else None for file in files]
+        names = self.name if isinstance(self.name, list) else [name.strip() for name in self.name.split(",")]
+        if len(names) == 1:
+            return names * len(files)
+        if len(names) != len(files):
+            raise ValueError(
+                f"name={','.join(names)!r} names {len(names)} data sets for {len(files)} files. Give one name for "
+                "all, or one for each."
+            )
+        return names
+
+    def _read(self, name):
         columns = read_columns(self.data_columns)
         settings = {"columns": columns, "answer_type": self.answer_type, "revision": self.data_revision}
         try:
-            dataset = load_questions(self.data, self.name, **settings)
+            dataset = load_questions(self.data, name, **settings)
         except QuestionDataError:
             # It lists the rows.
             raise
@@ -179,9 +220,9 @@ class ScoresOutput:
         check_places([path], overwrite=True)
         return [path, path.with_name(path.name + SUMMARY_SUFFIX)]
 
-    def replies(self) -> Path | None:
+    def replies(self, suffix: str) -> Path | None:
         """The file for the replies of a language model; None where nothing is written."""
-        return None if self.output_file is None else Path(f"{self.output_file}{REPLIES_SUFFIX}")
+        return None if self.output_file is None else Path(f"{self.output_file}{suffix}")
 
 
 SECTIONS = [
@@ -195,7 +236,8 @@ SECTIONS = [
     ),
     Section("scoring", ScoringArguments, "scoring"),
     JUDGE,
-    chat_section(title="language model as judge", shown=SHOWN_FLAGS),
+    ANSWER_JUDGE,
+    chat_section(title="language model as judge of steps or answers", shown=SHOWN_FLAGS),
     Section("output", ScoresOutput, "output"),
 ]
 
@@ -208,9 +250,10 @@ def main(argv: list[str] | None = None) -> int:
     """Scores; returns the exit code. A wrong flag or input ends the program with code 2 and one message."""
     with user_errors(PROG):
         parser = make_parser()
-        texts, questions, _, scoring, judging, chat, output = parser.parse_sections(argv)
+        texts, questions, _, scoring, judging, answering, chat, output = parser.parse_sections(argv)
         _, given = parser.parse_recipe(argv)
-        judging.check(chat)
+        judging.check(chat, is_asked=answering.is_llm)
+        answering.check(chat)
         columns = read_text_columns(texts.columns)
         # Before anything is loaded: another process may be writing the files.
         with reserved(output.paths(), overwrite=output.overwrite):
@@ -218,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
             schemes = [
                 StepScheme(**given["steps"]) if given["steps"] else file.scheme or StepScheme() for file in files
             ]
-            return _score(files, schemes, scoring, judging, chat, output)
+            return _score(files, schemes, scoring, judging, answering, chat, output)
 
 
 def read_text_columns(columns: str | dict[str, str] | None) -> dict[str, str]:
@@ -251,10 +294,10 @@ def _read(paths, columns, questions) -> list[TextFile]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"files: {Path(twice).name} is given twice. Name each file once.")
-    rows = questions.rows()
+    rows = questions.rows(files)
     if rows is None:
         return [_typed(file, questions.answer_type) for file in files]
-    return [dataclasses.replace(file, rows=join_questions(file, rows)) for file in files]
+    return [dataclasses.replace(file, rows=join_questions(file, part)) for file, part in zip(files, rows)]
 
 
 def _typed(file, answer_type):
@@ -266,7 +309,7 @@ def _typed(file, answer_type):
     )
 
 
-def _score(files, schemes, scoring, judging, chat, output):
+def _score(files, schemes, scoring, judging, answering, chat, output):
     names = _short_names([file.path for file in files])
     scored = []
     for file, scheme in zip(files, schemes):
@@ -277,26 +320,66 @@ def _score(files, schemes, scoring, judging, chat, output):
             raise ValueError(f"{file.path}, {error}") from None
     for name, scheme, entries in zip(names, schemes, scored):
         _warn_of_marks(name, scheme, entries)
-    judge_name = judging.name(chat)
-    with judging.open(chat, output.replies(), progress=not scoring.no_progress) as judge:
-        agreement = None
+    progress = not scoring.no_progress
+    with (
+        judging.open(chat, output.replies(REPLIES_SUFFIX), progress=progress) as judge,
+        answering.open(
+            chat, output.replies(ANSWER_REPLIES_SUFFIX), step_judge=judge, progress=progress
+        ) as answer_judge,
+    ):
+        agreement = known = None
+        if answer_judge is not None:
+            # First: a judge that cannot be used is found before it is asked about every text.
+            known = measure_answer_judge(answer_judge) if judging.agreement != 0 else None
+            scored = [judge_answers(entries, answer_judge) for entries in scored]
         if judge is not None and not _can_judge(judge, scored, schemes):
             print("steps are not judged: no text has both readable marks and reference steps to compare with\n")
             judge = None
         if judge is not None:
-            # First: a judge that cannot be used is found before it is asked about every text.
-            agreement = judging.measure(judge, judge_name)
+            kinds = [kind for scheme in schemes for kind in scheme.kinds]
+            agreement = judging.measure(judge, judging.name(chat), kinds)
             scored = [judge_scored(entries, scheme, judge) for entries, scheme in zip(scored, schemes)]
     scores = {
         name: measure_scores(entries, scheme, seed=scoring.seed)
         for name, entries, scheme in zip(names, scored, schemes)
     }
-    _print(scores, agreement, judge, judge_name)
+    said = _Said(judge, judging.name(chat), agreement, answer_judge, known)
+    _print(scores, said)
     if output.paths():
-        _write(output, names, scored, _summary(scores, agreement, judge, judge_name))
+        _write(output, names, scored, {"files": scores, **said.summary()})
     else:
         print("\nNothing was written. --output_file FILE keeps every verdict.")
     return 0
+
+
+@dataclass(frozen=True)
+class _Said:
+    """The judges that were asked, what tables call that of the steps, and how they agree with what is known."""
+
+    judge: StepJudge | None
+    name: str
+    agreement: tuple[dict, str] | None
+    answer_judge: ChatAnswerJudge | None
+    known_answers: dict | None
+
+    def lines(self) -> list[str]:
+        """How the judges agree with what is known, and what they have cost."""
+        lines = [] if self.agreement is None else [f"\n{visible(self.agreement[1])}"]
+        if usage := describe_usage(self.judge):
+            lines.append(visible(usage))
+        if self.answer_judge is not None:
+            lines.append(describe_answer_judge(self.answer_judge, self.known_answers))
+        return lines
+
+    def summary(self) -> dict:
+        """What the summary says of the judges."""
+        summary: dict = {"judge": None if self.judge is None else self.name}
+        if self.agreement is not None:
+            counts = self.agreement[0]
+            summary["agreement"] = {"counts": counts, "by_kind": agreement_by_kind(counts)}
+        if self.answer_judge is not None:
+            summary["answer_judge"] = self.known_answers or {"name": self.answer_judge.name}
+        return summary
 
 
 def _can_judge(judge, scored, schemes):
@@ -334,22 +417,16 @@ def _warn_of_marks(name, scheme, entries):
         )
 
 
-def _print(scores, agreement, judge, judge_name):
-    shown = judge_name if judge is not None else None
-    print("\n\n".join(visible(score_report(name, part, judge=shown)) for name, part in scores.items()))
+def _print(scores, said):
+    names = {
+        "judge": said.name if said.judge is not None else None,
+        "answer_judge": None if said.answer_judge is None else said.answer_judge.name,
+    }
+    print("\n\n".join(visible(score_report(name, part, **names)) for name, part in scores.items()))
     if len(scores) > 1:
         print(f"\n{visible(comparison_of_files(scores))}")
-    if agreement is not None:
-        print(f"\n{visible(agreement[1])}")
-    if usage := describe_usage(judge):
-        print(visible(usage))
-
-
-def _summary(scores, agreement, judge, judge_name):
-    summary = {"files": scores, "judge": None if judge is None else judge_name}
-    if agreement is not None:
-        summary["agreement"] = {"counts": agreement[0], "by_kind": agreement_by_kind(agreement[0])}
-    return summary
+    for line in said.lines():
+        print(line)
 
 
 def _write(output, names, scored, summary):

@@ -25,6 +25,7 @@ from memreason_hf.checks import (
 )
 from memreason_hf.data.questions.answer_types import ANSWER_TYPES, FIXED_OPTIONS
 from memreason_hf.data.questions.options import options_by_label
+from memreason_hf.evaluation.solutions.answer_judges import ask_judge
 from memreason_hf.evaluation.solutions.answers import (
     ANSWER_RULES,
     Verdict,
@@ -64,8 +65,9 @@ class SolutionInputs:
         scheme: how the texts mark their steps.
         answer_types: the type of each answer; None where it follows from the options.
         accepted_answers: the further right answers of each item.
-        options, match_option_text, answer_rule, answer_judge, bootstrap_samples, confidence, seed: arguments of
-            `answer_accuracy`.
+        options, match_option_text, answer_rule, bootstrap_samples, confidence, seed: arguments of `answer_accuracy`.
+        answer_judge: argument of `answer_accuracy` and of `step_attribution`, which reports right and wrong answers
+            apart.
         judge: argument of `step_attribution`.
     """
 
@@ -114,6 +116,24 @@ class SolutionInputs:
             question=question,
             match_option_text=self.match_option_text,
         )
+
+    def ask_answer_judge(self, verdicts: Sequence[Verdict | None]) -> list[Verdict | None]:
+        """Verdicts of the answer rule, one for each item, with those of `answer_judge` if there is one."""
+        known = [index for index, verdict in enumerate(verdicts) if verdict is not None]
+        if self.answer_judge is None or not known:
+            return list(verdicts)
+        rows = [
+            {
+                "question": self.questions[index] or "",
+                "answer": verdicts[index].reference,
+                "accepted_answers": self.accepted_answers[index],
+                # Free texts have a type: without one, an answer is of an option or a number.
+                "answer_type": self.answer_types[index] or "number",
+            }
+            for index in known
+        ]
+        asked = dict(zip(known, ask_judge([verdicts[index] for index in known], rows, self.answer_judge)))
+        return [asked.get(index) for index in range(len(verdicts))]
 
 
 class SolutionMetric(evaluate.Metric, ABC):

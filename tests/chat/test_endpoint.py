@@ -10,7 +10,9 @@ import pytest
 from chat_servers import FAULTS, HTML, Fault, chat_server, mixed_faults, rate_limited
 
 from memreason_hf.chat import ChatError, ChatReply, EndpointChat, ask_all
-from memreason_hf.chat.endpoint import KEY_VARIABLE
+from memreason_hf.chat.endpoint import KEY_VARIABLE, shown_address
+from memreason_hf.command_line.chat_flags import ChatFlags
+from memreason_hf.command_line.judge_flags import given_chat_flags, refuse_unused
 
 
 def user(text):
@@ -247,6 +249,44 @@ def test_answers_of_other_forms_are_read_or_refused():
 def test_wrong_arguments_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         EndpointChat(**{"model": "m", "base_url": "http://127.0.0.1:1/v1", **arguments})
+
+
+SECRET = "pAss%word1"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://127.0.0.1:1/v1?api_key={SECRET}",
+        f"http://127.0.0.1:1/v1#{SECRET}",
+        f"http://me:{SECRET}@127.0.0.1:1/v1",
+        f"http://{SECRET}@127.0.0.1:1/v1",
+        f"http://me:{SECRET}@127.0.0.1:99999/v1",
+        f"http://me:{SECRET}@[broken/v1",
+        f"htp:/me:{SECRET}@host/v1",
+        f"me:{SECRET}@host/v1",
+        f"http://me:a@{SECRET}@host?key={SECRET}",
+        f"127.0.0.1:1?key={SECRET}",
+    ],
+)
+def test_a_key_in_an_address_is_refused_and_not_shown(address):
+    assert "[...]" in shown_address(address) and SECRET not in shown_address(address)
+    with pytest.raises(ValueError) as caught:
+        EndpointChat("m", address)
+    assert SECRET not in str(caught.value) and "base_url" in str(caught.value)
+    for flags in (ChatFlags("m", endpoint=address), ChatFlags("m", endpoint=address, provider="together")):
+        with pytest.raises(ValueError, match="endpoint") as caught:
+            flags.check()
+        assert SECRET not in str(caught.value)
+    with pytest.raises(ValueError, match="endpoint=") as caught:
+        refuse_unused(given_chat_flags(ChatFlags(endpoint=address)), "Add --judge llm")
+    assert SECRET not in str(caught.value)
+
+
+def test_addresses_without_a_key_are_shown_as_they_are():
+    for address in ("http://127.0.0.1:8000/v1", "https://host/a-b/v1/chat/completions"):
+        assert shown_address(address) == address == EndpointChat("m", address).place
+    assert EndpointChat("m", provider="together").place == "the provider 'together' of the Hub"
 
 
 def test_wrong_requests_are_refused_before_they_are_sent():

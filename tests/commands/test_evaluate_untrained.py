@@ -8,7 +8,7 @@ import torch
 from refusals import refused
 from small_tokenizers import byte_level, llama
 
-from memreason_hf.analysis.comparison_tables import read_rows
+from memreason_hf.analysis.comparison_tables import ComparisonRow, comparison_table, read_rows
 from memreason_hf.commands.evaluate_steps import main
 from memreason_hf.data.questions.prompts import Prompter, PromptFormat, read_prompt_format, record_prompt_format
 from memreason_hf.models.configs_and_tokenizers import read_tokenizer
@@ -122,9 +122,27 @@ def test_kinds_of_steps_that_the_data_name(run, tmp_path, capsys):
         capsys, run, "plain", "--kinds", "search", "--style", "direct"
     )
     assert run("plain", "--marks", "words", "--kinds", "search,compute", *own) == 0
-    assert "search  compute" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "search  compute" in text and "  search     not measured: the test bed has no steps of this kind" in text
     settings = json.loads((tmp_path / "texts.jsonl.settings.json").read_text())
     assert "'Search:' for a step of the kind search" in settings["prompt"]["instruction"]
+    assert "kind_words='search=x' are those of --marks" in refused(capsys, run, "steps", "--kind_words", "search=x")
+    named = ["--kinds", "search", "--kind_words", "search=look up"]
+    for marks, mark in (("words", "'Look up:'"), ("tokens", "'<prefix><search>'")):
+        assert run("plain", "--marks", marks, *named, *own, "--overwrite") == 0
+        settings = json.loads((tmp_path / "texts.jsonl.settings.json").read_text())
+        assert mark in settings["prompt"]["instruction"] and settings["scheme"]["kind_words"] == {"search": "look up"}
+
+
+def test_random_demonstrations_of_other_questions_are_another_run(run, folders, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(folders / "json", data)
+    arguments = ["--data", data, "--marks", "words", "--num_demonstrations", 2]
+    arguments += ["--output_file", tmp_path / "texts.jsonl"]
+    assert run("plain", *arguments) == 0 and run("plain", *arguments) == 0  # the same run goes on
+    train = data / "StrategyQA_train_clean.json"
+    train.write_text(train.read_text().replace("the 3", "the third"))
+    assert "was written with demonstrations_digest=" in refused(capsys, run, "plain", *arguments)
 
 
 def test_demonstrations_of_a_file(run, tmp_path, capsys):
@@ -156,10 +174,17 @@ def test_several_samples_and_their_votes(run, tmp_path, capsys):
     arguments = ["--style", "direct", "--num_samples", 3, "--temperature", 1.5, "--output_file", file]
     assert run("plain", *arguments) == 0
     text = capsys.readouterr().out
-    assert "12 items, 4 questions" in text and "majority of 3 solutions" in text and "pass@3" in text
+    assert "4 items, 4 questions, 12 texts" in text and "majority of 3 solutions" in text and "pass@3" in text
     before = file.read_text()
     assert len(lines_of(file)) == 12
     summary = json.loads((tmp_path / "texts.jsonl.summary.json").read_text())
+    assert (summary["num_items"], summary["num_texts"]) == (4, 12)
+    # The table counts items, and what a solution has is a mean over all texts.
+    row = ComparisonRow.from_results("x", summary)
+    assert (row.num_items, row.num_samples, row.num_tokens) == (4, 3, summary["num_tokens"] / 12)
+    assert "items  samples" in comparison_table([row])
+    del summary["num_texts"]  # as earlier releases wrote it
+    assert ComparisonRow.from_results("x", summary | {"num_items": 12}).num_items == 4
     assert summary["num_samples"] == 3 and list(summary["pass_at"]) == ["1", "2", "3"]
     assert summary["pass_at"]["1"] == pytest.approx(summary["accuracy"])
     assert summary["majority_interval"][0] <= summary["majority_accuracy"] <= summary["majority_interval"][1]

@@ -180,6 +180,41 @@ def test_several_files_and_named_columns(tmp_path, capsys):
     assert read_text_columns({"text": "a"}) == {"text": "a"} and read_text_columns(None) == {}
 
 
+def test_a_data_set_for_each_file(tmp_path, capsys):
+    """Files of two data sets of one folder: named in the order of the files, or in the settings beside them."""
+    folder = tmp_path / "json"
+    folder.mkdir()
+    question = {"StrategyQA": ("Is it cold?", "True"), "TruthfulQA": ("Is it so? A. yes B. no", "B")}
+    files = {"StrategyQA": "StrategyQA_{}_clean.json", "TruthfulQA": "truthful_qa_{}_clean_CC.json"}
+    paths = []
+    for name, (asked, right) in question.items():
+        for split, said in (("train", f"Or: {asked}"), ("test", asked)):
+            row = {"question": said, "answer": right, "cot_steps": ["[rag]: it", "[reason]: so"]}
+            (folder / files[name].format(split)).write_text(json.dumps([row]))
+        paths.append(write(tmp_path / f"{name}.jsonl", [{"text": f"Question: {asked}\nThe answer is: {right}"}]))
+    flags = ["--data", folder, "--judge", "none", "--marks", "none"]
+    assert run(*paths, *flags, "--name", "strategy_qa,truthful_qa") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"StrategyQA\.jsonl +1 +100", text) and re.search(r"TruthfulQA\.jsonl +1 +100", text)
+    # Controls: the names in the other order, one name for both, and too many.
+    for names, message in (
+        ("truthful_qa,strategy_qa", "begins with no question of the 1 items"),
+        ("strategy_qa", "begins with no question of the 1 items"),
+        ("strategy_qa,truthful_qa,gsm8k", "names 3 data sets for 2 files"),
+    ):
+        assert message in refused(capsys, run, *paths, *flags, "--name", names)
+    # Files of memreason evaluate-steps say which data set they are of.
+    ours = []
+    for path, name, (asked, right) in zip(paths, ("strategy_qa", "truthful_qa"), question.values()):
+        line = {"index": 0, "question": asked, "text": path.read_text(), "steps": [], "verdict": "correct"}
+        line |= {"answer": right, "reference": right, "is_truncated": False, "is_cut": False, "num_tokens": 1}
+        line["text"] = f"Question: {asked}\nThe answer is: {right}"
+        ours.append(write(tmp_path / f"ours_{path.name}", [line]))
+        (tmp_path / f"ours_{path.name}.settings.json").write_text(json.dumps({"name": name}))
+    assert run(*ours, *flags) == 0 and "verdicts in the file: 1 of 1 the same" in capsys.readouterr().out
+    assert "With --name or --data_name, name the data set" in refused(capsys, run, *paths, *flags)
+
+
 def test_types_of_answers_and_the_lenient_rule(tmp_path, capsys):
     """Own data with free text, of which some answers look like numbers, and a rule that reads markup."""
     questions = [

@@ -8,7 +8,7 @@ Types of answers: letters of options, True or False, yes or no, numbers and free
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from memreason_hf.checks import check_choice, shortened
 from memreason_hf.data.questions.numbers import is_number, number_key, read_number, same_number
@@ -51,6 +51,22 @@ def guess_type(answer: str) -> str:
         if plain in map(str.casefold, fixed):
             return name
     return "number" if is_number(answer) else "text"
+
+
+def not_a_number(answers: Sequence[str]) -> int | None:
+    """
+    The index of the first answer because of which answers that look like numbers are texts: most of them begin with
+    a number, but not all of them are numbers and nothing else. None for other answers.
+
+    Example:
+
+        >>> not_a_number(["12", "13 apples", "14"]), not_a_number(["12", "13"]), not_a_number(["12", "Rome", "Nile"])
+        (1, None, None)
+    """
+    num_led = sum(read_number(answer.strip()) is not None for answer in answers)
+    if 2 * num_led <= len(answers):
+        return None
+    return next((index for index, answer in enumerate(answers) if not is_number(answer)), None)
 
 
 def read_letter(answer: str) -> str | None:

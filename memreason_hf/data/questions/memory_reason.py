@@ -281,7 +281,9 @@ def _keep(split, items, report):
     report.num_rows = len(kept)
     report.num_steps = sum(len(item.steps) for _, item in kept)
     rows = [question_row(item.question, item.answer, options=item.options, steps=item.steps) for _, item in kept]
-    return Dataset.from_list(rows, features=FEATURES, split=NamedSplit(split))
+    # By columns: `from_list` knows no columns where no row is left.
+    columns = {name: [row[name] for row in rows] for name in FEATURES}
+    return Dataset.from_dict(columns, features=FEATURES, split=NamedSplit(split))
 
 
 def _key(item):

@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict, NamedSplit
 from transformers.utils import logging
 
 from memreason_hf.checks import check_choice, check_path, check_sequence, check_type, shortened
-from memreason_hf.data.questions.answer_types import ANSWER_TYPES, FIXED_OPTIONS, read_letter
+from memreason_hf.data.questions.answer_types import ANSWER_TYPES, FIXED_OPTIONS, not_a_number, read_letter
 from memreason_hf.data.questions.json_files import FILE_NAMES
 from memreason_hf.data.questions.memory_reason import NAMES, REPORT_FILE, build_memory_reason, load_memory_reason
 from memreason_hf.data.questions.own_files import (
@@ -161,6 +161,7 @@ def _assemble(source, raw, columns, answer_type, scheme=None):
     rows = _finish(drafts)
     _check(source, drafts)
     _warn(source, drafts, columns)
+    _warn_of_units(source, drafts)
     return DatasetDict(
         {split: Dataset.from_list(part, features=FEATURES, split=NamedSplit(split)) for split, part in rows.items()}
     )
@@ -348,3 +349,19 @@ def _warn(source, drafts, columns):
     num_system = sum(row.system is not None for part in drafts for row in part.rows.values())
     if num_system:
         logger.warning(f"{source}: the system texts of {num_system:,} conversations are not kept.")
+
+
+def _warn_of_units(source, drafts):
+    """Says which answer makes numbers texts, for example by its unit."""
+    free = [(part, place, row) for part in drafts for place, row in part.rows.items() if row.answer_type is None]
+    if _common_type([row for *_, row in free]) != "text":
+        return
+    index = not_a_number([row.answer for *_, row in free])
+    if index is not None:
+        part, place, row = free[index]
+        where = f"{part.raw.where}, {part.raw.unit} {place}"
+        logger.warning(
+            f"{source}: most answers begin with a number, but {shortened(row.answer)} ({where}) is no number alone, "
+            "so all answers without options are compared as texts, with their units. If they are numbers, pass "
+            "answer_type='number' (--answer_type number), which leaves units off, or give the column answer_type."
+        )

@@ -93,8 +93,10 @@ def read_raw(
 
 
 def question_files(folder: Path) -> list[Path]:
-    """The files of a folder that can hold question data, also those in its folder `data`."""
-    return sorted(path for path in [*folder.iterdir(), *folder.glob("data/*")] if path.suffix in SUFFIXES)
+    """The files of a folder that can hold question data, also those in its folder `data`. Hidden ones are left out."""
+    paths = [*folder.iterdir(), *folder.glob("data/*")]
+    # A writer that was killed leaves a temporary file with a hidden name.
+    return sorted(path for path in paths if path.suffix in SUFFIXES and not path.name.startswith("."))
 
 
 def holds_study_files(folder: Path) -> bool:

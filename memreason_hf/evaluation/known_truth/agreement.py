@@ -11,7 +11,7 @@ written: `ChatJudge(chat, background=world_guide(facts))`.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -214,9 +214,14 @@ def agreement_by_kind(results: Mapping) -> dict[str, dict[str, float | None]]:
     }
 
 
-def describe_agreement(name: str, results: Mapping) -> str:
+def describe_agreement(name: str, results: Mapping, kinds: Iterable[str] = ()) -> str:
     """
     One paragraph on a judge: its name, and its agreement with the known truth by kind.
+
+    Args:
+        name: of the judge.
+        results: from `JudgeRates.to_dict`.
+        kinds: of the steps that the judge is asked about. Those that the test bed does not have are named as well.
 
     Example:
 
@@ -233,10 +238,12 @@ def describe_agreement(name: str, results: Mapping) -> str:
     measured = f"({num_solutions} solution{'s' * (num_solutions > 1)}, {NUM_CHANGES} changes each)"
     lines = [f"judge {name}, against the known truth of the test bed {measured}:"]
     by_kind = agreement_by_kind(results)
-    width = max(map(len, by_kind))
+    others = [kind for kind in dict.fromkeys(kinds) if kind not in by_kind]
+    width = max(map(len, [*by_kind, *others]))
     for kind, rates in by_kind.items():
         shown = "  ".join(f"{key.replace('_', ' ')} {_percent(rate)}" for key, rate in rates.items())
         lines.append(f"  {kind:<{width}}  {shown}")
+    lines += [f"  {kind:<{width}}  not measured: the test bed has no steps of this kind" for kind in others]
     if results["num_not_judged"]:
         lines.append(f"  {results['num_not_judged']} of these solutions could not be judged")
     return "\n".join(lines)

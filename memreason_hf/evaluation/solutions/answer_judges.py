@@ -33,6 +33,8 @@ Does the given answer mean the same as one of the right answers? It may use othe
 add anything that matters for the question. Reply with yes or no, and nothing else."""
 _FIELD = re.compile(rf"\{{({'|'.join(PROMPT_FIELDS)})\}}")
 _REPLY = re.compile(r"[\W_]*(yes|no)[\W_]*", re.IGNORECASE)
+# What some models write before they reply.
+_THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class AnswerJudge:
         ask: sends requests to the model, see `Ask`. A request is a list of messages with `role` and `content`.
         prompt: the text of a request, with the fields `{question}`, `{right_answers}` and `{answer}`. Default:
             `PROMPT`.
+        name: what tables and files call the judge.
 
     Attributes:
         num_asked: number of distinct answers that were asked about.
@@ -70,14 +73,10 @@ class AnswerJudge:
         [True]
     """
 
-    def __init__(self, ask: Ask, *, prompt: str = PROMPT):
+    def __init__(self, ask: Ask, *, prompt: str = PROMPT, name: str = "judge"):
         check_callable("ask", ask, "a function from requests to replies")
-        check_type("prompt", prompt, str, "a text")
-        missing = [name for name in PROMPT_FIELDS if f"{{{name}}}" not in prompt]
-        if missing:
-            fields = ", ".join(f"{{{name}}}" for name in missing)
-            raise ValueError(f"prompt={prompt[:60]!r} lacks {fields}, which the judge must see. Add what is missing.")
-        self.ask, self.prompt = ask, prompt
+        check_answer_prompt(prompt)
+        self.ask, self.prompt, self.name = ask, prompt, name
         self.num_asked = self.num_unreadable = 0
         self._known: dict[AnswerCase, bool | None] = {}
 
@@ -94,8 +93,7 @@ class AnswerJudge:
             for key, reply in self.ask({key: self._request(case) for key, case in left.items()}) if left else ():
                 if key not in left:
                     raise ValueError(f"ask gave a reply for {key!r}, which was not among the requests.")
-                match = _REPLY.fullmatch(reply) if isinstance(reply, str) else None
-                self._known[left[key]] = match[1].lower() == "yes" if match else None
+                self._known[left[key]] = read_reply(reply)
             left = {key: case for key, case in left.items() if self._known.get(case) is None}
         self._known.update(dict.fromkeys(left.values()))
         self.num_asked += len(new)
@@ -112,6 +110,33 @@ class AnswerJudge:
         return [{"role": "user", "content": _FIELD.sub(lambda match: values[match[1]], self.prompt)}]
 
 
+def check_answer_prompt(prompt: str) -> None:
+    """
+    Checks the prompt of a judge of answers.
+
+    Raises:
+        TypeError, ValueError: it is not a text, or lacks a field.
+    """
+    check_type("prompt", prompt, str, "a text")
+    missing = [name for name in PROMPT_FIELDS if f"{{{name}}}" not in prompt]
+    if missing:
+        fields = ", ".join(f"{{{name}}}" for name in missing)
+        raise ValueError(f"prompt={prompt[:60]!r} lacks {fields}, which the judge must see. Add what is missing.")
+
+
+def read_reply(reply: str | None) -> bool | None:
+    """
+    Whether a reply is yes; None if it is neither yes nor no.
+
+    Example:
+
+        >>> read_reply("**Yes.**"), read_reply("<think>Hm.</think> no"), read_reply("Yes and no")
+        (True, False, None)
+    """
+    match = _REPLY.fullmatch(_THOUGHT.sub("", reply, count=1)) if isinstance(reply, str) else None
+    return match[1].lower() == "yes" if match else None
+
+
 def judge_texts(
     texts: Sequence[str],
     rows: Sequence[Mapping],
@@ -126,7 +151,7 @@ def judge_texts(
         texts: solutions, or questions and solutions.
         rows: the row of each text, see `judge_row`; with `question` where there is a judge.
         answer_judge: decides about free-text answers that differ from all right ones, for example an `AnswerJudge`.
-            An answer without a verdict of the judge is wrong.
+            An answer without a verdict of the judge is wrong, and `is_undecided`.
         kwargs: for `judge_row`.
 
     Returns:
@@ -155,10 +180,11 @@ def ask_judge(
         if needs_judge(verdict, type_of_row(row))
     }
     said = dict(zip(cases, answer_judge(list(cases.values())))) if cases else {}
-    return [
-        verdict if said.get(index) is None else replace(verdict, is_correct=said[index], by_judge=True)
-        for index, verdict in enumerate(verdicts)
-    ]
+    decided = list(verdicts)
+    for index, is_right in said.items():
+        changes = {"is_undecided": True} if is_right is None else {"is_correct": is_right, "by_judge": True}
+        decided[index] = replace(verdicts[index], **changes)
+    return decided
 
 
 def needs_judge(verdict: Verdict, answer_type: str) -> bool:

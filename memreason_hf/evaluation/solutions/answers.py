@@ -68,6 +68,7 @@ class Verdict:
         is_correct: whether the two are the same.
         several: whether the text names several options; the first one counted.
         by_judge: whether a language model decided about a free text (`answer_judges`).
+        is_undecided: whether it was asked, and gave no readable reply; the answer counts as wrong.
     """
 
     answer: str | None
@@ -75,10 +76,18 @@ class Verdict:
     is_correct: bool
     several: bool = False
     by_judge: bool = False
+    is_undecided: bool = False
 
     @property
     def is_valid(self) -> bool:
         return self.answer is not None
+
+    @property
+    def said_by_judge(self) -> str | None:
+        """What a language model said: `"right"`, `"wrong"` or `"undecided"`; None if it was not asked."""
+        if self.by_judge:
+            return "right" if self.is_correct else "wrong"
+        return "undecided" if self.is_undecided else None
 
 
 def extract_answer(

@@ -10,7 +10,6 @@ the model is asked again, and told what was wrong.
 """
 
 import copy
-import hashlib
 import json
 import re
 from collections import Counter
@@ -24,7 +23,7 @@ from memreason_hf.chat import ChatError, in_order_of_completion
 from memreason_hf.chat.concurrent import Chat
 from memreason_hf.checks import check_has, check_int, check_number, check_type, shortened
 from memreason_hf.evaluation.solutions.judges import UNDECIDED, VERDICTS, JudgeFault, SolutionToJudge
-from memreason_hf.evaluation.solutions.reply_files import ReplyFile
+from memreason_hf.evaluation.solutions.reply_files import ReplyFile, reply_key
 from memreason_hf.files import read_text
 from memreason_hf.messages import visible
 from memreason_hf.steps import ANSWER_MARKER, Step
@@ -195,7 +194,7 @@ class ChatJudge:
     async def _ask(self, request, num_steps):
         """The verdicts, in the order of the steps, or the fault."""
         settings = {"max_tokens": self.max_tokens, "temperature": self.temperature}
-        key = hashlib.sha256(json.dumps([self.name, request, settings, self.seed]).encode()).hexdigest()
+        key = reply_key(self.chat, self.name, request, settings, self.seed)
         if self.replies is not None and key in self.replies:
             # A reply that somebody has changed is asked for again.
             with suppress(ValueError):

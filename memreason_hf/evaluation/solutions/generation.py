@@ -30,7 +30,8 @@ from memreason_hf.checks import (
 from memreason_hf.data.questions.encoding import choose_prompter
 from memreason_hf.data.questions.prompts import Prompter
 from memreason_hf.evaluation.mode import evaluation_mode
-from memreason_hf.evaluation.solutions.answers import ANSWER_RULES, check_answers, judge_row
+from memreason_hf.evaluation.solutions.answer_judges import AnswerJudge, ask_judge
+from memreason_hf.evaluation.solutions.answers import ANSWER_RULES, Verdict, check_answers, judge_row
 from memreason_hf.evaluation.solutions.generation_files import FIELDS, OPTIONAL_FIELDS, GenerationFile
 from memreason_hf.evaluation.solutions.generation_sampling import AnswerStop, Sampling, end_of_answer
 from memreason_hf.locks import locked
@@ -65,6 +66,9 @@ class GeneratedSolution:
         num_tokens: generated tokens, the end of the text included.
         recurrences: `{kind: [tokens, recurrences]}`, see `recurrences_by_kind`; None unless the model has recurrent
             depth and the scheme has tokens for kinds.
+        sample: the number of the solution, from 0, where an item has several.
+        answer_judge: the `name` of the judge of free-text answers and its `verdict` (`"right"`, `"wrong"` or
+            `"undecided"`); None where the answer rule alone decided.
     """
 
     index: int
@@ -79,6 +83,7 @@ class GeneratedSolution:
     num_tokens: int
     recurrences: dict[str, list[int]] | None = None
     sample: int | None = None
+    answer_judge: dict[str, str] | None = None
 
     @property
     def is_correct(self) -> bool:
@@ -123,6 +128,7 @@ def generate_solutions(
     stop_at_answer: bool = False,
     match_option_text: bool = False,
     answer_rule: str = "published",
+    answer_judge: AnswerJudge | None = None,
     path: str | None = None,
     settings: Mapping | None = None,
     overwrite: bool = False,
@@ -145,6 +151,7 @@ def generate_solutions(
             solutions and go on with questions of their own.
         match_option_text: see `extract_answer`.
         answer_rule: the `rule` of `extract_answer`.
+        answer_judge: decides about free-text answers in other words, after all solutions are generated.
         path: a file of JSON lines to which every batch is added. Solutions that it already holds are not generated
             again.
         settings: what the texts depend on apart from the rows. A file with other settings is refused.
@@ -214,22 +221,22 @@ def generate_solutions(
         file = None
         if path is not None:
             file = GenerationFile(path, [row["question"] for row in rows], settings, overwrite=overwrite)
-        return _solve_missing(rows, sampling, file, prompter, partial(solve, **generate_kwargs), judges, progress)
+        solve = partial(solve, **generate_kwargs)
+        return _solve_missing(rows, sampling, file, prompter, solve, judges, answer_judge, progress)
 
 
-def _solve_missing(rows, sampling, file, prompter, solve, judges, progress):
+def _solve_missing(rows, sampling, file, prompter, solve, judges, answer_judge, progress):
     """Solves the rows that a file does not hold yet, and adds them to it batch by batch."""
     samples = [None] if sampling is None else range(sampling.num_samples)
     keys = [(index, sample) for index in range(len(rows)) for sample in samples]
     judge, judge_again = judges
-    known = {}
+    known, in_file = {}, {}
     if file is not None:
-        written = list(map(_from_line, file.read()))
-        # The answers of the data may have been corrected since. The last line of a solution counts.
-        judged = [judge_again(rows[generation.index], generation) for generation in written]
-        if changed := [after for before, after in zip(written, judged) if after != before]:
-            file.add(map(_to_line, changed))
-        known = {_key_of(generation): generation for generation in judged}
+        in_file = {_key_of(generation): generation for generation in map(_from_line, file.read())}
+        # The answers of the data may have been corrected since.
+        known = {key: judge_again(rows[generation.index], generation) for key, generation in in_file.items()}
+        if answer_judge is None:
+            _add_changed(file, in_file, known)
     missing = [key for key in keys if key not in known]
     prompts = {index: prompter.prompt_ids(rows[index]["question"]) for index in dict(missing)}
     with tqdm(
@@ -240,8 +247,35 @@ def _solve_missing(rows, sampling, file, prompter, solve, judges, progress):
             known.update((_key_of(generation), generation) for generation in solved)
             if file is not None:
                 file.add(_to_line(generation) for generation in solved)
+                in_file.update((_key_of(generation), generation) for generation in solved)
             bar.update(len(solved))
+    if answer_judge is not None:
+        known = dict(zip(known, _ask_judge(rows, list(known.values()), answer_judge)))
+        if file is not None:
+            _add_changed(file, in_file, known)
     return [known[key] for key in keys]
+
+
+def _add_changed(file, in_file, known):
+    """Adds the solutions with another verdict than in the file. The last line of a solution counts."""
+    if changed := [generation for key, generation in known.items() if in_file.get(key) != generation]:
+        file.add(map(_to_line, changed))
+
+
+def _ask_judge(rows, generations, answer_judge):
+    """Solutions with the verdicts of a judge of answers."""
+    ruled = [Verdict(one.answer, one.reference, one.is_correct) for one in generations]
+    decided = ask_judge(ruled, [rows[one.index] for one in generations], answer_judge)
+    return [
+        one
+        if verdict.said_by_judge is None
+        else replace(
+            one,
+            verdict=CORRECT if verdict.is_correct else WRONG,
+            answer_judge={"name": answer_judge.name, "verdict": verdict.said_by_judge},
+        )
+        for one, verdict in zip(generations, decided)
+    ]
 
 
 def _key_of(generation):
@@ -498,6 +532,7 @@ def _judged_again(prompter: Prompter, row, generation: GeneratedSolution, **rule
         verdict=CORRECT if verdict.is_correct else WRONG,
         answer=verdict.answer,
         reference=row["answer"],
+        answer_judge=None,
     )
 
 

@@ -21,8 +21,9 @@ FIELDS = (
     "is_cut",
     "num_tokens",
 )
-# Not every run has these: the recurrences of a recurrent model, and the number of a text of which there are several.
-OPTIONAL_FIELDS = ("recurrences", "sample")
+# Not every run has these: the recurrences of a recurrent model, the number of a text of which there are several, and
+# what a judge of answers said.
+OPTIONAL_FIELDS = ("recurrences", "sample", "answer_judge")
 # Files next to it: what its texts depend on, and a command's summary of them.
 SETTINGS_SUFFIX = ".settings.json"
 SUMMARY_SUFFIX = ".summary.json"
@@ -131,6 +132,11 @@ class GenerationFile:
                 f"{self.path} was written with {name}={before.get(name)!r}, now it is {self.settings.get(name)!r}. "
                 "Choose another file, or overwrite this one."
             )
+
+
+def items_of(results: Mapping) -> int:
+    """The number of items behind some results. Summaries of earlier releases count the texts as `num_items`."""
+    return results["num_items"] if "num_texts" in results else results["num_items"] // results.get("num_samples", 1)
 
 
 def read_generations(path: str | os.PathLike, sample: int = 0) -> dict[int, dict]:

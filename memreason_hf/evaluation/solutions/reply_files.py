@@ -6,8 +6,10 @@ Replies of a language model that are kept, so that a command that was stopped do
         replies.add(key, text)
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from memreason_hf.files import parse_json, read_bytes
@@ -76,3 +78,19 @@ class ReplyFile:
                 "file."
             )
         self._replies[key] = reply
+
+
+def reply_key(chat: object, name: str, request: object, settings: Mapping, seed: int) -> str:
+    """
+    The key of a reply: it changes with everything that the reply depends on.
+
+    Args:
+        chat: the language model. Where it has a `place`, as an `EndpointChat` has, two models of one name at two
+            places have different keys.
+        name: of the model.
+        request: what was asked, as a JSON value.
+        settings, seed: of drawing the reply.
+    """
+    place = getattr(chat, "place", None)
+    values = [name, *([] if place is None else [{"place": place}]), request, dict(settings), seed]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet
+from transformers.utils import logging
 
 from memreason_hf.checks import shortened
 from memreason_hf.data.questions.answer_types import (
@@ -23,6 +24,7 @@ from memreason_hf.data.questions.answer_types import (
     answer_type_of,
     canonical_answer,
     guess_type,
+    not_a_number,
     read_letter,
 )
 from memreason_hf.data.questions.options import find_options, options_by_label
@@ -31,6 +33,8 @@ from memreason_hf.files import parse_json, read_bytes, read_json
 from memreason_hf.steps import QUESTION_MARKER, Step, StepScheme
 from memreason_hf.steps.scheme import as_step
 
+
+logger = logging.get_logger(__name__)
 
 # What a row can have, and the columns that it is read from where the user does not name one.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -85,12 +89,14 @@ class TextFile:
         rows: its texts.
         scheme: the scheme in the settings next to a file of `memreason evaluate-steps`; None without one.
         is_indexed: whether `index` of a row is the index of its item in the data set.
+        data_name: the name of the data set in those settings.
     """
 
     path: Path
     rows: list[TextRow]
     scheme: StepScheme | None = None
     is_indexed: bool = False
+    data_name: str | None = None
 
 
 def read_texts(path: str | os.PathLike, columns: Mapping[str, str] | None = None) -> TextFile:
@@ -128,7 +134,9 @@ def read_texts(path: str | os.PathLike, columns: Mapping[str, str] | None = None
         # As in a resumed run, the last line of an item, or of a sample of it, counts.
         keys = [(item["index"], item.get("sample")) for item in items]
         rows = sorted(dict(zip(keys, rows)).values(), key=lambda row: row.index)
-    return TextFile(path, rows, _saved_scheme(path) if is_ours else None, is_ours)
+    settings = _saved_settings(path) if is_ours else {}
+    name = settings.get("name")
+    return TextFile(path, rows, _saved_scheme(settings), is_ours, name if isinstance(name, str) else None)
 
 
 def join_questions(texts: TextFile, items: Sequence[Mapping]) -> list[TextRow]:
@@ -234,6 +242,8 @@ def complete_rows(rows: Sequence[TextRow]) -> list[TextRow]:
         typed.append(_with_listed_options(row))
     guesses = {_guess(row.reference) for row in typed if row.answer_type is None}
     guess = next(iter(guesses)) if len(guesses) == 1 else "text"
+    if guess == "text":
+        _warn_of_units([row for row in typed if row.answer_type is None])
     completed = []
     for row in typed:
         chosen = guess if row.answer_type is None else row.answer_type
@@ -246,6 +256,17 @@ def complete_rows(rows: Sequence[TextRow]) -> list[TextRow]:
         changes = {"reference": right, "options": dict(options), "answer_type": chosen, "accepted_answers": accepted}
         completed.append(dataclasses.replace(row, **changes))
     return completed
+
+
+def _warn_of_units(rows):
+    """Says which right answer makes numbers texts, for example by its unit."""
+    index = not_a_number([row.reference for row in rows])
+    if index is not None:
+        logger.warning(
+            f"Most right answers begin with a number, but {shortened(rows[index].reference)} of text "
+            f"{rows[index].index} is no number alone, so all are compared as texts, with their units. If they are "
+            "numbers, pass --answer_type number, which leaves units off, or give the column answer_type."
+        )
 
 
 def _with_listed_options(row):
@@ -365,11 +386,20 @@ def _verdict(value):
     return _VERDICTS[word]
 
 
-def _saved_scheme(path):
-    """The scheme in the settings next to a file of generated solutions; None without readable settings."""
+def _saved_settings(path):
+    """The settings next to a file of generated solutions; empty without readable ones."""
     try:
-        return StepScheme.from_dict(read_json(path.with_name(path.name + SETTINGS_SUFFIX))["scheme"])
-    except (OSError, ValueError, KeyError, TypeError):
+        settings = read_json(path.with_name(path.name + SETTINGS_SUFFIX))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _saved_scheme(settings):
+    """The scheme in some settings; None without a readable one."""
+    try:
+        return StepScheme.from_dict(settings["scheme"])
+    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -20,7 +20,7 @@ import memreason_hf.evaluation.text.results
 import memreason_hf.evaluation.text.task_scores  # noqa: F401
 from memreason_hf.adapters.base_files import block_digests, weight_files
 from memreason_hf.evaluation.results import read_results
-from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
+from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX, items_of
 from memreason_hf.files import read_json
 from memreason_hf.hub.cards.folders import ModelFolder
 from memreason_hf.hub.cards.markdown import LOCAL_FOLDER, counted, last_part, number, percent, plain, table
@@ -291,6 +291,14 @@ def _task_scores(document):
     return ResultsSection("Tasks", [text, table(header, rows)], {}, entries)
 
 
+def _sampled(document):
+    """What solutions are called, which are several of each question where they were drawn."""
+    count = document.get("num_samples", 1)
+    if count > 1:
+        return f"{counted(count, 'drawn solution')} of each"
+    return "Drawn solutions" if document["settings"].get("sampling") else "Greedy solutions"
+
+
 def _solutions(document):
     settings = document["settings"]
     low, high = document["accuracy_interval"]
@@ -299,10 +307,16 @@ def _solutions(document):
     split = f", split {plain(settings['split'])}" if settings.get("split") else ""
     right = percent(document["accuracy"])
     lines = [
-        f"Greedy solutions of {number(document['num_items'])} questions{where}{split}: {right} of the answers are "
+        f"{_sampled(document)} of {number(items_of(document))} questions{where}{split}: {right} of the answers are "
         f"right (95 % interval {percent(low)} to {percent(high)}); "
         f"{number(document['num_invalid_answers'])} texts have no valid answer."
     ]
+    if judge := settings.get("answer_judge"):
+        lines[0] += (
+            f" {plain(judge['name'])} judged {number(document['num_judged_answers'])} free-text answers in other "
+            f"words, of which {number(document['num_right_by_judge'])} count as right; "
+            f"{number(document['num_undecided_answers'])} without a readable reply count as wrong."
+        )
     counts = {
         name: document[key]
         for name, key in (

@@ -5,8 +5,6 @@ from collections import Counter
 import evaluate
 import numpy as np
 
-from memreason_hf.data.questions.answer_types import answer_type_of
-from memreason_hf.evaluation.solutions.answer_judges import ask_judge
 from memreason_hf.evaluation.solutions.intervals import accuracy_interval
 from memreason_hf.metrics.step_inputs import SolutionMetric, read_options
 
@@ -41,9 +39,10 @@ Args:
 Returns:
     accuracy (`float`): share of right answers, between 0 and 1, higher is better; an invalid answer is wrong.
     accuracy_interval (`list` of two `float`, or None): percentile bootstrap over questions, between 0 and 1.
-    num_items, num_questions, num_invalid_answers, num_several_answers, num_judged_answers (`int`): numbers of items,
-        of distinct questions, of items without a valid answer, of items that name several options (the first one
-        counts), and of items that the judge of answers decided about.
+    num_items, num_questions, num_invalid_answers, num_several_answers, num_judged_answers, num_undecided_answers
+        (`int`): numbers of items, of distinct questions, of items without a valid answer, of items that name several
+        options (the first one counts), of items that the judge of answers decided about, and of those about which it
+        gave no readable verdict, which count as wrong.
     count_by_answer, count_by_reference (`dict` from `str` to `int`): how often each option was answered, and how often
         it was right.
 
@@ -87,23 +86,14 @@ class AnswerAccuracy(SolutionMetric):
 
     def _measure(self, inputs):
         options = read_options(inputs.options, inputs.references, inputs.answer_types)
-        rows, verdicts = [], []
+        verdicts = []
         for index, labels in enumerate(options):
             try:
                 verdict = inputs.judge_answer_of(index, labels)
             except ValueError as error:
                 raise ValueError(f"Item {index}: {error}") from None
             verdicts.append(verdict)
-            rows.append(
-                {
-                    "question": inputs.questions[index] or "",
-                    "answer": verdict.reference,
-                    "accepted_answers": inputs.accepted_answers[index],
-                    "answer_type": inputs.answer_types[index] or answer_type_of(labels),
-                }
-            )
-        if inputs.answer_judge is not None:
-            verdicts = ask_judge(verdicts, rows, inputs.answer_judge)
+        verdicts = inputs.ask_answer_judge(verdicts)
         correct = np.array([verdict.is_correct for verdict in verdicts], dtype=float)
         groups = np.arange(len(correct))
         if inputs.questions[0] is not None:
@@ -119,6 +109,7 @@ class AnswerAccuracy(SolutionMetric):
             "num_invalid_answers": sum(not verdict.is_valid for verdict in verdicts),
             "num_several_answers": sum(verdict.several for verdict in verdicts),
             "num_judged_answers": sum(verdict.by_judge for verdict in verdicts),
+            "num_undecided_answers": sum(verdict.is_undecided for verdict in verdicts),
             "count_by_answer": _counts([verdict.answer for verdict in verdicts if verdict.is_valid], order),
             "count_by_reference": _counts([verdict.reference for verdict in verdicts], order),
         }

@@ -117,16 +117,21 @@ class StepAttribution(SolutionMetric):
 
 def _answers(inputs):
     """What the answer rule says of every solution; None where it cannot read the answer of the reference."""
-    answers = []
+    verdicts = []
     options = None if inputs.options is None else read_options(inputs.options, inputs.references)
     for index, (reference, answer_type) in enumerate(zip(inputs.references, inputs.answer_types)):
         try:
             labels = read_options(None, [reference], [answer_type])[0] if options is None else options[index]
-            verdict = inputs.judge_answer_of(index, labels)
-            answers.append(MISSING if not verdict.is_valid else RIGHT if verdict.is_correct else WRONG)
+            verdicts.append(inputs.judge_answer_of(index, labels))
         except ValueError:
-            answers.append(None)
-    return answers
+            verdicts.append(None)
+    return [_answer_of(verdict) for verdict in inputs.ask_answer_judge(verdicts)]
+
+
+def _answer_of(verdict):
+    if verdict is None:
+        return None
+    return MISSING if not verdict.is_valid else RIGHT if verdict.is_correct else WRONG
 
 
 def _right_answer(reference):

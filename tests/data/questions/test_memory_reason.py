@@ -74,6 +74,13 @@ def test_the_rules(folder):
     assert test["steps"][:] == [[], [], [{"kind": "reason", "text": "The answer is hidden"}]]
 
 
+def test_a_training_split_of_which_nothing_is_left(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"StrategyQA_{split}_clean.json").write_text(json.dumps([item("Is it?", "True")]))
+    dataset = build_memory_reason("strategy_qa", str(tmp_path)).dataset
+    assert len(dataset["train"]) == 0 and dataset["train"].features == dataset["test"].features == FEATURES
+
+
 def test_the_report(folder):
     report = build_memory_reason("strategy_qa", str(folder)).report
     assert asdict(report.splits["train"]) == {

@@ -12,6 +12,7 @@ from local_hub import hub_fixture  # noqa: F401  (a fixture)
 from paths import QUESTIONS, ROOT
 from question_rows import TYPES, random_row, random_rows
 
+from memreason_hf.data.questions import own_data
 from memreason_hf.data.questions.memory_reason import (
     MemoryReasonData,
     MemoryReasonReport,
@@ -22,6 +23,7 @@ from memreason_hf.data.questions.memory_reason import (
 )
 from memreason_hf.data.questions.own_data import QuestionDataError, load_questions, read_columns, read_questions
 from memreason_hf.data.questions.schema import FEATURES, question_line, write_questions
+from memreason_hf.evaluation.solutions.answers import judge_row
 
 
 FROM_THE_HUB = """
@@ -212,6 +214,44 @@ def test_folders_without_questions(tmp_path):
         QuestionDataError, match=r"2 of 2 rows cannot be used.\n  rows 0, 1: lacks question; it has text"
     ):
         load_questions(tmp_path / "texts")
+
+
+def test_files_that_a_killed_writer_left_are_not_read(rows, tmp_path):
+    write_lines(tmp_path / "train.jsonl", rows)
+    (tmp_path / "data").mkdir()
+    write_lines(tmp_path / "data" / "test.jsonl", rows[:2])
+    expected = {split: part[:] for split, part in load_questions(tmp_path).items()}
+    for name in (".train.123-0123456789ab.jsonl", "data/.test.7-0123456789ab.jsonl", ".notes.json"):
+        (tmp_path / name).write_text('{"question": "Is it cut o')
+    assert {split: part[:] for split, part in load_questions(tmp_path).items()} == expected
+    # A control: under another name the same file is read, and refused.
+    (tmp_path / ".notes.json").rename(tmp_path / "test_notes.json")
+    with pytest.raises(ValueError, match=r"test_notes\.json"):
+        load_questions(tmp_path)
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    said = []
+    monkeypatch.setattr(own_data.logger, "warning", said.append)
+    return said
+
+
+def test_a_unit_that_makes_numbers_texts_is_named(tmp_path, warnings):
+    answers = ["12", "1,300", "14 km", "15"]
+    path = write_lines(tmp_path / "test.jsonl", [{"question": f"How far is {a}?", "answer": a} for a in answers])
+    assert set(load_questions(path)["test"]["answer_type"]) == {"text"}
+    (said,) = warnings
+    assert "'14 km'" in said and "test.jsonl, line 3)" in said and "--answer_type number" in said
+    # What the note says to do leaves the units off.
+    typed = load_questions(path, answer_type="number")["test"]
+    assert len(warnings) == 1 and judge_row("The answer is: 14 miles", typed[2]).is_correct
+    assert not judge_row("The answer is: 15 km", typed[2]).is_correct
+    # Controls: numbers alone, and texts among which there are numbers.
+    for others in (["12", "3/4", "50%"], ["66", "the Nile", "Rome"], ["Rome", "12 km"]):
+        write_lines(path, [{"question": f"What is {a}?", "answer": a} for a in others])
+        load_questions(path)
+    assert len(warnings) == 1
 
 
 def test_columns_as_a_flag_spells_them():

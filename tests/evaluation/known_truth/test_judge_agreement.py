@@ -40,6 +40,15 @@ def test_errors_that_were_put_in_are_found_and_nothing_else(seed):
     assert values["num_right"] == 12 * len(RIGHT) and sum(rates.counts.values()) == 12 * NUM_CHANGES
 
 
+def test_kinds_that_the_world_does_not_have_are_named():
+    facts, solutions = known_solutions(2)
+    rates = measure_judge(WorldJudge(facts), facts, solutions).to_dict()
+    lines = describe_agreement("x", rates, ["memory", "search", "reason", "look_up", "search"]).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["memory", "reason", "answer", "no", "search", "look_up"]
+    assert all("not measured: the test bed has no steps of this kind" in line for line in lines[-2:])
+    assert lines[:-2] == describe_agreement("x", rates, ["memory", "reason"]).splitlines()
+
+
 def test_a_judge_that_knows_less_finds_less():
     facts, solutions = known_solutions(12, seed=1)
     rates = measure_judge(ExactJudge(), facts, solutions)

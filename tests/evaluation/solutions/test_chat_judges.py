@@ -193,6 +193,21 @@ def test_replies_that_are_kept_are_not_asked_for_again(tmp_path):
         assert len(server.calls) == 2 * asked + 1
 
 
+def test_another_endpoint_with_the_same_model_name_is_asked_anew(tmp_path):
+    solutions = [SolutionToJudge([Step("memory", f"a{number}")]) for number in range(5)]
+    file = tmp_path / "replies.jsonl"
+    with chat_server(lambda call: '{"1": "agrees"}') as one, chat_server(lambda call: '{"1": "departs"}') as other:
+        said = {}
+        for _ in range(2):
+            for server in (one, other):
+                judged = attribute_all(judge_at(server, replies=ReplyFile(file)), solutions)
+                said.setdefault(server.url, []).append([entry.verdicts for entry in judged])
+        assert said == {one.url: [[("agrees",)] * 5] * 2, other.url: [[("departs",)] * 5] * 2}
+        # Each was asked once, and the file shows neither address.
+        assert len(one.calls) == len(other.calls) == 5 and len(file.read_text().splitlines()) == 10
+        assert "127.0.0.1" not in file.read_text()
+
+
 def test_nonsense_is_not_kept(tmp_path):
     replies = iter(["x", "y", "z", '{"1": "agrees"}'])
     solutions = [SolutionToJudge([Step("memory", "a")])]

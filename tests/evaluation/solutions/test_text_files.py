@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from published_texts import match_items
 
+from memreason_hf.evaluation.solutions import text_files
 from memreason_hf.evaluation.solutions.generation_files import FIELDS
 from memreason_hf.evaluation.solutions.text_files import (
     TextRow,
@@ -217,3 +218,12 @@ def test_items_that_are_the_same_count_as_one():
         match_questions(["Is it? yes"], [same, other])
     # A text that is exactly one question has no other.
     assert match_items(["Is it? Or", "Is it?"], ["Is it?", "Is it? Or"]) == [1, 0]
+
+
+def test_a_unit_that_makes_numbers_texts_is_named(monkeypatch):
+    said = []
+    monkeypatch.setattr(text_files.logger, "warning", said.append)
+    rows = [TextRow(index, "x", reference=answer) for index, answer in enumerate(["12", "13 km", "14"], start=3)]
+    assert {row.answer_type for row in complete_rows(rows)} == {"text"}
+    assert len(said) == 1 and "'13 km' of text 4" in said[0] and "--answer_type number" in said[0]
+    assert {row.answer_type for row in complete_rows([rows[0], rows[2]])} == {"number"} and len(said) == 1

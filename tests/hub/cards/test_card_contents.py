@@ -177,6 +177,27 @@ def test_solutions_belong_to_the_weights_that_wrote_them(folders, tmp_path):
     assert "60.0%" not in make_card(folder).text
 
 
+def test_who_judged_solutions_and_how_they_were_drawn(folders, tmp_path):
+    folder = folders.copy_of("steps", tmp_path)
+    text = make_card(folder).text
+    assert "Greedy solutions of 5 questions" in text and "judged" not in text
+    path = folder / "test.jsonl.summary.json"
+    summary = json.loads(path.read_text())
+    settings_path = folder / "test.jsonl.settings.json"
+    settings = json.loads(settings_path.read_text())
+    settings |= {"answer_judge": {"name": "a *judge*"}, "sampling": {"num_samples": 3}}
+    settings_path.write_text(json.dumps(settings))
+    summary |= {"num_judged_answers": 4, "num_right_by_judge": 3, "num_undecided_answers": 2}
+    path.write_text(json.dumps({**summary, "num_samples": 3, "num_texts": 15}))
+    text = make_card(folder).text
+    assert "3 drawn solutions of each of 5 questions" in text
+    assert "judged 4 free-text answers in other words, of which 3 count as right; 2 without a readable" in text
+    assert "a *judge*" not in text  # a name is no Markdown
+    # Earlier releases counted texts.
+    path.write_text(json.dumps({**summary, "num_samples": 3, "num_items": 15}))
+    assert "3 drawn solutions of each of 5 questions" in make_card(folder).text
+
+
 def test_a_new_kind_of_results_brings_its_own_section(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "_KINDS", dict(results._KINDS))
     monkeypatch.setattr(card_results, "_SECTIONS", dict(card_results._SECTIONS))

@@ -1,0 +1,154 @@
+"""The judge of free-text answers that a command uses: the exact rule alone, or a language model beside it."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from memreason_hf.command_line.chat_flags import ChatFlags
+from memreason_hf.command_line.parser import Section
+from memreason_hf.evaluation.solutions.answer_judges import PROMPT, check_answer_prompt
+from memreason_hf.evaluation.solutions.chat_answer_judges import (
+    ChatAnswerJudge,
+    describe_known_answers,
+    measure_known_answers,
+)
+from memreason_hf.evaluation.solutions.chat_judges import ChatJudge
+from memreason_hf.evaluation.solutions.judges import StepJudge
+from memreason_hf.evaluation.solutions.reply_files import ReplyFile
+from memreason_hf.files import read_text
+from memreason_hf.locks import locked
+from memreason_hf.messages import visible
+
+
+# Added to the name of an output file for the file of the replies about answers.
+ANSWER_REPLIES_SUFFIX = ".answer_replies.jsonl"
+
+
+@dataclass
+class AnswerJudgeFlags:
+    """
+    Who judges free-text answers in other words than those of the right answers.
+
+    Example:
+        >>> flags = AnswerJudgeFlags()
+        >>> flags.check(ChatFlags())
+        >>> flags.is_llm
+        False
+    """
+
+    answer_judge: Literal["none", "llm"] = field(
+        default="none",
+        metadata={
+            "help": "Who judges free-text answers that differ from all right ones. llm asks the language model --llm "
+            "whether they mean the same; none: they are wrong."
+        },
+    )
+    answer_judge_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "File with the request about an answer, to which the reply is yes or no. Its fields are "
+            "{question}, {right_answers} and {answer}."
+        },
+    )
+
+    @property
+    def is_llm(self) -> bool:
+        """Whether a language model is asked."""
+        return self.answer_judge == "llm"
+
+    def check(self, chat: ChatFlags) -> None:
+        """
+        Refuses impossible values before anything is loaded.
+
+        Raises:
+            ValueError, TypeError, OSError: a value is wrong, a file cannot be read, or a prompt is given without a
+                language model.
+        """
+        if self.is_llm:
+            chat.check()
+            self._prompt()
+        elif self.answer_judge_prompt is not None:
+            raise ValueError(
+                f"answer_judge_prompt={self.answer_judge_prompt!r} is for a language model as judge of answers. Add "
+                "--answer_judge llm, or leave it out."
+            )
+
+    def settings(self, chat: ChatFlags) -> dict:
+        """What verdicts depend on, for the settings of a file: empty for the exact rule."""
+        if not self.is_llm:
+            return {}
+        values = {"name": chat.name}
+        if self.answer_judge_prompt is not None:
+            values["prompt_digest"] = hashlib.sha256(self._prompt().encode(errors="surrogatepass")).hexdigest()
+        return {"answer_judge": values}
+
+    @contextmanager
+    def open(
+        self,
+        chat: ChatFlags,
+        replies: Path | None = None,
+        *,
+        step_judge: StepJudge | None = None,
+        progress: bool = False,
+    ) -> Iterator[ChatAnswerJudge | None]:
+        """
+        The judge while the block runs; None for the exact rule.
+
+        Args:
+            chat: the flags of the language model.
+            replies: the file that keeps its replies.
+            step_judge: the judge of steps, whose language model is the same one and is not loaded twice.
+            progress: whether to show a progress bar.
+
+        Raises:
+            InUseError: another process is adding to the file of replies.
+            ValueError, OSError: the file of replies is another one, or the language model cannot be loaded.
+        """
+        if not self.is_llm:
+            yield None
+            return
+        with nullcontext() if replies is None else locked(replies):
+            yield ChatAnswerJudge(
+                step_judge.chat if isinstance(step_judge, ChatJudge) else chat.open(),
+                name=chat.name,
+                prompt=self._prompt(),
+                max_tokens=chat.llm_max_tokens,
+                temperature=chat.llm_temperature,
+                replies=None if replies is None else ReplyFile(replies),
+                progress=progress,
+            )
+
+    def _prompt(self):
+        if self.answer_judge_prompt is None:
+            return PROMPT
+        try:
+            prompt = read_text(self.answer_judge_prompt)
+            check_answer_prompt(prompt)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"answer_judge_prompt={self.answer_judge_prompt!r} must be a text in UTF-8 ({error})."
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"answer_judge_prompt={self.answer_judge_prompt!r}: {error}") from None
+        return prompt
+
+
+def measure_answer_judge(judge: ChatAnswerJudge) -> dict:
+    """What the summary of a command says of a judge of answers: its name, and what it says about known answers."""
+    return {"name": judge.name, "known_answers": measure_known_answers(judge)}
+
+
+def describe_answer_judge(judge: ChatAnswerJudge, measured: dict | None) -> str:
+    """A judge of answers in two lines: what it says about known answers, and what it has cost."""
+    lines = [] if measured is None else [describe_known_answers(judge.name, measured["known_answers"])]
+    lines.append(
+        f"{judge.name} was asked about answers {judge.usage['requests']:,} times, {judge.usage['tokens']:,} tokens in "
+        "all"
+    )
+    return visible("\n".join(lines))
+
+
+ANSWER_JUDGE = Section("answer_judge", AnswerJudgeFlags, "judge of free-text answers")
