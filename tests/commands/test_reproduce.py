@@ -14,6 +14,8 @@ from memreason_hf.experiments.scheme_comparison.run import ComparisonArguments
 from memreason_hf.experiments.scheme_comparison.schemes import SCHEMES, choose_variants
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.tokenization import read_scheme
+from modeling_recurrent import RecurrentDepthConfig
+from modeling_recurrent.sampling_recurrent import sample_num_recurrences
 
 
 FEW = ["--seeds", "5", "--source_steps", "3", "--further_steps", "2", "--batch_size", "4", "--num_test_chains", "4"]
@@ -198,3 +200,17 @@ def test_help_of_depth_extrapolation_teaches(capsys):
     for line in lines:
         _, values = reproduce.make_extrapolation_parser().parse_recipe(shlex.split(line, comments=True)[3:])
         ExtrapolationArguments(**values["extrapolation"])
+
+
+def test_the_recipe_of_depth_extrapolation_can_pass_its_stages():
+    """After the growth of the depth, no training step has fewer recurrences than the longest chains have hops."""
+    _, values = reproduce.make_extrapolation_parser().parse_recipe([reproduce.DEFAULT_EXTRAPOLATION])
+    fields = {name: values["model"][name] for name in ("num_recurrences", "recurrence_sampling")}
+
+    def fewest(**changes):
+        config = RecurrentDepthConfig(**{**fields, **changes})
+        return min(sample_num_recurrences(config, 0, step) for step in range(500))
+
+    assert fewest() >= trained_hops(values)
+    # Control: a distribution with the same mean does.
+    assert fewest(recurrence_sampling="poisson", recurrence_min=1, recurrence_max=16) < trained_hops(values)
