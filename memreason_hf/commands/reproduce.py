@@ -98,7 +98,8 @@ examples:
   memreason reproduce depth_extrapolation
   memreason reproduce depth_extrapolation --seed 1 --output_dir runs/extrapolation_1
   memreason reproduce depth_extrapolation --max_steps 50 --deep_hops "" --output_dir runs/glimpse    # a try
-  memreason reproduce depth_extrapolation depth_extrapolation --output_dir runs/study      # full size, on a GPU
+  memreason reproduce depth_extrapolation quickstart --output_dir runs/small_world         # 20 entities, 1,000 hops
+  memreason reproduce depth_extrapolation depth_extrapolation --curriculum_last_stage 12 --output_dir runs/study
 
 OUTPUT_DIR holds data/, model/, extrapolation.json with all numbers, and extrapolation.png.
 """

@@ -9,10 +9,13 @@ from transformers import AutoTokenizer
 
 from memreason_hf.commands import reproduce
 from memreason_hf.evaluation import read_results
+from memreason_hf.experiments.depth_extrapolation.run import ExtrapolationArguments, trained_hops
 from memreason_hf.experiments.scheme_comparison.run import ComparisonArguments
 from memreason_hf.experiments.scheme_comparison.schemes import SCHEMES, choose_variants
 from memreason_hf.steps import StepScheme
 from memreason_hf.steps.tokenization import read_scheme
+from modeling_recurrent import RecurrentDepthConfig
+from modeling_recurrent.sampling_recurrent import sample_num_recurrences
 
 
 FEW = ["--seeds", "5", "--source_steps", "3", "--further_steps", "2", "--batch_size", "4", "--num_test_chains", "4"]
@@ -136,3 +139,78 @@ def test_help_of_the_comparison_teaches(capsys):
     for line in lines:
         _, values = reproduce.make_comparison_parser().parse_recipe(shlex.split(line, comments=True)[3:])
         ComparisonArguments(**values["comparison"])
+
+
+SMALL = [
+    "--num_entities",
+    "6",
+    "--num_relations",
+    "3",
+    "--train_hops",
+    "2-3",
+    "--test_hops",
+    "2-4",
+    "--cap_to_available",
+]
+SMALL += ["--num_train_chains", "20", "--num_test_chains", "6", "--hidden_size", "16", "--intermediate_size", "32"]
+SMALL += ["--num_attention_heads", "2", "--per_device_train_batch_size", "4", "--max_steps", "3", "--use_cpu"]
+SMALL += ["--measured_recurrences", "8", "--deep_hops", "9", "--num_deep_chains", "3", "--warmup_steps", "1"]
+
+
+def test_depth_extrapolation_and_the_same_again(tmp_path, capsys):
+    arguments = ["depth_extrapolation", "--output_dir", str(tmp_path), *SMALL]
+    assert reproduce.main(arguments) == 0
+    text = capsys.readouterr().out
+    results = read_results(tmp_path / "extrapolation.json")
+    assert [entry["hops"] for entry in results["hop_counts"]] == [2, 3, 4]
+    assert [(entry["hops"], entry["count"]) for entry in results["deep"]] == [(9, 3)]
+    assert results["training"]["steps"] == 3 and results["training"]["chains"] == 12
+    assert results["training"]["trained_hops"] == 3 and results["recipe"]["model"]["hidden_size"] == 16
+    assert "deepest hop count at 60%" in text and (tmp_path / "extrapolation.png").is_file()
+
+    # A kill in the middle: what is finished is kept, and the rest gives the same.
+    measures = tmp_path / "measures"
+    (measures / "results_9.json").unlink()
+    hops_file, weights = measures / "results_hops.json", tmp_path / "model" / "model.safetensors"
+    measured_at, trained = hops_file.stat().st_mtime_ns, weights.read_bytes()
+    assert reproduce.main(arguments) == 0
+    assert hops_file.stat().st_mtime_ns == measured_at and weights.read_bytes() == trained
+    again = read_results(tmp_path / "extrapolation.json")
+    assert [again[name] for name in ("hop_counts", "deep")] == [results[name] for name in ("hop_counts", "deep")]
+    assert "num_deep_chains=3 there, now 4" in refused(capsys, reproduce.main, [*arguments, "--num_deep_chains", "4"])
+
+
+def test_deep_chains_must_be_longer_than_those_of_training(tmp_path, capsys):
+    arguments = ["depth_extrapolation", "--output_dir", str(tmp_path), *SMALL, "--deep_hops", "3"]
+    assert "deep_hops='3' must be above" in refused(capsys, reproduce.main, arguments)
+    assert list(tmp_path.iterdir()) == []
+    # With a curriculum that ends earlier, they are.
+    assert trained_hops({"data": {"train_hops": "2-40"}, "curriculum": {"last_stage": 12}}) == 12
+    assert trained_hops({"data": {"train_hops": "2-40"}, "curriculum": {"stages": [1, 2, 8]}}) == 8
+    assert trained_hops({"data": {"train_hops": "2-8"}, "curriculum": {"enabled": False, "last_stage": 4}}) == 8
+
+
+def test_help_of_depth_extrapolation_teaches(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(["depth_extrapolation", "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    lines = [line for line in text.splitlines() if line.startswith("  memreason reproduce depth_extrapolation")]
+    assert len(lines) == 5
+    for line in lines:
+        _, values = reproduce.make_extrapolation_parser().parse_recipe(shlex.split(line, comments=True)[3:])
+        ExtrapolationArguments(**values["extrapolation"])
+
+
+def test_the_recipe_of_depth_extrapolation_can_pass_its_stages():
+    """After the growth of the depth, no training step has fewer recurrences than the longest chains have hops."""
+    _, values = reproduce.make_extrapolation_parser().parse_recipe([reproduce.DEFAULT_EXTRAPOLATION])
+    fields = {name: values["model"][name] for name in ("num_recurrences", "recurrence_sampling")}
+
+    def fewest(**changes):
+        config = RecurrentDepthConfig(**{**fields, **changes})
+        return min(sample_num_recurrences(config, 0, step) for step in range(500))
+
+    assert fewest() >= trained_hops(values)
+    # Control: a distribution with the same mean does.
+    assert fewest(recurrence_sampling="poisson", recurrence_min=1, recurrence_max=16) < trained_hops(values)

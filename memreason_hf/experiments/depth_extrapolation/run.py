@@ -64,7 +64,7 @@ class ExtrapolationArguments:
         Raises:
             ValueError: chains of `deep_hops` would not be longer than those of training.
         """
-        trained = max(_config_of(recipe["data"]).train_hop_counts)
+        trained = trained_hops(recipe)
         for hops in self.deep_hop_counts:
             if hops <= trained:
                 raise ValueError(
@@ -124,7 +124,7 @@ def run_evaluation(arguments: ExtrapolationArguments, recipe: dict[str, dict], *
             "steps": state["global_step"],
             "chains": state["global_step"] * batch_size,
             "num_parameters": sum(p.numel() for p in evaluation.model.parameters()),
-            "trained_hops": max(data_config.train_hop_counts),
+            "trained_hops": trained_hops(recipe),
         },
         hop_counts=hop_counts,
         max_recurrences=arguments.measured_recurrences,
@@ -136,6 +136,23 @@ def run_evaluation(arguments: ExtrapolationArguments, recipe: dict[str, dict], *
     write_results(folder / ALL_RESULTS_FILE, results, overwrite=True)
     save_figure(extrapolation_figure(results), [folder / FIGURE_FILE], overwrite=True)
     return results
+
+
+def trained_hops(recipe: dict[str, dict]) -> int:
+    """
+    The longest chains that a recipe trains on: those of the data, or of the last stage of its curriculum.
+
+    Example:
+
+        >>> trained_hops({"data": {"train_hops": "2-40"}, "curriculum": {"last_stage": 12}})
+        12
+    """
+    counts = _config_of(recipe["data"]).train_hop_counts
+    curriculum = recipe.get("curriculum") or {}
+    if not curriculum.get("enabled", True):
+        return max(counts)
+    last = max(curriculum.get("stages") or [curriculum.get("last_stage") or max(counts)])
+    return max((hops for hops in counts if hops <= last), default=1)
 
 
 def _config_of(data):
