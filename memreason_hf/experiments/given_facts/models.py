@@ -28,8 +28,8 @@ _LAYERS = {
     "intermediate_size": 128,
     "num_attention_heads": 4,
     "position_embedding_type": "rope",
-    # Two of a head's 16 dimensions see positions, at one radian a token: training on short texts sees every phase.
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.125},
+    # Four of a head's 16 dimensions see positions, turning once in 6 and in 20 tokens: short texts show every phase.
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "partial_rotary_factor": 0.25},
     "initializer_range": 0.1,
     "num_recurrent_layers": 2,
     "num_coda_layers": 1,
@@ -52,7 +52,7 @@ _TRAINING = {
     "weight_decay": 0.0,
     "adam_beta2": 0.99,
     "per_device_train_batch_size": 32,
-    "max_steps": 500,
+    "max_steps": 600,
 }
 
 MODELS = {

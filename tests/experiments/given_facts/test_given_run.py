@@ -15,6 +15,7 @@ from memreason_hf.experiments.given_facts.run import GivenFactsArguments
 FEW = ["--max_steps", "2", "--batch_size", "4", "--num_questions", "12", "--at_once", "1"]
 
 
+@pytest.mark.slow
 def test_all_of_it_and_the_same_again(tmp_path, capsys):
     arguments = ["given_facts", "--output_dir", str(tmp_path), "--models", "answer_fixed,steps_recurrent", *FEW]
     assert reproduce.main(arguments) == 0
