@@ -67,7 +67,7 @@ def evaluate_steps(
     measures = {
         "hops": _by_hops(questions, right),
         "false_memories": {
-            name: _count_outcomes(questions, lies, told, range(first, last + 1))
+            name: count_outcomes(questions, lies, told, range(first, last + 1))
             for name, first, last in (("trained", 1, TRAINED_HOPS), ("longer", TRAINED_HOPS + 1, TEST_HOPS))
         },
     }
@@ -159,7 +159,13 @@ def draw_lie(given: GivenQuestion, generator: np.random.Generator) -> tuple[int,
     return hop, false + (false >= hops[hop].fact.tail)
 
 
-def _count_outcomes(questions, lies, answers, hop_counts):
+def count_outcomes(
+    questions: Sequence[GivenQuestion],
+    lies: Sequence[tuple[int, int]],
+    answers: Sequence[int | None],
+    hop_counts: Sequence[int],
+) -> dict[str, int]:
+    """What solutions answer that contain a false memory, as in `FalseMemories`, for some hop counts."""
     counts = Counter(dict.fromkeys(("follows", "the truth", "another answer"), 0))
     for given, lie, answer in zip(questions, lies, answers):
         if len(given.question.relations) in hop_counts:
