@@ -15,6 +15,8 @@ from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.commands import finetune, train
 from memreason_hf.experiments.depth_extrapolation import run as extrapolation
 from memreason_hf.experiments.depth_extrapolation.report import report as extrapolation_report
+from memreason_hf.experiments.given_facts import run as given_facts
+from memreason_hf.experiments.given_facts.report import report as given_facts_report
 from memreason_hf.experiments.halting_rules import run as halting_rules
 from memreason_hf.experiments.halting_rules.report import report as halting_rules_report
 from memreason_hf.experiments.retrofit.report import report
@@ -78,6 +80,25 @@ examples:
 OUTPUT_DIR holds data/ (the artificial world), a folder for each scheme (the model, log.txt, results.json, and
 solutions.jsonl with every text), comparison.json with all numbers, the table as table.md and table.tex, and
 token_counts.png.
+"""
+
+GIVEN_FACTS = """\
+Shows which models read their memory steps. Every question has a world of its own, so no weights hold its facts: a
+table writes what a memory step recalls, or, for models that answer at once, the facts are in the prompt. Models with
+written steps are also trained on a world that they learn. All are trained on 1 to 6 hops and tested on 1 to 12,
+after 1 and after 3 recurrences. Prints right answers by hops, and which answers follow from a memory step that names a
+false entity.
+
+Two models are trained at a time, one thread each. The same command again keeps what is finished.
+"""
+GIVEN_FACTS_EPILOG = """\
+examples:
+  memreason reproduce given_facts
+  memreason reproduce given_facts --models steps_fixed,answer_fixed --output_dir runs/given_facts_fixed
+  memreason reproduce given_facts --max_steps 20 --num_questions 12 --output_dir runs/glimpse    # a try
+
+OUTPUT_DIR holds a folder for each model (in the library's format; log.txt, results.json), given_facts.json with all
+numbers, and given_facts.png.
 """
 DEFAULT_RECIPE = "memory_reason_tiny"
 
@@ -254,11 +275,30 @@ def reproduce_halting(argv: list[str]) -> int:
     return 0
 
 
+def make_given_facts_parser() -> CommandParser:
+    """The flags of `memreason reproduce given_facts`."""
+    sections = [Section("given_facts", given_facts.GivenFactsArguments, "experiment")]
+    prog = f"{PROG} given_facts"
+    return CommandParser(sections, prog=prog, recipe=None, description=GIVEN_FACTS, epilog=GIVEN_FACTS_EPILOG)
+
+
+def reproduce_given_facts(argv: list[str]) -> int:
+    """Runs the experiment and prints its report; returns the exit code."""
+    (arguments,) = make_given_facts_parser().parse_sections(argv)
+    results = given_facts.run_given_facts(arguments)
+    folder = Path(arguments.output_dir)
+    print(given_facts_report(results))
+    print(f"\nThe experiment took {results['seconds']:.0f} s. All numbers are in")
+    print(f"{folder / given_facts.ALL_RESULTS_FILE}; the figure is {folder / given_facts.FIGURE_FILE}.")
+    return 0
+
+
 # By name: what runs the experiment with the rest of the command line, and a line of help.
 EXPERIMENTS = {
     "retrofit": (reproduce_retrofit, "A decoder trained at fixed depth gets a loop, and is trained on."),
     "depth_extrapolation": (reproduce_depth_extrapolation, "Trained on short chains of facts, tested on long ones."),
     "halting": (reproduce_halting, "Criteria, learned gates and calibrated thresholds that decide when to stop."),
+    "given_facts": (reproduce_given_facts, "Facts that the question's own world gives: are memory steps read?"),
     "memory_reason": (reproduce_memory_reason, "Schemes of memory and reason steps, and their baselines."),
 }
 

@@ -1,0 +1,1 @@
+"""Facts that a question's own world gives: what recurrent depth carries, and what written steps do."""
