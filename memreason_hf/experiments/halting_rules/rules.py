@@ -113,7 +113,7 @@ def measure_rules(signals: dict[str, ChainSignals], *, risk: float, confidence: 
 def repeat(
     signals: dict[str, ChainSignals], name: str, *, risk: float, confidence: float, times: int, seed: int
 ) -> dict:
-    """Calibrations of one criterion on draws from all rows but those of the fit, beside thresholds without a promise."""
+    """Calibrates one criterion on draws from all rows but those of the fit, beside thresholds without a promise."""
     parts = parts_of(signals[name].groups)
     rows = np.sort(np.concatenate((parts["calibration"], parts["test"])))
     population = {name: signals[name].take(rows)}
