@@ -60,8 +60,8 @@ class GateData:
         task = CalibrationData(self.data, task=self.task).resolve_task()
         if task == "solutions":
             raise ValueError(
-                f"data={self.data[0]!r} holds annotated questions, on which no gate can be fitted. Pass files of text, "
-                "such as written solutions, or a multi-hop data set."
+                f"data={self.data[0]!r} holds annotated questions, on which no gate can be fitted. Pass files of "
+                "text, such as written solutions, or a multi-hop data set."
             )
         return task
 
