@@ -21,6 +21,7 @@ VERBS = {
     "evaluate": "Let a model decide its depth: accuracy and recurrences by group.",
     "sweep": "Read accuracy and logit margins after every recurrence, by group, in one pass.",
     "calibrate": "Choose a halting threshold that keeps a promised loss with a promised confidence.",
+    "fit-gate": "Fit a gate that says where to leave the loop to a frozen model, and write a copy that has it.",
     "perplexity": "Read loss and perplexity on text after every recurrence, in one pass.",
     "lm-eval": "Score a model on lm-eval's tasks after several numbers of recurrences, in one table.",
     "generate": "Continue prompts, and show how many recurrences each token took.",

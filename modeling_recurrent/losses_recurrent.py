@@ -93,13 +93,14 @@ class RecurrenceLosses:
         decay (`float`): For `"geometric"`.
         num_recurrences (`int`, *optional*): The depth of the call. `None`: the model draws it.
         loss_of (`Callable`): The model's ordinary loss of logits.
+        at: The index of the positions whose logits are computed.
 
     Raises:
         ValueError: a `RecurrenceLoss` without an int `num_recurrences`.
     """
 
-    def __init__(self, chosen, decay, num_recurrences, loss_of):
-        self.chosen, self.decay, self.loss_of = chosen, decay, loss_of
+    def __init__(self, chosen, decay, num_recurrences, loss_of, at):
+        self.chosen, self.decay, self.loss_of, self.at = chosen, decay, loss_of, at
         self.terms = []
         # An object reads the final logits as those of the last recurrence, so that they are computed once.
         self.last = None
@@ -121,7 +122,7 @@ class RecurrenceLosses:
 
     def read_gate(self, recurrence, gate):
         """Keeps what the gate gives until the logits of the recurrence are there; called by the decoder."""
-        self.gate = gate
+        self.gate = gate[self.at]
 
     def add(self, recurrence, rows, logits):
         """Adds the terms at a recurrence; called by the decoder."""
@@ -179,7 +180,7 @@ def choose_labelled(shift_labels, logits_to_keep):
     return labelled, shift_labels[labelled]
 
 
-def open_losses(config, chosen, loss_of, kwargs, *, has_labels, trains):
+def open_losses(config, chosen, loss_of, at, kwargs, *, has_labels, trains):
     """
     The losses over recurrences of a call; `None` if the loss is that of the last recurrence.
 
@@ -187,6 +188,7 @@ def open_losses(config, chosen, loss_of, kwargs, *, has_labels, trains):
         config ([`RecurrentDepthConfig`]): Decides in training, if the call does not.
         chosen (*optional*): The argument `recurrence_loss` or `recurrence_loss_weights` of the call.
         loss_of (`Callable`): The model's ordinary loss of logits.
+        at: The index of the positions whose logits are computed.
         kwargs (`dict`): The decoder's arguments, to which those are added that the losses need.
         has_labels, trains (`bool`): Whether the call has labels, and whether it is made in training.
 
@@ -212,7 +214,7 @@ def open_losses(config, chosen, loss_of, kwargs, *, has_labels, trains):
             f"recurrence_loss={type(losses).__name__} reads a learned gate, which this model does not have "
             "(exit_gate=False in its config). Add one first."
         )
-    collected = RecurrenceLosses(losses, config.recurrence_loss_decay, kwargs.get("num_recurrences"), loss_of)
+    collected = RecurrenceLosses(losses, config.recurrence_loss_decay, kwargs.get("num_recurrences"), loss_of, at)
     kwargs.update(collected.arguments())
     return collected
 

@@ -477,13 +477,12 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
             labelled, shift_labels = choose_labelled(shift_labels, logits_to_keep)
         num_items = kwargs.pop("num_items_in_batch", None)
 
-        def choose(values):
-            # transformers 5.17 has no `slice_logits_to_keep` yet.
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            return values[:, kept] if labelled is None else values[labelled]
+        # transformers 5.17 has no `slice_logits_to_keep` yet.
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        at = (slice(None), kept) if labelled is None else labelled
 
         def read(hidden_states):
-            return self.compute_logits(choose(hidden_states))
+            return self.compute_logits(hidden_states[at])
 
         def loss_of(logits):
             return self.loss_function(
@@ -496,11 +495,9 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, RecurrentDepthGen
 
         chosen = recurrence_loss if recurrence_loss_weights is None else recurrence_loss_weights
         losses = open_losses(
-            self.config, chosen, loss_of, kwargs, has_labels=shift_labels is not None, trains=self.model._trains
+            self.config, chosen, loss_of, at, kwargs, has_labels=shift_labels is not None, trains=self.model._trains
         )
         check_hooks(kwargs)
-        if (on_gate := kwargs.pop("on_gate", None)) is not None:
-            kwargs["on_gate"] = lambda recurrence, gate: on_gate(recurrence, choose(gate))
         on_recurrence = kwargs.pop("on_recurrence", None)
         if on_recurrence is not None:
             kwargs["on_recurrence"] = lambda recurrence, rows, state: on_recurrence(

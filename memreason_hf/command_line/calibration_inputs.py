@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from memreason_hf.checks import check_choice
 from memreason_hf.command_line.chain_inputs import ChainArguments, load_chain_inputs
 from memreason_hf.command_line.model_flags import ModelFlags
 from memreason_hf.command_line.parser import Section
@@ -79,6 +80,8 @@ class CalibrationData:
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
         check_max_new_tokens(self.max_new_tokens)
+        if self.name is not None:
+            check_choice("name", self.name, NAMES)
         task = self.task if self.task != "auto" else _task_of(self.data, self.name)
         if task != "text" and len(self.data) > 1:
             raise ValueError(f"data={self.data} names {len(self.data)} folders, but {task} are read from one.")

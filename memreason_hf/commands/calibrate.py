@@ -24,7 +24,7 @@ from memreason_hf.evaluation.text.results import describe_text_model
 from memreason_hf.files import portable_path
 from memreason_hf.halting.calibration import METHODS, Promise, calibrate
 from memreason_hf.halting.candidates import candidate_thresholds
-from memreason_hf.halting.repetitions import repeat_calibration
+from memreason_hf.halting.repetitions import MOST_REPETITIONS, repeat_calibration
 from memreason_hf.halting.results import calibration_results, calibration_table, describe_promise
 from memreason_hf.halting.runs import SOLUTION_LOSSES, TEXT_LOSSES
 from memreason_hf.halting.saving import calibrate_in_place, check_apart, check_calibratable, save_calibrated
@@ -268,7 +268,7 @@ def _depth(config, task, flags, halting):
                 f"entropy_threshold={halting.entropy_threshold:g} is the fixed threshold of kl_entropy, which is not "
                 f"among halting_criterion={criteria}. Leave it out."
             )
-    check_int("repetitions", halting.repetitions, least=0)
+    check_int("repetitions", halting.repetitions, least=0, most=MOST_REPETITIONS, reason="each is a calibration")
     if halting.repetitions and task != "chains":
         raise ValueError(
             f"repetitions={halting.repetitions} is for chains, which run once; {task} would run for each of them."

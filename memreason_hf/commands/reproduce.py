@@ -243,7 +243,7 @@ the second stage of Ouro), and an oracle, which stops at the first right answer.
 
 Prints, for each rule, recurrences and accuracy with a threshold that is calibrated on other chains, and how often a
 promise is kept in repeated calibrations, beside thresholds without a guarantee. One picture shows accuracy against
-mean recurrences. Takes about 12 CPU minutes; two models are trained at a time. The same command again keeps what is
+mean recurrences. Takes about 13 CPU minutes; two models are trained at a time. The same command again keeps what is
 finished.
 """
 HALTING_EPILOG = """\

@@ -18,6 +18,10 @@ from memreason_hf.halting.calibration import Outcome, Promise, calibrate
 from memreason_hf.halting.signals import ChainSignals
 
 
+# A larger number is a typing error.
+MOST_REPETITIONS = 100_000
+
+
 @dataclass(frozen=True)
 class RepetitionReport:
     """
@@ -72,7 +76,7 @@ def repeat_calibration(
     Raises:
         ValueError: too few rows for the promise, or a number below 1.
     """
-    check_int("repetitions", repetitions, least=1)
+    check_int("repetitions", repetitions, least=1, most=MOST_REPETITIONS, reason="each is a calibration")
     check_int("num_rows", num_rows, least=1)
     outcomes = {
         (name, threshold): signals[name].outcome(threshold, loss=loss, min_recurrences=min_recurrences)
@@ -117,4 +121,4 @@ def _truth(candidate, outcomes, deepest):
     return outcome.losses.mean(), outcome.recurrences.mean(), 0.0
 
 
-__all__ = ["RepetitionReport", "repeat_calibration"]
+__all__ = ["MOST_REPETITIONS", "RepetitionReport", "repeat_calibration"]

@@ -24,6 +24,7 @@ def test_help_names_every_verb_and_what_it_does(capsys):
         "evaluate",
         "sweep",
         "calibrate",
+        "fit-gate",
         "perplexity",
         "lm-eval",
         "generate",

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from small_runs import small_trainer
 
 from memreason_hf.annotation.annotator import call_seed
 from memreason_hf.command_line.training_runs import run_training
-from memreason_hf.commands import annotate, evaluate, evaluate_steps, merge, score
+from memreason_hf.commands import annotate, calibrate, evaluate, evaluate_steps, merge, score
 from memreason_hf.data.chains.config import MultiHopConfig
 from memreason_hf.data.chains.multi_hop import prepare_multi_hop
 from memreason_hf.data.questions.memory_reason import build_memory_reason, save_memory_reason
@@ -94,6 +95,24 @@ def evaluate_chains(folder):
             "4",
         ]
     )
+
+
+_CALIBRATION = ["--data", "world", "--risk", "0.5", "--halting_criterion", "margin", "--no_progress"]
+
+
+def calibrate_copy(folder):
+    saving = ["--save_to", f"{folder}/calibrated", "--output_dir", folder, "--overwrite"]
+    calibrate.main(["model", *_CALIBRATION, "--max_recurrences", "4", *saving])
+
+
+def calibrate_in_place(folder):
+    model = Path(folder, "model")
+    if not model.is_dir():
+        # The copy is not what is killed.
+        shutil.copytree("model", "model.copy", dirs_exist_ok=True)
+        model.parent.mkdir(exist_ok=True)
+        os.rename("model.copy", model)
+    calibrate.main([str(model), *_CALIBRATION, "--max_recurrences", "4", "--in_place"])
 
 
 def evaluate_solutions(folder):
@@ -202,6 +221,8 @@ COMMANDS: dict[str, Callable[[str], None]] = {
     "build_chains": build_chains,
     "build_questions": build_questions,
     "evaluate_chains": evaluate_chains,
+    "calibrate_copy": calibrate_copy,
+    "calibrate_in_place": calibrate_in_place,
     "evaluate_solutions": evaluate_solutions,
     "score_texts": score_texts,
     "annotate_questions": annotate_questions,

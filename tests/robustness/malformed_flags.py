@@ -14,10 +14,12 @@ from memreason_hf.command_line.values import union_arms
 from memreason_hf.commands import (
     annotate,
     attention,
+    calibrate,
     convert,
     evaluate,
     evaluate_steps,
     finetune,
+    fit_gate,
     generate,
     lens,
     lm_eval,
@@ -34,6 +36,9 @@ from memreason_hf.commands import (
 )
 
 
+CALIBRATED = ("--halting_criterion", "margin", "--max_recurrences", "2")
+
+
 def commands(world: Path) -> dict:
     """`{name: (module, parser, right arguments)}`"""
     text, chains = str(world / "text_model"), str(world / "chains")
@@ -45,6 +50,14 @@ def commands(world: Path) -> dict:
     return {
         "generate": (generate, [text, "--prompt", "the cat", "--max_new_tokens", "2"]),
         "evaluate": (evaluate, [str(world / "chain_model"), "--data", chains, "--hops", "2"]),
+        "calibrate": (
+            calibrate,
+            [str(world / "chain_model"), "--data", chains, "--hops", "2", "--risk", "0.9", *CALIBRATED],
+        ),
+        "fit-gate": (
+            fit_gate,
+            [str(world / "chain_model"), "out", "--data", chains, "--num_recurrences", "2", "--max_labels", "9"],
+        ),
         "sweep": (sweep, [str(world / "chain_model"), "--data", chains, "--hops", "2", "--max_recurrences", "2"]),
         "perplexity": (perplexity, [text, "--data", str(world / "texts" / "a.txt"), "--max_recurrences", "2"]),
         "lens": (lens, [text, "--text", "the cat", "--max_recurrences", "2"]),
@@ -107,6 +120,7 @@ FROM_ZERO = (
     "num_prefix_tokens",
     "num_step_tokens",
     "spectral_rows",
+    "repetitions",
 )
 ANY_NUMBER = (
     "seed",
@@ -292,6 +306,35 @@ def _together(world):
         ("sweep", ["--compare", str(world / "results" / "evaluation.json")], ["evaluation.json", "compare"]),
         ("sweep", ["--other_models", "nowhere/at/all"], ["nowhere/at/all"]),
         ("sweep", ["--other_models", str(world / "base")], ["model"]),
+        ("calibrate", ["--risk", "0"], ["risk"]),
+        ("calibrate", ["--risk", "1"], ["risk"]),
+        ("calibrate", ["--risk", "0.0001"], ["risk"]),
+        ("calibrate", ["--confidence", "1"], ["confidence"]),
+        ("calibrate", ["--confidence", "0.9999999999"], ["confidence"]),
+        ("calibrate", ["--confidence", "0.9", "--method", "conformal"], ["confidence"]),
+        ("calibrate", ["--halting_criterion", "exit_gate"], ["exit_gate"]),
+        ("calibrate", ["--halting_criterion", "nonsense"], ["halting_criterion"]),
+        ("calibrate", ["--hops", "99"], ["hops"]),
+        ("calibrate", ["--loss", "perplexity"], ["loss"]),
+        ("calibrate", ["--largest_loss", "2"], ["largest_loss"]),
+        ("calibrate", ["--min_recurrences", "3"], ["min_recurrences"]),
+        ("calibrate", ["--entropy_threshold", "1"], ["entropy_threshold"]),
+        ("calibrate", ["--repetitions", "-1"], ["repetitions"]),
+        ("calibrate", ["--num_candidates", "1"], ["num_candidates"]),
+        ("calibrate", ["--halting_granularity", "token"], ["halting_granularity"]),
+        ("calibrate", ["--in_place", "--save_to", "x"], ["in_place", "save_to"]),
+        ("calibrate", ["--save_to", str(world)], ["save_to"]),
+        ("calibrate", ["--data", str(world / "nowhere")], ["data", "nowhere"]),
+        ("calibrate", ["--model", str(world / "base")], ["model"]),
+        ("fit-gate", ["--num_recurrences", "1"], ["num_recurrences"]),
+        ("fit-gate", ["--max_labels", "0"], ["max_labels"]),
+        ("fit-gate", ["--objective", "nonsense"], ["objective"]),
+        ("fit-gate", ["--exit_prior", "uniform"], ["exit_prior"]),
+        ("fit-gate", ["--objective", "expected_loss", "--exit_prior_stop", "1"], ["exit_prior_stop"]),
+        ("fit-gate", ["--objective", "expected_loss", "--exit_prior_weight", "-1"], ["exit_prior_weight"]),
+        ("fit-gate", ["--data", str(world / "questions")], ["data", "questions"]),
+        ("fit-gate", ["--out", str(world)], ["out"]),
+        ("fit-gate", ["--model", str(world / "base")], ["model"]),
         ("lens", ["--hops", "2"], ["hops"]),
         ("lens", ["--data", str(world / "chains")], ["data", "text"]),
         ("trajectories", ["--hops", "99"], ["hops"]),

@@ -19,10 +19,11 @@ from memreason_hf.models.loading import load_model
 from memreason_hf.training.chains.arguments import RecurrentTrainingArguments
 from memreason_hf.training.chains.recipe import prepare_run
 from memreason_hf.training.runs.checkpoints import list_checkpoints
+from modeling_recurrent.halting_recurrent import HALTING_CRITERIA
 
 
 TRAINING_FILE, RESULTS_FILE, LOG_FILE, TASK_FILE = "training.json", "results.json", "log.txt", "task.json"
-# The criteria whose calibration is repeated.
+# Criteria whose calibration is repeated, beside that of the first gate, whose loss depends smoothly on its threshold.
 REPEATED = ("kl_entropy", "margin")
 
 
@@ -50,8 +51,8 @@ def run_model(folder: Path, name: str, data: Path, settings: dict) -> dict:
     promise = {"risk": settings["risk"], "confidence": settings["confidence"]}
     measures = measure_rules(signals, **promise)
     repeated = [
-        repeat(signals, criterion, **promise, times=settings["repetitions"], seed=settings["seed"])
-        for criterion in REPEATED
+        repeat(signals, title, **promise, times=settings["repetitions"], seed=settings["seed"])
+        for title in (*REPEATED, next(title for title in signals if title not in HALTING_CRITERIA))
         if settings["repetitions"]
     ]
     results = {

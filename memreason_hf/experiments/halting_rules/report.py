@@ -50,8 +50,8 @@ def _first_right(entry):
 def _repeated(one):
     return (
         f"{one['criterion']}: in {one['repetitions']} calibrations on draws of {one['num_rows']:,} chains, the "
-        f"promise was kept in {100 * one['kept']:.1f} % (largest loss {100 * one['largest_loss']:.2f} %), without a guarantee "
-        f"in {100 * one['naive_kept']:.1f} % (largest loss {100 * one['naive_largest_loss']:.2f} %)."
+        f"promise was kept in {100 * one['kept']:.1f} % (largest loss {100 * one['largest_loss']:.2f} %), without a "
+        f"guarantee in {100 * one['naive_kept']:.1f} % (largest loss {100 * one['naive_largest_loss']:.2f} %)."
     )
 
 

@@ -26,7 +26,7 @@ BATCH_SIZE = 64
 # A group counts as solved from the recurrence on at which so many of its answers are right.
 SOLVED = 0.95
 # The candidates of each criterion; more where a loss rises steeply.
-NUM_CANDIDATES, NUM_REPEATED = 400, 2000
+NUM_CANDIDATES, NUM_REPEATED = 400, 1000
 
 
 def read_rows(model: torch.nn.Module, dataset: Dataset, pad_token_id: int, depth: int) -> GateRows:
@@ -113,11 +113,12 @@ def measure_rules(signals: dict[str, ChainSignals], *, risk: float, confidence: 
 def repeat(
     signals: dict[str, ChainSignals], name: str, *, risk: float, confidence: float, times: int, seed: int
 ) -> dict:
-    """Calibrations of one criterion on draws from all rows but those of the fit, beside thresholds without a promise."""
+    """Calibrates one rule on draws from all rows but those of the fit, beside thresholds without a promise."""
     parts = parts_of(signals[name].groups)
     rows = np.sort(np.concatenate((parts["calibration"], parts["test"])))
     population = {name: signals[name].take(rows)}
-    thresholds = {name: candidate_thresholds(name, signals[name].values.shape[1], NUM_REPEATED)}
+    depth = signals[name].values.shape[1]
+    thresholds = {name: candidate_thresholds(signals[name].criterion, depth, NUM_REPEATED)}
     report = repeat_calibration(
         population,
         thresholds,

@@ -25,6 +25,7 @@ from memreason_hf.experiments.halting_rules.models import MODELS, data_section
 from memreason_hf.experiments.halting_rules.process import LOG_FILE, TASK_FILE, read_model_results
 from memreason_hf.files import write_json
 from memreason_hf.halting.calibration import Promise
+from memreason_hf.halting.repetitions import MOST_REPETITIONS
 from memreason_hf.locks import locked
 
 
@@ -69,7 +70,7 @@ class HaltingRulesArguments:
             raise ValueError(f"models={self.models!r} must name some of {', '.join(MODELS)}.")
         for name in ("max_steps", "num_test_chains", "at_once"):
             check_int(name, getattr(self, name), least=1)
-        check_int("repetitions", self.repetitions, least=0)
+        check_int("repetitions", self.repetitions, least=0, most=MOST_REPETITIONS, reason="each is a calibration")
         check_int("seed", self.seed, least=0)
         needed = Promise(self.risk, self.confidence).rows_needed()
         calibrated = (min(self.num_test_chains, _TWO_HOPS) + (_GROUPS - 1) * self.num_test_chains) // 3 - _GROUPS

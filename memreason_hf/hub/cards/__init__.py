@@ -14,8 +14,9 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 from huggingface_hub.constants import REPOCARD_NAME
 
-# Imported for the section that it registers.
-import memreason_hf.hub.cards.calibration  # noqa: F401
+# Imported for the sections that they register.
+import memreason_hf.hub.cards.calibration
+import memreason_hf.hub.cards.exit_gate  # noqa: F401
 from memreason_hf.data.chains.folder import MANIFEST_FILE
 from memreason_hf.data.questions.memory_reason import REPORT_FILE
 from memreason_hf.data.saved_folders import ARROW_MARK

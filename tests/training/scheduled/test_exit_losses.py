@@ -118,14 +118,14 @@ def test_what_cannot_be_trained_is_refused(tmp_path, capsys):
     separate = gated_model(recurrence_gradients="separate")
     with pytest.raises(ValueError, match="a gate learns from all recurrences"):
         small_trainer(tmp_path, separate, recurrence_loss="exit_gate")
-    with pytest.raises(ValueError, match="first_weight=1.0 cannot be combined with recurrence_loss='exit_gate'"):
+    with pytest.raises(ValueError, match=r"first_weight=1\.0 cannot be combined with recurrence_loss='exit_gate'"):
         small_trainer(tmp_path, gated_model(), recurrence_loss="exit_gate", first_weight=1.0)
     for name, value in (("exit_prior", "even"), ("exit_prior_stop", 1.0), ("exit_prior_weight", -0.1)):
         with pytest.raises(ValueError, match=f"{name}={value!r}"):
             small_trainer(tmp_path, gated_model(), recurrence_loss="exit_gate", **{name: value})
     with pytest.raises(ValueError, match="exit_prior='uniform' has no effect without"):
         small_trainer(tmp_path, gated_model(), exit_prior="uniform")
-    with pytest.raises(ValueError, match="exit_prior_stop=0.5 is of the geometric prior"):
+    with pytest.raises(ValueError, match=r"exit_prior_stop=0\.5 is of the geometric prior"):
         small_trainer(tmp_path, gated_model(), recurrence_loss="exit_gate", exit_prior_stop=0.5)
     inputs, labels = inputs_and_labels()
     loss = ExitLoss(labels[labels != -100], 2, 10)
