@@ -106,11 +106,11 @@ class ChatServer:
         seconds: how long an answer takes.
     """
 
-    def __init__(self, answer, fault=None, seconds=0.0):
+    def __init__(self, answer, fault=None, seconds=0.0, port=0):
         self.answer, self.fault, self.seconds = answer, fault, seconds
         self.calls: list[ChatRequest] = []
         self.lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.owner = self
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
@@ -226,16 +226,17 @@ def completion(text, call=None):
 
 
 @contextlib.contextmanager
-def chat_server(answer: Callable[[ChatRequest], object] | str = "Yes.", *, fault=None, seconds=0.0):
+def chat_server(answer: Callable[[ChatRequest], object] | str = "Yes.", *, fault=None, seconds=0.0, port=0):
     """
-    A server on a free port, for the length of the block.
+    A server for the length of the block.
 
     Args:
         answer: the text of every answer, or a function of the `ChatRequest`.
         fault: see `ChatServer`; `mixed_faults` makes one.
         seconds: how long an answer takes.
+        port: where it listens; 0: at any free port.
     """
-    server = ChatServer(answer if callable(answer) else lambda _: answer, fault, seconds)
+    server = ChatServer(answer if callable(answer) else lambda _: answer, fault, seconds, port)
     server.start()
     try:
         yield server

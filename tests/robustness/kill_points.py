@@ -135,13 +135,27 @@ def evaluate_solutions(folder):
 
 
 def score_texts(folder):
-    """A language model judges, and the replies that a killed command has kept are not asked for again."""
+    """A language model judges steps and answers; replies that a killed command has kept are not asked for again."""
 
     def agrees(call):
+        if "Given answer: " in call.prompt:
+            return "yes"
         return json.dumps(dict.fromkeys(re.findall(r"^(\d+)\. \[", call.prompt, re.MULTILINE), "agrees"))
 
-    with chat_server(agrees) as server:
-        llm = ["--judge", "llm", "--llm", "scripted", "--endpoint", server.url, "--agreement", "0"]
+    # Replies belong to an address, so it must be the same in every run.
+    with chat_server(agrees, port=int(Path("port.txt").read_text())) as server:
+        llm = [
+            "--judge",
+            "llm",
+            "--answer_judge",
+            "llm",
+            "--llm",
+            "scripted",
+            "--endpoint",
+            server.url,
+            "--agreement",
+            "0",
+        ]
         score.main(["texts.jsonl", *llm, "--output_file", f"{folder}/scores.jsonl", "--no_progress"])
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import shutil
+import socket
 
 import pytest
 import torch
@@ -62,6 +63,10 @@ def inputs(tmp_path_factory):
         {"question": f"Is it {i}?", "text": f"<memory> {i}\n<answer> The answer is: True", "reference": "True"}
         for i in range(4)
     ]
+    texts[0]["text"] += " enough"
+    texts = [{**text, "answer_type": "text"} for text in texts]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        (folder / "port.txt").write_text(str(free.getsockname()[1]))
     (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     settings = {"model": "steps_fixed", "seed": 1, "seconds": 600.0, "max_steps": 2, "batch_size": 4}
     task = {
