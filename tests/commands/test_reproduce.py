@@ -26,7 +26,7 @@ def test_help_names_every_experiment(capsys):
         assert reproduce.main(argv) == 0
         text = capsys.readouterr().out
         for name, (_, line) in reproduce.EXPERIMENTS.items():
-            assert re.search(rf"^  {name} +{line}$", text, re.MULTILINE)
+            assert re.search(rf"^  {name} +{re.escape(line)}$", text, re.MULTILINE)
 
 
 def test_unknown_experiments_and_flags(capsys):
