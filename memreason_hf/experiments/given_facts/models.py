@@ -28,8 +28,8 @@ _LAYERS = {
     "intermediate_size": 128,
     "num_attention_heads": 4,
     "position_embedding_type": "rope",
-    # Four of a head's 16 dimensions see positions, turning once in 6 and in 20 tokens: short texts show every phase.
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "partial_rotary_factor": 0.25},
+    # Four of 16 dimensions see positions. With a theta of 10, or two dimensions, models learn more slowly.
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
     "initializer_range": 0.1,
     "num_recurrent_layers": 2,
     "num_coda_layers": 1,
