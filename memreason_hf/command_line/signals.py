@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from memreason_hf.interrupts import Terminated
 
@@ -102,7 +102,14 @@ def _none_is_lost():
             before(ignored)
             return
         number = signal.SIGTERM if issubclass(ignored.exc_type, Terminated) else signal.SIGINT
-        # After a moment, because an exception in this function would be ignored as well.
+        while True:
+            # On a busy machine the signal is here again before the thread that sends it has been started.
+            with suppress(KeyboardInterrupt):
+                start_timer(number)
+                return
+
+    def start_timer(number):
+        # After a moment, because an exception in the hook would be ignored as well.
         timers.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
         timers[-1].daemon = True
         timers[-1].start()

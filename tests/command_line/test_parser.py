@@ -150,7 +150,7 @@ def test_flags_that_are_wrong(recipe, argv, message):
 
 def test_no_recipe(tmp_path):
     with pytest.raises(
-        ValueError, match="RECIPE is not given: a YAML file, or one of depth_extrapolation, quickstart"
+        ValueError, match="RECIPE is not given: a YAML file, or one of depth_extrapolation, depth_extrapolation_small"
     ):
         make_parser().parse_recipe([])
     for recipe in ("optional", "file"):
@@ -265,7 +265,7 @@ def test_help_is_short_or_whole(capsys):
         assert stop.value.code == 0
         text = capsys.readouterr().out
         assert text.startswith("usage: memreason test RECIPE [--flag value ...]\n\nWhat it does.\n\nRECIPE is a YAML")
-        assert "depth_extrapolation, quickstart" in text
+        assert "depth_extrapolation_small, quickstart" in " ".join(text.split())
         assert "the model (section model of a recipe):" in text and "the training (section training" in text
         assert "How wide. (default: 8)" in text
         assert ("How far." in text) is not is_hidden

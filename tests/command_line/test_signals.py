@@ -160,3 +160,25 @@ def test_other_ranks_say_nothing(monkeypatch, capsys):
     with pytest.raises(SystemExit), user_errors("memreason train"):
         raise KeyboardInterrupt
     assert capsys.readouterr().err == ""
+
+
+def test_a_signal_that_is_back_before_its_thread_has_started(monkeypatch, capsys):
+    """As on a busy machine: the exception is then raised inside the hook, where Python ignores it as well."""
+    start, slow = threading.Timer.start, []
+
+    def start_slowly(timer):
+        start(timer)
+        if not slow:
+            slow.append(True)
+            time.sleep(0.5)
+
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(threading.Timer, "start", start_slowly)
+    with pytest.raises(SystemExit) as stop, user_errors("memreason sweep", stopped="nothing was written"):
+        Dying()
+        time.sleep(30)
+    assert slow and stop.value.code == CODES[signal.SIGTERM]

@@ -22,7 +22,7 @@ def hops_figure(results: dict) -> Figure:
     last = max(by_hops)
     trained = results["trained_hops"]
     axes.axvspan(trained + 0.5, last + 0.5, color="0.93", zorder=0)
-    axes.text(trained + 0.7, 0.02, "longer than in training", fontsize="small", color="0.35")
+    axes.text(last + 0.4, 0.95, "longer than in training", fontsize="small", color="0.35", ha="right")
     axes.axhline(1 / NUM_ENTITIES, color="0.6", linewidth=1, linestyle=(0, (2, 3)), zorder=1)
     axes.set_xlim(0.5, last + 0.5)
     axes.set_ylim(-0.02, 1.04)

@@ -27,6 +27,8 @@ BATCH_SIZE = 64
 SOLVED = 0.95
 # The candidates of each criterion; more where a loss rises steeply.
 NUM_CANDIDATES, NUM_REPEATED = 400, 1000
+# How fine the curves of the results are.
+_POINTS_A_RECURRENCE = 5
 
 
 def read_rows(model: torch.nn.Module, dataset: Dataset, pad_token_id: int, depth: int) -> GateRows:
@@ -138,10 +140,13 @@ def _rule(calibration: ChainSignals, test: ChainSignals, promise: Promise) -> di
         return calibration.outcome(threshold)
 
     chosen = calibrate(measure, {name: thresholds}, promise, num_rows=len(calibration)).chosen
+    # For a file of a readable size: of thresholds that take about as many recurrences, the one of the best accuracy.
     points = {}
     for threshold in thresholds:
         point = _point(test, threshold)
-        points.setdefault((round(point["recurrences"], 2), round(point["accuracy"], 4)), point)
+        place = round(_POINTS_A_RECURRENCE * point["recurrences"])
+        if place not in points or point["accuracy"] > points[place]["accuracy"]:
+            points[place] = point
     found = None if chosen is None else _point(test, chosen.threshold)
     return {"points": list(points.values()), "calibrated": found}
 

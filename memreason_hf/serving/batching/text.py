@@ -19,7 +19,8 @@ class TextStream:
     stands between two tokens. All pieces together are the text of all new tokens, up to a stop string.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Special tokens are left out.
+        tokenizer (`PreTrainedTokenizerBase`): Special tokens are left out. Or an object with `decode` and
+            `hidden_ids`, the ids that it leaves out.
         stop_strings (`Sequence[str]`): Strings that end the text.
     """
 
@@ -27,9 +28,7 @@ class TextStream:
         self.tokenizer, self.stop_strings = tokenizer, tuple(stop_strings)
         self.longest = max(map(len, self.stop_strings), default=0)
         self.tokens: list[int] = []
-        # What decoding leaves out: also special tokens without a role of their own, such as marks of steps.
-        added = tokenizer.added_tokens_decoder.items()
-        self._special = {*tokenizer.all_special_ids, *(index for index, token in added if token.special)}
+        self._hidden = _left_out(tokenizer)
         self._start = 0  # the first token that is decoded again
         self._read = 0  # the first token that is not part of the text yet
         self._before = ""  # the text of the tokens between the two
@@ -78,12 +77,12 @@ class TextStream:
     def _complete(self):
         """
         The number of tokens before those that may hold the bytes of a character that is not complete yet: the last
-        three, special tokens not counted, because they are left out between two bytes.
+        three, not counting those that decoding leaves out, which may stand between two bytes.
         """
         end, left = len(self.tokens), INCOMPLETE_TOKENS - 1
         while left and end > self._read:
             end -= 1
-            left -= self.tokens[end] not in self._special
+            left -= self.tokens[end] not in self._hidden
         return end
 
     def _decode(self, tokens):
@@ -92,6 +91,15 @@ class TextStream:
     def _beginning(self, text):
         """The length of the longest end of `text` that begins a stop string."""
         return max((_overlap(text, stop) for stop in self.stop_strings), default=0)
+
+
+def _left_out(tokenizer):
+    """The ids that decoding leaves out."""
+    if hasattr(tokenizer, "hidden_ids"):
+        return tokenizer.hidden_ids
+    # Also special tokens without a role of their own, such as marks of steps.
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(index for index, token in added if token.special)}
 
 
 def _overlap(text, stop):

@@ -6,6 +6,7 @@ import pytest
 from small_tokenizers import byte_level, sentence_piece
 from text_models import text_tokenizer
 
+from memreason_hf.serving.api.served_model import ShownTokens
 from memreason_hf.serving.batching.text import TextStream
 
 
@@ -36,11 +37,12 @@ def test_pieces_are_the_text_of_all_tokens(make):
     assert make is sentence_piece or broken > 100
 
 
-def test_a_special_token_between_the_bytes_of_a_character():
-    tokenizer = text_tokenizer()
-    special = tokenizer.convert_tokens_to_ids("<reason>")
+@pytest.mark.parametrize(("shown", "name"), [(lambda tokenizer: tokenizer, "<reason>"), (ShownTokens, "<pad>")])
+def test_a_token_that_is_left_out_between_the_bytes_of_a_character(shown, name):
+    model_tokenizer = text_tokenizer()
+    tokenizer, special = shown(model_tokenizer), model_tokenizer.convert_tokens_to_ids(name)
     for character in "é日😀":
-        ids = tokenizer(character, add_special_tokens=False)["input_ids"]
+        ids = model_tokenizer(character, add_special_tokens=False)["input_ids"]
         for place in range(1, len(ids)):
             mixed = [*ids[:place], special, *ids[place:], *ids]
             stream = TextStream(tokenizer)

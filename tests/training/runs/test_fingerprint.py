@@ -95,6 +95,7 @@ def test_the_counted_fields_of_today(arguments):
         *("eval_do_concat_batches", "eval_use_gather_object"),
         *("recurrence_loss", "recurrence_loss_decay", "eval_num_recurrences", "length_pool"),
         *("recurrence_growth", "recurrence_growth_ratio", "recurrence_growth_start"),
+        *("exit_prior", "exit_prior_stop", "exit_prior_weight"),
         *("first_weight", "keep_weight", "consistency_weight", "consistency_recurrences", "recurrence_learning_rate"),
     }
     own = {
