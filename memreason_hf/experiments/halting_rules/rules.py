@@ -140,13 +140,13 @@ def _rule(calibration: ChainSignals, test: ChainSignals, promise: Promise) -> di
         return calibration.outcome(threshold)
 
     chosen = calibrate(measure, {name: thresholds}, promise, num_rows=len(calibration)).chosen
-    # For a file of a readable size: of thresholds that take about as many recurrences, the one of the best accuracy.
+    # For a file of a readable size: of thresholds that take about as many recurrences, the one of the best accuracy;
+    # if several have it, the one that takes the fewest.
     points = {}
     for threshold in thresholds:
         point = _point(test, threshold)
         place = round(_POINTS_A_RECURRENCE * point["recurrences"])
-        if place not in points or point["accuracy"] > points[place]["accuracy"]:
-            points[place] = point
+        points[place] = max(points.get(place, point), point, key=lambda one: (one["accuracy"], -one["recurrences"]))
     found = None if chosen is None else _point(test, chosen.threshold)
     return {"points": list(points.values()), "calibrated": found}
 
