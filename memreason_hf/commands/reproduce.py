@@ -125,7 +125,7 @@ examples:
 OUTPUT_DIR holds data/, model/, extrapolation.json with all numbers, and extrapolation.png.
 """
 DEFAULT_EXTRAPOLATION = "depth_extrapolation_small"
-# What an experiment decides itself, by section.
+# What an experiment decides itself, by section of the recipe.
 _DECIDED = {
     "steps": ("marks", "layout", "ordered", "random_marks"),
     "training": ("output_dir", "restart", "resume_from_checkpoint"),
@@ -134,14 +134,37 @@ _DECIDED_EXTRAPOLATION = {"training": ("output_dir",), "data": ("path", "kind")}
 
 
 class _RecipeParser(CommandParser):
-    """Takes recipes of another command, without where their runs are and where their data lie."""
+    """
+    Takes recipes of another command, which also say where that command writes and reads; here this is passed over.
+
+    Args:
+        sections: of the other command.
+        decided: the fields that an experiment decides itself, by section.
+        unread: keys of a recipe that are passed over, by section.
+    """
+
+    def __init__(self, own: Section, sections: list[Section], *, decided: dict, unread: dict, **kwargs):
+        self._unread = unread
+        super().__init__(
+            [own, *(_without(section, decided.get(section.name, ())) for section in sections)],
+            recipe="optional",
+            **kwargs,
+        )
+
+    def parse_or_default(self, argv: list[str], default: str) -> dict[str, dict]:
+        """The values by section of the recipe and the flags, or of the recipe `default` where none is named."""
+        recipe, values = self.parse_recipe(argv)
+        return values if recipe is not None else self.parse_recipe([default, *argv])[1]
 
     def _check_section(self, key, given, path):
-        if key == "training":
-            given = {name: value for name, value in given.items() if name != "output_dir"}
-        if key == "data" and "extrapolation" in self.sections:
-            given = {name: value for name, value in given.items() if name not in _DECIDED_EXTRAPOLATION["data"]}
-        return super()._check_section(key, given, path)
+        unread = self._unread.get(key, ())
+        return super()._check_section(key, {name: v for name, v in given.items() if name not in unread}, path)
+
+
+def _without(section, names):
+    """A section without some of its flags."""
+    shown = None if section.shown is None else tuple(name for name in section.shown if name not in names)
+    return dataclasses.replace(section, left_out=(*section.left_out, *names), shown=shown)
 
 
 def make_parser() -> CommandParser:
@@ -164,16 +187,17 @@ def reproduce_retrofit(argv: list[str]) -> int:
 
 def make_comparison_parser() -> CommandParser:
     """The flags of `memreason reproduce memory_reason`: those of the comparison, and of `memreason finetune`."""
-    sections = [Section("comparison", comparison.ComparisonArguments, "comparison")]
-    for section in finetune.SECTIONS:
-        decided = _DECIDED.get(section.name, ())
-        shown = None if section.shown is None else tuple(name for name in section.shown if name not in decided)
-        flags = {**section.flags, "name": "name"} if section.name == "data" else section.flags
-        sections.append(dataclasses.replace(section, left_out=(*section.left_out, *decided), shown=shown, flags=flags))
+    # `name` is free here: the flag that names the data set.
+    sections = [
+        dataclasses.replace(section, flags={**section.flags, "name": "name"}) if section.name == "data" else section
+        for section in finetune.SECTIONS
+    ]
     return _RecipeParser(
+        Section("comparison", comparison.ComparisonArguments, "comparison"),
         sections,
+        decided=_DECIDED,
+        unread={"training": ("output_dir",)},
         prog=f"{PROG} memory_reason",
-        recipe="optional",
         recipe_prefix=FINETUNE,
         description=MEMORY_REASON,
         epilog=MEMORY_REASON_EPILOG,
@@ -182,10 +206,7 @@ def make_comparison_parser() -> CommandParser:
 
 def reproduce_memory_reason(argv: list[str]) -> int:
     """Runs the comparison and prints its table; returns the exit code."""
-    parser = make_comparison_parser()
-    recipe, values = parser.parse_recipe(argv)
-    if recipe is None:
-        _, values = parser.parse_recipe([DEFAULT_RECIPE, *argv])
+    values = make_comparison_parser().parse_or_default(argv, DEFAULT_RECIPE)
     arguments = comparison.ComparisonArguments(**values.pop("comparison"))
     results = comparison.run_comparison(arguments, values)
     folder = Path(arguments.output_dir)
@@ -198,15 +219,12 @@ def reproduce_memory_reason(argv: list[str]) -> int:
 
 def make_extrapolation_parser() -> CommandParser:
     """The flags of `memreason reproduce depth_extrapolation`: its own, and those of `memreason train`."""
-    sections = [Section("extrapolation", extrapolation.ExtrapolationArguments, "experiment")]
-    for section in train.SECTIONS:
-        decided = _DECIDED_EXTRAPOLATION.get(section.name, ())
-        shown = None if section.shown is None else tuple(name for name in section.shown if name not in decided)
-        sections.append(dataclasses.replace(section, left_out=(*section.left_out, *decided), shown=shown))
     return _RecipeParser(
-        sections,
+        Section("extrapolation", extrapolation.ExtrapolationArguments, "experiment"),
+        train.SECTIONS,
+        decided=_DECIDED_EXTRAPOLATION,
+        unread=_DECIDED_EXTRAPOLATION,
         prog=f"{PROG} depth_extrapolation",
-        recipe="optional",
         description=DEPTH_EXTRAPOLATION,
         epilog=DEPTH_EXTRAPOLATION_EPILOG,
     )
@@ -214,10 +232,7 @@ def make_extrapolation_parser() -> CommandParser:
 
 def reproduce_depth_extrapolation(argv: list[str]) -> int:
     """Trains, measures and prints the tables; returns the exit code, 130 after Ctrl-C in training."""
-    parser = make_extrapolation_parser()
-    recipe, values = parser.parse_recipe(argv)
-    if recipe is None:
-        _, values = parser.parse_recipe([DEFAULT_EXTRAPOLATION, *argv])
+    values = make_extrapolation_parser().parse_or_default(argv, DEFAULT_EXTRAPOLATION)
     arguments = extrapolation.ExtrapolationArguments(**values.pop("extrapolation"))
     arguments.check(values)
     folder = Path(arguments.output_dir)

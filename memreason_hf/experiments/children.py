@@ -11,10 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from transformers.utils import logging
+
 from memreason_hf.files import read_text
+from memreason_hf.locks import locked
 
 
 # How long a child may take to end after SIGTERM: a training step.
@@ -47,6 +52,26 @@ def run_children(names: Iterable, at_once: int, start: Callable, end: Callable) 
                 end(name, process.returncode)
     finally:
         _end_all(running.values())
+
+
+def run_missing(
+    folders: Mapping[str, Path], at_once: int, *, read: Callable[[Path], object], start: Callable, end: Callable
+) -> None:
+    """
+    Runs a process for each part without results, in order, and prints which results are kept.
+
+    Args:
+        folders: of the parts, by name.
+        at_once, start, end: see `run_children`.
+        read: `read(folder)` returns the results in a folder, or None.
+    """
+    waiting = []
+    for name, folder in folders.items():
+        if read(folder) is None:
+            waiting.append(name)
+        else:
+            print(f"{name}: kept the results in {folder}.", flush=True)
+    run_children(waiting, at_once, start, end)
 
 
 def start_child(module: str, *arguments: str, log: Path, threads: int | None = 1) -> subprocess.Popen:
@@ -104,6 +129,28 @@ def end_with_parent() -> None:
 
     if os.environ.get(_IS_CHILD) == "1":
         threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def running_child(folder: str | Path, *, threads: int | None = 1) -> Iterator[None]:
+    """
+    What a child does around its part: it ends with its parent, is quiet, and holds the folder of the part.
+
+    Args:
+        folder: of the part.
+        threads: of torch on the CPU: several parts run at the same time. None for its default.
+
+    Raises:
+        InUseError: another process works in the folder for longer than a child may take to end.
+    """
+    end_with_parent()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # The child of an experiment that was killed may still be ending.
+    with locked(folder, inside=True, wait=2 * GRACE_SECONDS):
+        yield
 
 
 def _end_all(processes):

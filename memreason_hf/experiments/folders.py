@@ -5,7 +5,15 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from memreason_hf.files import LOCK_SUFFIX, clear_leftovers, is_temporary, read_json, remove_folder, write_json
+from memreason_hf.files import (
+    LOCK_SUFFIX,
+    clear_leftovers,
+    is_temporary,
+    portable_path,
+    read_json,
+    remove_folder,
+    write_json,
+)
 from memreason_hf.locks import LOCK_FILE
 from memreason_hf.training.runs.output_folder import CARD_FILE
 from modeling_recurrent.card_recurrent import is_generated, read_card
@@ -23,6 +31,10 @@ _WRITTEN = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*"),
     "*_recurrent.py",
 )
+
+
+# The ends of the names of fields that hold paths, which must not show where somebody works.
+_PATHS = ("path", "file", "dir")
 
 
 def claim_folder(folder: Path, settings: dict, *, restart: bool) -> None:
@@ -90,3 +102,14 @@ def read_finished(path: Path) -> dict | None:
         return None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}). Pass --restart.") from None
+
+
+def portable_sections(sections: dict[str, dict]) -> dict[str, dict]:
+    """Sections of a recipe with the last parts of their paths alone, for files that may be published."""
+    return {
+        section: {
+            name: portable_path(value) if name.endswith(_PATHS) and isinstance(value, str) else value
+            for name, value in values.items()
+        }
+        for section, values in sections.items()
+    }

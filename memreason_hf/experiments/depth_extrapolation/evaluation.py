@@ -37,8 +37,8 @@ class Evaluation:
     """
 
     def __init__(self, folder: Path, data: Path, *, num_chains: int, batch_size: int, progress: bool):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).to(device).eval()
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).to(self.device).eval()
         self.tokenizer = read_tokenizer(str(folder), "output_dir")
         self.data, self.num_chains = data, num_chains
         self._settings = {

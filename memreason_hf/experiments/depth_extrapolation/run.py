@@ -5,7 +5,6 @@ The evaluation of a model that `memreason train` has trained, and its files.
     print(report(results))
 """
 
-import json
 import time
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -19,7 +18,7 @@ from memreason_hf.evaluation.results import describe_environment, new_document, 
 from memreason_hf.experiments.depth_extrapolation.evaluation import Evaluation
 from memreason_hf.experiments.depth_extrapolation.figures import extrapolation_figure
 from memreason_hf.experiments.depth_extrapolation.results import measure_reach
-from memreason_hf.experiments.folders import claim_folder, read_finished
+from memreason_hf.experiments.folders import claim_folder, portable_sections, read_finished
 from memreason_hf.files import read_json, write_json
 
 
@@ -116,10 +115,11 @@ def run_evaluation(arguments: ExtrapolationArguments, recipe: dict[str, dict], *
         )
         for hops in arguments.deep_hop_counts
     ]
-    batch_size = recipe["training"]["per_device_train_batch_size"]
+    # With the recipe's own number, or that of the library, of one device.
+    batch_size = state["train_batch_size"] * recipe["training"].get("gradient_accumulation_steps", 1)
     results = new_document(
         "depth_extrapolation",
-        recipe=json.loads(json.dumps(recipe)),
+        recipe=portable_sections(recipe),
         training={
             "steps": state["global_step"],
             "chains": state["global_step"] * batch_size,
@@ -130,7 +130,7 @@ def run_evaluation(arguments: ExtrapolationArguments, recipe: dict[str, dict], *
         max_recurrences=arguments.measured_recurrences,
         deep=deep,
         reach=measure_reach(hop_counts),
-        environment=describe_environment("cpu"),
+        environment=describe_environment(evaluation.device),
         seconds=time.perf_counter() - started,
     )
     write_results(folder / ALL_RESULTS_FILE, results, overwrite=True)

@@ -4,18 +4,16 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 import modeling_recurrent  # noqa: F401 - registers the architecture with the Auto classes
-from memreason_hf.experiments.children import GRACE_SECONDS, end_with_parent
+from memreason_hf.experiments.children import running_child
 from memreason_hf.experiments.folders import read_finished
 from memreason_hf.experiments.given_facts.evaluation import evaluate_answers, evaluate_steps
 from memreason_hf.experiments.given_facts.models import MODELS
 from memreason_hf.experiments.given_facts.training import learned_world, prepare_run
+from memreason_hf.experiments.training import train_and_save
 from memreason_hf.files import read_json, write_json
-from memreason_hf.locks import locked
 from memreason_hf.steps.attention import restore_step_attention
 from memreason_hf.steps.depth import DepthByKind
 
@@ -67,16 +65,7 @@ def _train(name, folder, settings):
         batch_size=settings["batch_size"],
     )
     started = time.process_time()
-    trainer.train()
-    if trainer.interrupted:
-        raise SystemExit(128 + trainer.interrupted_by)
-    trainer.save_model()
-    training = {
-        "steps": trainer.state.global_step,
-        "seconds": time.process_time() - started,
-        "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
-    }
+    training = {**train_and_save(trainer), "seconds": time.process_time() - started}
     write_json(folder / TRAINING_FILE, training)
     return training
 
@@ -84,14 +73,8 @@ def _train(name, folder, settings):
 def main(argv: list[str] | None = None) -> int:
     """Runs one model: its name, and a JSON file with `folder` and `settings`."""
     name, task = sys.argv[1:] if argv is None else argv
-    end_with_parent()
-    # Several models train at the same time, one thread each.
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     task = read_json(task)
-    # The child of an experiment that was killed may still be ending.
-    with locked(task["folder"], inside=True, wait=2 * GRACE_SECONDS):
+    with running_child(task["folder"]):
         run_model(name, Path(task["folder"]), task["settings"])
     return 0
 

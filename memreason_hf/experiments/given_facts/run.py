@@ -14,13 +14,14 @@ from pathlib import Path
 from memreason_hf.analysis.depth_figures import save_figure
 from memreason_hf.checks import check_finite_fields
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
-from memreason_hf.experiments.children import check_end, run_children, start_child
+from memreason_hf.experiments.children import check_end, run_missing, start_child
 from memreason_hf.experiments.folders import check_removable, claim_folder, read_finished
-from memreason_hf.experiments.given_facts.figures import hops_figure
 from memreason_hf.experiments.given_facts.models import MODELS
 from memreason_hf.experiments.given_facts.process import LOG_FILE, RESULTS_FILE, TASK_FILE
 from memreason_hf.experiments.given_facts.results import GivenFactsSettings
 from memreason_hf.experiments.given_facts.training import TEST_HOPS, TRAINED_HOPS
+from memreason_hf.experiments.given_facts.world import NUM_ENTITIES
+from memreason_hf.experiments.hops_figure import hops_figure
 from memreason_hf.files import write_json
 from memreason_hf.locks import locked
 
@@ -111,18 +112,22 @@ def _run(arguments, folder):
         seconds=time.perf_counter() - started,
     )
     write_results(folder / ALL_RESULTS_FILE, results, overwrite=True)
-    save_figure(hops_figure(results), [folder / FIGURE_FILE], overwrite=True)
+    save_figure(_figure(results), [folder / FIGURE_FILE], overwrite=True)
     return results
+
+
+def _figure(results):
+    """Right answers on fresh worlds."""
+    accuracy = {
+        entry["title"]: {int(hops): group["accuracy"] for hops, group in entry["fresh"]["hops"].items()}
+        for entry in results["models"].values()
+    }
+    label = "right answers, fresh worlds"
+    return hops_figure(accuracy, trained_hops=results["trained_hops"], chance=1 / NUM_ENTITIES, label=label)
 
 
 def _run_all(folders, settings, at_once):
     """Starts a process for every model without results, and prints how each ended."""
-    waiting = []
-    for name, folder in folders.items():
-        if read_finished(folder / RESULTS_FILE) is None:
-            waiting.append(name)
-        else:
-            print(f"{name}: kept the results in {folder}.", flush=True)
 
     def start(name):
         task = folders[name] / TASK_FILE
@@ -135,4 +140,4 @@ def _run_all(folders, settings, at_once):
         check_end(name, code, results is not None, folders[name] / LOG_FILE)
         print(f"{name}: {results['training']['steps']:,} steps.", flush=True)
 
-    run_children(waiting, at_once, start, end)
+    run_missing(folders, at_once, read=lambda folder: read_finished(folder / RESULTS_FILE), start=start, end=end)

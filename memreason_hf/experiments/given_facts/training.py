@@ -12,9 +12,9 @@ from transformers import set_seed
 from memreason_hf.data.chains.collator import ChainCollator
 from memreason_hf.experiments.given_facts.models import GivenModel
 from memreason_hf.experiments.given_facts.world import draw_questions, draw_world, encode_rows, make_tokenizer
+from memreason_hf.experiments.training import small_run_arguments
 from memreason_hf.models.recurrent_models import make_model
 from memreason_hf.steps.attention import set_step_attention
-from memreason_hf.training.chains.arguments import RecurrentTrainingArguments
 from memreason_hf.training.chains.trainer import RecurrentTrainer
 
 
@@ -47,22 +47,7 @@ def prepare_run(
         seed: of the worlds, the questions, the weights, the batches and the depths.
         max_steps, batch_size: override the settings of the model.
     """
-    training = dict(model.training)
-    if max_steps is not None:
-        training["max_steps"] = max_steps
-    if batch_size is not None:
-        training["per_device_train_batch_size"] = batch_size
-    args = RecurrentTrainingArguments(
-        output_dir=output_dir,
-        supervision="prefix",
-        save_strategy="no",
-        logging_steps=50,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        seed=seed,
-        **training,
-    )
+    args = small_run_arguments(output_dir, model.training, seed=seed, max_steps=max_steps, batch_size=batch_size)
     tokenizer = make_tokenizer()
     rows = _draw_rows(model, tokenizer, args.max_steps * args.per_device_train_batch_size, seed)
     set_seed(seed)

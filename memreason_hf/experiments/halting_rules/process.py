@@ -4,17 +4,15 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from datasets import disable_progress_bars
-from transformers.utils import logging
 
 from memreason_hf.data.chains.multi_hop import encode_chains, load_multi_hop, load_multi_hop_tokenizer, select_chains
-from memreason_hf.experiments.children import GRACE_SECONDS, end_with_parent
+from memreason_hf.experiments.children import running_child
 from memreason_hf.experiments.folders import read_finished
 from memreason_hf.experiments.halting_rules.models import DEPTH, MODELS, sections
 from memreason_hf.experiments.halting_rules.rules import all_signals, measure_rules, repeat
+from memreason_hf.experiments.training import train_and_save
 from memreason_hf.files import read_json, write_json
-from memreason_hf.locks import locked
 from memreason_hf.models.loading import load_model
 from memreason_hf.training.chains.arguments import RecurrentTrainingArguments
 from memreason_hf.training.chains.recipe import prepare_run
@@ -78,18 +76,9 @@ def _train(folder, name, data, settings):
         name, str(folder), str(data), settings["seed"], settings["max_steps"], settings["num_test_chains"]
     )
     trainer = prepare_run(RecurrentTrainingArguments(**parts.pop("training")), **parts)
-    trainer.train(True if list_checkpoints(folder) else None)
-    if trainer.interrupted:
-        raise SystemExit(128 + trainer.interrupted_by)
-    trainer.save_model()
+    training = train_and_save(trainer, True if list_checkpoints(folder) else None)
     trainer.save_state()
-    training = {
-        "steps": trainer.state.global_step,
-        "seconds": time.perf_counter() - started,
-        "cpu_seconds": time.process_time() - cpu,
-        "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
-    }
+    training |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
     trainer.end()
     write_json(folder / TRAINING_FILE, training)
     return training
@@ -98,14 +87,9 @@ def _train(folder, name, data, settings):
 def main(argv: list[str] | None = None) -> int:
     """Runs one model: a JSON file with `folder`, `name`, `data` and `settings`."""
     (task,) = sys.argv[1:] if argv is None else argv
-    end_with_parent()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     disable_progress_bars()
-    torch.set_num_threads(1)
     task = read_json(task)
-    # The child of an experiment that was killed may still be ending.
-    with locked(task["folder"], inside=True, wait=2 * GRACE_SECONDS):
+    with running_child(task["folder"]):
         run_model(Path(task["folder"]), task["name"], Path(task["data"]), task["settings"])
     return 0
 

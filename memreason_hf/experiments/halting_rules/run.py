@@ -18,7 +18,7 @@ from memreason_hf.analysis.depth_figures import save_figure
 from memreason_hf.checks import check_int
 from memreason_hf.data.chains.multi_hop import MultiHopConfig, prepare_multi_hop
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
-from memreason_hf.experiments.children import check_end, run_children, start_child
+from memreason_hf.experiments.children import check_end, run_missing, start_child
 from memreason_hf.experiments.folders import check_removable, claim_folder
 from memreason_hf.experiments.halting_rules.figures import rules_figure
 from memreason_hf.experiments.halting_rules.models import MODELS, data_section
@@ -131,10 +131,6 @@ def _run(arguments, folder):
 
 def _run_all(folders, data, settings, at_once):
     """Starts a process for every model without results, and prints how each ended."""
-    waiting = [name for name, folder in folders.items() if read_model_results(folder) is None]
-    for name, folder in folders.items():
-        if name not in waiting:
-            print(f"{name}: kept the results in {folder}.", flush=True)
 
     def start(name):
         folder = folders[name]
@@ -150,4 +146,4 @@ def _run_all(folders, data, settings, at_once):
             flush=True,
         )
 
-    run_children(waiting, at_once, start, end)
+    run_missing(folders, at_once, read=read_model_results, start=start, end=end)

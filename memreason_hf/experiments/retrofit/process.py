@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
 import modeling_recurrent  # noqa: F401 - registers the architecture with the Auto classes
-from memreason_hf.experiments.children import GRACE_SECONDS, end_with_parent
+from memreason_hf.experiments.children import running_child
 from memreason_hf.experiments.folders import read_finished
 from memreason_hf.experiments.retrofit.evaluation import evaluate_chains
 from memreason_hf.experiments.retrofit.results import DEEPER, judge_seed
@@ -22,7 +21,6 @@ from memreason_hf.experiments.retrofit.training import (
 )
 from memreason_hf.experiments.retrofit.world import draw_data
 from memreason_hf.files import read_json, write_json
-from memreason_hf.locks import locked
 
 
 TRAINING_FILE, CONVERSION_FILE, RESULTS_FILE = "training.json", "conversion.json", "results.json"
@@ -94,14 +92,8 @@ def _largest_difference(static, looped):
 def main(argv: list[str] | None = None) -> int:
     """Runs one seed: a JSON file with `folder`, `recipe`, `num_test_chains` and `seed`."""
     (task,) = sys.argv[1:] if argv is None else argv
-    end_with_parent()
-    # Several seeds train at the same time, one thread each.
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     task = read_json(task)
-    # The child of an experiment that was killed may still be ending.
-    with locked(task["folder"], inside=True, wait=2 * GRACE_SECONDS):
+    with running_child(task["folder"]):
         run_seed(Path(task["folder"]), Recipe(**task["recipe"]), task["num_test_chains"], task["seed"])
     return 0
 

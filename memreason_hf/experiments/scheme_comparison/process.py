@@ -4,17 +4,14 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from transformers.utils import logging
-
 from memreason_hf.adapters.model import rows_in_place
 from memreason_hf.analysis.solution_report import measure_solutions
 from memreason_hf.data.questions.prompt_arguments import PromptArguments
 from memreason_hf.evaluation.solutions.generation import generate_solutions
-from memreason_hf.experiments.children import GRACE_SECONDS, end_with_parent
+from memreason_hf.experiments.children import running_child
 from memreason_hf.experiments.folders import read_finished
+from memreason_hf.experiments.training import train_and_save
 from memreason_hf.files import read_json, write_json
-from memreason_hf.locks import locked
 from memreason_hf.models.loading import choose_device, load_any_config, load_model, load_tokenizer
 from memreason_hf.steps.tokenization import read_scheme
 from memreason_hf.training.runs.checkpoints import list_checkpoints
@@ -58,16 +55,11 @@ def _train(folder, args, sections):
     parts = {name: values for name, values in sections.items() if name != "training"}
     trainer, report = prepare_finetuning(args, **parts)
     print(report.describe(), flush=True)
-    trainer.train(True if list_checkpoints(folder) else None)
-    if trainer.interrupted:
-        raise SystemExit(128 + trainer.interrupted_by)
-    trainer.save_model()
+    training = train_and_save(trainer, True if list_checkpoints(folder) else None)
     trainer.save_state()
     trained = [parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad]
-    training = {
-        "steps": trainer.state.global_step,
+    training |= {
         "seconds": time.perf_counter() - started,
-        "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "num_trained": sum(trained),
         "log": [entry for entry in trainer.state.log_history if "loss" in entry or "eval_acc" in entry],
     }
@@ -115,14 +107,8 @@ def _evaluate(folder, args, sections, num_items):
 def main(argv: list[str] | None = None) -> int:
     """Runs one scheme: a JSON file with `folder`, `sections`, `num_items` and `threads`."""
     (task,) = sys.argv[1:] if argv is None else argv
-    end_with_parent()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     task = read_json(task)
-    if task["threads"] is not None:
-        torch.set_num_threads(task["threads"])
-    # The child of an experiment that was killed may still be ending.
-    with locked(task["folder"], inside=True, wait=2 * GRACE_SECONDS):
+    with running_child(task["folder"], threads=task["threads"]):
         run_scheme(Path(task["folder"]), task["sections"], task["num_items"])
     return 0
 

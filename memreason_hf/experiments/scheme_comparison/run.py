@@ -21,8 +21,8 @@ from memreason_hf.analysis.depth_figures import save_figure
 from memreason_hf.checks import check_int
 from memreason_hf.data.questions.memory_reason import check_output_folder, save_memory_reason
 from memreason_hf.evaluation.results import describe_environment, new_document, write_results
-from memreason_hf.experiments.children import check_end, run_children, start_child
-from memreason_hf.experiments.folders import check_removable, claim_folder
+from memreason_hf.experiments.children import check_end, run_missing, start_child
+from memreason_hf.experiments.folders import check_removable, claim_folder, portable_sections
 from memreason_hf.experiments.scheme_comparison.figures import token_counts_figure
 from memreason_hf.experiments.scheme_comparison.process import LOG_FILE, TASK_FILE, TRAINING_FILE, read_scheme_results
 from memreason_hf.experiments.scheme_comparison.report import report
@@ -36,7 +36,7 @@ from memreason_hf.experiments.scheme_comparison.schemes import (
     sweep_name,
 )
 from memreason_hf.experiments.scheme_comparison.world import WorldQuestions, build_world_questions
-from memreason_hf.files import portable_path, whole_file, write_json
+from memreason_hf.files import whole_file, write_json
 from memreason_hf.locks import locked
 from memreason_hf.steps import StepScheme
 
@@ -49,8 +49,6 @@ _LINES = ("answer_only", PLAIN, "random_marks")
 _SEED = 42
 # Sections that are always there.
 _SECTIONS = ("data", "model", "new_model", "steps", "adapter", "training")
-# The ends of the names of fields that hold paths, which must not show where somebody works.
-_PATHS = ("path", "file")
 
 
 @dataclass
@@ -178,17 +176,6 @@ def _run(arguments, sections, variants, folder):
     return results
 
 
-def portable_sections(sections: dict[str, dict]) -> dict[str, dict]:
-    """Sections of a recipe with the last parts of their paths alone, for files that may be published."""
-    return {
-        section: {
-            name: portable_path(value) if name.endswith(_PATHS) and isinstance(value, str) else value
-            for name, value in values.items()
-        }
-        for section, values in sections.items()
-    }
-
-
 def _scheme_results(variant, folder):
     about = {"title": variant.title, "scheme": variant.scheme.to_dict(), "mode": variant.mode}
     return {**about, **read_scheme_results(folder)}
@@ -207,14 +194,11 @@ def _task(folder, variant, sections, num_items, threads):
 
 def _run_all(tasks, at_once):
     """Starts a process for every scheme without results, and prints how each ended."""
-    waiting = [name for name in tasks if read_scheme_results(Path(tasks[name]["folder"])) is None]
-    for name in tasks:
-        if name not in waiting:
-            print(f"{name}: kept the results in {tasks[name]['folder']}.", flush=True)
-    done = len(tasks) - len(waiting)
+    folders = {name: Path(task["folder"]) for name, task in tasks.items()}
+    done = sum(read_scheme_results(folder) is not None for folder in folders.values())
 
     def start(name):
-        folder = Path(tasks[name]["folder"])
+        folder = folders[name]
         what = "evaluation" if (folder / TRAINING_FILE).is_file() else "training"
         print(f"{name}: {what}; the log is {folder / LOG_FILE} …", flush=True)
         write_json(folder / TASK_FILE, tasks[name])
@@ -224,7 +208,7 @@ def _run_all(tasks, at_once):
 
     def end(name, code):
         nonlocal done
-        folder = Path(tasks[name]["folder"])
+        folder = folders[name]
         results = read_scheme_results(folder)
         check_end(name, code, results is not None, folder / LOG_FILE)
         done += 1
@@ -234,7 +218,7 @@ def _run_all(tasks, at_once):
             flush=True,
         )
 
-    run_children(waiting, at_once, start, end)
+    run_missing(folders, at_once, read=read_scheme_results, start=start, end=end)
 
 
 def _write(results, folder):

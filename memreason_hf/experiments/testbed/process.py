@@ -4,21 +4,19 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 import modeling_recurrent  # noqa: F401 - registers the architecture with the Auto classes
 from memreason_hf.data.chains.collator import ChainCollator
 from memreason_hf.data.chains.config import MultiHopConfig
-from memreason_hf.experiments.children import GRACE_SECONDS, end_with_parent
+from memreason_hf.experiments.children import running_child
 from memreason_hf.experiments.folders import read_finished
 from memreason_hf.experiments.testbed.evaluation import evaluate_answers, evaluate_solutions, false_memories
 from memreason_hf.experiments.testbed.models import MODELS
 from memreason_hf.experiments.testbed.rows import WrittenRows, WrittenWorld, written_questions
 from memreason_hf.experiments.testbed.training import TimeLimit, prepare_testbed_run
+from memreason_hf.experiments.training import train_and_save
 from memreason_hf.files import read_json, write_json
-from memreason_hf.locks import locked
 
 
 TRAINING_FILE, RESULTS_FILE = "training.json", "results.json"
@@ -68,19 +66,13 @@ def read_model_results(folder: Path) -> dict | None:
 def _train(name, folder, world, settings):
     chosen = {key: settings[key] for key in ("seed", "seconds", "max_steps", "batch_size")}
     trainer = prepare_testbed_run(name, str(folder), world, **chosen)
-    trainer.train()
-    if trainer.interrupted:
-        raise SystemExit(128 + trainer.interrupted_by)
-    trainer.save_model()
+    training = train_and_save(trainer)
     limit = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, TimeLimit))
-    training = {
-        "steps": trainer.state.global_step,
+    training |= {
         "max_steps": trainer.state.max_steps,
         "seconds": limit.seconds_taken,
         "most_seconds": limit.seconds,
         "ended_by": "time" if limit.is_reached else "steps",
-        "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
     write_json(folder / TRAINING_FILE, training)
     return training
@@ -89,14 +81,8 @@ def _train(name, folder, world, settings):
 def main(argv: list[str] | None = None) -> int:
     """Runs one model: its name, and a JSON file with `data`, `folder`, `config`, `rows` and `settings`."""
     name, task = sys.argv[1:] if argv is None else argv
-    end_with_parent()
-    # Several models train at the same time, one thread each.
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     task = read_json(task)
-    # The child of an experiment that was killed may still be ending.
-    with locked(task["folder"], inside=True, wait=2 * GRACE_SECONDS):
+    with running_child(task["folder"]):
         world = WrittenWorld.open(Path(task["data"]), MultiHopConfig(**task["config"]), WrittenRows(**task["rows"]))
         run_model(name, Path(task["folder"]), world, task["settings"])
     return 0

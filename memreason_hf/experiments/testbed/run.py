@@ -24,9 +24,9 @@ from memreason_hf.evaluation.results import describe_environment, new_document, 
 from memreason_hf.evaluation.solutions.chat_judges import ChatJudge
 from memreason_hf.evaluation.solutions.judges import ExactJudge
 from memreason_hf.evaluation.solutions.reply_files import ReplyFile
-from memreason_hf.experiments.children import check_end, run_children, start_child
+from memreason_hf.experiments.children import check_end, run_missing, start_child
 from memreason_hf.experiments.folders import check_removable, claim_folder
-from memreason_hf.experiments.testbed.figures import hops_figure
+from memreason_hf.experiments.hops_figure import hops_figure
 from memreason_hf.experiments.testbed.models import FIXED_SECONDS, MODELS, RECURRENT_SECONDS
 from memreason_hf.experiments.testbed.process import (
     LOG_FILE,
@@ -198,19 +198,19 @@ def _task(name, folder, config, rows, arguments):
 
 def _run_all(tasks, at_once):
     """Starts a process for every model without results, the longest first, and prints how each ended."""
-    waiting = [name for name in tasks if read_model_results(Path(tasks[name]["folder"])) is None]
-    waiting.sort(key=lambda name: -tasks[name]["settings"]["seconds"])
-    for name in tasks:
-        if name not in waiting:
-            print(f"{name}: kept the results in {tasks[name]['folder']}.", flush=True)
+    names = sorted(tasks, key=lambda name: -tasks[name]["settings"]["seconds"])
+    folders = {name: Path(tasks[name]["folder"]) for name in names}
 
     def start(name):
-        is_trained = (Path(tasks[name]["folder"]) / TRAINING_FILE).is_file()
+        is_trained = (folders[name] / TRAINING_FILE).is_file()
         what = "evaluation" if is_trained else f"training, at most {tasks[name]['settings']['seconds']:.0f} s"
         print(f"{name}: {what} …", flush=True)
         return _start(name, tasks[name])
 
-    run_children(waiting, at_once, start, lambda name, code: _end(name, tasks[name], code))
+    def end(name, code):
+        _end(name, tasks[name], code)
+
+    run_missing(folders, at_once, read=read_model_results, start=start, end=end)
 
 
 def _start(name, task):

@@ -12,8 +12,8 @@ from transformers import TrainerCallback, set_seed
 from memreason_hf.data.chains.collator import ChainCollator
 from memreason_hf.experiments.testbed.models import MODELS
 from memreason_hf.experiments.testbed.rows import WrittenWorld
+from memreason_hf.experiments.training import small_run_arguments
 from memreason_hf.models.recurrent_models import make_model
-from memreason_hf.training.chains.arguments import RecurrentTrainingArguments
 from memreason_hf.training.chains.curriculum import CurriculumArguments, CurriculumCallback
 from memreason_hf.training.chains.trainer import RecurrentTrainer
 
@@ -68,22 +68,7 @@ def prepare_testbed_run(
     if name not in MODELS:
         raise ValueError(f"model={name!r} must be one of {', '.join(MODELS)}.")
     model = MODELS[name]
-    training = dict(model.training)
-    if max_steps is not None:
-        training["max_steps"] = max_steps
-    if batch_size is not None:
-        training["per_device_train_batch_size"] = batch_size
-    args = RecurrentTrainingArguments(
-        output_dir=output_dir,
-        supervision="prefix",
-        save_strategy="no",
-        logging_steps=50,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        seed=seed,
-        **training,
-    )
+    args = small_run_arguments(output_dir, model.training, seed=seed, max_steps=max_steps, batch_size=batch_size)
     tokenizer = world.tokenizer()
     callbacks: list[TrainerCallback] = [TimeLimit(model.seconds if seconds is None else seconds)]
     if model.stage_steps:

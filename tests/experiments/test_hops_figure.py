@@ -1,6 +1,6 @@
 import pytest
 
-from memreason_hf.experiments.testbed.figures import hops_figure
+from memreason_hf.experiments.hops_figure import hops_figure
 
 
 def test_a_line_for_each_model_and_what_lies_beyond_training():
