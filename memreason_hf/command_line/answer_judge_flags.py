@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from memreason_hf.command_line.chat_flags import ChatFlags
+from memreason_hf.command_line.chat_flags import ChatFlags, read_prompt_file
+from memreason_hf.command_line.judge_flags import describe_usage
 from memreason_hf.command_line.parser import Section
 from memreason_hf.evaluation.solutions.answer_judges import PROMPT, check_answer_prompt
 from memreason_hf.evaluation.solutions.chat_answer_judges import (
@@ -18,7 +19,6 @@ from memreason_hf.evaluation.solutions.chat_answer_judges import (
 from memreason_hf.evaluation.solutions.chat_judges import ChatJudge
 from memreason_hf.evaluation.solutions.judges import StepJudge
 from memreason_hf.evaluation.solutions.reply_files import ReplyFile
-from memreason_hf.files import read_text
 from memreason_hf.locks import locked
 from memreason_hf.messages import visible
 
@@ -113,27 +113,15 @@ class AnswerJudgeFlags:
         with nullcontext() if replies is None else locked(replies):
             yield ChatAnswerJudge(
                 step_judge.chat if isinstance(step_judge, ChatJudge) else chat.open(),
-                name=chat.name,
                 prompt=self._prompt(),
-                max_tokens=chat.llm_max_tokens,
-                temperature=chat.llm_temperature,
+                **chat.reply_arguments,
                 replies=None if replies is None else ReplyFile(replies),
                 progress=progress,
             )
 
     def _prompt(self):
-        if self.answer_judge_prompt is None:
-            return PROMPT
-        try:
-            prompt = read_text(self.answer_judge_prompt)
-            check_answer_prompt(prompt)
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"answer_judge_prompt={self.answer_judge_prompt!r} must be a text in UTF-8 ({error})."
-            ) from None
-        except ValueError as error:
-            raise ValueError(f"answer_judge_prompt={self.answer_judge_prompt!r}: {error}") from None
-        return prompt
+        given = read_prompt_file("answer_judge_prompt", self.answer_judge_prompt, check_answer_prompt)
+        return PROMPT if given is None else given
 
 
 def measure_answer_judge(judge: ChatAnswerJudge) -> dict:
@@ -149,6 +137,41 @@ def describe_answer_judge(judge: ChatAnswerJudge, measured: dict | None) -> str:
         "all"
     )
     return visible("\n".join(lines))
+
+
+@dataclass(frozen=True)
+class AskedJudges:
+    """
+    The judges that a command has asked.
+
+    Attributes:
+        judge: of the steps, if there was one.
+        name: what tables call it.
+        agreement: from `JudgeFlags.measure`.
+        answer_judge: of free-text answers, if there was one.
+        known_answers: from `measure_answer_judge`.
+    """
+
+    judge: StepJudge | None
+    name: str
+    agreement: tuple[dict, str] | None
+    answer_judge: ChatAnswerJudge | None
+    known_answers: dict | None
+
+    def lines(self) -> list[str]:
+        """How the judges agree with what is known, and what they have cost."""
+        lines = [] if self.agreement is None else [f"\n{visible(self.agreement[1])}"]
+        if usage := describe_usage(self.judge):
+            lines.append(visible(usage))
+        if self.answer_judge is not None:
+            lines.append(describe_answer_judge(self.answer_judge, self.known_answers))
+        return lines
+
+    def answer_summary(self) -> dict:
+        """What a summary says of the judge of answers; empty without one."""
+        if self.answer_judge is None:
+            return {}
+        return {"answer_judge": self.known_answers or {"name": self.answer_judge.name}}
 
 
 ANSWER_JUDGE = Section("answer_judge", AnswerJudgeFlags, "judge of free-text answers")

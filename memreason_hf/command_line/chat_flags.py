@@ -1,6 +1,7 @@
 """The language model that a command asks: over HTTP, at a provider of the Hub, or on this machine."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ from memreason_hf.chat import EndpointChat, LocalChat
 from memreason_hf.chat.endpoint import KEY_VARIABLE, shown_address
 from memreason_hf.checks import check_int, check_number
 from memreason_hf.command_line.parser import Section
-from memreason_hf.files import portable_path
+from memreason_hf.files import portable_path, read_text
 
 
 @dataclass
@@ -84,6 +85,11 @@ class ChatFlags:
         is_path = self.is_local and Path(self.llm).exists()
         return portable_path(self.llm) if is_path else self.llm
 
+    @property
+    def reply_arguments(self) -> dict[str, object]:
+        """The arguments of a judge that follow from these flags."""
+        return {"name": self.name, "max_tokens": self.llm_max_tokens, "temperature": self.llm_temperature}
+
     def check(self) -> None:
         """
         Refuses impossible values before anything is loaded or asked.
@@ -154,6 +160,34 @@ class ChatFlags:
 # Which flags say nothing about a model elsewhere, or about one on this machine.
 _LOCAL_FLAGS = ("llm_batch_size", "llm_dtype", "llm_device", "llm_trust_remote_code")
 _ENDPOINT_FLAGS = ("key_variable", "concurrency", "request_tries", "timeout")
+
+
+def read_prompt_file(name: str, path: str | None, check: Callable[[str], None] | None = None) -> str | None:
+    """
+    The text that a flag names for the language model; None without one.
+
+    Args:
+        name: of the flag.
+        path: of the file.
+        check: raises ValueError for a text that cannot be used.
+
+    Raises:
+        ValueError, OSError: the file cannot be read, or its text cannot be used; names the flag.
+    """
+    if path is None:
+        return None
+    try:
+        text = read_text(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}={path!r} must be a text in UTF-8 ({error}).") from None
+    try:
+        if check is not None:
+            check(text)
+    except ValueError as error:
+        raise ValueError(f"{name}={path!r}: {error}") from None
+    return text
+
+
 CHAT = Section("chat", ChatFlags, "language model", key="llm")
 
 

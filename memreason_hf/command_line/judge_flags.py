@@ -8,7 +8,7 @@ from typing import Literal
 
 from memreason_hf.chat.endpoint import shown_address
 from memreason_hf.checks import check_int
-from memreason_hf.command_line.chat_flags import ChatFlags
+from memreason_hf.command_line.chat_flags import ChatFlags, read_prompt_file
 from memreason_hf.command_line.parser import Section
 from memreason_hf.evaluation.known_truth.agreement import (
     NUM_CHANGES,
@@ -20,7 +20,6 @@ from memreason_hf.evaluation.known_truth.agreement import (
 from memreason_hf.evaluation.solutions.chat_judges import ChatJudge, check_prompt
 from memreason_hf.evaluation.solutions.judges import JUDGES, StepJudge
 from memreason_hf.evaluation.solutions.reply_files import ReplyFile
-from memreason_hf.files import read_text
 from memreason_hf.locks import locked
 
 
@@ -156,19 +155,8 @@ class JudgeFlags:
         return chat_judge(chat, prompt=prompt, background=background or "", max_tries=self.judge_tries, **settings)
 
     def _texts(self):
-        texts = []
-        for name in ("judge_prompt", "judge_background"):
-            path = getattr(self, name)
-            try:
-                texts.append(None if path is None else read_text(path))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{name}={path!r} must be a text in UTF-8 ({error}).") from None
-        if texts[0] is not None:
-            try:
-                check_prompt(texts[0])
-            except ValueError as error:
-                raise ValueError(f"judge_prompt={self.judge_prompt!r}: {error}") from None
-        return texts
+        prompt = read_prompt_file("judge_prompt", self.judge_prompt, check_prompt)
+        return prompt, read_prompt_file("judge_background", self.judge_background)
 
 
 def given_chat_flags(chat: ChatFlags) -> dict[str, object]:
@@ -199,13 +187,7 @@ def chat_judge(chat: ChatFlags, **settings) -> ChatJudge:
     Raises:
         ValueError, OSError: see `ChatFlags.open`.
     """
-    return ChatJudge(
-        chat.open(),
-        name=chat.name,
-        max_tokens=chat.llm_max_tokens,
-        temperature=chat.llm_temperature,
-        **settings,
-    )
+    return ChatJudge(chat.open(), **chat.reply_arguments, **settings)
 
 
 def describe_usage(judge: StepJudge | None) -> str | None:

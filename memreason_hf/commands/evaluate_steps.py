@@ -20,13 +20,13 @@ from memreason_hf.analysis.solution_report import measure_solutions, solution_re
 from memreason_hf.command_line.answer_judge_flags import (
     ANSWER_JUDGE,
     ANSWER_REPLIES_SUFFIX,
-    describe_answer_judge,
+    AskedJudges,
     measure_answer_judge,
 )
 from memreason_hf.command_line.chat_flags import chat_section
 from memreason_hf.command_line.depth_arguments import DEPTH, DepthByKindArguments
 from memreason_hf.command_line.errors import USER_ERRORS, user_errors
-from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_FLAGS, describe_usage
+from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_FLAGS
 from memreason_hf.command_line.model_flags import model_section
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.command_line.solution_runs import DrawingArguments, StyleArguments, place_name, prepare_runs
@@ -38,10 +38,8 @@ from memreason_hf.data.questions.prompts import PromptFormat, read_prompt_format
 from memreason_hf.evaluation.known_truth.agreement import agreement_by_kind
 from memreason_hf.evaluation.solutions.answers import ANSWER_RULES
 from memreason_hf.evaluation.solutions.calculator import Calculator
-from memreason_hf.evaluation.solutions.chat_answer_judges import ChatAnswerJudge
 from memreason_hf.evaluation.solutions.generation import check_max_new_tokens, generate_solutions
 from memreason_hf.evaluation.solutions.generation_files import SETTINGS_SUFFIX, SUMMARY_SUFFIX
-from memreason_hf.evaluation.solutions.judges import StepJudge
 from memreason_hf.evaluation.solutions.votes import vote_scores
 from memreason_hf.files import check_places, whole_file, write_json
 from memreason_hf.locks import locked
@@ -315,33 +313,17 @@ def _evaluate(model, data, solving, judging, answering, chat, styles, prompts, d
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """The judges of a run, what tables call that of the steps, and how they agree with what is known."""
+class _Judged(AskedJudges):
+    """The judges of a run, and what its texts depend on of them."""
 
-    judge: StepJudge | None
-    name: str
-    agreement: tuple[dict, str] | None
-    answer_judge: ChatAnswerJudge | None
-    known_answers: dict | None
     settings: dict
-
-    def lines(self) -> list[str]:
-        """How the judges agree with what is known, and what they have cost."""
-        lines = [] if self.agreement is None else [f"\n{visible(self.agreement[1])}"]
-        if usage := describe_usage(self.judge):
-            lines.append(visible(usage))
-        if self.answer_judge is not None:
-            lines.append(describe_answer_judge(self.answer_judge, self.known_answers))
-        return lines
 
     def summary(self) -> dict:
         """What the summary of a run says of its judges."""
-        summary = {}
-        if self.agreement is not None:
-            summary["judge"] = {"name": self.name, "agreement": agreement_by_kind(self.agreement[0])}
-        if self.answer_judge is not None:
-            summary["answer_judge"] = self.known_answers or {"name": self.answer_judge.name}
-        return summary
+        if self.agreement is None:
+            return self.answer_summary()
+        judge = {"name": self.name, "agreement": agreement_by_kind(self.agreement[0])}
+        return {"judge": judge, **self.answer_summary()}
 
 
 def _evaluate_run(run, network, rows, data, solving, sampling, output, judged) -> ComparisonRow:

@@ -25,12 +25,12 @@ from memreason_hf.analysis.solution_scores import (
 from memreason_hf.command_line.answer_judge_flags import (
     ANSWER_JUDGE,
     ANSWER_REPLIES_SUFFIX,
-    describe_answer_judge,
+    AskedJudges,
     measure_answer_judge,
 )
 from memreason_hf.command_line.chat_flags import chat_section
 from memreason_hf.command_line.errors import user_errors
-from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_FLAGS, describe_usage
+from memreason_hf.command_line.judge_flags import JUDGE, REPLIES_SUFFIX, SHOWN_FLAGS
 from memreason_hf.command_line.parser import CommandParser, Section
 from memreason_hf.data.questions.answer_types import ANSWER_TYPES
 from memreason_hf.data.questions.memory_reason import NAMES
@@ -38,9 +38,7 @@ from memreason_hf.data.questions.own_data import QuestionDataError, load_questio
 from memreason_hf.data.questions.own_files import holds_study_files
 from memreason_hf.evaluation.known_truth.agreement import agreement_by_kind
 from memreason_hf.evaluation.solutions.answers import ANSWER_RULES
-from memreason_hf.evaluation.solutions.chat_answer_judges import ChatAnswerJudge
 from memreason_hf.evaluation.solutions.generation_files import SUMMARY_SUFFIX
-from memreason_hf.evaluation.solutions.judges import StepJudge
 from memreason_hf.evaluation.solutions.text_files import COLUMNS, TextFile, join_questions, read_texts
 from memreason_hf.file_sets import reserved, writing_together
 from memreason_hf.files import check_places, whole_file, write_json
@@ -352,24 +350,8 @@ def _score(files, schemes, scoring, judging, answering, chat, output):
     return 0
 
 
-@dataclass(frozen=True)
-class _Said:
-    """The judges that were asked, what tables call that of the steps, and how they agree with what is known."""
-
-    judge: StepJudge | None
-    name: str
-    agreement: tuple[dict, str] | None
-    answer_judge: ChatAnswerJudge | None
-    known_answers: dict | None
-
-    def lines(self) -> list[str]:
-        """How the judges agree with what is known, and what they have cost."""
-        lines = [] if self.agreement is None else [f"\n{visible(self.agreement[1])}"]
-        if usage := describe_usage(self.judge):
-            lines.append(visible(usage))
-        if self.answer_judge is not None:
-            lines.append(describe_answer_judge(self.answer_judge, self.known_answers))
-        return lines
+class _Said(AskedJudges):
+    """The judges that were asked."""
 
     def summary(self) -> dict:
         """What the summary says of the judges."""
@@ -377,9 +359,7 @@ class _Said:
         if self.agreement is not None:
             counts = self.agreement[0]
             summary["agreement"] = {"counts": counts, "by_kind": agreement_by_kind(counts)}
-        if self.answer_judge is not None:
-            summary["answer_judge"] = self.known_answers or {"name": self.answer_judge.name}
-        return summary
+        return summary | self.answer_summary()
 
 
 def _can_judge(judge, scored, schemes):

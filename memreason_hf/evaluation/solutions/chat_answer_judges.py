@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 
 from memreason_hf.chat import ChatError, ask_all
 from memreason_hf.chat.concurrent import Chat
-from memreason_hf.checks import check_has, check_int, check_number, check_type, shortened
+from memreason_hf.checks import shortened
 from memreason_hf.evaluation.solutions.answer_judges import PROMPT, AnswerCase, AnswerJudge, read_reply
-from memreason_hf.evaluation.solutions.chat_judges import JudgeError
+from memreason_hf.evaluation.solutions.chat_judges import JudgeError, check_reply_arguments
 from memreason_hf.evaluation.solutions.reply_files import ReplyFile, reply_key
 from memreason_hf.messages import visible
 
@@ -76,11 +76,7 @@ class ChatAnswerJudge(AnswerJudge):
         replies: ReplyFile | None = None,
         progress: bool = False,
     ):
-        check_has("chat", chat, "ask", "a chat model")
-        check_type("name", name, str, "a text")
-        check_int("max_tokens", max_tokens, least=1)
-        check_number("temperature", temperature, 0, 2)
-        check_int("seed", seed, least=0)
+        check_reply_arguments(chat, name, max_tokens, temperature, seed)
         super().__init__(self._ask_chat, prompt=prompt, name=name)
         self.chat, self.replies, self.progress = chat, replies, progress
         self.seed, self._settings = seed, {"max_tokens": max_tokens, "temperature": temperature}

@@ -91,12 +91,8 @@ class ChatJudge:
         replies: ReplyFile | None = None,
         progress: bool = False,
     ):
-        check_has("chat", chat, "ask", "a chat model")
-        check_type("name", name, str, "a text")
+        check_reply_arguments(chat, name, max_tokens, temperature, seed)
         check_type("background", background, str, "a text")
-        check_int("max_tokens", max_tokens, least=1)
-        check_number("temperature", temperature, 0, 2)
-        check_int("seed", seed, least=0)
         check_int("max_tries", max_tries, least=1)
         self.chat, self.name, self.background = chat, name, background
         self.prompt = read_text(PROMPT_FILE) if prompt is None else prompt
@@ -225,6 +221,20 @@ class ChatJudge:
 
 class _Unreadable(JudgeFault):
     """The fault of a solution about which no reply could be read."""
+
+
+def check_reply_arguments(chat: Chat, name: str, max_tokens: int, temperature: float, seed: int) -> None:
+    """
+    Checks what a judge asks a chat model with.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+    check_has("chat", chat, "ask", "a chat model")
+    check_type("name", name, str, "a text")
+    check_int("max_tokens", max_tokens, least=1)
+    check_number("temperature", temperature, 0, 2)
+    check_int("seed", seed, least=0)
 
 
 def check_prompt(prompt: str) -> None:
